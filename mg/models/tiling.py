@@ -1,0 +1,204 @@
+"""Tiling in space and time: where tiles lie and how they blend. It knows no model, only axes that shrink or grow.
+
+A plan is made per axis and the axes are nested, the first outermost, so that a video is cut in time first and each
+stretch of time in space. Every tile is run alone, its result comes to the host, and the host joins the results: what a
+device must hold is one tile, however large the frame or long the video.
+
+Where tiles overlap the later one fades in along a LINEAR ramp, 0, 1/n, ... (n-1)/n over n samples, as in the Movie Gen
+paper (section 3.1.1), Open-Sora's Video DC-AE and HunyuanVideo. Axes are blended one after the other, which is a
+bilinear ramp at corners. (The latter two blend in place, so that there the tile to the left of a corner counts twice.)
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+
+LAST_TILES = ("shift", "short")
+
+
+def plan(length: int, tile: int, overlap: int = 0, last: str = "shift", align: int = 1) -> list[tuple[int, int]]:
+    """Tiles as (start, stop) that cover [0, length) in order; each brings something that those before it lack.
+
+    Tiles start at multiples of `tile - overlap`, and the last one ends at `length`. With last="short" it keeps its
+    place and is cut short. With last="shift" it moves back until it is full, so that a compiled graph meets one shape
+    only, and overlaps more; its start stays a multiple of `align`, which costs it at most `align - 1` samples. Tiles
+    without overlap never move, since that would make them overlap. A length of at most `tile` is one tile.
+    """
+    starts = [0]
+    while starts[-1] + tile < length:
+        starts.append(starts[-1] + tile - overlap)
+    if last == "shift" and overlap and len(starts) > 1:
+        starts[-1] = -(-(length - tile) // align) * align
+    return [(start, min(start + tile, length)) for start in starts]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How one axis is tiled, in samples of the tensor that is cut, and how a model changes its length.
+
+    Args:
+        dim: position of the axis in the tensor, e.g. 2 for T of (B, C, T, H, W).
+        tile: size of a tile.
+        overlap: samples that neighbours share; 0 for none.
+        last: shift | short, see `plan`.
+        down: `down` samples become one, rounded up (an encoder).
+        up: each sample becomes `up` (a decoder).
+        lead: 1 where a model is causal and maps k * down + 1 samples to k + 1 (or k + 1 to k * up + 1): a tile then
+            takes in one more sample before its own, whose result is dropped in every tile but the first.
+
+    Raises:
+        ValueError: a tile or overlap that is no multiple of `down`, or an overlap that leaves no step forward.
+    """
+
+    dim: int
+    tile: int
+    overlap: int = 0
+    last: str = "shift"
+    down: int = 1
+    up: int = 1
+    lead: int = 0
+
+    def __post_init__(self):
+        _check_sizes("tile", self.tile, "overlap", self.overlap, self.down)
+        if self.last not in LAST_TILES:
+            raise ValueError(f"last is {self.last!r}; it must be one of {', '.join(LAST_TILES)}")
+
+    def plan(self, length: int) -> list[tuple[int, int]]:
+        return plan(length, self.tile, self.overlap, self.last, self.down)
+
+    def scaled(self, length: int) -> int:
+        """The model's output length for `length` samples, the lead left out on both sides."""
+        return -(-length // self.down) * self.up
+
+
+def tiled(fn: Callable[[np.ndarray], np.ndarray], x: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
+    """Run `fn` over every tile of `x` and join the results to the shape that `fn(x)` would have.
+
+    Args:
+        fn: takes a contiguous tile, returns an array of as many dimensions; other axes than those tiled may change.
+        x: the array to cut.
+        axes: outermost first.
+
+    Raises:
+        ValueError: `fn` returned another length than the axis says.
+    """
+    if not axes:
+        return fn(np.ascontiguousarray(x))
+    axis, inner = axes[0], axes[1:]
+    length = x.shape[axis.dim] - axis.lead
+    joined, end = None, 0  # `end`: how far the output is filled
+    for start, stop in axis.plan(length):
+        part = tiled(fn, _along(x, axis.dim, start, stop + axis.lead), inner)
+        expected = axis.scaled(stop - start) + axis.lead
+        if part.shape[axis.dim] != expected:
+            raise ValueError(
+                f"a tile of {stop - start + axis.lead} samples along dimension {axis.dim} came back with "
+                f"{part.shape[axis.dim]}; {expected} are right for down={axis.down}, up={axis.up}, lead={axis.lead}"
+            )
+        if (start, stop) == (0, length):
+            return part
+        at = axis.scaled(start)
+        if start:
+            at, part = at + axis.lead, _along(part, axis.dim, axis.lead, None)
+        if joined is None:
+            shape = list(part.shape)
+            shape[axis.dim] = axis.scaled(length) + axis.lead
+            joined = np.empty(shape, part.dtype)
+        end = _lay(np.moveaxis(joined, axis.dim, 0), np.moveaxis(part, axis.dim, 0), at, end)
+    return joined
+
+
+def tiled_tensor(fn: Callable[[ms.Tensor], ms.Tensor], x: ms.Tensor, axes: Sequence[Axis]) -> ms.Tensor:
+    """`tiled` for a model's tensors: the device sees one tile at a time, the host joins in float32.
+
+    The result has the dtype of what `fn` returns.
+    """
+    dtypes = []
+
+    def on_host(tile: np.ndarray) -> np.ndarray:
+        result = fn(ms.Tensor(tile, dtype=x.dtype))
+        dtypes.append(result.dtype)
+        return result.astype(ms.float32).asnumpy()
+
+    joined = tiled(on_host, x.astype(ms.float32).asnumpy(), axes)
+    return ms.Tensor(joined, dtype=dtypes[0])
+
+
+@dataclass(frozen=True)
+class TilingConfig:
+    """Tiles of a video autoencoder, in frames and pixels of the VIDEO on both sides; the defaults are Movie Gen's.
+
+    Args:
+        encode_tile: frames of a tile to encode.
+        encode_overlap: frames that neighbouring tiles share there.
+        decode_tile: frames that a tile decodes to.
+        decode_overlap: frames that neighbouring tiles share there.
+        spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
+        spatial_overlap: pixels that neighbours share.
+        last: shift | short, see `plan`; DC-AE and HunyuanVideo are "short".
+    """
+
+    encode_tile: int = 32
+    encode_overlap: int = 0
+    decode_tile: int = 32
+    decode_overlap: int = 16
+    spatial_tile: int = 0
+    spatial_overlap: int = 0
+    last: str = "shift"
+
+    def encode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
+        """Axes of a video (B, C, T, H, W) to be encoded, for a model that compresses by `temporal` and `spatial`.
+
+        Raises:
+            ValueError: a size that does not fit that compression, naming the field.
+        """
+        self._check(temporal, spatial)
+        axes = [Axis(2, self.encode_tile, self.encode_overlap, self.last, down=temporal, lead=lead)]
+        if self.spatial_tile:
+            axes += [Axis(d, self.spatial_tile, self.spatial_overlap, self.last, down=spatial) for d in (3, 4)]
+        return axes
+
+    def decode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
+        """Axes of latents (B, z, t, h, w) to be decoded; raises as `encode_axes` does."""
+        self._check(temporal, spatial)
+        tile, overlap = self.decode_tile // temporal, self.decode_overlap // temporal
+        axes = [Axis(2, tile, overlap, self.last, up=temporal, lead=lead)]
+        if self.spatial_tile:
+            tile, overlap = self.spatial_tile // spatial, self.spatial_overlap // spatial
+            axes += [Axis(d, tile, overlap, self.last, up=spatial) for d in (3, 4)]
+        return axes
+
+    def _check(self, temporal: int, spatial: int) -> None:
+        _check_sizes("encode_tile", self.encode_tile, "encode_overlap", self.encode_overlap, temporal)
+        _check_sizes("decode_tile", self.decode_tile, "decode_overlap", self.decode_overlap, temporal)
+        if self.spatial_tile:
+            _check_sizes("spatial_tile", self.spatial_tile, "spatial_overlap", self.spatial_overlap, spatial)
+        elif self.spatial_overlap:
+            raise ValueError(f"spatial_overlap is {self.spatial_overlap}, spatial_tile 0: whole frames share nothing")
+
+
+def _check_sizes(tile_name: str, tile: int, overlap_name: str, overlap: int, multiple: int) -> None:
+    if tile <= 0 or tile % multiple:
+        raise ValueError(f"{tile_name} is {tile}; it must be a positive multiple of {multiple}")
+    if not 0 <= overlap < tile or overlap % multiple:
+        raise ValueError(
+            f"{overlap_name} is {overlap}; it must be a multiple of {multiple} from 0 to {tile - multiple}, "
+            f"since {tile_name} is {tile}"
+        )
+
+
+def _along(x: np.ndarray, dim: int, start: int, stop: int | None) -> np.ndarray:
+    return x[(slice(None),) * dim + (slice(start, stop),)]
+
+
+def _lay(joined: np.ndarray, part: np.ndarray, at: int, end: int) -> int:
+    """Lay `part` into `joined` at `at` along the first axis, fading in up to `end`; the new end."""
+    shared = end - at
+    ramp = (np.arange(shared, dtype=np.float32) / max(shared, 1)).reshape(-1, *[1] * (part.ndim - 1))
+    standing = joined[at:end]
+    # In this form equal values stay equal to the last bit.
+    joined[at:end] = standing + ramp * (part[:shared] - standing)
+    joined[end : at + len(part)] = part[shared:]
+    return at + len(part)
