@@ -1,0 +1,1 @@
+"""Measuring reconstructions: metrics, and the plain baseline that a model has to beat."""
