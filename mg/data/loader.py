@@ -1,0 +1,291 @@
+"""Batches of clips and images from an index: deterministic, resumable at any step, the same for any number of workers.
+
+The batch of global step s on rank r is a pure function of (seed, s, r, world_size): nothing depends on what was read
+before or by whom. Each step is an image step or a video step on all ranks alike. Steps 0 .. s-1 hold exactly
+floor(s * image_ratio) image steps, evenly spread, so the ratio holds on any number of devices.
+
+Video steps draw from the videos, image steps from the images and from random frames of the videos. Each of these two
+pools goes through an epoch of its own: a seeded permutation in which every row comes once over all ranks, then wraps
+around to fill the last global batch.
+"""
+
+import logging
+from collections import OrderedDict, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from threading import Lock
+from typing import Iterator, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from mg.data import transforms
+from mg.data.errors import DataError
+from mg.data.index import IndexRow
+from mg.data.video import VideoError, is_image, open_video, read_image
+
+_logger = logging.getLogger(__name__)
+
+_IMAGE_CACHE_BYTES = 512 * 2**20
+
+
+@dataclass
+class DataConfig:
+    """How rows of the index become batches.
+
+    Attributes:
+        sample_n_frames: frames per clip on a video step.
+        sample_stride: every how many frames of the file one is taken.
+        max_sample_stride: if set, the stride is drawn from sample_stride to this, as far as the video is long enough.
+        image_size: the shorter side is resized to this many pixels before the crop.
+        crop_size: height and width of what the model sees.
+        random_crop: crop anywhere instead of in the middle.
+        flip: mirror half of the clips left to right.
+        random_scale: if set, (lo, hi): the shorter side is resized to crop_size * uniform(lo, hi) instead of
+            image_size, but never enlarged beyond what the crop needs.
+        color_jitter: shuffle the channels, scale and invert them at random.
+        batch_size: clips per step and rank.
+        image_ratio: share of the steps that are image steps (T = 1).
+        image_batch_size: images per image step and rank; by default batch_size.
+        num_workers: threads that read ahead; 0 reads in the caller's thread.
+        max_bad_share: the run stops when more than this share of the files could not be read.
+    """
+
+    sample_n_frames: int = 16
+    sample_stride: int = 1
+    max_sample_stride: Optional[int] = None
+    image_size: int = 256
+    crop_size: int = 256
+    random_crop: bool = False
+    flip: bool = False
+    random_scale: Optional[tuple[float, float]] = None
+    color_jitter: bool = False
+    batch_size: int = 1
+    image_ratio: float = 0.2
+    image_batch_size: Optional[int] = None
+    num_workers: int = 4
+    max_bad_share: float = 0.1
+
+    def __post_init__(self):
+        for name in ("sample_n_frames", "sample_stride", "image_size", "crop_size", "batch_size"):
+            _check(getattr(self, name) >= 1, name, self, "at least 1")
+        _check(self.image_batch_size is None or self.image_batch_size >= 1, "image_batch_size", self, "at least 1")
+        _check(
+            self.max_sample_stride is None or self.max_sample_stride >= self.sample_stride,
+            "max_sample_stride", self, f"at least sample_stride, {self.sample_stride}",
+        )  # fmt: skip
+        _check(self.num_workers >= 0, "num_workers", self, "at least 0")
+        _check(0 <= self.image_ratio <= 1, "image_ratio", self, "from 0 to 1")
+        _check(0 <= self.max_bad_share <= 1, "max_bad_share", self, "from 0 to 1")
+        if self.random_scale is None:
+            _check(self.crop_size <= self.image_size, "crop_size", self, f"at most image_size, {self.image_size}")
+        else:
+            _check(
+                len(self.random_scale) == 2 and 1 <= self.random_scale[0] <= self.random_scale[1],
+                "random_scale", self, "two numbers (lo, hi) with 1 <= lo <= hi",
+            )  # fmt: skip
+
+
+def _check(holds: bool, name: str, config: DataConfig, wanted: str) -> None:
+    if not holds:
+        raise DataError(f"data: {name} is {getattr(config, name)}; it must be {wanted}")
+
+
+class Batch(NamedTuple):
+    """One step's data: `x` float32 (B, 3, T, H, W) in [-1, 1], T = 1 on an image step, and the rows' names."""
+
+    step: int
+    epoch: int
+    x: np.ndarray
+    names: list[str]
+
+
+class ClipLoader:
+    """Batches of the rows of an index, for one rank of `world_size`.
+
+    `bad_files` maps the name of each file that could not be read, in a batch given out so far, to the reason. In its
+    place stands the next row of the pool that can be read.
+
+    Raises:
+        DataError: there is no row, or none that the steps asked for could use.
+    """
+
+    def __init__(
+        self, rows: Sequence[IndexRow], config: DataConfig, seed: int = 0, rank: int = 0, world_size: int = 1
+    ):
+        if not rows:
+            raise DataError("there is no row to load")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; it must be from 0 to world_size - 1 = {world_size - 1}")
+        self.config, self.seed, self.rank, self.world_size = config, seed, rank, world_size
+        self.bad_files: dict[str, str] = {}
+        self._num_files = len({row.path for row in rows})
+        self._videos = [row for row in rows if not is_image(row.path)]
+        self._images = list(rows)  # a video serves as an image by one of its frames
+        # Exact arithmetic: the count of image steps before step s must not drift with rounding.
+        self._image_ratio = Fraction(config.image_ratio).limit_denominator(10**6) if self._videos else Fraction(1)
+        if self._image_ratio == 0 and len(self._videos) < len(rows):
+            _logger.warning("image_ratio is 0: the %d images of the index are not used", len(rows) - len(self._videos))
+        self._cache = _ImageCache(_IMAGE_CACHE_BYTES)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every video comes once (where all steps are image steps: every row)."""
+        if self._image_ratio == 1:
+            return self._pool_steps(images=True)
+        return -(-self._pool_steps(images=False) // (1 - self._image_ratio))  # rounded up
+
+    def is_image_step(self, step: int) -> bool:
+        """Whether the global step draws images; the same on every rank."""
+        return self._image_steps_before(step + 1) > self._image_steps_before(step)
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of steps start_step, start_step + 1, ... without end, read a few ahead by `num_workers` threads.
+
+        Closing the iterator ends the threads.
+
+        Raises:
+            DataError: more than `max_bad_share` of the files could not be read, or none of them could.
+        """
+        if self.config.num_workers == 0:
+            step = start_step
+            while True:
+                yield self._finish(step, *self._load(step))
+                step += 1
+        workers = ThreadPoolExecutor(self.config.num_workers, thread_name_prefix="mg-data")
+        try:
+            ahead, step = deque(), start_step
+            while True:
+                while len(ahead) <= self.config.num_workers:
+                    ahead.append(workers.submit(self._load, step))
+                    step += 1
+                yield self._finish(step - len(ahead), *ahead.popleft().result())
+        finally:
+            workers.shutdown(wait=True, cancel_futures=True)
+
+    def _image_steps_before(self, step: int) -> int:
+        return int(step * self._image_ratio)
+
+    def _pool(self, images: bool) -> tuple[list[IndexRow], int]:
+        """The rows that an image or a video step draws from, and how many each rank takes."""
+        if images:
+            return self._images, self.config.image_batch_size or self.config.batch_size
+        return self._videos, self.config.batch_size
+
+    def _pool_steps(self, images: bool) -> int:
+        pool, batch_size = self._pool(images)
+        return -(-len(pool) // (batch_size * self.world_size))
+
+    def _load(self, step: int) -> tuple[Optional[np.ndarray], list[str], dict[str, str]]:
+        """Read the batch of a step: x (None if too many files are bad), names, and the files that failed on the way."""
+        images = self.is_image_step(step)
+        pool, batch_size = self._pool(images)
+        pool_step = self._image_steps_before(step) if images else step - self._image_steps_before(step)
+        epoch, step_in_epoch = divmod(pool_step, self._pool_steps(images))
+        order = np.random.default_rng((self.seed, int(images), epoch)).permutation(len(pool))
+
+        clips, names, failed = [], [], {}
+        for i in range(batch_size):
+            slot = self.rank * batch_size + i  # over all ranks
+            place = order[(step_in_epoch * batch_size * self.world_size + slot) % len(pool)]
+            clip, name = self._load_first_readable(pool, int(place), images, (self.seed, step, slot), failed)
+            if clip is None:
+                return None, [], failed
+            clips.append(clip)
+            names.append(name)
+        return np.stack(clips), names, failed  # (B, 3, T, H, W)
+
+    def _load_first_readable(
+        self, pool: list[IndexRow], place: int, image: bool, key: tuple[int, ...], failed: dict[str, str]
+    ) -> tuple[Optional[np.ndarray], str]:
+        """The row at `place`, or else the next one that can be read; (None, "") when too many in a row cannot.
+
+        Which rows are bad is found out anew each time: to remember would let the order of reading decide the batch.
+        """
+        for attempt in range(len(pool)):
+            row = pool[(place + attempt) % len(pool)]
+            try:
+                return self._load_row(row, image, np.random.default_rng((*key, attempt))), row.name
+            except VideoError as error:
+                failed[row.name] = str(error)
+                if len(failed) > self.config.max_bad_share * self._num_files:
+                    break
+        return None, ""
+
+    def _load_row(self, row: IndexRow, image: bool, rng: np.random.Generator) -> np.ndarray:
+        """One row as a tensor, float32 (3, T, H, W)."""
+        if is_image(row.path):
+            frames = self._cache.read(row.path)[None]  # (1, H, W, 3)
+        else:
+            with open_video(row.path) as video:
+                indices = [int(rng.integers(video.num_frames))] if image else self._clip_indices(row, video, rng)
+                frames = video.read(indices)  # (T, H, W, 3)
+        return self._transform(frames, rng)
+
+    def _clip_indices(self, row: IndexRow, video, rng: np.random.Generator) -> list[int]:
+        count, stride = self.config.sample_n_frames, self.config.sample_stride
+        needed = (count - 1) * stride + 1
+        if video.num_frames < needed:
+            raise VideoError(f"{row.path}: too short: {video.num_frames} frames, {needed} needed")
+        if self.config.max_sample_stride is not None and count > 1:
+            longest = (video.num_frames - 1) // (count - 1)
+            stride = int(rng.integers(stride, min(self.config.max_sample_stride, longest) + 1))
+        start = int(rng.integers(video.num_frames - (count - 1) * stride))
+        return [start + stride * i for i in range(count)]
+
+    def _transform(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        config = self.config
+        size = config.image_size
+        if config.random_scale is not None:
+            size = round(config.crop_size * rng.uniform(*config.random_scale))
+            size = max(config.crop_size, min(size, min(frames.shape[1:3])))
+        frames = transforms.resize_short_side(frames, size)
+        if config.random_crop:
+            frames = transforms.random_crop(frames, config.crop_size, rng)
+        else:
+            frames = transforms.center_crop(frames, config.crop_size)
+        if config.flip and rng.random() < 0.5:
+            frames = transforms.horizontal_flip(frames)
+        if config.color_jitter:
+            frames = transforms.jitter_colors(frames, rng)
+        return transforms.to_video_tensor(frames)
+
+    def _finish(self, step: int, x: Optional[np.ndarray], names: list[str], failed: dict[str, str]) -> Batch:
+        """Count a batch's bad files as it is given out, in the order of the steps, so that a run stops where it must."""
+        for name, reason in failed.items():
+            if name not in self.bad_files:
+                self.bad_files[name] = reason
+                _logger.warning("skipped a file that cannot be used: %s", reason)
+        bad, total = len(self.bad_files), self._num_files
+        if x is None or bad > self.config.max_bad_share * total:
+            some = "; ".join(list(self.bad_files.values())[:3])
+            raise DataError(
+                f"{bad} of {total} files could not be used, more than max_bad_share = {self.config.max_bad_share} "
+                f"allows: {some}{'; ...' if bad > 3 else ''}"
+            )
+        return Batch(step, step // self.steps_per_epoch, x, names)
+
+
+class _ImageCache:
+    """Decoded images by path, the least recently used dropped first; safe to use from several threads."""
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._images: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def read(self, path: Path) -> np.ndarray:
+        with self._lock:
+            if path in self._images:
+                self._images.move_to_end(path)
+                return self._images[path]
+        image = read_image(path)
+        with self._lock:
+            if path not in self._images:
+                self._images[path] = image
+                self._bytes += image.nbytes
+            while self._bytes > self._max_bytes:
+                self._bytes -= self._images.popitem(last=False)[1].nbytes
+        return image

@@ -1,0 +1,258 @@
+"""Clips with real image content where no video can be downloaded: photographs moved as a camera moves.
+
+The photographs lie inside the scikit-image wheel. They pan, zoom and turn at natural speeds, and in some clips an object,
+a soft-edged piece of another photograph, passes in front. Test clips show photographs that no train clip shows, whole or
+in part.
+"""
+
+import csv
+import json
+import logging
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mg.checkpoints.atomic import atomic_write
+from mg.data.errors import DataError
+from mg.data.transforms import resize_short_side
+from mg.data.video import read_image, write_image, write_video
+
+_logger = logging.getLogger(__name__)
+
+TRAIN_PHOTOGRAPHS = (
+    "astronaut.png",
+    "rocket.jpg",
+    "retina.jpg",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "brick.png",
+    "grass.png",
+    "gravel.png",
+    "moon.png",
+    "page.png",
+    "text.png",
+)
+TEST_PHOTOGRAPHS = ("chelsea.png", "coffee.png", "camera.png", "coins.png")
+
+MOTIONS = ("pan", "zoom", "rotation", "pan and zoom", "object", "pan and object")
+
+_VERSION = 1  # of what is drawn: raise it with any change that alters the pixels, so that old folders are made anew
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What the clips are like; the same settings give the same pixels.
+
+    Attributes:
+        size: height and width in pixels, even.
+        num_frames: frames per clip.
+        fps: frames per second.
+        train_clips: how many train clips.
+        test_clips: how many test clips.
+        seed: for every random choice.
+    """
+
+    size: int = 128
+    num_frames: int = 24
+    fps: float = 12.0
+    train_clips: int = 32
+    test_clips: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.size < 16 or self.size % 2:
+            raise DataError(f"size is {self.size}; it must be even and at least 16")
+        for name, least in (("num_frames", 1), ("train_clips", 0), ("test_clips", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not self.fps > 0:
+            raise DataError(f"fps is {self.fps}; it must be above 0")
+
+
+def read_photograph(name: str) -> np.ndarray:
+    """A photograph from inside the installed scikit-image package -> uint8 RGB (H, W, 3); grey ones in three channels."""
+    package = find_spec("skimage")
+    if package is None:
+        raise DataError("the photographs come with scikit-image, which is not installed: pip install scikit-image")
+    return read_image(Path(package.origin).parent / "data" / name)
+
+
+def make_images(output_dir: Path) -> bool:
+    """Write the train photographs as output_dir/images/*.png and list them in output_dir/images.csv (path, caption).
+
+    Returns:
+        False if they were there already.
+    """
+    output_dir = Path(output_dir)
+    manifest = {"version": _VERSION, "photographs": list(TRAIN_PHOTOGRAPHS)}
+    if _is_complete(output_dir / "images.json", manifest):
+        return False
+    rows = []
+    for photograph in TRAIN_PHOTOGRAPHS:
+        name = f"images/{Path(photograph).stem}.png"
+        write_image(output_dir / name, read_photograph(photograph))
+        rows.append((name, _title(photograph)))
+    _write_csv(output_dir / "images.csv", ("path", "caption"), rows)
+    _finish(output_dir / "images.json", manifest, ["images.csv", *(name for name, _ in rows)])
+    return True
+
+
+def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
+    """Write output_dir/videos/*.mp4 and list them in train.csv and test.csv (video, caption).
+
+    Returns:
+        False if they were there already.
+    """
+    output_dir = Path(output_dir)
+    manifest = {"version": _VERSION, **asdict(settings)}
+    if _is_complete(output_dir / "clips.json", manifest):
+        return False
+    files = []
+    for split, count, photographs in (
+        ("train", settings.train_clips, TRAIN_PHOTOGRAPHS),
+        ("test", settings.test_clips, TEST_PHOTOGRAPHS),
+    ):
+        rows = []
+        for number in range(count):
+            frames, caption = draw_clip(photographs, number, settings)
+            name = f"videos/{split}_{number:03d}.mp4"
+            write_video(output_dir / name, frames, settings.fps)
+            rows.append((name, caption))
+        _write_csv(output_dir / f"{split}.csv", ("video", "caption"), rows)
+        files += [f"{split}.csv", *(name for name, _ in rows)]
+    _finish(output_dir / "clips.json", manifest, files)
+    return True
+
+
+def draw_clip(photographs: tuple[str, ...], number: int, settings: ClipSettings) -> tuple[np.ndarray, str]:
+    """The clip of this number out of `photographs` -> uint8 RGB (T, size, size, 3), and a caption.
+
+    Photographs and motions take turns, so that a few clips show many of both.
+    """
+    split = 0 if photographs == TRAIN_PHOTOGRAPHS else 1
+    rng = np.random.default_rng((settings.seed, split, number))
+    photograph = photographs[number % len(photographs)]
+    # Each further round over the photographs starts the motions one later, so that they meet in new pairs.
+    motion = MOTIONS[(number + number // len(photographs)) % len(MOTIONS)]
+    clip = _move_camera(read_photograph(photograph), motion, settings, rng)
+    caption = f"the photograph {_title(photograph)}, {motion}"
+    if "object" in motion:
+        others = [name for name in photographs if name != photograph]
+        other = others[int(rng.integers(len(others)))]
+        clip = _pass_in_front(clip, read_photograph(other), settings, rng)
+        caption += f" (a piece of {_title(other)} passes in front)"
+    return np.clip(np.rint(clip), 0, 255).astype(np.uint8), caption
+
+
+def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rng: np.random.Generator) -> np.ndarray:
+    """Look at a photograph through a moving window -> float32 (T, size, size, 3) in 0..255."""
+    size, middle = settings.size, (settings.num_frames - 1) / 2
+    scale = size / 128  # the speeds below are for 128 pixels
+    pan, zoom, turn = 0.0, 0.0, 0.0
+    if "pan" in motion:
+        pan = rng.uniform(0.5, 1.5) * scale  # pixels per frame
+    if "zoom" in motion:
+        zoom = rng.uniform(0.004, 0.01) * rng.choice((-1, 1))  # of the size, per frame
+    if motion == "rotation":
+        turn = np.deg2rad(rng.uniform(0.4, 1.0) * rng.choice((-1, 1)))  # per frame
+    if motion == "object":
+        pan = rng.uniform(0.1, 0.3) * scale  # a hand-held camera is never quite still
+
+    # The photograph is brought to the scale of the clip first, area-filtered, so that the warp need only interpolate.
+    reach = pan * middle
+    grow = np.exp(abs(zoom) * middle)  # the widest view, beside the middle one
+    corner = np.sqrt(2) if turn else 1.0
+    needed = (size * corner + 2 * reach) * grow + 4
+    short = int(np.ceil(max(needed, size * rng.uniform(1.1, 2.2))))
+    photograph = resize_short_side(photograph[None], short)[0].astype(np.float32)
+    height, width = photograph.shape[:2]
+
+    # Where the window's centre may be, so that no view leaves the photograph.
+    margin_y, margin_x = min(needed, height) / 2, min(needed, width) / 2
+    centre = np.array([rng.uniform(margin_x, width - margin_x), rng.uniform(margin_y, height - margin_y)])
+    direction = rng.uniform(0, 2 * np.pi)
+    step = pan * np.array([np.cos(direction), np.sin(direction)])
+
+    frames = []
+    for i in range(settings.num_frames):
+        time = i - middle
+        view, angle = np.exp(zoom * time), turn * time
+        matrix = view * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        offset = centre + step * time - 0.5 - matrix @ np.full(2, (size - 1) / 2)
+        frames.append(_warp(photograph, np.column_stack([matrix, offset]), size))
+    return np.stack(frames)
+
+
+def _warp(image: np.ndarray, window_to_image: np.ndarray, size: int) -> np.ndarray:
+    """Sample a size x size window; cubic and sub-pixel, with coordinates in float (warpAffine rounds them to 1/32)."""
+    rows, columns = np.mgrid[:size, :size].astype(np.float32)
+    (a, b, x), (c, d, y) = window_to_image.astype(np.float32)
+    map_x, map_y = a * columns + b * rows + x, c * columns + d * rows + y
+    return cv2.remap(image, map_x, map_y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+
+
+def _pass_in_front(
+    clip: np.ndarray, photograph: np.ndarray, settings: ClipSettings, rng: np.random.Generator
+) -> np.ndarray:
+    """Lay a soft-edged ellipse of `photograph` over the clip, crossing it in a straight line."""
+    size, middle = settings.size, (settings.num_frames - 1) / 2
+    radii = size * rng.uniform(0.12, 0.22, size=2)
+    patch_size = int(2 * np.ceil(radii.max()) + 8)
+    photograph = resize_short_side(photograph[None], int(patch_size * rng.uniform(1.2, 3)))[0].astype(np.float32)
+    top = int(rng.integers(photograph.shape[0] - patch_size + 1))
+    left = int(rng.integers(photograph.shape[1] - patch_size + 1))
+    patch = photograph[top : top + patch_size, left : left + patch_size]
+    rows, columns = np.mgrid[:patch_size, :patch_size] - (patch_size - 1) / 2
+    distance = 1 - np.hypot(columns / radii[0], rows / radii[1])  # 1 at the centre, 0 on the edge
+    mask = np.clip(0.5 + distance * radii.min() / 3, 0, 1)[..., None]  # an edge about three pixels wide
+    layer = np.dstack([patch * mask, mask]).astype(np.float32)  # premultiplied, so that the edge stays clean
+
+    direction = rng.uniform(0, 2 * np.pi)
+    speed = rng.uniform(0.8, 2.0) * size / 128  # pixels per frame
+    step = speed * np.array([np.cos(direction), np.sin(direction)])
+    centre = size * rng.uniform(0.35, 0.65, size=2)
+    out = np.empty_like(clip)
+    for i in range(settings.num_frames):
+        offset = (patch_size - 1) / 2 - (centre + step * (i - middle))
+        rows, columns = np.mgrid[:size, :size].astype(np.float32)
+        moved = cv2.remap(
+            layer,
+            columns + np.float32(offset[0]),
+            rows + np.float32(offset[1]),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(0, 0, 0, 0),
+        )
+        out[i] = clip[i] * (1 - moved[..., 3:]) + moved[..., :3]
+    return out
+
+
+def _title(photograph: str) -> str:
+    return Path(photograph).stem.replace("_", " ")
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _finish(path: Path, manifest: dict, files: list[str]) -> None:
+    """The manifest comes last: where it stands, all the files that it lists were written in full."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_complete(path: Path, manifest: dict) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        files = found.pop("files")
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+    return found == manifest and all((path.parent / name).is_file() for name in files)

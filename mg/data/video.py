@@ -1,0 +1,303 @@
+"""Reading and writing videos and images as uint8 RGB frames.
+
+Videos are decoded by decord where it has a wheel (x86-64) and by PyAV everywhere else; both give the same frames, turned
+upright as the file's rotation says. A file cut short, empty, or without a picture is a `VideoError` that names it.
+Damage inside the stream is reported by PyAV; decord's decoder conceals some of it.
+"""
+
+import logging
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Iterable, Optional, Sequence, Union
+
+import av
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from mg.checkpoints.atomic import atomic_write
+
+_logger = logging.getLogger(__name__)
+
+PathLike = Union[str, os.PathLike]
+
+BACKENDS = ("auto", "decord", "av")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+class VideoError(ValueError):
+    """A video or image file that cannot be read or written; the message names it."""
+
+
+def is_image(path: PathLike) -> bool:
+    """Whether the file's suffix is that of a still image."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def open_video(path: PathLike, backend: str = "auto") -> "VideoReader":
+    """Open a video for reading. Use one reader per thread; a reader is cheap.
+
+    Args:
+        path: the file.
+        backend: auto (decord if it can be imported, else PyAV) | decord | av.
+
+    Raises:
+        VideoError: the file is missing, empty, cut short, not a video, or has no frame that decodes.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    _check_file(path)
+    if backend == "auto":
+        backend = "av" if _decord() is None else "decord"
+    return _DecordReader(path) if backend == "decord" else _AvReader(path)
+
+
+class VideoReader:
+    """An open video: `num_frames`, `fps`, `height` and `width` (upright), and `read`. Also a context manager."""
+
+    path: Path
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+
+    def read(self, indices: Iterable[int]) -> np.ndarray:
+        """Decode the frames at `indices` (any order, repeats allowed) -> uint8 RGB (T, H, W, 3).
+
+        Raises:
+            VideoError: an index outside the video, or a frame that does not decode.
+        """
+        indices = [int(index) for index in indices]
+        outside = [index for index in indices if not 0 <= index < self.num_frames]
+        if outside:
+            raise VideoError(f"{self.path}: frame {outside[0]} was asked for, of {self.num_frames}")
+        if not indices:
+            return np.empty((0, self.height, self.width, 3), np.uint8)
+        return self._read(indices)
+
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give the file back. Happens by itself when the reader goes out of use."""
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class _DecordReader(VideoReader):
+    def __init__(self, path: PathLike):
+        self.path = Path(path)
+        decord = _decord()
+        if decord is None:
+            raise VideoError(f"{self.path}: decord cannot be imported here; use the backend 'av'")
+        try:
+            self._reader = decord.VideoReader(str(path), num_threads=1)
+            self.num_frames = len(self._reader)
+            self.fps = float(self._reader.get_avg_fps())
+            # A first frame that decodes is what makes a file a video; it also gives the upright size.
+            self.height, self.width = self._reader[0].shape[:2]
+        except (RuntimeError, IndexError) as error:  # decord's own errors are RuntimeErrors
+            raise VideoError(f"{self.path}: not a video that can be decoded ({_first_line(error)})") from None
+
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        try:
+            return self._reader.get_batch(indices).asnumpy()
+        except (RuntimeError, IndexError) as error:
+            raise VideoError(f"{self.path}: frames do not decode ({_first_line(error)})") from None
+
+    def close(self) -> None:
+        self._reader = None
+
+
+class _AvReader(VideoReader):
+    def __init__(self, path: PathLike):
+        self.path = Path(path)
+        self._container = None
+        try:
+            self._container = av.open(str(path))
+            if not self._container.streams.video:
+                raise VideoError(f"{self.path}: there is no video stream in this file")
+            self._stream = self._container.streams.video[0]
+            # Loading is parallel over clips already; more threads per clip would only be in each other's way.
+            self._stream.codec_context.thread_count = 1
+            self._index_of = self._list_frames()
+            if self._index_of is None:
+                self.num_frames = sum(1 for _ in self._decode_from(0))
+            else:
+                self.num_frames = len(self._index_of)
+            first = next(self._decode_from(0), None)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            self.close()
+            if isinstance(error, VideoError):
+                raise
+            raise VideoError(f"{self.path}: not a video that can be decoded ({_first_line(error)})") from None
+        if first is None or not self.num_frames:
+            self.close()
+            raise VideoError(f"{self.path}: there is no frame in this video")
+        self.height, self.width = _to_rgb(first).shape[:2]
+        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
+
+    def _list_frames(self) -> Optional[dict]:
+        """Presentation time -> frame number, from the packets alone; None where the container has no honest times."""
+        times, num_packets = [], 0
+        for packet in self._container.demux(self._stream):
+            if packet.size == 0:  # the flush at the end
+                continue
+            num_packets += 1
+            if packet.is_corrupt:
+                raise VideoError(f"{self.path}: the file is damaged or cut short at frame {num_packets - 1}")
+            if not packet.is_discard:
+                times.append(packet.pts)
+        if num_packets < self._stream.frames:
+            raise VideoError(
+                f"{self.path}: the file is cut short: {num_packets} of the {self._stream.frames} frames are there"
+            )
+        if None in times or len(set(times)) < len(times):
+            return None
+        return {time: index for index, time in enumerate(sorted(times))}
+
+    def _decode_from(self, time: int):
+        """All frames from the key frame before `time` on (0: from the very first)."""
+        start = self._stream.start_time or 0
+        self._container.seek(min(time, start) if time == 0 else time, stream=self._stream, backward=True)
+        for frame in self._container.decode(self._stream):
+            if frame.is_corrupt:
+                raise VideoError(f"{self.path}: the frame at {frame.time} s is damaged")
+            yield frame
+
+    def _read(self, indices: Sequence[int]) -> np.ndarray:
+        wanted = set(indices)
+        try:
+            frames = self._read_by_time(wanted) if self._index_of else {}
+            if len(frames) < len(wanted):  # times that lie, or a key frame that is none: count from the start instead
+                frames = self._read_by_count(wanted)
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(f"{self.path}: frames do not decode ({_first_line(error)})") from None
+        missing = sorted(wanted - set(frames))
+        if missing:
+            raise VideoError(f"{self.path}: frame {missing[0]} of {self.num_frames} does not decode")
+        return np.stack([frames[index] for index in indices])  # (T, H, W, 3)
+
+    def _read_by_time(self, wanted: set) -> dict:
+        frames = {}
+        first, last = min(wanted), max(wanted)
+        time_of_first = next(time for time, index in self._index_of.items() if index == first)
+        for frame in self._decode_from(time_of_first):
+            index = self._index_of.get(frame.pts, -1)
+            if index in wanted:
+                frames[index] = _to_rgb(frame)
+            if index >= last:
+                break
+        return frames
+
+    def _read_by_count(self, wanted: set) -> dict:
+        frames = {}
+        for index, frame in enumerate(self._decode_from(0)):
+            if index in wanted:
+                frames[index] = _to_rgb(frame)
+            if len(frames) == len(wanted):
+                break
+        return frames
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+
+def read_image(path: PathLike) -> np.ndarray:
+    """Decode a still image, upright -> uint8 RGB (H, W, 3). 16-bit images are scaled to 8 bits, alpha is dropped.
+
+    Raises:
+        VideoError: the file is missing, empty, cut short or not an image.
+    """
+    _check_file(path)
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{path}: not an image that can be decoded ({_first_line(error)})") from None
+
+
+def write_video(path: PathLike, frames: np.ndarray, fps: float) -> None:
+    """Write uint8 RGB frames (T, H, W, 3) as H.264 that a browser plays (yuv420p, index first); whole or not at all.
+
+    H.264 wants even sides: an odd one is padded by repeating its last row or column.
+    """
+    frames = _checked_frames(path, frames, dims=4)
+    if not len(frames):
+        raise VideoError(f"{path}: there is no frame to write")
+    if not fps > 0:
+        raise VideoError(f"{path}: fps is {fps}; it must be above 0")
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    with atomic_write(path) as temporary, av.open(
+        str(temporary), "w", format="mp4", options={"movflags": "faststart"}
+    ) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "16"}
+        # One thread gives the same bytes on every machine. The matrix is the one that the conversion below uses.
+        stream.codec_context.thread_count = 1
+        stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
+        stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_image(path: PathLike, image: np.ndarray) -> None:
+    """Write a uint8 RGB image (H, W, 3) in the format of the path's suffix; whole or not at all."""
+    image = _checked_frames(path, image, dims=3)
+    if not is_image(path):
+        raise VideoError(f"{path}: an image's suffix must be one of {', '.join(sorted(IMAGE_SUFFIXES))}")
+    done, encoded = cv2.imencode(Path(path).suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise VideoError(f"{path}: the image of shape {image.shape} could not be encoded")
+    with atomic_write(path) as temporary:
+        Path(temporary).write_bytes(encoded.tobytes())
+
+
+def _checked_frames(path: PathLike, frames: np.ndarray, dims: int) -> np.ndarray:
+    frames = np.asarray(frames)
+    if frames.ndim != dims or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        layout = "(T, H, W, 3)" if dims == 4 else "(H, W, 3)"
+        raise VideoError(f"{path}: cannot write {frames.dtype} of shape {frames.shape}; it must be uint8 {layout}")
+    return np.ascontiguousarray(frames)
+
+
+def _check_file(path: PathLike) -> None:
+    path = Path(path)
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the file is empty")
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    """One decoded frame, turned upright -> uint8 (H, W, 3)."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4)
+
+
+def _decord():
+    """The decord module, or None where it has no wheel."""
+    try:
+        import mindspore  # noqa: F401  must come before decord: the other order aborts the process
+        import decord
+    except ImportError:
+        return None
+    decord.logging.set_level(decord.logging.ERROR)
+    return decord
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
