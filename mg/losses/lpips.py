@@ -1,0 +1,139 @@
+"""LPIPS v0.1, the learned perceptual distance of Zhang et al. 2018 (arXiv 1801.03924), as a MindSpore Cell.
+
+Follows the `lpips` package: both images run through a frozen classifier; at five depths the features are scaled to
+unit length over the channels, their squared differences are weighted per channel and averaged over the image; the
+five figures are summed. `tools/convert_lpips.py` makes the weight file from the originals.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mg.checkpoints import LoadReport, compare_names, open_state_dict
+from mg.losses.backbones import BACKBONES, Backbone, BackboneFeatures
+
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+EPSILON = 1e-10
+
+BACKBONE_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+
+
+class LPIPSWeightsError(ValueError):
+    """LPIPS weights are missing, or do not fit the network."""
+
+
+class LPIPS(nn.Cell):
+    """Perceptual distance of two batches of images.
+
+    Every parameter is frozen; gradients flow to both images. Always computed in fp32: inputs are cast on entry and the
+    layers are MindSpore's own, not the models' precision-aware ones. Keep it outside any Cell that is handed to
+    `to_float` or `amp`, which would change its layers too.
+
+    Args:
+        net: trunk, `vgg` (for training) or `alex` (for reporting).
+        weights: file written by `tools/convert_lpips.py`; by default `models/lpips_<net>.safetensors`.
+
+    Raises:
+        LPIPSWeightsError: the file is missing, or lacks a tensor, or holds one of another shape.
+    """
+
+    def __init__(self, net: str = "vgg", weights: str | Path | None = None):
+        super().__init__()
+        backbone = _backbone(net)
+        self.min_size = backbone.min_size
+        self.shift = Tensor(np.reshape(SHIFT, (1, 3, 1, 1)), ms.float32)
+        self.scale = Tensor(np.reshape(SCALE, (1, 3, 1, 1)), ms.float32)
+        self.backbone = BackboneFeatures(backbone)
+        self.linear = nn.CellList(
+            [nn.Dense(channels, 1, weight_init="zeros", has_bias=False) for channels in backbone.tap_channels]
+        )
+        self._load(net, Path(weights or f"models/lpips_{net}.safetensors"))
+
+    def construct(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, y: (N, 3, H, W) in [-1, 1]. Returns (N, 1, 1, 1), zero for equal images."""
+        # The images run separately: the one that needs no gradient then costs no backward pass.
+        x_taps = self.backbone(self._standardise(x))
+        y_taps = self.backbone(self._standardise(y))
+        distance = 0.0
+        for x_tap, y_tap, linear in zip(x_taps, y_taps, self.linear):
+            difference = ops.square(_unit_length(x_tap) - _unit_length(y_tap))  # (N, C, H, W)
+            # The 1x1 linear layer and the spatial mean commute; taking the mean first spares a full-size product.
+            distance += linear(difference.mean((2, 3)))  # (N, 1)
+        return distance.reshape(-1, 1, 1, 1)
+
+    def _standardise(self, image: Tensor) -> Tensor:
+        if min(image.shape[2:]) < self.min_size:
+            raise ValueError(f"LPIPS needs images of at least {self.min_size} pixels a side, got shape {image.shape}")
+        return (image.astype(ms.float32) - self.shift) / self.scale
+
+    def _load(self, net: str, path: Path) -> None:
+        if not path.is_file():
+            raise LPIPSWeightsError(
+                f"no LPIPS weights at '{path}': make them with tools/convert_lpips.py from torchvision's "
+                f"{BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth, or train without LPIPS "
+                "(--loss.perceptual_weight 0)"
+            )
+        parameters = self.parameters_dict()
+        tensors, _ = _read(path, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, net)
+        for name, parameter in parameters.items():
+            parameter.set_data(Tensor(tensors[name], ms.float32))
+            parameter.requires_grad = False
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    """Scale (N, C, H, W) to length one over C; a position where every channel is zero stays zero."""
+    # The floor changes no value in fp32 and keeps the gradient of the root finite where all channels are zero.
+    squared_length = ops.maximum(features.square().sum(1, keepdims=True), 1e-30)  # (N, 1, H, W)
+    return features / (ops.sqrt(squared_length) + EPSILON)
+
+
+def convert_lpips_weights(
+    backbone_file: str | Path, linear_file: str | Path, net: str = "vgg"
+) -> tuple[dict[str, np.ndarray], dict[Path, LoadReport]]:
+    """Join torchvision's classifier and the `lpips` package's linear layers to the tensors that `LPIPS` loads.
+
+    Args:
+        backbone_file: torchvision's `vgg16-397923af.pth` or `alexnet-owt-7be5be79.pth`; only `features.*` is used.
+        linear_file: `lpips/weights/v0.1/{vgg,alex}.pth` of the `lpips` package.
+        net: `vgg` or `alex`.
+
+    Returns:
+        The tensors under `LPIPS`' names, and for each file the account of its own names.
+
+    Raises:
+        LPIPSWeightsError: a file lacks a tensor, or holds one of another shape.
+        CheckpointError: a file cannot be read.
+    """
+    backbone = _backbone(net)
+    trunk = BackboneFeatures(backbone).parameters_dict()
+    features, features_report = _read(
+        Path(backbone_file), {name: tuple(parameter.shape) for name, parameter in trunk.items()}, net
+    )
+    layers, layers_report = _read(
+        Path(linear_file),
+        {f"lin{index}.model.1.weight": (1, channels, 1, 1) for index, channels in enumerate(backbone.tap_channels)},
+        net,
+    )
+    tensors = {f"backbone.{name}": tensor for name, tensor in features.items()}
+    for index, layer in enumerate(layers.values()):
+        tensors[f"linear.{index}.weight"] = layer.reshape(1, -1)  # a 1x1 convolution's weight to a dense layer's
+    return tensors, {Path(backbone_file): features_report, Path(linear_file): layers_report}
+
+
+def _backbone(net: str) -> Backbone:
+    if net not in BACKBONES:
+        raise ValueError(f"unknown LPIPS network '{net}': choose one of {', '.join(BACKBONES)}")
+    return BACKBONES[net]
+
+
+def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], net: str) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """Read the tensors of a file that `shapes` names, in its order."""
+    with open_state_dict(path) as state:
+        report = compare_names(shapes, state.shapes)
+        if not report.complete:
+            raise LPIPSWeightsError(f"'{path}' does not fit LPIPS with {net}: {report.summary()}")
+        return {name: state[name] for name in shapes}, report
