@@ -5,13 +5,11 @@ import sys
 import types
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 
-import mg  # noqa: F401  (prepares the CPU before MindSpore is imported)
-import mindspore as ms
-
-from mg.losses.lpips import LPIPS, LPIPSWeightsError
+from mg.losses.lpips import LPIPS, LPIPSWeightsError, unit_length
 
 torch = pytest.importorskip("torch")
 
@@ -178,14 +176,13 @@ def test_every_parameter_is_frozen_and_equal_images_are_at_zero(weights):
 
 
 @pytest.mark.parametrize("mode", MODES, indirect=True)
-def test_gradients_stay_finite_where_all_features_are_zero(mode, weights):
-    metric = LPIPS("alex", weights("alex"))
-    for name, parameter in metric.parameters_dict().items():
-        if name.endswith("bias"):
-            parameter.set_data(ms.Tensor(np.full(parameter.shape, -1000, np.float32)))
-    x, y = map(ms.Tensor, image_pair(32, 32))
-    for gradient in gradients(metric)(x, y):
-        np.testing.assert_array_equal(gradient.asnumpy(), np.zeros(x.shape))
+def test_gradients_stay_finite_where_all_features_are_zero(mode):
+    def total(features):
+        return unit_length(features).sum()
+
+    features = ms.Tensor(np.zeros((1, 4, 2, 2), np.float32))
+    assert total(features).item() == 0
+    assert np.isfinite(ms.grad(total)(features).asnumpy()).all()
 
 
 @pytest.mark.parametrize("mode", MODES, indirect=True)

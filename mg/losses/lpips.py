@@ -60,7 +60,7 @@ class LPIPS(nn.Cell):
         y_taps = self.backbone(self._standardise(y))
         distance = 0.0
         for x_tap, y_tap, linear in zip(x_taps, y_taps, self.linear):
-            difference = ops.square(_unit_length(x_tap) - _unit_length(y_tap))  # (N, C, H, W)
+            difference = ops.square(unit_length(x_tap) - unit_length(y_tap))  # (N, C, H, W)
             # The 1x1 linear layer and the spatial mean commute; taking the mean first spares a full-size product.
             distance += linear(difference.mean((2, 3)))  # (N, 1)
         return distance.reshape(-1, 1, 1, 1)
@@ -84,9 +84,9 @@ class LPIPS(nn.Cell):
             parameter.requires_grad = False
 
 
-def _unit_length(features: Tensor) -> Tensor:
+def unit_length(features: Tensor) -> Tensor:
     """Scale (N, C, H, W) to length one over C; a position where every channel is zero stays zero."""
-    # The floor changes no value in fp32 and keeps the gradient of the root finite where all channels are zero.
+    # The floor, far below EPSILON squared, changes no result; it keeps the root's gradient finite at all-zero features.
     squared_length = ops.maximum(features.square().sum(1, keepdims=True), 1e-30)  # (N, 1, H, W)
     return features / (ops.sqrt(squared_length) + EPSILON)
 
