@@ -18,8 +18,9 @@ MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 
 
 def torchvision_vgg16(**_):
+    stages = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
     layers, channels = [], 3
-    for width in (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool"):
+    for width in (item for width, depth in stages for item in [width] * depth + ["pool"]):
         if width == "pool":
             layers.append(torch.nn.MaxPool2d(2, 2))
         else:

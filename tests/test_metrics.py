@@ -86,8 +86,8 @@ def test_a_frame_of_nan_gives_nan_and_leaves_the_others():
         (np.zeros((1, 16, 16, 3)), np.zeros((2, 16, 16, 3)), r"\(1, 16, 16, 3\) and \(2, 16, 16, 3\)"),
         (np.zeros((16, 16, 3)), np.zeros((16, 16, 3)), r"\(T, H, W, C\)"),
         (np.zeros((1, 16, 16, 3), np.uint8), np.zeros((1, 16, 16, 3), np.uint8), "uint8"),
-        (np.zeros((1, 16, 16, 3)), np.full((1, 16, 16, 3), 255.0), r"\[255, 255\]"),
-        (np.full((1, 16, 16, 3), -1.0), np.zeros((1, 16, 16, 3)), r"\[-1, -1\]"),
+        (np.zeros((1, 16, 16, 3)), np.full((1, 16, 16, 3), 255.0), "255 to 255"),
+        (np.full((1, 16, 16, 3), -1.0), np.zeros((1, 16, 16, 3)), "-1 to -1"),
     ],
 )
 def test_frames_that_cannot_be_compared_are_refused(metric, a, b, message):
