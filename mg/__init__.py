@@ -1,0 +1,9 @@
+"""Video autoencoders on MindSpore: Ascend NPUs first, CPU for tests, CUDA where MindSpore offers it."""
+
+import os
+
+# On CPUs with AVX-512, oneDNN answers MindSpore's plain layouts with its reference convolution, 70 times slower than
+# the gemm kernels that it picks when held to AVX2. It reads this once, when MindSpore is imported.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+
+__version__ = "0.1.0"

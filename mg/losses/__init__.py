@@ -1,0 +1,1 @@
+"""What a video autoencoder is trained with."""

@@ -1,0 +1,60 @@
+"""The models by name.
+
+    create_model("tae")                                    # Movie Gen TAE, untrained
+    create_model("tae", pretrained="tae.ckpt", ch=64)      # keywords override the config
+    from_pretrained("outputs/tae/checkpoints/step_000100") # config and weights from a folder or file
+"""
+
+from pathlib import Path
+
+from mg.checkpoints import CheckpointError, find_config, read_config
+from mg.models.autoencoder import VideoAutoencoder
+from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.tae.tae import TemporalAutoencoder
+
+_MODELS = {model.name: model for model in (TemporalAutoencoder, ImageAutoencoder)}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return sorted(_MODELS)
+
+
+def create_model(
+    name: str, pretrained: str | Path | None = None, dtype: str = "fp32", use_recompute: bool = False, **config
+) -> VideoAutoencoder:
+    """Build a model; its default config is that of the released checkpoint.
+
+    Args:
+        pretrained: file or folder to take the weights from. The config that stands beside them is the default then.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and products.
+        use_recompute: recompute activations in the backward pass in place of keeping them.
+        config: overrides of the model's config.
+
+    Raises:
+        ValueError: an unknown name or config key.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"there is no model {name!r}; the models are {', '.join(list_models())}")
+    if pretrained is not None:
+        config = {**_stored_config(pretrained, name), **config}
+    return _MODELS[name](config, pretrained=pretrained, dtype=dtype, use_recompute=use_recompute)
+
+
+def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp32", **config) -> VideoAutoencoder:
+    """Build the model whose weights lie at `path`, a file or folder; `name` says which where its config does not."""
+    stored = find_config(path)
+    named = read_config(stored).get("model") if stored else None
+    return create_model(name or named or "tae", path, dtype, **config)
+
+
+def _stored_config(pretrained: str | Path, name: str) -> dict:
+    """The config that stands beside weights, {} where none does."""
+    path = find_config(pretrained)
+    if path is None:
+        return {}
+    config = read_config(path)
+    if config.pop("model", name) != name:
+        raise CheckpointError(f"{pretrained} holds another model than {name!r}: see {path}")
+    return config

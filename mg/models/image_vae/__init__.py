@@ -1,0 +1,1 @@
+"""The image VAE of Stable Diffusion."""

@@ -1,0 +1,71 @@
+"""The image VAE of Stable Diffusion (latent diffusion, arXiv 2112.10752), frame by frame over a video.
+
+The defaults are SD3.5's: 8x8 compression, 16 channels, no quant convolutions. It is what a TAE is inflated from.
+"""
+
+from pathlib import Path
+
+from mindspore import Tensor
+
+from mg.models.autoencoder import VideoAutoencoder
+from mg.models.layers.resnet import Decoder, Encoder
+
+IMAGE_VAE_CONFIG = {
+    "z_channels": 16,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+}
+
+
+class ImageAutoencoder(VideoAutoencoder):
+    """Encodes and decodes every frame on its own: (B, 3, T, H, W) <-> (B, z, T, H/8, W/8).
+
+    Args:
+        config: overrides of IMAGE_VAE_CONFIG.
+        pretrained: file or folder of weights; they must fit `config`.
+        use_recompute: recompute activations in the backward pass in place of keeping them.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and products.
+    """
+
+    name = "image_vae"
+    default_config = IMAGE_VAE_CONFIG
+    temporal_compression = 1
+
+    def __init__(
+        self,
+        config: dict = IMAGE_VAE_CONFIG,
+        pretrained: str | Path | None = None,
+        use_recompute: bool = False,
+        dtype: str = "fp32",
+    ):
+        super().__init__(config)
+        config = self.config
+        widths = [config["ch"] * m for m in config["ch_mult"]]
+        self.latent_channels = config["z_channels"]
+        self.spatial_compression = 2 ** (len(widths) - 1)
+        self.encoder = Encoder(config["in_channels"], 2 * config["z_channels"], widths, config["num_res_blocks"])
+        self.decoder = Decoder(config["z_channels"], config["out_ch"], widths, config["num_res_blocks"])
+        self.finish(dtype, use_recompute, pretrained)
+
+    def encode_moments(self, x):
+        return _unfold(self.encoder(_fold(x)), x.shape[2])
+
+    def decode_latents(self, z):
+        return _unfold(self.decoder(_fold(z)), z.shape[2])
+
+
+def _fold(x: Tensor) -> Tensor:
+    """Frames become images of a batch, so that norms see one each: (B, C, T, H, W) -> (B*T, C, 1, H, W)"""
+    b, c, t, h, w = x.shape
+    return x.transpose(0, 2, 1, 3, 4).reshape(b * t, c, 1, h, w)
+
+
+def _unfold(x: Tensor, frames: int) -> Tensor:
+    """(B*T, C, 1, H, W) -> (B, C, T, H, W)"""
+    n, c, _, h, w = x.shape
+    return x.reshape(n // frames, frames, c, h, w).transpose(0, 2, 1, 3, 4)

@@ -1,0 +1,76 @@
+"""Single-head attention within a frame, over its pixels, and along time, over the frames of each pixel."""
+
+import mindspore as ms
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import TruncatedNormal, initializer
+
+from mg.models.layers.conv import SpatialConv
+from mg.models.layers.norm import GroupNorm
+from mg.models.layers.precision import PrecisionCell
+
+
+class Dense(PrecisionCell):
+    """A linear layer over the last axis. (..., C) -> (..., C)"""
+
+    def __init__(self, channels: int, weight_init="zeros"):
+        super().__init__()
+        self.weight = Parameter(initializer(weight_init, (channels, channels)), name="weight")
+        self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
+
+    def construct(self, x):
+        y = ops.matmul(self.cast(x), self.cast(self.weight).transpose(1, 0))
+        return self.cast(y + self.cast(self.bias))
+
+
+class DotProductAttention(PrecisionCell):
+    """softmax(q k^T / sqrt(C)) v for (N, L, C); the softmax in fp32."""
+
+    def construct(self, q, k, v):
+        scores = self.cast(ops.bmm(self.cast(q), self.cast(k).transpose(0, 2, 1)))  # (N, L, L)
+        weights = ops.softmax(scores.astype(ms.float32) * q.shape[-1] ** -0.5, axis=-1)
+        return self.cast(ops.bmm(self.cast(weights), self.cast(v)))
+
+
+class SpatialAttention(nn.Cell):
+    """Residual attention over the H*W pixels of every frame."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.q = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
+        self.k = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
+        self.v = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
+        self.attention = DotProductAttention()
+        self.proj_out = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        y = self.norm(x)
+        y = self.attention(_pixels(self.q(y)), _pixels(self.k(y)), _pixels(self.v(y)))  # (B*T, H*W, C)
+        y = y.reshape(b, t, h, w, c).transpose(0, 4, 1, 2, 3)
+        return x + self.proj_out(y)
+
+
+class TemporalAttention(nn.Cell):
+    """Residual attention over the T frames of every pixel. Its output projection starts at zero: no effect."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = GroupNorm(channels)
+        self.to_q = Dense(channels, TruncatedNormal(0.02))
+        self.to_k = Dense(channels, TruncatedNormal(0.02))
+        self.to_v = Dense(channels, TruncatedNormal(0.02))
+        self.attention = DotProductAttention()
+        self.proj_out = Dense(channels)
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        y = self.norm(x).transpose(0, 3, 4, 2, 1).reshape(b * h * w, t, c)  # (B*H*W, T, C)
+        y = self.proj_out(self.attention(self.to_q(y), self.to_k(y), self.to_v(y)))
+        return x + y.reshape(b, h, w, t, c).transpose(0, 4, 3, 1, 2)
+
+
+def _pixels(x):
+    """(B, C, T, H, W) -> (B*T, H*W, C)"""
+    b, c, t, h, w = x.shape
+    return x.transpose(0, 2, 3, 4, 1).reshape(b * t, h * w, c)

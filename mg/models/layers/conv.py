@@ -1,0 +1,99 @@
+"""Convolutions over (B, C, T, H, W), all built from Conv2d: it is fast on every device, and on Ascend Conv3d is not.
+
+A spatial convolution sees the frames as a batch, (B*T, C, H, W). A temporal one sees each clip as a picture with time
+down and the pixels across, (B, C, T, H*W), and slides a (k, 1) kernel over it: no transpose of the data.
+"""
+
+import math
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import HeUniform, initializer
+
+from mg.models.layers.precision import PrecisionCell
+
+
+def _weight(shape: tuple[int, ...]) -> Parameter:
+    return Parameter(initializer(HeUniform(math.sqrt(5)), shape), name="weight")
+
+
+def _bias(channels: int) -> Parameter:
+    return Parameter(initializer("zeros", (channels,)), name="bias")
+
+
+def repeat_edges(x, before: int, after: int):
+    """Repeat the first frame `before` and the last frame `after` times. (B, C, T, N) -> (B, C, before + T + after, N)"""
+    return ops.cat((x[:, :, :1],) * before + (x,) + (x[:, :, -1:],) * after, axis=2)
+
+
+class SpatialConv(PrecisionCell):
+    """Conv2d on every frame. (B, Cin, T, H, W) -> (B, Cout, T, H', W')
+
+    Args:
+        kernel_size, stride: in height and width alike.
+        padding: zeros at the (top, bottom, left, right).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding=(1, 1, 1, 1)
+    ):
+        super().__init__()
+        self.weight = _weight((out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = _bias(out_channels)
+        self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=tuple(padding), stride=stride)
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        x = self.cast(x).transpose(0, 2, 1, 3, 4).reshape(b * t, c, h, w)  # (B*T, Cin, H, W)
+        x = self.conv(x, self.cast(self.weight))  # (B*T, Cout, H', W')
+        x = self.cast(ops.bias_add(x, self.cast(self.bias)))
+        _, c, h, w = x.shape
+        return x.reshape(b, t, c, h, w).transpose(0, 2, 1, 3, 4)
+
+
+class TemporalConv(PrecisionCell):
+    """Conv1d along time on every pixel, edges replicated. (B, C, T, H, W) -> (B, C, ceil(T / stride), H, W)
+
+    It starts as the identity: 1 at the kernel's centre, so that an inflated image model is still that image model.
+    The weight has Conv1d's shape in MindSpore, (C, C, 1, k).
+
+    Args:
+        padding: "replicate" repeats the edge frames, "zeros" adds black ones.
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3, stride: int = 1, padding: str = "replicate"):
+        super().__init__()
+        if padding not in ("replicate", "zeros"):
+            raise ValueError(f"temporal padding is {padding!r}; it must be replicate or zeros")
+        identity = np.zeros((channels, channels, 1, kernel_size), np.float32)
+        identity[range(channels), range(channels), 0, kernel_size // 2] = 1
+        self.weight = Parameter(Tensor(identity), name="weight")
+        self.bias = _bias(channels)
+        self.kernel_size = kernel_size
+        self.margin = kernel_size // 2 if padding == "replicate" else 0
+        zeros = kernel_size // 2 - self.margin
+        self.conv = ops.Conv2D(
+            channels, (kernel_size, 1), pad_mode="pad", pad=(zeros, zeros, 0, 0), stride=(stride, 1)
+        )
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        x = self.cast(x).reshape(b, c, t, h * w)
+        if self.margin:
+            x = repeat_edges(x, self.margin, self.margin)
+        weight = self.cast(self.weight).reshape(c, c, self.kernel_size, 1)
+        x = self.cast(ops.bias_add(self.conv(x, weight), self.cast(self.bias)))  # (B, C, T', H*W)
+        return x.reshape(b, c, -1, h, w)
+
+
+class FactorizedConv(nn.Cell):
+    """A 2-D convolution followed by a 1-D one in time, the "2.5-D" convolution of Movie Gen. Keeps T, H and W."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
+        super().__init__()
+        margin = kernel_size // 2
+        self.conv_spat = SpatialConv(in_channels, out_channels, kernel_size, padding=(margin,) * 4)
+        self.conv_temp = TemporalConv(out_channels, kernel_size)
+
+    def construct(self, x):
+        return self.conv_temp(self.conv_spat(x))

@@ -1,0 +1,148 @@
+"""The encoder and decoder of latent diffusion's autoencoder, per frame or factorised in space and time.
+
+Latent diffusion (arXiv 2112.10752) gave them; Movie Gen (arXiv 2410.13720, section 3.1.1) follows every spatial
+convolution with one in time, every spatial attention with a temporal one, and halves the frame rate where it halves
+the frame. Without the temporal parts this is the image VAE of SD and SDXL. Parameters bear latent diffusion's names.
+"""
+
+from collections import OrderedDict
+
+from mindspore import nn, ops
+
+from mg.models.layers.attention import SpatialAttention, TemporalAttention
+from mg.models.layers.conv import FactorizedConv, SpatialConv
+from mg.models.layers.norm import GroupNorm
+from mg.models.layers.resample import SpatialDownsample, SpatialUpsample, TemporalDownsample, TemporalUpsample
+
+
+class ResnetBlock(nn.Cell):
+    """Twice norm, SiLU, conv; plus the input, through a 1x1 conv where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, temporal: bool):
+        super().__init__()
+        self.norm1 = GroupNorm(in_channels)
+        self.conv1 = _conv(in_channels, out_channels, temporal)
+        self.norm2 = GroupNorm(out_channels)
+        self.conv2 = _conv(out_channels, out_channels, temporal)
+        self.widens = in_channels != out_channels
+        if self.widens:
+            self.nin_shortcut = _conv(in_channels, out_channels, temporal, kernel_size=1)
+
+    def construct(self, x):
+        h = self.conv1(ops.silu(self.norm1(x)))
+        h = self.conv2(ops.silu(self.norm2(h)))
+        if self.widens:
+            x = self.nin_shortcut(x)
+        return x + h
+
+
+class Encoder(nn.Cell):
+    """(B, in_channels, T, H, W) -> (B, out_channels, ceil(T / 2^m), H / 2^n, W / 2^n), n = len(widths) - 1
+
+    Args:
+        widths: channels of each level, the finest first.
+        temporal: build the temporal convolutions.
+        temporal_attention: attend along time too, in the middle.
+        temporal_levels: the m levels after which the frame rate is halved.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: list[int],
+        num_res_blocks: int,
+        temporal: bool = False,
+        temporal_attention: bool = False,
+        temporal_levels: tuple[int, ...] = (),
+    ):
+        super().__init__()
+        self.conv_in = _conv(in_channels, widths[0], temporal)
+        levels = []
+        width = widths[0]
+        for level, next_width in enumerate(widths):
+            cells = OrderedDict(block=_blocks(width, next_width, num_res_blocks, temporal))
+            width = next_width
+            if level < len(widths) - 1:
+                cells["downsample_spat" if temporal else "downsample"] = SpatialDownsample(width)
+            if level in temporal_levels:
+                cells["downsample_temp"] = TemporalDownsample(width)
+            levels.append(nn.SequentialCell(cells))
+        self.down = nn.SequentialCell(levels)
+        self.mid = _middle(width, temporal, temporal_attention)
+        self.norm_out = GroupNorm(width)
+        self.conv_out = _conv(width, out_channels, temporal)
+
+    def construct(self, x):
+        h = self.mid(self.down(self.conv_in(x)))
+        return self.conv_out(ops.silu(self.norm_out(h)))
+
+
+class Decoder(nn.Cell):
+    """(B, in_channels, t, h, w) -> (B, out_channels, t * 2^m, h * 2^n, w * 2^n), n = len(widths) - 1
+
+    Args:
+        widths, temporal, temporal_attention: as the encoder's.
+        num_res_blocks: the encoder's; a level of the decoder has one more.
+        temporal_levels: the m levels after which the frame rate is doubled.
+        temporal_padding: of the temporal upsampling, "replicate" or "zeros".
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: list[int],
+        num_res_blocks: int,
+        temporal: bool = False,
+        temporal_attention: bool = False,
+        temporal_levels: tuple[int, ...] = (),
+        temporal_padding: str = "replicate",
+    ):
+        super().__init__()
+        width = widths[-1]
+        self.conv_in = _conv(in_channels, width, temporal)
+        self.mid = _middle(width, temporal, temporal_attention)
+        levels = []
+        for level in reversed(range(len(widths))):
+            cells = OrderedDict(block=_blocks(width, widths[level], num_res_blocks + 1, temporal))
+            width = widths[level]
+            if level > 0:
+                cells["upsample_spat" if temporal else "upsample"] = SpatialUpsample(width)
+            if level in temporal_levels:
+                cells["upsample_temp"] = TemporalUpsample(width, temporal_padding)
+            levels.insert(0, nn.SequentialCell(cells))
+        self.up = nn.CellList(levels)
+        self.num_levels = len(levels)
+        self.norm_out = GroupNorm(width)
+        self.conv_out = _conv(width, out_channels, temporal)
+
+    def construct(self, z):
+        h = self.mid(self.conv_in(z))
+        for i in range(self.num_levels):
+            h = self.up[self.num_levels - 1 - i](h)  # the coarsest level first
+        return self.conv_out(ops.silu(self.norm_out(h)))
+
+
+def _conv(in_channels: int, out_channels: int, temporal: bool, kernel_size: int = 3) -> nn.Cell:
+    if temporal:
+        return FactorizedConv(in_channels, out_channels, kernel_size)
+    return SpatialConv(in_channels, out_channels, kernel_size, padding=(kernel_size // 2,) * 4)
+
+
+def _blocks(in_channels: int, out_channels: int, count: int, temporal: bool) -> nn.SequentialCell:
+    first = ResnetBlock(in_channels, out_channels, temporal)
+    return nn.SequentialCell([first] + [ResnetBlock(out_channels, out_channels, temporal) for _ in range(count - 1)])
+
+
+def _middle(channels: int, temporal: bool, temporal_attention: bool) -> nn.SequentialCell:
+    attention = SpatialAttention(channels)
+    if temporal:  # numbered, so that the temporal one beside it has a name
+        attention = nn.SequentialCell([attention] + [TemporalAttention(channels)] * temporal_attention)
+    return nn.SequentialCell(
+        OrderedDict(
+            block_1=ResnetBlock(channels, channels, temporal),
+            attn_1=attention,
+            block_2=ResnetBlock(channels, channels, temporal),
+        )
+    )

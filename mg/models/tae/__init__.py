@@ -1,0 +1,1 @@
+"""Movie Gen's temporal autoencoder."""

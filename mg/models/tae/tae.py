@@ -1,0 +1,123 @@
+"""Movie Gen's temporal autoencoder, TAE (arXiv 2410.13720, section 3.1.1): 8x8x8 compression, 16 channels.
+
+An SD3.5 image VAE inflated in time: every 2-D convolution is followed by a 1-D one over the frames, every spatial
+attention by a temporal one. `tools/inflate_vae_to_tae.py` makes its first weights from the image VAE's. Names and
+shapes of the parameters are those of mindone's checkpoints, which load as they are.
+
+    tae = TemporalAutoencoder(pretrained="tae.ckpt", use_tile=False)
+    z, mean, logvar = tae.encode(x)              # x (B, 3, T, H, W) in [-1, 1] -> (B, 16, ceil(T/8), H/8, W/8)
+    x = tae.decode(z)                            # all frames, 8 per latent frame
+    x = tae.decode(z, num_target_frames=1)       # an image: spurious frames dropped
+"""
+
+from pathlib import Path
+
+from mg.models.autoencoder import VideoAutoencoder
+from mg.models.layers.conv import FactorizedConv
+from mg.models.layers.resnet import Decoder, Encoder
+
+TAE_CONFIG = {
+    "double_z": True,
+    "z_channels": 16,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_post_quant_conv": False,
+    "use_quant_conv": False,
+    "attn_type": "vanilla",
+    "temporal_downsample_level": [0, 1, 2],
+    "temporal_upsample_level": [3, 2, 1],
+}
+
+
+class TemporalAutoencoder(VideoAutoencoder):
+    """The TAE. Any T, H and W goes in: frames are padded by repeating their edges and cropped back.
+
+    Args:
+        config: overrides of TAE_CONFIG; also `temporal_upsample_padding`, "replicate" as in the paper or "zeros" as
+            in the weights that mindone trained.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        use_recompute: recompute activations in the backward pass in place of keeping them.
+        sample_deterministic: `encode` returns the posterior's mean as z.
+        use_tile: encode and decode long videos in tiles along time, see `enable_tiling`.
+        encode_tile, encode_overlap, decode_tile, decode_overlap: frames of a tile and of the overlap of two,
+            multiples of 8.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters stay fp32.
+
+    Raises:
+        ValueError: a config that cannot be built.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+
+    name = "tae"
+    default_config = {**TAE_CONFIG, "temporal_upsample_padding": "replicate"}
+
+    def __init__(
+        self,
+        config: dict = TAE_CONFIG,
+        pretrained: str | Path | None = None,
+        use_recompute: bool = False,
+        sample_deterministic: bool = False,
+        use_tile: bool = False,
+        encode_tile: int = 32,
+        encode_overlap: int = 0,
+        decode_tile: int = 32,
+        decode_overlap: int = 16,
+        dtype: str = "fp32",
+    ):
+        super().__init__(config, sample_deterministic)
+        config = self.config
+        _check(config)
+        widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
+        self.latent_channels = config["z_channels"]
+        self.spatial_compression = 2 ** (len(widths) - 1)
+        self.temporal_compression = 2 ** len(config["temporal_downsample_level"])
+
+        shared = {
+            "widths": widths,
+            "num_res_blocks": config["num_res_blocks"],
+            "temporal": True,
+            "temporal_attention": config["attn_type"] == "vanilla",
+        }
+        self.encoder = Encoder(
+            config["in_channels"],
+            2 * self.latent_channels,
+            temporal_levels=tuple(config["temporal_downsample_level"]),
+            **shared,
+        )
+        if config["use_quant_conv"]:
+            self.quant_conv = FactorizedConv(2 * self.latent_channels, 2 * self.latent_channels, 1)
+        if config["use_post_quant_conv"]:
+            self.post_quant_conv = FactorizedConv(self.latent_channels, self.latent_channels, 1)
+        self.decoder = Decoder(
+            self.latent_channels,
+            config["out_ch"],
+            temporal_levels=tuple(config["temporal_upsample_level"]),
+            temporal_padding=config["temporal_upsample_padding"],
+            **shared,
+        )
+        self.finish(dtype, use_recompute, pretrained)
+
+
+def _check(config: dict) -> None:
+    levels = len(config["ch_mult"])
+    down, up = config["temporal_downsample_level"], config["temporal_upsample_level"]
+    rules = {
+        "double_z must be True: the TAE has a posterior": config["double_z"],
+        "attn_resolutions must be []: attention stands in the middle alone": not config["attn_resolutions"],
+        "dropout must be 0": config["dropout"] == 0,
+        "attn_type must be vanilla or spat_only": config["attn_type"] in ("vanilla", "spat_only"),
+        f"temporal_downsample_level must lie in 0..{levels - 1}": set(down) <= set(range(levels)),
+        f"temporal_upsample_level must lie in 0..{levels - 1}": set(up) <= set(range(levels)),
+        "temporal_downsample_level and temporal_upsample_level must be as many": len(set(down)) == len(set(up)),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(f"TAE config: {rule}")

@@ -1,0 +1,99 @@
+"""The one place that touches MindSpore's context: device, mode, seed, ranks, and what precision a device really has."""
+
+import logging
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import communication
+
+_logger = logging.getLogger(__name__)
+
+DEVICES = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}
+MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
+PRECISIONS = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What `setup` found: the device's lower-case name, and this process's place among the workers."""
+
+    device: str
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def setup(
+    device: str = "auto", mode: str = "graph", seed: int = 42, jit_level: str = "O0", blocking: bool = False
+) -> Runtime:
+    """Choose device and mode, seed every generator, and join the other workers if `msrun` started this process.
+
+    Args:
+        device: auto | ascend | gpu | cpu; auto takes the first of the three that is there.
+        mode: graph (compiled once per shape) | pynative (op by op).
+        seed: for Python, numpy and MindSpore alike, so that every worker starts from the same parameters.
+        jit_level: O0 (op by op) | O1 (fused) | O2 (whole graph; Ascend with static shapes only).
+        blocking: PyNative errors surface at the op that made them; slower, meant for tests.
+
+    Raises:
+        ValueError: an unknown name, or a device that is not there.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
+    found = _choose_device(device)
+    ms.set_context(mode=MODES[mode], jit_config={"jit_level": jit_level})
+    if found == "ascend":
+        # CANN turns fp32 convolutions and products into HF32 unless told otherwise; fp32 here means fp32.
+        ms.device_context.ascend.op_precision.conv_allow_hf32(False)
+        ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
+    if blocking:
+        ms.runtime.launch_blocking()
+
+    rank, world_size = 0, 1
+    if int(os.environ.get("MS_WORKER_NUM", "1")) > 1:  # set by msrun
+        communication.init()
+        rank, world_size = communication.get_rank(), communication.get_group_size()
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    ms.set_seed(seed)
+    return Runtime(found, rank, world_size)
+
+
+def device() -> str:
+    """The device in use: ascend | gpu | cpu."""
+    return ms.get_context("device_target").lower()
+
+
+def is_graph_mode() -> bool:
+    return ms.get_context("mode") == ms.GRAPH_MODE
+
+
+def _choose_device(name: str) -> str:
+    if name == "auto":
+        name = next(candidate for candidate in DEVICES if _seems_present(candidate))
+    if name not in DEVICES:
+        raise ValueError(f"device is {name!r}; it must be one of auto, {', '.join(DEVICES)}")
+    try:
+        ms.set_device(DEVICES[name])
+    except RuntimeError as error:
+        _logger.debug("set_device(%s)", name, exc_info=True)
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"MindSpore cannot use device {name!r} here ({reason}); use --device cpu") from error
+    return name
+
+
+def _seems_present(name: str) -> bool:
+    """Whether to try a device at all: MindSpore writes errors to the terminal where its libraries are missing."""
+    if name == "ascend":
+        return Path("/dev/davinci_manager").exists()
+    if name == "gpu":
+        return "CUDA_HOME" in os.environ and Path("/dev/nvidiactl").exists()
+    return True

@@ -1,0 +1,82 @@
+"""What a run says of itself: a progress bar, log.jsonl, TensorBoard scalars, and a loss curve as PNG."""
+
+import json
+import math
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from mg.checkpoints import atomic_write
+
+
+class RunLog:
+    """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`."""
+
+    def __init__(self, folder: Path, start_step: int, total_steps: int):
+        self.folder = folder
+        self.path = folder / "log.jsonl"
+        self.records = read_log(self.path, start_step)
+        with atomic_write(self.path) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        self._file = open(self.path, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Record update number `step`, counted from 0."""
+        record = {"step": step, **scalars}
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+        self._bar.set_postfix({"loss": f"{scalars['loss']:.1f}", "l1": f"{scalars['l1']:.4f}"}, refresh=False)
+        self._bar.update()
+
+    def draw(self) -> None:
+        """Write loss.png, the curve so far."""
+        draw_curve(self.records, self.folder / "loss.png")
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        self._board.close()
+        self.draw()
+
+
+def read_log(path: Path, before_step: int) -> list[dict]:
+    """The records of log.jsonl up to `before_step`; a last line that a kill cut short is passed over."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] < before_step:
+            records.append(record)
+    return records
+
+
+def draw_curve(records: list[dict], path: Path) -> None:
+    """The mean absolute error over the updates, with its running mean, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = [(record["step"], record["l1"]) for record in records if math.isfinite(record["l1"])]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    if points:
+        steps, values = zip(*points)
+        window = max(1, len(values) // 20)
+        means = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+        axes.plot(steps, values, color="0.75", linewidth=0.8, label="every update")
+        axes.plot(steps, means, color="tab:blue", label=f"mean of {window}")
+        axes.set_yscale("log")
+        axes.legend()
+    axes.set_xlabel("update")
+    axes.set_ylabel("mean absolute error, pixels in [-1, 1]")
+    axes.grid(alpha=0.3)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=120)
