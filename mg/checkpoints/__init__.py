@@ -1,0 +1,22 @@
+"""Reading and writing weights: safetensors, PyTorch's .pt/.pth/.bin without torch, MindSpore's .ckpt.
+
+A file from elsewhere is never trusted: nothing in it runs, no size that it claims is believed before it is checked,
+and whatever is wrong with it comes out as one CheckpointError that names the file. Files are written whole or not at
+all. Neither MindSpore nor torch is needed.
+"""
+
+from mg.checkpoints.atomic import atomic_write
+from mg.checkpoints.report import CheckpointError, LoadReport, compare_names
+from mg.checkpoints.state_dict import find_config, open_state_dict, read_config, read_state_dict, write_state_dict
+
+__all__ = [
+    "CheckpointError",
+    "LoadReport",
+    "atomic_write",
+    "compare_names",
+    "find_config",
+    "open_state_dict",
+    "read_config",
+    "read_state_dict",
+    "write_state_dict",
+]

@@ -1,0 +1,108 @@
+"""Numbers as they lie in weight files, under safetensors' names for them, and the file that they lie in."""
+
+import math
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from mg.checkpoints.report import CheckpointError
+
+_NUMPY_TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",  # numpy has no bfloat16: the upper half of a float32, read and written as bits
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "u1",
+}
+_NAMES = {np.dtype(code): name for name, code in _NUMPY_TYPES.items() if name not in ("BF16", "BOOL")}
+_FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+class StoredTensor(NamedTuple):
+    """A tensor still in its file: its shape, and how to get it, floating types as float32."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+class Source:
+    """An open file in which nothing is read past the end, and nothing allocated for what is not there."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.size = file.seek(0, 2)
+
+    def read(self, offset: int, count: int) -> bytearray:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise CheckpointError(f"ends at byte {self.size} where byte {offset + count} was announced: cut short?")
+        self.file.seek(offset)
+        data = bytearray(count)
+        if self.file.readinto(data) != count:
+            raise CheckpointError("became shorter while it was read")
+        return data
+
+
+def item_size(dtype: str) -> int:
+    """Bytes per element."""
+    if dtype not in _NUMPY_TYPES:
+        raise CheckpointError(f"holds numbers of type {dtype[:32]}; {', '.join(_NUMPY_TYPES)} can be read")
+    return np.dtype(_NUMPY_TYPES[dtype]).itemsize
+
+
+def check_size(name: str, dtype: str, shape: tuple[int, ...], num_bytes: int) -> None:
+    """Raise unless `num_bytes` is what a tensor of that type and shape takes."""
+    wanted = math.prod(shape) * item_size(dtype)
+    if min(shape, default=0) < 0 or wanted != num_bytes:
+        raise CheckpointError(f"{name}: shape {shape} of {dtype} takes {wanted} bytes and it has {num_bytes}")
+
+
+def decode(data: bytes | bytearray, dtype: str) -> np.ndarray:
+    """Bytes to a flat array: floating types widen exactly to float32 (F64 narrows), others keep their type."""
+    item_size(dtype)
+    array = np.frombuffer(data, _NUMPY_TYPES[dtype])
+    if dtype == "BF16":
+        return (array.astype("<u4") << 16).view("<f4")
+    if dtype == "BOOL":
+        return array != 0
+    return array.astype("<f4", copy=False) if array.dtype.kind == "f" else array
+
+
+def encode(name: str, array: np.ndarray, float_type: str) -> tuple[str, np.ndarray]:
+    """An array to its type's name and a contiguous array of the bytes' layout; floats become fp32 | fp16 | bf16.
+
+    Raises:
+        CheckpointError: a finite number that `float_type` has no room for, or an array not of numbers.
+    """
+    if float_type not in _FLOATS:
+        raise CheckpointError(f"dtype {float_type!r} is not known; it must be one of {', '.join(_FLOATS)}")
+    array = np.asarray(array)
+    if array.dtype == bool:
+        return "BOOL", array.astype("u1", order="C")
+    if array.dtype.kind != "f":
+        if array.dtype.newbyteorder("<") not in _NAMES:
+            raise CheckpointError(f"{name}: arrays of {array.dtype} cannot be written")
+        return _NAMES[array.dtype.newbyteorder("<")], array.astype(array.dtype.newbyteorder("<"), order="C")
+    with np.errstate(over="ignore"):  # told below, with the name
+        coded = array.astype("<f2" if float_type == "fp16" else "<f4", order="C")
+    if float_type == "bf16":
+        coded = _to_bf16(coded)
+    infinite = (coded & 0x7FFF) == 0x7F80 if float_type == "bf16" else np.isinf(coded)
+    if np.any(infinite & np.isfinite(array)):
+        raise CheckpointError(f"{name}: {np.abs(array[np.isfinite(array)]).max():.4g} is too large for {float_type}")
+    return _FLOATS[float_type], coded
+
+
+def _to_bf16(single: np.ndarray) -> np.ndarray:
+    """float32 to the bits of bfloat16, rounded to nearest, ties to even."""
+    bits = single.view("<u4")
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(single), 0x7FC0, rounded).astype("<u2")

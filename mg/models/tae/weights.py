@@ -1,0 +1,236 @@
+"""Weights of the TAE: its names and shapes, inflation from an image VAE and back, and mindone's checkpoints.
+
+The spatial half of a TAE is an image VAE, layer by layer; the temporal half stands beside it:
+
+    image VAE                          TAE
+    encoder.conv_in                    encoder.conv_in.conv_spat, .conv_temp
+    encoder.down.0.downsample.conv     encoder.down.0.downsample_spat.conv, .downsample_temp.conv
+    encoder.mid.attn_1.q               encoder.mid.attn_1.0.q, and attn_1.1.{norm,to_q,to_k,to_v,proj_out}
+
+An inflated TAE equals its image VAE on every image (Movie Gen, arXiv 2410.13720, section 3.1.1): temporal kernels are
+the identity, and the temporal attention's output projection is zero.
+"""
+
+import logging
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from mg.checkpoints import CheckpointError, LoadReport
+from mg.models.image_vae.weights import Layer, check_fit, layers, rename, to_diffusers
+
+_logger = logging.getLogger(__name__)
+
+_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_ATTENTION_STD = 0.02  # of the temporal attention's queries, keys and values, cut at two deviations
+_NORM_GROUPS = 32
+
+
+def expected_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of a TAE; those of mindone's checkpoints, but for the unused temb_proj."""
+    shapes = {}
+    for layer in layers(config):
+        for parameter, shape in layer.shapes().items():
+            shapes[f"{_spatial_name(layer)}.{parameter}"] = shape
+        shapes.update(_temporal_shapes(layer, config))
+    return shapes
+
+
+def inflate(image_state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """A TAE's weights from an image VAE's.
+
+    Args:
+        image_state: in any names that `mg.models.image_vae.weights.rename` knows; other models' tensors may lie
+            beside it, as in a single-file checkpoint, and are reported as left over.
+        config: the TAE's.
+
+    Returns:
+        The TAE's parameters in float32, the same on every call, and the report of names used and left over.
+
+    Raises:
+        CheckpointError: the VAE in `image_state` is not the config's; its `report` says how.
+    """
+    image, report = rename(image_state, config)
+    check_fit(report)
+    state = {}
+    for layer in layers(config):
+        for parameter in layer.shapes():
+            state[f"{_spatial_name(layer)}.{parameter}"] = image[f"{layer.name}.{parameter}"]
+        for name, shape in _temporal_shapes(layer, config).items():
+            state[name] = _temporal_start(name, shape)
+    return state, report
+
+
+def to_image_vae(tae_state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """The spatial half of a TAE as an image VAE in diffusers' names; the temporal half is left behind.
+
+    Raises:
+        CheckpointError: a parameter is missing.
+    """
+    image = {}
+    for layer in layers(config):
+        for parameter in layer.shapes():
+            name = f"{_spatial_name(layer)}.{parameter}"
+            if name not in tae_state:
+                raise CheckpointError(f"{name} is missing; a TAE of this config has it")
+            image[f"{layer.name}.{parameter}"] = tae_state[name]
+    return to_diffusers(image, config)
+
+
+def from_mindone(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """The TAE in a checkpoint of mindone's, trained or not, under our names, which are mindone's without prefixes.
+
+    The prefixes `autoencoder.` and `_backbone.` go. What is no parameter of the model (the optimizer's moments,
+    counters, logvar, the discriminator, the unused temb_proj) is passed over and stands in the report as unexpected.
+
+    Raises:
+        CheckpointError: two names are the same without their prefixes.
+    """
+    renamed, report = {}, LoadReport()
+    for source in state:
+        name = source.replace("_backbone.", "").removeprefix("autoencoder.")
+        if not name.startswith(_PARTS) or ".temb_proj." in name:
+            report.unexpected.append(source)
+            continue
+        if name in renamed:
+            raise CheckpointError(f"{name} is there twice, once as {source}")
+        renamed[name] = state[source]
+        report.used.append(source)
+    if report.unexpected:
+        _logger.info("passed over %d entries that are no parameters of the TAE", len(report.unexpected))
+    return renamed, report
+
+
+def config_from_diffusers(config_json: Mapping) -> dict:
+    """The config of the TAE that an image VAE inflates to, from the `config.json` of diffusers' AutoencoderKL.
+
+    Raises:
+        CheckpointError: it describes another class, or an AutoencoderKL that the TAE has no counterpart of.
+    """
+    widths = config_json.get("block_out_channels", [64])
+    if not isinstance(widths, (list, tuple)) or not widths or not all(type(w) is int and w > 0 for w in widths):
+        raise CheckpointError(f"block_out_channels is {widths}; it must be a list of whole numbers above 0")
+    levels = len(widths)
+    wanted = {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "norm_num_groups": _NORM_GROUPS,
+        "mid_block_add_attention": True,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "latents_mean": None,
+        "latents_std": None,
+    }
+    for key, value in wanted.items():
+        found = config_json.get(key, value)
+        if (list(found) if isinstance(found, tuple) else found) != value:
+            raise CheckpointError(f"{key} is {found}; only an image VAE where it is {value} can become a TAE")
+    if any(width % widths[0] or width % _NORM_GROUPS for width in widths):
+        raise CheckpointError(
+            f"block_out_channels is {widths}; each must be a multiple of the first and of {_NORM_GROUPS}"
+        )
+    return {
+        "double_z": True,
+        "z_channels": _whole(config_json, "latent_channels", 4),
+        "resolution": _whole(config_json, "sample_size", 32),
+        "in_channels": _whole(config_json, "in_channels", 3),
+        "out_ch": _whole(config_json, "out_channels", 3),
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": _whole(config_json, "layers_per_block", 1),
+        "attn_resolutions": [],
+        "dropout": 0.0,
+        "scaling_factor": _real(config_json, "scaling_factor", 0.18215),
+        "shift_factor": _real(config_json, "shift_factor", None) or 0.0,
+        "use_post_quant_conv": bool(config_json.get("use_post_quant_conv", True)),
+        "use_quant_conv": bool(config_json.get("use_quant_conv", True)),
+        "attn_type": "vanilla",
+        "temporal_downsample_level": list(range(levels - 1)),
+        "temporal_upsample_level": list(range(levels - 1, 0, -1)),
+    }
+
+
+def config_from_image_vae(config: Mapping) -> dict:
+    """The config of the TAE that an image VAE inflates to, from diffusers' `config.json` or from our own's keys."""
+    if "ch_mult" not in config:
+        return config_from_diffusers(config)
+    width, multipliers = _whole(config, "ch", 128), config["ch_mult"]
+    if not isinstance(multipliers, (list, tuple)) or not all(type(m) is int for m in multipliers):
+        raise CheckpointError(f"ch_mult is {multipliers}; it must be a list of whole numbers")
+    return config_from_diffusers(
+        {
+            "block_out_channels": [width * multiplier for multiplier in multipliers],
+            "layers_per_block": _whole(config, "num_res_blocks", 2),
+            "latent_channels": _whole(config, "z_channels", 16),
+            "in_channels": _whole(config, "in_channels", 3),
+            "out_channels": _whole(config, "out_ch", 3),
+            "sample_size": _whole(config, "resolution", 256),
+            "scaling_factor": _real(config, "scaling_factor", 1.0),
+            "shift_factor": _real(config, "shift_factor", 0.0),
+            "use_quant_conv": config.get("use_quant_conv", False),
+            "use_post_quant_conv": config.get("use_post_quant_conv", False),
+        }
+    )
+
+
+def _whole(given: Mapping, key: str, default: int) -> int:
+    value = given.get(key, default)
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{key} is {value}; it must be a whole number above 0")
+    return value
+
+
+def _real(given: Mapping, key: str, default: float | None) -> float | None:
+    value = given.get(key, default)
+    if value is not default and type(value) not in (int, float):
+        raise CheckpointError(f"{key} is {value}; it must be a number")
+    return value
+
+
+def _spatial_name(layer: Layer) -> str:
+    """The name of an image VAE's layer in the TAE."""
+    if ".mid.attn_1." in layer.name:
+        return layer.name.replace(".attn_1.", ".attn_1.0.")
+    if layer.kind == "norm":
+        return layer.name
+    for resampling in ("downsample", "upsample"):
+        if layer.name.endswith(f".{resampling}.conv"):
+            return layer.name.replace(f".{resampling}.", f".{resampling}_spat.")
+    return f"{layer.name}.conv_spat"
+
+
+def _temporal_shapes(layer: Layer, config: Mapping) -> dict[str, tuple[int, ...]]:
+    """The temporal parameters that follow an image VAE's layer in the TAE."""
+    width = layer.out_channels
+    if layer.kind == "norm":
+        return {}
+    if layer.kind == "attention":
+        if not layer.name.endswith(".proj_out") or config.get("attn_type", "vanilla") == "spat_only":
+            return {}
+        name = layer.name.replace(".attn_1.proj_out", ".attn_1.1")
+        shapes = {f"{name}.norm.gamma": (width,), f"{name}.norm.beta": (width,)}
+        for projection in ("to_q", "to_k", "to_v", "proj_out"):
+            shapes |= {f"{name}.{projection}.weight": (width, width), f"{name}.{projection}.bias": (width,)}
+        return shapes
+    name, kernel = f"{layer.name}.conv_temp", 3 if layer.kernel > 1 else 1
+    for resampling in ("downsample", "upsample"):
+        if layer.name.endswith(f".{resampling}.conv"):
+            if int(layer.name.split(".")[2]) not in config[f"temporal_{resampling}_level"]:
+                return {}
+            name = layer.name.replace(f".{resampling}.", f".{resampling}_temp.")
+    return {f"{name}.weight": (width, width, 1, kernel), f"{name}.bias": (width,)}
+
+
+def _temporal_start(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What a temporal parameter is in an inflated TAE."""
+    if name.endswith(".gamma"):
+        return np.ones(shape, np.float32)
+    if name.endswith((".bias", ".beta", ".proj_out.weight")):
+        return np.zeros(shape, np.float32)
+    if len(shape) == 2:  # random, but each name's own numbers on every call
+        numbers = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+        return (numbers.clip(-2, 2) * _ATTENTION_STD).astype(np.float32)
+    weight = np.zeros(shape, np.float32)  # (C, C, 1, k)
+    weight[range(shape[0]), range(shape[0]), 0, shape[3] // 2] = 1
+    return weight
