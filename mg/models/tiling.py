@@ -137,7 +137,7 @@ class TilingConfig:
         decode_overlap: frames that neighbouring tiles share there.
         spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
         spatial_overlap: pixels that neighbours share.
-        last: shift | short, see `plan`; DC-AE and HunyuanVideo are "short".
+        last: shift | short: the last tile moves back until it is full, or is cut short (DC-AE, HunyuanVideo).
     """
 
     encode_tile: int = 32

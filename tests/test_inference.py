@@ -1,0 +1,332 @@
+"""Reconstructing a CSV: every line is accounted for, files land where they should, scores are those of the clips."""
+
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from mg.config import parse_config
+from mg.data.video import open_video, read_image, write_image, write_video
+from mg.evaluation import reconstruction
+from mg.evaluation.reconstruction import (
+    Clip,
+    InferenceConfig,
+    Report,
+    Result,
+    format_table,
+    group_by_shape,
+    output_names,
+    reconstruct,
+    reconstruct_csv,
+    score,
+    side_by_side,
+)
+from mg.models import create_model
+
+ROOT = Path(__file__).parents[1]
+TINY = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
+RNG = np.random.default_rng(0)
+
+
+def clip(frames, height, width):
+    """A smooth moving picture, so that H.264 keeps it nearly as it is."""
+    t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
+    planes = [128 + 90 * np.sin((x + 2 * t) / 9 + c) * np.cos(y / 11 - c) for c in range(3)]
+    return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def write_index(folder, names):
+    path = folder / "index.csv"
+    path.write_text("\n".join(["video,caption", *(f"{name},a clip" for name in names)]) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Three clips of 9 frames, two of them of one name, an image, a broken file and one that is too short."""
+    folder = tmp_path / "videos"
+    for name in ("a/x.mp4", "b/x.mp4", "c.mp4"):
+        write_video(folder / name, clip(9, 48, 64), fps=10)
+    write_video(folder / "short.mp4", clip(2, 48, 64), fps=10)
+    write_image(folder / "still.png", clip(1, 50, 40)[0])
+    (folder / "broken.mp4").write_bytes(b"no video")
+    return folder
+
+
+class Offset:
+    """A model that adds a constant, padding as a real one does, and notes what it was shown."""
+
+    temporal_compression, spatial_compression = 8, 8
+
+    def __init__(self, offset=0.1):
+        self.offset, self.shapes, self.tiling = offset, [], None
+
+    def encode(self, x):
+        self.shapes.append(x.shape)
+        pad = [(0, 0)] * 3 + [(0, -x.shape[3] % 8), (0, -x.shape[4] % 8)]
+        mean = ms.Tensor(np.pad(x.asnumpy(), pad, mode="edge"))
+        return mean + 0.5, mean, None
+
+    def decode(self, z, num_target_frames=None):
+        return (z + self.offset)[:, :, :num_target_frames]
+
+    def enable_tiling(self, tiling):
+        self.tiling = tiling
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """Offset models in place of checkpoints, by path; `bad.ckpt` is the farther off."""
+    made = {}
+
+    def load(path, name, dtype, **config):
+        return made.setdefault(path, Offset(0.3 if "bad" in path else 0.1))
+
+    monkeypatch.setattr(reconstruction, "from_pretrained", load)
+    return made
+
+
+def configure(folder, videos, names, **options):
+    settings = dict(ckpt_path="tae.ckpt", csv_path=write_index(folder, names), video_folder=str(videos), image_size=32)
+    return InferenceConfig(**{**settings, "output_path": str(folder / "out"), **options})
+
+
+def read_metrics(folder):
+    with open(folder / "out" / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file)), json.loads((folder / "out" / "metrics.json").read_text())
+
+
+def test_every_line_of_the_index_has_one_row_in_its_order_errors_included(tmp_path, videos, models):
+    names = ["broken.mp4", "a/x.mp4", "short.mp4", "still.png", "missing.mp4", "b/x.mp4"]
+    report = reconstruct_csv(configure(tmp_path, videos, names, num_frames=5, batch_size=2))
+    rows, summary = read_metrics(tmp_path)
+    assert [row["name"] for row in rows] == names
+    assert [row["status"] for row in rows] == ["error", "ok", "error", "ok", "error", "ok"]
+    assert all(bool(row["error"]) == (row["status"] == "error") == (row["psnr"] == "") for row in rows)
+    assert "the video has 2 frames; 5 are needed" in rows[2]["error"]
+    assert [rows[1][key] for key in ("frames", "height", "width")] == ["5", "32", "32"]
+    assert [rows[3][key] for key in ("frames", "height", "width")] == ["1", "32", "32"]
+    assert (summary["clips"], summary["succeeded"], summary["failed"]) == (6, 3, 3)
+    assert [failure["name"] for failure in summary["failures"]] == ["broken.mp4", "short.mp4", "missing.mp4"]
+    psnrs = [float(row["psnr"]) for row in rows if row["psnr"]]
+    assert summary["mean"]["reconstruction"]["psnr"] == pytest.approx(np.mean(psnrs))
+    assert summary["config"]["num_frames"] == 5
+    assert report.means()["reconstruction"][0] == pytest.approx(np.mean(psnrs))
+
+
+def test_reconstruction_original_and_side_by_side_are_written_under_names_that_do_not_collide(tmp_path, videos, models):
+    config = configure(tmp_path, videos, ["a/x.mp4", "b/x.mp4", "still.png", "a/x.mp4"], num_frames=5, baseline=True)
+    reconstruct_csv(config)
+    out = tmp_path / "out"
+    for kind in ("reconstruction", "original", "side_by_side"):
+        assert sorted(path.name for path in (out / kind).iterdir()) == ["a_x.mp4", "a_x_2.mp4", "b_x.mp4", "still.png"]
+    original, shown = open_video(out / "original" / "a_x.mp4"), open_video(out / "side_by_side" / "a_x.mp4")
+    assert (original.num_frames, original.height, original.width, original.fps) == (5, 32, 32, 10)
+    assert (shown.num_frames, shown.height, shown.width) == (5, 32 + reconstruction.LABEL_HEIGHT, 3 * 32)
+    still, original = read_image(out / "reconstruction" / "still.png"), read_image(out / "original" / "still.png")
+    assert np.abs(still.astype(int) - np.minimum(original + 0.1 * 127.5, 255)).max() <= 1
+
+
+def test_compared_checkpoints_and_the_baseline_are_scored_beside_the_reconstruction(tmp_path, videos, models):
+    config = configure(tmp_path, videos, ["c.mp4"], compare=["bad.ckpt", "other/bad.ckpt"], baseline=True)
+    report = reconstruct_csv(config)
+    assert report.methods == ["reconstruction", "bad", "bad_2", "baseline"]
+    (row,), summary = read_metrics(tmp_path)
+    assert float(row["psnr_bad"]) == float(row["psnr_bad_2"]) < float(row["psnr"])
+    assert set(summary["mean"]) == set(report.methods)
+    assert 0 < float(row["ssim_baseline"]) < 1
+    table = format_table(report)
+    assert f"{float(row['psnr']):.2f}" in table and f"{float(row['ssim_bad']):.4f}" in table and "mean" in table
+
+
+def test_without_a_number_of_frames_the_whole_video_is_reconstructed_at_any_odd_size(tmp_path, videos, models):
+    report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], image_size=33, crop=False))
+    assert [(r.frames, r.height, r.width) for r in report.results] == [(9, 33, 44)]
+    report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], image_size=0, crop=False))
+    assert [(r.frames, r.height, r.width) for r in report.results] == [(9, 48, 64)]
+    report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], image_size=0, frame_stride=4))
+    assert [(r.frames, r.height, r.width) for r in report.results] == [(3, 48, 48)]
+    assert open_video(tmp_path / "out" / "original" / "c.mp4").fps == 2.5
+
+
+def test_a_model_meets_one_batch_shape_per_clip_shape(tmp_path, videos, models):
+    names = ["a/x.mp4", "still.png", "b/x.mp4", "c.mp4"]
+    reconstruct_csv(configure(tmp_path, videos, names, batch_size=2, save_videos=False))
+    assert models["tae.ckpt"].shapes.count((2, 3, 9, 32, 32)) == 2  # the second filled up from one clip
+    assert models["tae.ckpt"].shapes.count((1, 3, 1, 32, 32)) == 1
+    assert not (tmp_path / "out" / "original").exists()
+
+
+def test_batches_hold_one_shape_each_and_few_clips_wait():
+    shapes = [RNG.integers(1, 9) for _ in range(60)]
+    clips = [Clip(Result(str(i), str(i)), np.empty((3, shape, 1, 1)), 1.0, False) for i, shape in enumerate(shapes)]
+    drawn, sizes, out = 0, {}, []
+
+    def draw():
+        nonlocal drawn
+        for one in clips:
+            drawn += 1
+            yield one
+
+    for batch, size in group_by_shape(draw(), 3):
+        (shape,) = {one.x.shape for one in batch}
+        out += [one.result.name for one in batch]
+        assert len(batch) <= size == sizes.setdefault(shape, size) <= 3
+        assert drawn - len(out) < 12
+    assert sorted(out, key=int) == [one.result.name for one in clips]
+
+
+def test_scores_are_those_of_the_float_reconstruction(videos):
+    x = np.full((3, 2, 16, 16), 0.25, np.float32)
+    assert score(x, x + 0.02)[0] == pytest.approx(40, abs=1e-3)  # 0.02 of [-1, 1] is 0.01 of [0, 1]
+    assert score(x, x) == (100, pytest.approx(1))
+    with pytest.raises(ValueError, match="not finite"):
+        score(x, x * np.nan)
+
+
+def test_a_reconstruction_that_is_not_finite_is_an_error_row(tmp_path, videos, models):
+    models["tae.ckpt"] = Offset(np.nan)
+    report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"]))
+    assert "not finite" in report.results[0].error and report.means() == {}
+    assert read_metrics(tmp_path)[1]["mean"] == {}
+
+
+def test_the_mean_is_decoded_unless_a_sample_is_wanted():
+    x = np.zeros((1, 3, 2, 16, 16), np.float32)
+    assert reconstruct(Offset(0.1), x).max() == pytest.approx(0.1)
+    assert reconstruct(Offset(0.1), x, sample_posterior=True).max() == pytest.approx(0.6)
+    assert reconstruct(Offset(5), x).max() == 1  # clipped
+
+
+def test_tiles_are_set_on_every_model_only_where_they_are_enabled(tmp_path, videos, models):
+    reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], compare="bad.ckpt", save_videos=False))
+    assert [model.tiling for model in models.values()] == [None, None]
+    config = configure(tmp_path, videos, ["c.mp4"], compare="bad.ckpt", save_videos=False, enable_tile=True)
+    reconstruct_csv(config)
+    assert [model.tiling for model in models.values()] == [config.tiling] * 2
+
+
+def test_columns_stand_side_by_side_under_labels():
+    left, right = (np.full((2, 16, 40, 3), value, np.uint8) for value in (10, 20))
+    shown = side_by_side({"original": left, "a long label": right})
+    assert shown.shape == (2, 16 + reconstruction.LABEL_HEIGHT, 80, 3)
+    labels, frames = np.split(shown, [reconstruction.LABEL_HEIGHT], axis=1)
+    assert set(np.unique(frames[:, :, :40])) == {10} and set(np.unique(frames[:, :, 40:])) == {20}
+    assert labels[:, :, :40].max() > 200 and labels[:, :, 40:].max() > 200
+
+
+def test_names_from_the_index_become_file_names_of_their_own():
+    names = ["a/x.mp4", "a_x.mp4", "A/x.avi", "x.y.mp4", "/abs/x.mp4", "a/x.mp4"]
+    assert output_names(names) == ["a_x", "a_x_2", "A_x_3", "x.y", "abs_x", "a_x_4"]
+
+
+def test_a_report_without_any_success_still_has_a_table():
+    report = Report(["reconstruction"], [Result("a.mp4", "a", error="no such file")])
+    assert "failed: a.mp4: no such file" in format_table(report)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(batch_size=0), "batch_size is 0; it must be at least 1"),
+        (dict(num_frames=0), "num_frames is 0; it must be at least 1"),
+        (dict(image_size=8), "image_size is 8; it must be at least 11, or 0"),
+        (dict(fps=0.0), "fps is 0.0; it must be positive"),
+    ],
+)
+def test_settings_out_of_range_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        InferenceConfig("tae.ckpt", "index.csv", **options)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tae" / "inference").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_configurations_are_valid(path):
+    arguments = ["--config", str(path), "--ckpt_path", "tae.ckpt", "--csv_path", "index.csv"]
+    config = parse_config(InferenceConfig, "", arguments)
+    config.tiling.encode_axes(8, 8)
+
+
+def run_script(monkeypatch, *arguments):
+    """The exit code of scripts/inference_vae.py, run in this process: MindSpore lets the device be chosen only once."""
+    monkeypatch.setattr("mg.runtime.setup", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["inference_vae.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "scripts" / "inference_vae.py"), run_name="__main__")
+    return stopped.value.code
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "tae.ckpt"
+    create_model("tae", **TINY).save_weights(path)
+    return path
+
+
+def test_the_command_of_the_specification_reconstructs_with_a_real_model(tmp_path, videos, checkpoint):
+    index = write_index(tmp_path, ["a/x.mp4", "broken.mp4", "b/x.mp4"])
+    command = (
+        f"{sys.executable} scripts/inference_vae.py --ckpt_path {checkpoint} --batch_size 2 --num_frames=9 "
+        f"--image_size 32 --csv_path {index} --video_folder {videos} --enable_tile=False "
+        f"--output_path {tmp_path / 'out'} --baseline True"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command.split(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 3 clips reconstructed" in done.stdout and "failed: broken.mp4" in done.stdout
+    rows, summary = read_metrics(tmp_path)
+    assert [row["status"] for row in rows] == ["ok", "error", "ok"]
+    assert float(rows[0]["psnr_baseline"]) > float(rows[0]["psnr"]) > 0  # the model is untrained
+    assert list(summary["mean"]) == ["reconstruction", "baseline"]
+
+
+def test_tiled_inference_with_a_real_model_keeps_every_frame_and_pixel(tmp_path, videos, checkpoint, monkeypatch):
+    index = write_index(tmp_path, ["c.mp4", "still.png"])
+    tiles = {"encode_tile": 8, "decode_tile": 16, "decode_overlap": 8, "spatial_tile": 32, "spatial_overlap": 16}
+    code = run_script(
+        monkeypatch,
+        *("--ckpt_path", checkpoint, "--csv_path", index, "--video_folder", videos, "--output_path", tmp_path / "out"),
+        *("--image_size", 0, "--crop", "False", "--enable_tile", "True", "--compare", checkpoint),
+        *(f"--tiling.{name}={value}" for name, value in tiles.items()),
+    )
+    assert code == 0
+    reader = open_video(tmp_path / "out" / "reconstruction" / "c.mp4")
+    assert (reader.num_frames, reader.height, reader.width) == (9, 48, 64)
+    assert read_image(tmp_path / "out" / "reconstruction" / "still.png").shape == (50, 40, 3)
+    assert all(row["psnr"] == row["psnr_tae"] for row in read_metrics(tmp_path)[0])
+
+
+def test_the_command_fails_with_1_if_no_clip_worked(tmp_path, videos, checkpoint, monkeypatch, capsys):
+    index = write_index(tmp_path, ["broken.mp4", "missing.mp4"])
+    arguments = ["--ckpt_path", checkpoint, "--csv_path", index, "--video_folder", videos]
+    assert run_script(monkeypatch, *arguments, "--output_path", tmp_path / "out") == 1
+    assert "0 of 2 clips reconstructed" in capsys.readouterr().out
+    assert len(read_metrics(tmp_path)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--ckpt_path", "nowhere/tae.ckpt"], "nowhere/tae.ckpt"),
+        (["--csv_path", "nowhere.csv"], "nowhere.csv: no such CSV file"),
+        (["--video_folder", "nowhere"], "nowhere: no such video folder"),
+        (["--model", "tea"], "no model 'tea'"),
+        (["--dtype", "int8"], "int8"),
+        (["--enable_tile=True", "--tiling.decode_tile=12"], "decode_tile is 12"),
+        (["--number_frames=16"], "did you mean 'num_frames'"),
+        (["--model_config", "{ch: 64}"], "tae.ckpt"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_code_2(tmp_path, videos, checkpoint, monkeypatch, capsys, options, message):
+    index = write_index(tmp_path, ["c.mp4"])
+    arguments = ["--ckpt_path", checkpoint, "--csv_path", index, "--video_folder", videos]
+    assert run_script(monkeypatch, *arguments, "--output_path", tmp_path / "out", *options) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
+    assert not (tmp_path / "out").exists()
