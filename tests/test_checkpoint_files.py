@@ -414,7 +414,8 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
 
 def test_folders_of_ours_and_of_diffusers_are_read(tmp_path):
     tensors = {"a": np.ones(2, np.float32), "b": np.zeros(3, np.float32)}
-    for where in ("model.safetensors", "diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+    theirs = "diffusion_pytorch_model.safetensors"
+    for where in ("model.safetensors", theirs, f"vae/{theirs}"):
         path = tmp_path / where.replace("/", "_") / where
         write_state_dict(path, tensors)
         (path.parent / "config.json").write_text("{}")

@@ -289,7 +289,7 @@ def test_the_tool_writes_the_tae_its_config_and_its_report(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "120 used, 0 missing, 0 of another shape, 0 left over" in done.stdout
     assert_equal(read_state_dict(target), inflate(image_vae(), TINY_TAE)[0])
-    assert json.loads(target.with_suffix(".json").read_text()) == TINY_TAE
+    assert json.loads(target.with_suffix(".json").read_text()) == {"model": "tae", **TINY_TAE}
     assert (tmp_path / "names.txt").read_text().splitlines() == [f"used {name}" for name in image_vae()]
 
 

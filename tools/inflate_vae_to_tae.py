@@ -65,7 +65,7 @@ def main() -> None:
 
     write_state_dict(target, state, options.dtype)
     with atomic_write(target.with_suffix(".json")) as file:
-        file.write_text(json.dumps(config, indent=2) + "\n")
+        file.write_text(json.dumps({"model": "tae", **config}, indent=2) + "\n")
     tell(report, options)
     print(f"{target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
 

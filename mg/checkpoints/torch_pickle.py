@@ -136,26 +136,27 @@ def _open_zip(source: Source) -> tuple[object, dict[str, _Record]]:
     records = {
         name.removeprefix(folder + "data/"): _Record(info.file_size, functools.partial(archive.read, info))
         for name, info in infos.items()
+        if name.startswith(folder + "data/")
     }
     return _unpickle(io.BytesIO(archive.read(pickles[0]))), records
 
 
 def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
     stream = io.BytesIO(source.read(0, source.size))
-    if stream.read(2)[:1] != pickle.PROTO or stream.seek(0) or _unpickle(stream) != _LEGACY_MAGIC:
+    if stream.getvalue()[:1] != pickle.PROTO or _unpickle(stream) != _LEGACY_MAGIC:
         raise CheckpointError("is not a file of PyTorch's, or is cut short")
     _unpickle(stream)  # protocol version
     _check_byte_order(_unpickle(stream)["little_endian"])
     seen: dict[str, _Storage] = {}
     found = _unpickle(stream, seen)
+    keys = _unpickle(stream)
     records = {}
-    position = None
-    for key in _unpickle(stream):
-        position = stream.tell() if position is None else position
+    position = stream.tell()
+    for key in keys:
         num_bytes = int.from_bytes(source.read(position, 8), "little") * item_size(seen[key].dtype)
         records[key] = _Record(num_bytes, functools.partial(source.read, position + 8, num_bytes))
         position += 8 + num_bytes
-    if position is not None and position > source.size:
+    if position > source.size:
         raise CheckpointError(f"ends at byte {source.size} where byte {position} was announced: cut short?")
     return found, records
 
@@ -169,7 +170,7 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
     """The one dict of tensors in what a file holds: itself, or what stands under a usual name."""
     if not isinstance(found, dict):
         raise CheckpointError(f"holds no state dict{where}")
-    inner = [name for name in _CONTAINERS if isinstance(found.get(name), dict)]
+    inner = [name for name in _CONTAINERS if isinstance(found.get(name), dict) and found[name]]
     if len(inner) > 1:
         raise CheckpointError(f"holds several state dicts ({', '.join(inner)}); save the wanted one alone")
     if inner:
@@ -187,10 +188,10 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None):
     """The object of the pickle at the stream's position, which moves behind it; its storages go into `storages`."""
-    start = stream.tell()
+    start, size = stream.tell(), len(stream.getvalue())
     for opcode, argument, _ in pickletools.genops(stream):
         # The interpreter's memo is an array as long as the greatest index, which a few bytes may set to 2**32.
-        if "PUT" in opcode.name and argument > len(stream.getbuffer()):
+        if "PUT" in opcode.name and argument > size:
             raise CheckpointError("its pickle is damaged")
     data = stream.getvalue()[start : stream.tell()]
     return _Unpickler(io.BytesIO(data), {} if storages is None else storages).load()
@@ -229,7 +230,10 @@ class _Unpickler(pickle.Unpickler):
             raise CheckpointError("its pickle refers to something that is not a storage")
         if len(pid) > 5 and pid[5] is not None:
             raise CheckpointError("holds views of storages as PyTorch 0.1 wrote them; save it again with a newer one")
-        return self.storages.setdefault(key, _Storage(key, dtype, count))
+        storage = _Storage(key, dtype, count)
+        if self.storages.setdefault(key, storage) != storage:
+            raise CheckpointError(f"its pickle describes storage {key[:32]} in two ways")
+        return storage
 
     def tensor(self, storage, offset, shape, strides, *_) -> _Tensor:
         if not isinstance(storage, _Storage):

@@ -133,7 +133,7 @@ def check_fit(report: LoadReport) -> None:
     """
     more = [name for name in report.unexpected if name.removeprefix(_PREFIX).startswith(_PARTS)]
     if not report.complete or more:
-        raise CheckpointError(f"is not the image VAE that its config describes: {report.summary()}", report)
+        raise CheckpointError(f"is not an image VAE of the wanted architecture: {report.summary()}", report)
 
 
 def from_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
