@@ -176,6 +176,13 @@ def test_a_causal_model_maps_4k_plus_1_frames_tiled_as_whole():
         np.testing.assert_array_equal(tiled(decode, z, [Axis(0, 4, 1, last, up=4, lead=1)]), decode(z))
 
 
+def test_neighbours_in_space_share_a_quarter_of_the_tile_unless_told_otherwise():
+    for spatial_tile, overlap, shared in [(256, None, 64), (72, None, 16), (8, None, 0), (64, 0, 0), (64, 32, 32)]:
+        config = TilingConfig(spatial_tile=spatial_tile, spatial_overlap=overlap)
+        assert [axis.overlap for axis in config.encode_axes(8, 8)[1:]] == [shared] * 2
+        assert [axis.overlap for axis in config.decode_axes(8, 8)[1:]] == [shared // 8] * 2
+
+
 @pytest.mark.parametrize("dtype", [ms.float32, ms.float16])
 def test_tensors_go_in_and_out_as_tensors_of_the_models_dtype(dtype):
     x = ms.Tensor(np.arange(2 * 11, dtype=np.float32).reshape(2, 11), dtype)

@@ -201,7 +201,7 @@ def load_models(config: InferenceConfig) -> dict[str, VideoAutoencoder]:
     for label, path in zip([RECONSTRUCTION, *compared], [config.ckpt_path, *config.compare]):
         models[label] = from_pretrained(path, config.model, config.dtype, **(config.model_config or {}))
         if config.enable_tile:
-            models[label].enable_tiling(config.tiling)
+            models[label].enable_tiling(**vars(config.tiling))
     return models
 
 

@@ -136,7 +136,7 @@ class TilingConfig:
         decode_tile: frames that a tile decodes to.
         decode_overlap: frames that neighbouring tiles share there.
         spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
-        spatial_overlap: pixels that neighbours share.
+        spatial_overlap: pixels that neighbours share; by default a quarter of the tile, in whole latents.
         last: shift | short: the last tile moves back until it is full, or is cut short (DC-AE, HunyuanVideo).
     """
 
@@ -145,7 +145,7 @@ class TilingConfig:
     decode_tile: int = 32
     decode_overlap: int = 16
     spatial_tile: int = 0
-    spatial_overlap: int = 0
+    spatial_overlap: int | None = None
     last: str = "shift"
 
     def encode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
@@ -154,29 +154,33 @@ class TilingConfig:
         Raises:
             ValueError: a size that does not fit that compression, naming the field.
         """
-        self._check(temporal, spatial)
+        shared = self._checked_spatial_overlap(temporal, spatial)
         axes = [Axis(2, self.encode_tile, self.encode_overlap, self.last, down=temporal, lead=lead)]
         if self.spatial_tile:
-            axes += [Axis(d, self.spatial_tile, self.spatial_overlap, self.last, down=spatial) for d in (3, 4)]
+            axes += [Axis(d, self.spatial_tile, shared, self.last, down=spatial) for d in (3, 4)]
         return axes
 
     def decode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
         """Axes of latents (B, z, t, h, w) to be decoded; raises as `encode_axes` does."""
-        self._check(temporal, spatial)
+        shared = self._checked_spatial_overlap(temporal, spatial)
         tile, overlap = self.decode_tile // temporal, self.decode_overlap // temporal
         axes = [Axis(2, tile, overlap, self.last, up=temporal, lead=lead)]
         if self.spatial_tile:
-            tile, overlap = self.spatial_tile // spatial, self.spatial_overlap // spatial
+            tile, overlap = self.spatial_tile // spatial, shared // spatial
             axes += [Axis(d, tile, overlap, self.last, up=spatial) for d in (3, 4)]
         return axes
 
-    def _check(self, temporal: int, spatial: int) -> None:
+    def _checked_spatial_overlap(self, temporal: int, spatial: int) -> int:
+        shared = self.spatial_overlap
+        if shared is None:
+            shared = self.spatial_tile // 4 // spatial * spatial
         _check_sizes("encode_tile", self.encode_tile, "encode_overlap", self.encode_overlap, temporal)
         _check_sizes("decode_tile", self.decode_tile, "decode_overlap", self.decode_overlap, temporal)
         if self.spatial_tile:
-            _check_sizes("spatial_tile", self.spatial_tile, "spatial_overlap", self.spatial_overlap, spatial)
-        elif self.spatial_overlap:
-            raise ValueError(f"spatial_overlap is {self.spatial_overlap}, spatial_tile 0: whole frames share nothing")
+            _check_sizes("spatial_tile", self.spatial_tile, "spatial_overlap", shared, spatial)
+        elif shared:
+            raise ValueError(f"spatial_overlap is {shared}, spatial_tile 0: whole frames share nothing")
+        return shared
 
 
 def _check_sizes(tile_name: str, tile: int, overlap_name: str, overlap: int, multiple: int) -> None:
