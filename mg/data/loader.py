@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Iterator, NamedTuple, Optional, Sequence
@@ -148,19 +149,19 @@ class ClipLoader:
         Raises:
             DataError: more than `max_bad_share` of the files could not be read, or none of them could.
         """
+        steps = count(start_step)
         if self.config.num_workers == 0:
-            step = start_step
-            while True:
+            for step in steps:
                 yield self._finish(step, *self._load(step))
-                step += 1
         workers = ThreadPoolExecutor(self.config.num_workers, thread_name_prefix="mg-data")
         try:
-            ahead, step = deque(), start_step
+            ahead = deque()
             while True:
                 while len(ahead) <= self.config.num_workers:
-                    ahead.append(workers.submit(self._load, step))
-                    step += 1
-                yield self._finish(step - len(ahead), *ahead.popleft().result())
+                    step = next(steps)
+                    ahead.append((step, workers.submit(self._load, step)))
+                step, loaded = ahead.popleft()
+                yield self._finish(step, *loaded.result())
         finally:
             workers.shutdown(wait=True, cancel_futures=True)
 
@@ -224,15 +225,15 @@ class ClipLoader:
         return self._transform(frames, rng)
 
     def _clip_indices(self, row: IndexRow, video, rng: np.random.Generator) -> list[int]:
-        count, stride = self.config.sample_n_frames, self.config.sample_stride
-        needed = (count - 1) * stride + 1
+        length, stride = self.config.sample_n_frames, self.config.sample_stride
+        needed = (length - 1) * stride + 1
         if video.num_frames < needed:
             raise VideoError(f"{row.path}: too short: {video.num_frames} frames, {needed} needed")
-        if self.config.max_sample_stride is not None and count > 1:
-            longest = (video.num_frames - 1) // (count - 1)
+        if self.config.max_sample_stride is not None and length > 1:
+            longest = (video.num_frames - 1) // (length - 1)
             stride = int(rng.integers(stride, min(self.config.max_sample_stride, longest) + 1))
-        start = int(rng.integers(video.num_frames - (count - 1) * stride))
-        return [start + stride * i for i in range(count)]
+        start = int(rng.integers(video.num_frames - (length - 1) * stride))
+        return [start + stride * i for i in range(length)]
 
     def _transform(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         config = self.config
@@ -252,18 +253,16 @@ class ClipLoader:
         return transforms.to_video_tensor(frames)
 
     def _finish(self, step: int, x: Optional[np.ndarray], names: list[str], failed: dict[str, str]) -> Batch:
-        """Count a batch's bad files as it is given out, in the order of the steps, so that a run stops where it must."""
+        """Count a batch's bad files as it is given out, so that a run stops at the same step for any num_workers."""
         for name, reason in failed.items():
             if name not in self.bad_files:
                 self.bad_files[name] = reason
                 _logger.warning("skipped a file that cannot be used: %s", reason)
-        bad, total = len(self.bad_files), self._num_files
-        if x is None or bad > self.config.max_bad_share * total:
-            some = "; ".join(list(self.bad_files.values())[:3])
-            raise DataError(
-                f"{bad} of {total} files could not be used, more than max_bad_share = {self.config.max_bad_share} "
-                f"allows: {some}{'; ...' if bad > 3 else ''}"
-            )
+        bad, total, share = len(self.bad_files), self._num_files, self.config.max_bad_share
+        if x is None or bad > share * total:
+            some = "; ".join(list(self.bad_files.values())[:3]) + ("; ..." if bad > 3 else "")
+            limit = f"more than max_bad_share = {share} allows" if bad > share * total else "and no other is left"
+            raise DataError(f"{bad} of {total} files could not be used, {limit}: {some}")
         return Batch(step, step // self.steps_per_epoch, x, names)
 
 

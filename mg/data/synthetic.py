@@ -1,13 +1,12 @@
 """Clips with real image content where no video can be downloaded: photographs moved as a camera moves.
 
-The photographs lie inside the scikit-image wheel. They pan, zoom and turn at natural speeds, and in some clips an object,
-a soft-edged piece of another photograph, passes in front. Test clips show photographs that no train clip shows, whole or
-in part.
+The photographs lie inside the scikit-image wheel. They pan, zoom and turn at natural speeds, and in some clips an
+object, a soft-edged piece of another photograph, passes in front. Test clips show photographs that no train clip shows,
+whole or in part.
 """
 
 import csv
 import json
-import logging
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +18,6 @@ from mg.checkpoints.atomic import atomic_write
 from mg.data.errors import DataError
 from mg.data.transforms import resize_short_side
 from mg.data.video import read_image, write_image, write_video
-
-_logger = logging.getLogger(__name__)
 
 TRAIN_PHOTOGRAPHS = (
     "astronaut.png",
@@ -75,7 +72,7 @@ class ClipSettings:
 
 
 def read_photograph(name: str) -> np.ndarray:
-    """A photograph from inside the installed scikit-image package -> uint8 RGB (H, W, 3); grey ones in three channels."""
+    """A photograph from inside the installed scikit-image package -> uint8 RGB (H, W, 3), grey ones too."""
     package = find_spec("skimage")
     if package is None:
         raise DataError("the photographs come with scikit-image, which is not installed: pip install scikit-image")
@@ -163,11 +160,10 @@ def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rn
     if motion == "object":
         pan = rng.uniform(0.1, 0.3) * scale  # a hand-held camera is never quite still
 
-    # The photograph is brought to the scale of the clip first, area-filtered, so that the warp need only interpolate.
-    reach = pan * middle
-    grow = np.exp(abs(zoom) * middle)  # the widest view, beside the middle one
+    # The photograph first shrinks, area-filtered, to the scale of the widest view, so that the warp never does.
+    widest = abs(zoom) * middle
     corner = np.sqrt(2) if turn else 1.0
-    needed = (size * corner + 2 * reach) * grow + 4
+    needed = size * corner + 2 * pan * middle + 4
     short = int(np.ceil(max(needed, size * rng.uniform(1.1, 2.2))))
     photograph = resize_short_side(photograph[None], short)[0].astype(np.float32)
     height, width = photograph.shape[:2]
@@ -181,7 +177,7 @@ def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rn
     frames = []
     for i in range(settings.num_frames):
         time = i - middle
-        view, angle = np.exp(zoom * time), turn * time
+        view, angle = np.exp(zoom * time - widest), turn * time  # view: photograph's pixels per clip's pixel, up to 1
         matrix = view * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         offset = centre + step * time - 0.5 - matrix @ np.full(2, (size - 1) / 2)
         frames.append(_warp(photograph, np.column_stack([matrix, offset]), size))
@@ -250,9 +246,13 @@ def _finish(path: Path, manifest: dict, files: list[str]) -> None:
 
 
 def _is_complete(path: Path, manifest: dict) -> bool:
+    """Whether all that the manifest promises is there; if not, an old manifest goes before new files come."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         files = found.pop("files")
     except (OSError, ValueError, KeyError, AttributeError):
-        return False
-    return found == manifest and all((path.parent / name).is_file() for name in files)
+        found, files = None, []
+    complete = found == manifest and all((path.parent / name).is_file() for name in files)
+    if not complete:
+        path.unlink(missing_ok=True)
+    return complete

@@ -1,15 +1,17 @@
 """Reading and writing videos and images as uint8 RGB frames.
 
-Videos are decoded by decord where it has a wheel (x86-64) and by PyAV everywhere else; both give the same frames, turned
-upright as the file's rotation says. A file cut short, empty, or without a picture is a `VideoError` that names it.
-Damage inside the stream is reported by PyAV; decord's decoder conceals some of it.
+Videos are decoded by decord where it has a wheel (x86-64) and by PyAV everywhere else, and for the files that decord
+misreads; both give the same frames, turned upright as the file's rotation says. A file cut short, empty, or without a
+picture is a `VideoError` that names it. So is damage inside the stream, as far as the decoder tells: PyAV's does,
+decord's conceals much of it.
 """
 
-import logging
 import os
+import re
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterable, Optional, Sequence, Union
+from typing import Iterable, Iterator, Optional, Sequence, Union
 
 import av
 import cv2
@@ -17,8 +19,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mg.checkpoints.atomic import atomic_write
-
-_logger = logging.getLogger(__name__)
 
 PathLike = Union[str, os.PathLike]
 
@@ -40,7 +40,7 @@ def open_video(path: PathLike, backend: str = "auto") -> "VideoReader":
 
     Args:
         path: the file.
-        backend: auto (decord if it can be imported, else PyAV) | decord | av.
+        backend: auto (decord where it can be imported and reads this file rightly, else PyAV) | decord | av.
 
     Raises:
         VideoError: the file is missing, empty, cut short, not a video, or has no frame that decodes.
@@ -48,9 +48,14 @@ def open_video(path: PathLike, backend: str = "auto") -> "VideoReader":
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     _check_file(path)
-    if backend == "auto":
-        backend = "av" if _decord() is None else "decord"
-    return _DecordReader(path) if backend == "decord" else _AvReader(path)
+    packets = _list_packets(path)
+    if backend == "decord" or (backend == "auto" and _decord() is not None):
+        try:
+            return _DecordReader(path, packets)
+        except VideoError:  # PyAV's decoders are newer (AV1, say); where it fails too, its error is the clearer one
+            if backend == "decord":
+                raise
+    return _AvReader(path, packets)
 
 
 class VideoReader:
@@ -89,82 +94,112 @@ class VideoReader:
         self.close()
 
 
+@dataclass(frozen=True)
+class _Packets:
+    """What the container says of its frames, without decoding.
+
+    Attributes:
+        index_of: presentation time -> number of the frame; None where the times are missing or repeat.
+        suits_decord: 8 bits, no packet hidden by an edit list, and each key frame shown after all that precede it in
+            the file. Else decord, which counts packets, seeks to wrong frames without a word, or rounds its own way.
+    """
+
+    index_of: Optional[dict[int, int]]
+    suits_decord: bool
+
+
+def _list_packets(path: PathLike) -> _Packets:
+    times, keys, num_packets = [], [], 0
+    try:
+        with av.open(str(path)) as container:
+            stream = _video_stream(path, container)
+            bits = max((component.bits for component in stream.format.components), default=8) if stream.format else 8
+            for packet in container.demux(stream):
+                if packet.size == 0:  # the flush at the end
+                    continue
+                num_packets += 1
+                if packet.is_corrupt:
+                    raise VideoError(f"{path}: the file is damaged or cut short at frame {num_packets - 1}")
+                if packet.is_discard:
+                    continue
+                if packet.is_keyframe:
+                    keys.append((len(times), packet.pts))
+                times.append(packet.pts)
+            if num_packets < stream.frames:
+                raise VideoError(f"{path}: cut short: {num_packets} of its {stream.frames} frames are there")
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{path}: not a video that can be decoded ({_reason(error)})") from None
+    if None in times or len(set(times)) < len(times):
+        return _Packets(None, False)
+    index_of = {time: index for index, time in enumerate(sorted(times))}
+    in_order = len(times) == num_packets and all(index_of[time] == place for place, time in keys)
+    return _Packets(index_of, in_order and bits == 8)
+
+
+def _video_stream(path: PathLike, container):
+    stream = next(iter(container.streams.video), None)
+    if stream is None or stream.codec_context is None:
+        raise VideoError(f"{path}: there is no video in this file that can be decoded")
+    return stream
+
+
 class _DecordReader(VideoReader):
-    def __init__(self, path: PathLike):
+    def __init__(self, path: PathLike, packets: _Packets):
         self.path = Path(path)
         decord = _decord()
         if decord is None:
             raise VideoError(f"{self.path}: decord cannot be imported here; use the backend 'av'")
+        if not packets.suits_decord:
+            raise VideoError(f"{self.path}: decord misreads files of this kind; use the backend 'av'")
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
             self.num_frames = len(self._reader)
             self.fps = float(self._reader.get_avg_fps())
             # A first frame that decodes is what makes a file a video; it also gives the upright size.
-            self.height, self.width = self._reader[0].shape[:2]
-        except (RuntimeError, IndexError) as error:  # decord's own errors are RuntimeErrors
-            raise VideoError(f"{self.path}: not a video that can be decoded ({_first_line(error)})") from None
+            self.height, self.width, channels = self._reader[0].shape
+        except (decord.DECORDError, RuntimeError, IndexError) as error:
+            raise VideoError(f"{self.path}: not a video that can be decoded ({_reason(error)})") from None
+        if channels != 3:  # decord divides a padded line by the width, which goes wrong where that is below 64
+            raise VideoError(f"{self.path}: decord cannot read frames {self.width} wide; use the backend 'av'")
 
     def _read(self, indices: Sequence[int]) -> np.ndarray:
         try:
             return self._reader.get_batch(indices).asnumpy()
-        except (RuntimeError, IndexError) as error:
-            raise VideoError(f"{self.path}: frames do not decode ({_first_line(error)})") from None
+        except (_decord().DECORDError, RuntimeError, IndexError) as error:
+            raise VideoError(f"{self.path}: frames do not decode ({_reason(error)})") from None
 
     def close(self) -> None:
         self._reader = None
 
 
 class _AvReader(VideoReader):
-    def __init__(self, path: PathLike):
+    def __init__(self, path: PathLike, packets: _Packets):
         self.path = Path(path)
         self._container = None
+        self._index_of = packets.index_of
         try:
-            self._container = av.open(str(path))
-            if not self._container.streams.video:
-                raise VideoError(f"{self.path}: there is no video stream in this file")
-            self._stream = self._container.streams.video[0]
-            # Loading is parallel over clips already; more threads per clip would only be in each other's way.
-            self._stream.codec_context.thread_count = 1
-            self._index_of = self._list_frames()
+            first = next(self._decode(), None)
             if self._index_of is None:
-                self.num_frames = sum(1 for _ in self._decode_from(0))
+                self.num_frames = sum(1 for _ in self._decode())
             else:
                 self.num_frames = len(self._index_of)
-            first = next(self._decode_from(0), None)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            self.close()
-            if isinstance(error, VideoError):
-                raise
-            raise VideoError(f"{self.path}: not a video that can be decoded ({_first_line(error)})") from None
-        if first is None or not self.num_frames:
-            self.close()
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(f"{self.path}: not a video that can be decoded ({_reason(error)})") from None
+        if first is None:
             raise VideoError(f"{self.path}: there is no frame in this video")
         self.height, self.width = _to_rgb(first).shape[:2]
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
 
-    def _list_frames(self) -> Optional[dict]:
-        """Presentation time -> frame number, from the packets alone; None where the container has no honest times."""
-        times, num_packets = [], 0
-        for packet in self._container.demux(self._stream):
-            if packet.size == 0:  # the flush at the end
-                continue
-            num_packets += 1
-            if packet.is_corrupt:
-                raise VideoError(f"{self.path}: the file is damaged or cut short at frame {num_packets - 1}")
-            if not packet.is_discard:
-                times.append(packet.pts)
-        if num_packets < self._stream.frames:
-            raise VideoError(
-                f"{self.path}: the file is cut short: {num_packets} of the {self._stream.frames} frames are there"
-            )
-        if None in times or len(set(times)) < len(times):
-            return None
-        return {time: index for index, time in enumerate(sorted(times))}
-
-    def _decode_from(self, time: int):
-        """All frames from the key frame before `time` on (0: from the very first)."""
-        start = self._stream.start_time or 0
-        self._container.seek(min(time, start) if time == 0 else time, stream=self._stream, backward=True)
+    def _decode(self, time: Optional[int] = None) -> Iterator[av.VideoFrame]:
+        """The frames from the first on, or from the key frame before `time`."""
+        if self._container is None or time is None:  # opened anew rather than rewound: not every file can seek
+            self.close()
+            self._container = av.open(str(self.path))
+            self._stream = _video_stream(self.path, self._container)
+            # Loading is parallel over clips already; more threads per clip would only be in each other's way.
+            self._stream.codec_context.thread_count = 1
+        if time is not None:
+            self._container.seek(time, stream=self._stream, backward=True)
         for frame in self._container.decode(self._stream):
             if frame.is_corrupt:
                 raise VideoError(f"{self.path}: the frame at {frame.time} s is damaged")
@@ -177,7 +212,7 @@ class _AvReader(VideoReader):
             if len(frames) < len(wanted):  # times that lie, or a key frame that is none: count from the start instead
                 frames = self._read_by_count(wanted)
         except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: frames do not decode ({_first_line(error)})") from None
+            raise VideoError(f"{self.path}: frames do not decode ({_reason(error)})") from None
         missing = sorted(wanted - set(frames))
         if missing:
             raise VideoError(f"{self.path}: frame {missing[0]} of {self.num_frames} does not decode")
@@ -187,7 +222,7 @@ class _AvReader(VideoReader):
         frames = {}
         first, last = min(wanted), max(wanted)
         time_of_first = next(time for time, index in self._index_of.items() if index == first)
-        for frame in self._decode_from(time_of_first):
+        for frame in self._decode(time_of_first):
             index = self._index_of.get(frame.pts, -1)
             if index in wanted:
                 frames[index] = _to_rgb(frame)
@@ -197,7 +232,7 @@ class _AvReader(VideoReader):
 
     def _read_by_count(self, wanted: set) -> dict:
         frames = {}
-        for index, frame in enumerate(self._decode_from(0)):
+        for index, frame in enumerate(self._decode()):
             if index in wanted:
                 frames[index] = _to_rgb(frame)
             if len(frames) == len(wanted):
@@ -224,7 +259,7 @@ def read_image(path: PathLike) -> np.ndarray:
                 image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path}: not an image that can be decoded ({_first_line(error)})") from None
+        raise VideoError(f"{path}: not an image that can be decoded ({_reason(error)})") from None
 
 
 def write_video(path: PathLike, frames: np.ndarray, fps: float) -> None:
@@ -245,9 +280,10 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "16"}
-        # One thread gives the same bytes on every machine. The matrix is the one that the conversion below uses.
+        # One thread and no macroblock tree (which reads memory that it never set) give the same bytes every time.
+        stream.options = {"crf": "16", "x264-params": "mbtree=0"}
         stream.codec_context.thread_count = 1
+        # The matrix and range that the conversion from RGB uses, so that a player need not guess.
         stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
         stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
         for frame in frames:
@@ -295,9 +331,13 @@ def _decord():
         import decord
     except ImportError:
         return None
-    decord.logging.set_level(decord.logging.ERROR)
+    decord.logging.set_level(decord.logging.QUIET)
     return decord
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: BaseException) -> str:
+    """What a decoder says of a file, in one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # decord puts a time and a place in its source in front: "[12:20:47] /.../video_reader.cc:486: "
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0]) if lines else type(error).__name__
