@@ -13,7 +13,6 @@ import pytest
 from mg.checkpoints import CheckpointError, read_state_dict, write_state_dict
 from mg.models.image_vae.weights import from_diffusers, image_vae_names, image_vae_shapes, rename, to_diffusers
 from mg.models.tae.weights import (
-    config_from_diffusers,
     config_from_image_vae,
     expected_shapes,
     from_mindone,
@@ -52,7 +51,7 @@ TINY = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-TINY_TAE = config_from_diffusers(TINY)
+TINY_TAE = config_from_image_vae(TINY)
 
 
 def image_vae(config=TINY_TAE, seed=0) -> dict[str, np.ndarray]:
@@ -84,7 +83,7 @@ def assert_equal(found: dict, wanted: dict) -> None:
 def test_names_and_shapes_are_those_of_mindones_checkpoints():
     lines = (Path(__file__).parent / "data" / "tae_names.txt").read_text().splitlines()
     wanted = {name: ast.literal_eval(shape) for name, shape in (line.split(" ", 1) for line in lines)}
-    shapes = expected_shapes(config_from_diffusers(SD35))
+    shapes = expected_shapes(config_from_image_vae(SD35))
     assert shapes == wanted and list(shapes) == list(wanted)
     assert len(shapes) == 388 and sum(map(math.prod, shapes.values())) == 114_472_801
 
@@ -92,7 +91,7 @@ def test_names_and_shapes_are_those_of_mindones_checkpoints():
 def test_the_config_of_sd35_gives_the_specifications_tae_config():
     from mg.models.tae.tae import TAE_CONFIG
 
-    assert config_from_diffusers(SD35) == {**TAE_CONFIG, "resolution": 1024}
+    assert config_from_image_vae(SD35) == {**TAE_CONFIG, "resolution": 1024}
 
 
 @pytest.mark.parametrize("quant", (False, True))
@@ -101,12 +100,12 @@ def test_names_and_shapes_are_those_of_diffusers(quant):
     given = {**TINY, "use_quant_conv": quant, "use_post_quant_conv": quant}
     model = diffusers.AutoencoderKL(**given)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    config = config_from_diffusers(dict(model.config))
+    config = config_from_image_vae(dict(model.config))
     assert {name: array.shape for name, array in image_vae(config).items()} == wanted
 
 
 def test_the_full_image_vae_has_244_tensors():
-    assert len(image_vae_names(config_from_diffusers(SD35))) == 244
+    assert len(image_vae_names(config_from_image_vae(SD35))) == 244
 
 
 @pytest.mark.parametrize(
@@ -127,7 +126,7 @@ def test_the_full_image_vae_has_244_tensors():
 )
 def test_an_architecture_without_a_temporal_counterpart_is_refused(change, reason):
     with pytest.raises(CheckpointError, match=reason):
-        config_from_diffusers({**TINY, **change})
+        config_from_image_vae({**TINY, **change})
 
 
 def test_the_config_of_our_own_image_vae_gives_the_same_tae():
@@ -190,7 +189,7 @@ def test_what_does_not_fit_is_refused_with_the_names():
     assert raised.value.report.missing == ["encoder.conv_norm_out.bias"]
     with pytest.raises(CheckpointError, match=r"encoder\.conv_out\.bias \(9,\), wanted \(8,\)"):
         inflate(state | {"encoder.conv_out.bias": np.ones(9)}, TINY_TAE)
-    deeper = config_from_diffusers({**TINY, "layers_per_block": 2})
+    deeper = config_from_image_vae({**TINY, "layers_per_block": 2})
     with pytest.raises(CheckpointError, match="left over"):
         inflate(image_vae(deeper), TINY_TAE)
     renamed, report = rename(lacking, TINY_TAE)

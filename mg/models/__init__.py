@@ -57,4 +57,4 @@ def _stored_config(pretrained: str | Path, name: str) -> dict:
     config = read_config(path)
     if config.pop("model", name) != name:
         raise CheckpointError(f"{pretrained} holds another model than {name!r}: see {path}")
-    return config
+    return _MODELS[name].translate_config(config)

@@ -22,6 +22,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mg.checkpoints import CheckpointError, LoadReport, atomic_write, compare_names, read_state_dict, write_state_dict
 from mg.models.layers.precision import set_precision
 from mg.models.layers.resnet import ResnetBlock
+from mg.models.tiling import TilingConfig, tiled_tensor
 
 _logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class VideoAutoencoder(nn.Cell):
         super().__init__()
         self.config = merge_config(self.default_config, config, self.name)
         self.sample_deterministic = sample_deterministic
+        self.tiling: TilingConfig | None = None
 
     def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | None) -> None:
         """The end of a model's constructor: precision, recompute and weights, once all cells are there."""
@@ -72,6 +74,11 @@ class VideoAutoencoder(nn.Cell):
     def decode_latents(self, z: Tensor) -> Tensor:
         """(B, z, t, h, w) -> (B, 3, t * temporal_compression, h * spatial_compression, w * spatial_compression)"""
         return self.decoder(z)
+
+    @staticmethod
+    def translate_config(config: dict) -> dict:
+        """This model's config from the original's, as it stands beside weights; one that is already ours passes."""
+        return config
 
     def translate_weights(self, state: dict) -> dict:
         """Rename the originals' parameters to this model's; names that are already ours pass."""
@@ -176,13 +183,41 @@ class VideoAutoencoder(nn.Cell):
         z = mean + ops.exp(0.5 * logvar) * noise
         return self._decoded(z)[:, :, :t, :h, :w], z, mean, logvar
 
+    def enable_tiling(self, **settings) -> None:
+        """From now on encode, decode and call work tile by tile, in time and, if asked for, in space.
+
+        Memory on the device then depends on the tile alone. Norms see a tile in place of the whole clip, so results
+        differ a little from untiled ones; overlapping tiles are blended linearly.
+
+        Args:
+            settings: fields of `mg.models.tiling.TilingConfig`.
+
+        Raises:
+            ValueError: sizes that are no multiples of the compression.
+        """
+        tiling = TilingConfig(**settings)
+        tiling.encode_axes(self.temporal_compression, self.spatial_compression)
+        self.tiling = tiling
+
+    def disable_tiling(self) -> None:
+        """Encode and decode whole clips again."""
+        self.tiling = None
+
     def _posterior(self, x):
-        moments = self.encode_moments(self._pad(x)).astype(ms.float32)
-        mean, logvar = ops.split(moments, self.latent_channels, axis=1)
+        x = self._pad(x)
+        if self.tiling is None:
+            moments = self.encode_moments(x)
+        else:
+            axes = self.tiling.encode_axes(self.temporal_compression, self.spatial_compression)
+            moments = tiled_tensor(self.encode_moments, x, axes)
+        mean, logvar = ops.split(moments.astype(ms.float32), self.latent_channels, axis=1)
         return mean, ops.clamp(logvar, -30.0, 20.0)
 
     def _decoded(self, z):
-        return self.decode_latents(z).astype(ms.float32)
+        if self.tiling is None:
+            return self.decode_latents(z).astype(ms.float32)
+        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
+        return tiled_tensor(self.decode_latents, z, axes).astype(ms.float32)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the latents of a (B, C, T, H, W) video."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from mindspore import Tensor
 
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.image_vae.weights import config_from_diffusers, rename
+from mg.models.layers.conv import SpatialConv
 from mg.models.layers.resnet import Decoder, Encoder
 
 IMAGE_VAE_CONFIG = {
@@ -19,6 +21,8 @@ IMAGE_VAE_CONFIG = {
     "num_res_blocks": 2,
     "scaling_factor": 1.5305,
     "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
 }
 
 
@@ -50,13 +54,30 @@ class ImageAutoencoder(VideoAutoencoder):
         self.spatial_compression = 2 ** (len(widths) - 1)
         self.encoder = Encoder(config["in_channels"], 2 * config["z_channels"], widths, config["num_res_blocks"])
         self.decoder = Decoder(config["z_channels"], config["out_ch"], widths, config["num_res_blocks"])
+        if config["use_quant_conv"]:
+            self.quant_conv = SpatialConv(2 * self.latent_channels, 2 * self.latent_channels, 1, padding=(0, 0, 0, 0))
+        if config["use_post_quant_conv"]:
+            self.post_quant_conv = SpatialConv(self.latent_channels, self.latent_channels, 1, padding=(0, 0, 0, 0))
         self.finish(dtype, use_recompute, pretrained)
 
+    @staticmethod
+    def translate_config(config: dict) -> dict:
+        return config_from_diffusers(config) if "block_out_channels" in config else config
+
+    def translate_weights(self, state: dict) -> dict:
+        return rename(state, self.config)[0]
+
     def encode_moments(self, x):
-        return _unfold(self.encoder(_fold(x)), x.shape[2])
+        moments = self.encoder(_fold(x))
+        if self.config["use_quant_conv"]:
+            moments = self.quant_conv(moments)
+        return _unfold(moments, x.shape[2])
 
     def decode_latents(self, z):
-        return _unfold(self.decoder(_fold(z)), z.shape[2])
+        z, frames = _fold(z), z.shape[2]
+        if self.config["use_post_quant_conv"]:
+            z = self.post_quant_conv(z)
+        return _unfold(self.decoder(z), frames)
 
 
 def _fold(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class DotProductAttention(PrecisionCell):
 
 
 class SpatialAttention(nn.Cell):
-    """Residual attention over the H*W pixels of every frame."""
+    """Residual attention over the H*W pixels of every frame. Its output projection starts at zero: no effect."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -41,7 +41,7 @@ class SpatialAttention(nn.Cell):
         self.k = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
         self.v = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
         self.attention = DotProductAttention()
-        self.proj_out = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
+        self.proj_out = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0), zero=True)
 
     def construct(self, x):
         b, c, t, h, w = x.shape

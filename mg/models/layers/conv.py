@@ -13,8 +13,8 @@ from mindspore.common.initializer import HeUniform, initializer
 from mg.models.layers.precision import PrecisionCell
 
 
-def _weight(shape: tuple[int, ...]) -> Parameter:
-    return Parameter(initializer(HeUniform(math.sqrt(5)), shape), name="weight")
+def _weight(shape: tuple[int, ...], zero: bool = False) -> Parameter:
+    return Parameter(initializer("zeros" if zero else HeUniform(math.sqrt(5)), shape), name="weight")
 
 
 def _bias(channels: int) -> Parameter:
@@ -32,13 +32,20 @@ class SpatialConv(PrecisionCell):
     Args:
         kernel_size, stride: in height and width alike.
         padding: zeros at the (top, bottom, left, right).
+        zero: start at zero, as the last layer of a residual branch does here.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding=(1, 1, 1, 1)
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: tuple[int, int, int, int] = (1, 1, 1, 1),
+        zero: bool = False,
     ):
         super().__init__()
-        self.weight = _weight((out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = _weight((out_channels, in_channels, kernel_size, kernel_size), zero)
         self.bias = _bias(out_channels)
         self.conv = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=tuple(padding), stride=stride)
 
@@ -89,10 +96,10 @@ class TemporalConv(PrecisionCell):
 class FactorizedConv(nn.Cell):
     """A 2-D convolution followed by a 1-D one in time, the "2.5-D" convolution of Movie Gen. Keeps T, H and W."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, zero: bool = False):
         super().__init__()
         margin = kernel_size // 2
-        self.conv_spat = SpatialConv(in_channels, out_channels, kernel_size, padding=(margin,) * 4)
+        self.conv_spat = SpatialConv(in_channels, out_channels, kernel_size, padding=(margin,) * 4, zero=zero)
         self.conv_temp = TemporalConv(out_channels, kernel_size)
 
     def construct(self, x):

@@ -16,14 +16,17 @@ from mg.models.layers.resample import SpatialDownsample, SpatialUpsample, Tempor
 
 
 class ResnetBlock(nn.Cell):
-    """Twice norm, SiLU, conv; plus the input, through a 1x1 conv where the width changes."""
+    """Twice norm, SiLU, conv; plus the input, through a 1x1 conv where the width changes.
+
+    The second conv starts at zero: an untrained network is then nearly linear, and learns from scratch far faster.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, temporal: bool):
         super().__init__()
         self.norm1 = GroupNorm(in_channels)
         self.conv1 = _conv(in_channels, out_channels, temporal)
         self.norm2 = GroupNorm(out_channels)
-        self.conv2 = _conv(out_channels, out_channels, temporal)
+        self.conv2 = _conv(out_channels, out_channels, temporal, zero=True)
         self.widens = in_channels != out_channels
         if self.widens:
             self.nin_shortcut = _conv(in_channels, out_channels, temporal, kernel_size=1)
@@ -124,10 +127,10 @@ class Decoder(nn.Cell):
         return self.conv_out(ops.silu(self.norm_out(h)))
 
 
-def _conv(in_channels: int, out_channels: int, temporal: bool, kernel_size: int = 3) -> nn.Cell:
+def _conv(in_channels: int, out_channels: int, temporal: bool, kernel_size: int = 3, zero: bool = False) -> nn.Cell:
     if temporal:
-        return FactorizedConv(in_channels, out_channels, kernel_size)
-    return SpatialConv(in_channels, out_channels, kernel_size, padding=(kernel_size // 2,) * 4)
+        return FactorizedConv(in_channels, out_channels, kernel_size, zero)
+    return SpatialConv(in_channels, out_channels, kernel_size, padding=(kernel_size // 2,) * 4, zero=zero)
 
 
 def _blocks(in_channels: int, out_channels: int, count: int, temporal: bool) -> nn.SequentialCell:

@@ -15,6 +15,7 @@ from pathlib import Path
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import Decoder, Encoder
+from mg.models.tae.weights import from_mindone
 
 TAE_CONFIG = {
     "double_z": True,
@@ -104,6 +105,23 @@ class TemporalAutoencoder(VideoAutoencoder):
             **shared,
         )
         self.finish(dtype, use_recompute, pretrained)
+        if use_tile:
+            self.enable_tiling(
+                encode_tile=encode_tile,
+                encode_overlap=encode_overlap,
+                decode_tile=decode_tile,
+                decode_overlap=decode_overlap,
+            )
+
+    def translate_weights(self, state: dict) -> dict:
+        return from_mindone(state)[0]
+
+    def encode_moments(self, x):
+        moments = self.encoder(x)
+        return self.quant_conv(moments) if self.config["use_quant_conv"] else moments
+
+    def decode_latents(self, z):
+        return self.decoder(self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z)
 
 
 def _check(config: dict) -> None:

@@ -18,13 +18,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from mg.checkpoints import CheckpointError, LoadReport
-from mg.models.image_vae.weights import Layer, check_fit, layers, rename, to_diffusers
+from mg.models.image_vae.weights import (
+    Layer,
+    check_fit,
+    config_from_diffusers,
+    config_to_diffusers,
+    layers,
+    rename,
+    to_diffusers,
+)
 
 _logger = logging.getLogger(__name__)
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _ATTENTION_STD = 0.02  # of the temporal attention's queries, keys and values, cut at two deviations
-_NORM_GROUPS = 32
 
 
 def expected_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
@@ -102,90 +109,27 @@ def from_mindone(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     return renamed, report
 
 
-def config_from_diffusers(config_json: Mapping) -> dict:
-    """The config of the TAE that an image VAE inflates to, from the `config.json` of diffusers' AutoencoderKL.
+def config_from_image_vae(config: Mapping) -> dict:
+    """The config of the TAE that an image VAE inflates to, from diffusers' `config.json` or from our own's keys.
+
+    The frame rate is halved wherever the frame is.
 
     Raises:
         CheckpointError: it describes another class, or an AutoencoderKL that the TAE has no counterpart of.
     """
-    widths = config_json.get("block_out_channels", [64])
-    if not isinstance(widths, (list, tuple)) or not widths or not all(type(w) is int and w > 0 for w in widths):
-        raise CheckpointError(f"block_out_channels is {widths}; it must be a list of whole numbers above 0")
-    levels = len(widths)
-    wanted = {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
-        "norm_num_groups": _NORM_GROUPS,
-        "mid_block_add_attention": True,
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "latents_mean": None,
-        "latents_std": None,
-    }
-    for key, value in wanted.items():
-        found = config_json.get(key, value)
-        if (list(found) if isinstance(found, tuple) else found) != value:
-            raise CheckpointError(f"{key} is {found}; only an image VAE where it is {value} can become a TAE")
-    if any(width % widths[0] or width % _NORM_GROUPS for width in widths):
-        raise CheckpointError(
-            f"block_out_channels is {widths}; each must be a multiple of the first and of {_NORM_GROUPS}"
-        )
+    described = config_to_diffusers(config) if "ch_mult" in config else config
+    image = config_from_diffusers(described)
+    levels = len(image["ch_mult"])
     return {
         "double_z": True,
-        "z_channels": _whole(config_json, "latent_channels", 4),
-        "resolution": _whole(config_json, "sample_size", 32),
-        "in_channels": _whole(config_json, "in_channels", 3),
-        "out_ch": _whole(config_json, "out_channels", 3),
-        "ch": widths[0],
-        "ch_mult": [width // widths[0] for width in widths],
-        "num_res_blocks": _whole(config_json, "layers_per_block", 1),
+        "resolution": described.get("sample_size", 32),
         "attn_resolutions": [],
         "dropout": 0.0,
-        "scaling_factor": _real(config_json, "scaling_factor", 0.18215),
-        "shift_factor": _real(config_json, "shift_factor", None) or 0.0,
-        "use_post_quant_conv": bool(config_json.get("use_post_quant_conv", True)),
-        "use_quant_conv": bool(config_json.get("use_quant_conv", True)),
+        **image,
         "attn_type": "vanilla",
         "temporal_downsample_level": list(range(levels - 1)),
         "temporal_upsample_level": list(range(levels - 1, 0, -1)),
     }
-
-
-def config_from_image_vae(config: Mapping) -> dict:
-    """The config of the TAE that an image VAE inflates to, from diffusers' `config.json` or from our own's keys."""
-    if "ch_mult" not in config:
-        return config_from_diffusers(config)
-    width, multipliers = _whole(config, "ch", 128), config["ch_mult"]
-    if not isinstance(multipliers, (list, tuple)) or not all(type(m) is int for m in multipliers):
-        raise CheckpointError(f"ch_mult is {multipliers}; it must be a list of whole numbers")
-    return config_from_diffusers(
-        {
-            "block_out_channels": [width * multiplier for multiplier in multipliers],
-            "layers_per_block": _whole(config, "num_res_blocks", 2),
-            "latent_channels": _whole(config, "z_channels", 16),
-            "in_channels": _whole(config, "in_channels", 3),
-            "out_channels": _whole(config, "out_ch", 3),
-            "sample_size": _whole(config, "resolution", 256),
-            "scaling_factor": _real(config, "scaling_factor", 1.0),
-            "shift_factor": _real(config, "shift_factor", 0.0),
-            "use_quant_conv": config.get("use_quant_conv", False),
-            "use_post_quant_conv": config.get("use_post_quant_conv", False),
-        }
-    )
-
-
-def _whole(given: Mapping, key: str, default: int) -> int:
-    value = given.get(key, default)
-    if type(value) is not int or value < 1:
-        raise CheckpointError(f"{key} is {value}; it must be a whole number above 0")
-    return value
-
-
-def _real(given: Mapping, key: str, default: float | None) -> float | None:
-    value = given.get(key, default)
-    if value is not default and type(value) not in (int, float):
-        raise CheckpointError(f"{key} is {value}; it must be a number")
-    return value
 
 
 def _spatial_name(layer: Layer) -> str:
