@@ -19,6 +19,7 @@ IMAGE_VAE_CONFIG = {
     "ch": 128,
     "ch_mult": [1, 2, 4, 4],
     "num_res_blocks": 2,
+    "norm_num_groups": 32,
     "scaling_factor": 1.5305,
     "shift_factor": 0.0609,
     "use_quant_conv": False,
@@ -52,8 +53,9 @@ class ImageAutoencoder(VideoAutoencoder):
         widths = [config["ch"] * m for m in config["ch_mult"]]
         self.latent_channels = config["z_channels"]
         self.spatial_compression = 2 ** (len(widths) - 1)
-        self.encoder = Encoder(config["in_channels"], 2 * config["z_channels"], widths, config["num_res_blocks"])
-        self.decoder = Decoder(config["z_channels"], config["out_ch"], widths, config["num_res_blocks"])
+        shape = (widths, config["num_res_blocks"], config["norm_num_groups"])
+        self.encoder = Encoder(config["in_channels"], 2 * self.latent_channels, *shape)
+        self.decoder = Decoder(self.latent_channels, config["out_ch"], *shape)
         if config["use_quant_conv"]:
             self.quant_conv = SpatialConv(2 * self.latent_channels, 2 * self.latent_channels, 1, padding=(0, 0, 0, 0))
         if config["use_post_quant_conv"]:

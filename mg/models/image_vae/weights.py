@@ -16,7 +16,6 @@ _PREFIX = "first_stage_model."  # of the VAE in a single-file checkpoint
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers until 2023
 
-_NORM_GROUPS = 32
 _NORM_PARAMETERS = {"gamma": "weight", "beta": "bias"}  # MindSpore's names and everyone else's
 
 
@@ -175,7 +174,6 @@ def config_from_diffusers(config_json: Mapping) -> dict:
     wanted = {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
-        "norm_num_groups": _NORM_GROUPS,
         "mid_block_add_attention": True,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
@@ -186,10 +184,9 @@ def config_from_diffusers(config_json: Mapping) -> dict:
         found = config_json.get(key, value)
         if (list(found) if isinstance(found, tuple) else found) != value:
             raise CheckpointError(f"{key} is {found}; only an image VAE where it is {value} can be built")
-    if any(width % widths[0] or width % _NORM_GROUPS for width in widths):
-        raise CheckpointError(
-            f"block_out_channels is {widths}; each must be a multiple of the first and of {_NORM_GROUPS}"
-        )
+    groups = _whole(config_json, "norm_num_groups", 32)
+    if any(width % widths[0] or width % groups for width in widths):
+        raise CheckpointError(f"block_out_channels is {widths}; each must be a multiple of the first and of {groups}")
     return {
         "z_channels": _whole(config_json, "latent_channels", 4),
         "in_channels": _whole(config_json, "in_channels", 3),
@@ -197,6 +194,7 @@ def config_from_diffusers(config_json: Mapping) -> dict:
         "ch": widths[0],
         "ch_mult": [width // widths[0] for width in widths],
         "num_res_blocks": _whole(config_json, "layers_per_block", 1),
+        "norm_num_groups": groups,
         "scaling_factor": _real(config_json, "scaling_factor", 0.18215),
         "shift_factor": _real(config_json, "shift_factor", None) or 0.0,
         "use_quant_conv": bool(config_json.get("use_quant_conv", True)),
@@ -220,7 +218,7 @@ def config_to_diffusers(config: Mapping) -> dict:
         "down_block_types": ["DownEncoderBlock2D"] * len(multipliers),
         "up_block_types": ["UpDecoderBlock2D"] * len(multipliers),
         "layers_per_block": _whole(config, "num_res_blocks", 2),
-        "norm_num_groups": _NORM_GROUPS,
+        "norm_num_groups": _whole(config, "norm_num_groups", 32),
         "latent_channels": _whole(config, "z_channels", 16),
         "in_channels": _whole(config, "in_channels", 3),
         "out_channels": _whole(config, "out_ch", 3),

@@ -34,9 +34,9 @@ class DotProductAttention(PrecisionCell):
 class SpatialAttention(nn.Cell):
     """Residual attention over the H*W pixels of every frame. Its output projection starts at zero: no effect."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, groups)
         self.q = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
         self.k = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
         self.v = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0))
@@ -54,9 +54,9 @@ class SpatialAttention(nn.Cell):
 class TemporalAttention(nn.Cell):
     """Residual attention over the T frames of every pixel. Its output projection starts at zero: no effect."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, groups)
         self.to_q = Dense(channels, TruncatedNormal(0.02))
         self.to_k = Dense(channels, TruncatedNormal(0.02))
         self.to_v = Dense(channels, TruncatedNormal(0.02))

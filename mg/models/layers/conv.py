@@ -4,17 +4,15 @@ A spatial convolution sees the frames as a batch, (B*T, C, H, W). A temporal one
 down and the pixels across, (B, C, T, H*W), and slides a (k, 1) kernel over it: no transpose of the data.
 """
 
-import math
-
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import HeUniform, initializer
+from mindspore.common.initializer import HeNormal, initializer
 
 from mg.models.layers.precision import PrecisionCell
 
 
 def _weight(shape: tuple[int, ...], zero: bool = False) -> Parameter:
-    return Parameter(initializer("zeros" if zero else HeUniform(math.sqrt(5)), shape), name="weight")
+    return Parameter(initializer("zeros" if zero else HeNormal(nonlinearity="linear"), shape), name="weight")
 
 
 def _bias(channels: int) -> Parameter:

@@ -14,7 +14,7 @@ class GroupNorm(PrecisionCell):
         channels: a multiple of `groups`.
     """
 
-    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6):
+    def __init__(self, channels: int, groups: int, eps: float = 1e-6):
         super().__init__()
         if channels % groups:
             raise ValueError(f"{channels} channels cannot be normalised in {groups} groups: use a multiple of {groups}")

@@ -7,7 +7,8 @@ the frame. Without the temporal parts this is the image VAE of SD and SDXL. Para
 
 from collections import OrderedDict
 
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from mg.models.layers.attention import SpatialAttention, TemporalAttention
 from mg.models.layers.conv import FactorizedConv, SpatialConv
@@ -21,11 +22,11 @@ class ResnetBlock(nn.Cell):
     The second conv starts at zero: an untrained network is then nearly linear, and learns from scratch far faster.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, temporal: bool):
+    def __init__(self, in_channels: int, out_channels: int, temporal: bool, groups: int):
         super().__init__()
-        self.norm1 = GroupNorm(in_channels)
+        self.norm1 = GroupNorm(in_channels, groups)
         self.conv1 = _conv(in_channels, out_channels, temporal)
-        self.norm2 = GroupNorm(out_channels)
+        self.norm2 = GroupNorm(out_channels, groups)
         self.conv2 = _conv(out_channels, out_channels, temporal, zero=True)
         self.widens = in_channels != out_channels
         if self.widens:
@@ -44,6 +45,7 @@ class Encoder(nn.Cell):
 
     Args:
         widths: channels of each level, the finest first.
+        groups: of the norms.
         temporal: build the temporal convolutions.
         temporal_attention: attend along time too, in the middle.
         temporal_levels: the m levels after which the frame rate is halved.
@@ -55,6 +57,7 @@ class Encoder(nn.Cell):
         out_channels: int,
         widths: list[int],
         num_res_blocks: int,
+        groups: int = 32,
         temporal: bool = False,
         temporal_attention: bool = False,
         temporal_levels: tuple[int, ...] = (),
@@ -64,7 +67,7 @@ class Encoder(nn.Cell):
         levels = []
         width = widths[0]
         for level, next_width in enumerate(widths):
-            cells = OrderedDict(block=_blocks(width, next_width, num_res_blocks, temporal))
+            cells = OrderedDict(block=_blocks(width, next_width, num_res_blocks, temporal, groups))
             width = next_width
             if level < len(widths) - 1:
                 cells["downsample_spat" if temporal else "downsample"] = SpatialDownsample(width)
@@ -72,9 +75,11 @@ class Encoder(nn.Cell):
                 cells["downsample_temp"] = TemporalDownsample(width)
             levels.append(nn.SequentialCell(cells))
         self.down = nn.SequentialCell(levels)
-        self.mid = _middle(width, temporal, temporal_attention)
-        self.norm_out = GroupNorm(width)
+        self.mid = _middle(width, temporal, temporal_attention, groups)
+        self.norm_out = GroupNorm(width, groups)
         self.conv_out = _conv(width, out_channels, temporal)
+        _start_transparent(self.mid[-1], self.norm_out, self.conv_out)
+        _start_certain(self.conv_out)
 
     def construct(self, x):
         h = self.mid(self.down(self.conv_in(x)))
@@ -85,7 +90,7 @@ class Decoder(nn.Cell):
     """(B, in_channels, t, h, w) -> (B, out_channels, t * 2^m, h * 2^n, w * 2^n), n = len(widths) - 1
 
     Args:
-        widths, temporal, temporal_attention: as the encoder's.
+        widths, groups, temporal, temporal_attention: as the encoder's.
         num_res_blocks: the encoder's; a level of the decoder has one more.
         temporal_levels: the m levels after which the frame rate is doubled.
         temporal_padding: of the temporal upsampling, "replicate" or "zeros".
@@ -97,6 +102,7 @@ class Decoder(nn.Cell):
         out_channels: int,
         widths: list[int],
         num_res_blocks: int,
+        groups: int = 32,
         temporal: bool = False,
         temporal_attention: bool = False,
         temporal_levels: tuple[int, ...] = (),
@@ -105,10 +111,10 @@ class Decoder(nn.Cell):
         super().__init__()
         width = widths[-1]
         self.conv_in = _conv(in_channels, width, temporal)
-        self.mid = _middle(width, temporal, temporal_attention)
+        self.mid = _middle(width, temporal, temporal_attention, groups)
         levels = []
         for level in reversed(range(len(widths))):
-            cells = OrderedDict(block=_blocks(width, widths[level], num_res_blocks + 1, temporal))
+            cells = OrderedDict(block=_blocks(width, widths[level], num_res_blocks + 1, temporal, groups))
             width = widths[level]
             if level > 0:
                 cells["upsample_spat" if temporal else "upsample"] = SpatialUpsample(width)
@@ -117,8 +123,9 @@ class Decoder(nn.Cell):
             levels.insert(0, nn.SequentialCell(cells))
         self.up = nn.CellList(levels)
         self.num_levels = len(levels)
-        self.norm_out = GroupNorm(width)
+        self.norm_out = GroupNorm(width, groups)
         self.conv_out = _conv(width, out_channels, temporal)
+        _start_transparent(levels[0][0][-1], self.norm_out, self.conv_out)
 
     def construct(self, z):
         h = self.mid(self.conv_in(z))
@@ -133,19 +140,55 @@ def _conv(in_channels: int, out_channels: int, temporal: bool, kernel_size: int 
     return SpatialConv(in_channels, out_channels, kernel_size, padding=(kernel_size // 2,) * 4, zero=zero)
 
 
-def _blocks(in_channels: int, out_channels: int, count: int, temporal: bool) -> nn.SequentialCell:
-    first = ResnetBlock(in_channels, out_channels, temporal)
-    return nn.SequentialCell([first] + [ResnetBlock(out_channels, out_channels, temporal) for _ in range(count - 1)])
+def _blocks(in_channels: int, out_channels: int, count: int, temporal: bool, groups: int) -> nn.SequentialCell:
+    widths = [in_channels] + [out_channels] * count
+    return nn.SequentialCell([ResnetBlock(*pair, temporal, groups) for pair in zip(widths, widths[1:])])
 
 
-def _middle(channels: int, temporal: bool, temporal_attention: bool) -> nn.SequentialCell:
-    attention = SpatialAttention(channels)
+def _middle(channels: int, temporal: bool, temporal_attention: bool, groups: int) -> nn.SequentialCell:
+    attention = SpatialAttention(channels, groups)
     if temporal:  # numbered, so that the temporal one beside it has a name
-        attention = nn.SequentialCell([attention] + [TemporalAttention(channels)] * temporal_attention)
+        attention = nn.SequentialCell([attention] + [TemporalAttention(channels, groups)] * temporal_attention)
     return nn.SequentialCell(
         OrderedDict(
-            block_1=ResnetBlock(channels, channels, temporal),
+            block_1=ResnetBlock(channels, channels, temporal, groups),
             attn_1=attention,
-            block_2=ResnetBlock(channels, channels, temporal),
+            block_2=ResnetBlock(channels, channels, temporal, groups),
         )
     )
+
+
+# An untrained network loses what it most needs: the last norm takes each image's brightness and contrast away, and the
+# posterior drowns the latents in noise. The two functions below start it where neither happens.
+
+
+def _start_transparent(block: ResnetBlock, norm: GroupNorm, conv: nn.Cell) -> None:
+    """Let silu(norm(h)) start as about h + constant.
+
+    Constants of either sign, large beside the features, are added before the norm and taken away by it: the deviation
+    that it divides by is theirs, not the image's. That needs an even number of channels in a group.
+    """
+    channels = norm.gamma.shape[0]
+    if channels // norm.groups % 2:
+        return
+    margin, shift = 4.0, 3.0
+    constants = np.tile(np.float32([margin, -margin]), channels // 2)
+    _spatial(block.conv2).bias.set_data(Tensor(constants))
+    norm.gamma.set_data(Tensor(np.full(channels, margin, np.float32)))
+    norm.beta.set_data(Tensor(shift - constants))  # where SiLU is nearly linear
+    weight = _spatial(conv).weight.asnumpy()
+    _spatial(conv).bias.set_data(Tensor(-weight.sum(axis=(1, 2, 3)) * shift / (1 + np.exp(np.float32(-shift)))))
+
+
+def _start_certain(conv: nn.Cell, logvar: float = -6.0) -> None:
+    """Let the second half of an encoder's output, the posterior's log-variance, start small and constant."""
+    weight, bias = (getattr(_spatial(conv), name) for name in ("weight", "bias"))
+    weights, biases = weight.asnumpy().copy(), bias.asnumpy().copy()
+    weights[len(weights) // 2 :] = 0
+    biases[len(biases) // 2 :] = logvar
+    weight.set_data(Tensor(weights))
+    bias.set_data(Tensor(biases))
+
+
+def _spatial(conv: nn.Cell) -> SpatialConv:
+    return conv.conv_spat if isinstance(conv, FactorizedConv) else conv

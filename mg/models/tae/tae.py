@@ -43,7 +43,7 @@ class TemporalAutoencoder(VideoAutoencoder):
 
     Args:
         config: overrides of TAE_CONFIG; also `temporal_upsample_padding`, "replicate" as in the paper or "zeros" as
-            in the weights that mindone trained.
+            in the weights that mindone trained, and `norm_num_groups` of the norms (32).
         pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
         use_recompute: recompute activations in the backward pass in place of keeping them.
         sample_deterministic: `encode` returns the posterior's mean as z.
@@ -58,7 +58,7 @@ class TemporalAutoencoder(VideoAutoencoder):
     """
 
     name = "tae"
-    default_config = {**TAE_CONFIG, "temporal_upsample_padding": "replicate"}
+    default_config = {**TAE_CONFIG, "temporal_upsample_padding": "replicate", "norm_num_groups": 32}
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class TemporalAutoencoder(VideoAutoencoder):
         shared = {
             "widths": widths,
             "num_res_blocks": config["num_res_blocks"],
+            "groups": config["norm_num_groups"],
             "temporal": True,
             "temporal_attention": config["attn_type"] == "vanilla",
         }
