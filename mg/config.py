@@ -1,14 +1,16 @@
 """YAML files and `--a.b value` overrides -> nested dataclasses, with help texts taken from their docstrings."""
 
+import argparse
 import difflib
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import fields
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 T = TypeVar("T")
 
@@ -24,16 +26,30 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
         argv: the arguments, by default the process's own.
 
     Raises:
-        ValueError: an unknown key (the nearest one is named), a wrong type, a missing file.
+        ValueError: an unknown key (the nearest one is named), a wrong type, a missing file or one that is no YAML.
     """
-    parser = ArgumentParser(description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file; its keys are the options below")
+    parser = ArgumentParser(
+        description=description,
+        usage="%(prog)s [--config FILE.yaml] [--option value ...]",
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", action="config", help="YAML file; its keys are those below")
     parser.add_class_arguments(cls)
-    actions = {option: action for action in parser._actions for option in action.option_strings}
+    actions = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
+    for field in fields(cls):
+        if is_dataclass(field.type):  # a section may be read from a file of its own, which needs no mention
+            actions[field.name].help = argparse.SUPPRESS
+    argv = sys.argv[1:] if argv is None else argv
+    _check_files(argv)
     try:
-        parsed = parser.parse_args(_spell_out_switches(sys.argv[1:] if argv is None else argv, actions))
+        parsed = parser.parse_args(_spell_out_switches(argv, actions))
     except ArgumentError as error:
         raise ValueError(_explain(str(error), actions)) from error
+    for field in fields(cls):
+        if is_dataclass(field.type) and not hasattr(parsed[field.name], "as_dict"):
+            raise ValueError(f"{field.name} is {parsed[field.name]!r}; it is a section, with keys of its own")
     values = vars(parser.instantiate(parsed))
     return cls(**{field.name: values[field.name] for field in fields(cls)})
 
@@ -45,8 +61,15 @@ def to_dict(config) -> dict:
     return config
 
 
+def require(holds: bool, config: Any, name: str, wanted: str) -> None:
+    """Raise ValueError, naming the field `name` of a dataclass and its value, unless `holds`."""
+    if not holds:
+        raise ValueError(f"{name} is {getattr(config, name)}; it must be {wanted}")
+
+
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run a script's `main`; a user's mistake becomes one line on stderr and exit code 2, without a traceback."""
+    """Run a script's `main` and exit: with what it returns, with 2 and one line on stderr, without a traceback, after a
+    user's mistake, with 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         sys.exit(main())
@@ -54,24 +77,63 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         logging.getLogger(__name__).debug("", exc_info=True)
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """jsonargparse's, but the type of an option is not said again where its choices stand beside it."""
+
+    def _get_type_str(self, action):
+        return None if (action.metavar or "").startswith("{") else super()._get_type_str(action)
+
+
+def _check_files(argv: list[str]) -> None:
+    """jsonargparse does not say which file a YAML error is in."""
+    names = [following for argument, following in zip(argv, argv[1:]) if argument == "--config"]
+    names += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    for name in names:
+        try:
+            with open(name, encoding="utf-8") as file:
+                content = yaml.safe_load(file)
+        except OSError as error:
+            raise ValueError(f"{name}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{name}: not a YAML file ({error})") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{name}: a config holds keys and values, `key: value`; found {str(content)[:40]!r}")
 
 
 def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:
     """`--flag` alone -> `--flag=true`, where --flag is a bool."""
     spelled = []
     for argument, following in zip(argv, [*argv[1:], "--"]):
-        is_switch = getattr(actions.get(argument), "_typehint", None) is bool
+        action = actions.get(argument.removeprefix("--")) if argument.startswith("--") else None
+        is_switch = getattr(action, "_typehint", None) is bool
         spelled.append(f"{argument}=true" if is_switch and following.startswith("--") else argument)
     return spelled
 
 
-def _explain(message: str, options: Iterable[str]) -> str:
-    """jsonargparse's message, and the nearest option where a key is unknown."""
+def _explain(message: str, actions: dict) -> str:
+    """jsonargparse's message in fewer words: the nearest option to an unknown one, the type that a value must have."""
+    mistyped = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message, re.DOTALL)
+    if mistyped and mistyped[1] in actions:
+        return f"{mistyped[1]} is {mistyped[2]!r}; it must be {_type_name(actions[mistyped[1]])}"
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     plain = re.search(r"Option '([\w.]+)' is not accepted", message)
     if not (unknown or group or plain):
         return message
     key = ".".join((group or unknown or plain).groups())
-    near = difflib.get_close_matches(key, [option.removeprefix("--") for option in options], 1, cutoff=0.5)
+    near = difflib.get_close_matches(key, actions, 1, cutoff=0.5)
     return f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
+
+
+def _type_name(action: argparse.Action) -> str:
+    hint = getattr(action, "_typehint", action.type)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint) or (
+        hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from mg.config import require
 from mg.losses.lpips import LPIPS
 
 
@@ -33,6 +34,10 @@ class LossConfig:
     outlier_weight: float = 0.0
     outlier_range: float = 3.0
     outlier_per_channel: bool = False
+
+    def __post_init__(self):
+        for name in ("perceptual_weight", "kl_weight", "outlier_weight", "outlier_range"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
 
 
 class AutoencoderLoss(nn.Cell):

@@ -10,55 +10,61 @@ A folder is filled under a hidden name and renamed when all of it is on disk; on
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from mindspore import Parameter, Tensor
 
-from mg.checkpoints import CheckpointError, read_state_dict, write_state_dict
+from mg.checkpoints import CheckpointError, read_config, read_state_dict, write_state_dict
 from mg.models.autoencoder import VideoAutoencoder
 from mg.training.step import TrainStep
 
 _logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(root: Path, step: int, model: VideoAutoencoder, train_step: TrainStep, run: dict, keep: int) -> Path:
-    """Write the checkpoint of `step` below `root` and drop all but the newest `keep` (0 keeps all).
+def save_checkpoint(root: Path, model: VideoAutoencoder, train_step: TrainStep, run: dict, keep: int) -> Path:
+    """Write a checkpoint below `root` and drop all but the newest `keep` (0 keeps all).
 
     Args:
-        run: JSON values that the loop wants back.
+        run: JSON values that the loop wants back; its `step`, the updates done, names the folder.
+
+    Raises:
+        OSError: it cannot be written; the older checkpoints are still there.
     """
     root.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(root)
-    final, partial = root / f"step_{step:06d}", root / f".step_{step:06d}.partial"
+    final = root / f"step_{run['step']:06d}"
+    partial = final.with_name(f".{final.name}.partial")
     partial.mkdir()
-    state = _arrays(train_step.state().values())
-    weights = {}
-    if train_step.averages:
-        weights = {p.name: a.asnumpy() for p, a in zip(train_step.parameters, train_step.averages)}
-        state |= {f"parameters.{p.name}": p.asnumpy() for p in train_step.parameters}
-    model.save_pretrained(partial, weights)
-    write_state_dict(partial / "state.safetensors", state)
-    (partial / "state.json").write_text(json.dumps({"step": step, **run}))
-    _sync(partial / "state.json")
-    _sync(partial)
-    if final.exists():
-        _drop(final)
-    os.rename(partial, final)
+    try:
+        averages = {p.name: a.asnumpy() for p, a in zip(train_step.parameters, train_step.averages)}
+        model.save_pretrained(partial, averages)
+        state = {name: p.asnumpy() for name, p in _resumed_parameters(train_step).items()}
+        write_state_dict(partial / "state.safetensors", state)
+        (partial / "state.json").write_text(json.dumps(run))
+        _sync(partial / "state.json")
+        _sync(partial)
+        os.rename(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     _sync(root)
     for old in list_checkpoints(root)[: -keep or None] if keep else []:
-        _drop(old)
+        hidden = old.with_name(f".{old.name}.dropped")
+        os.rename(old, hidden)
+        shutil.rmtree(hidden)
     return final
 
 
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoints below `root`, the oldest first."""
-    return sorted(path for path in root.glob("step_*") if path.is_dir())
+    steps = {path: re.fullmatch(r"step_(\d+)", path.name) for path in root.glob("step_*")}
+    return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
 
 
 def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) -> dict:
-    """Put model and training back where they were at `path`; returns what `run` held, and `step`.
+    """Put model and training back where they were at `path`; returns what `run` held.
 
     Raises:
         CheckpointError: the files are not those of a run with this model and these settings.
@@ -67,11 +73,15 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
         run = json.loads((path / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be resumed, its state.json is missing or broken ({error})") from error
-    state = read_state_dict(path / "state.safetensors")
+    ours = {"model": model.name, **model.config}
+    for key, value in read_config(path / "config.json").items():
+        if value != ours.get(key):
+            raise CheckpointError(
+                f"{path}: its model is not this run's ({key} is {value} there and {ours.get(key)} here); "
+                "resume with the settings that it was trained with"
+            )
     model.load_weights(path / "model.safetensors")
-    wanted = dict(train_step.state())
-    if train_step.averages:
-        wanted |= {f"parameters.{p.name}": p for p in train_step.parameters}
+    state, wanted = read_state_dict(path / "state.safetensors"), _resumed_parameters(train_step)
     if state.keys() != wanted.keys():
         odd = sorted(state.keys() ^ wanted.keys())
         raise CheckpointError(
@@ -85,14 +95,10 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
     return run
 
 
-def _arrays(parameters: Iterable[Parameter]) -> dict:
-    return {p.name: p.asnumpy() for p in parameters}
-
-
-def _drop(path: Path) -> None:
-    hidden = path.with_name(f".{path.name}.dropped")
-    os.rename(path, hidden)
-    shutil.rmtree(hidden)
+def _resumed_parameters(train_step: TrainStep) -> dict[str, Parameter]:
+    """All that must come back beside model.safetensors; the model's own where that holds the moving averages."""
+    raw = {f"parameters.{p.name}": p for p in train_step.parameters} if train_step.averages else {}
+    return train_step.state() | raw
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
+import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -11,38 +13,45 @@ from mg.checkpoints import atomic_write
 
 
 class RunLog:
-    """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`."""
+    """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`.
+
+    A scalar that is not finite stands in log.jsonl as null.
+    """
 
     def __init__(self, folder: Path, start_step: int, total_steps: int):
         self.folder = folder
         self.path = folder / "log.jsonl"
-        self.records = read_log(self.path, start_step)
+        records = read_log(self.path, start_step)
         with atomic_write(self.path) as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+            partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+        self._points = [(record["step"], record["l1"]) for record in records if record["l1"] is not None]
         self._file = open(self.path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
         """Record update number `step`, counted from 0."""
-        record = {"step": step, **scalars}
-        self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
+        if finite["l1"] is not None:
+            self._points.append((step, finite["l1"]))
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
         self._bar.set_postfix({"loss": f"{scalars['loss']:.1f}", "l1": f"{scalars['l1']:.4f}"}, refresh=False)
         self._bar.update()
 
-    def draw(self) -> None:
-        """Write loss.png, the curve so far."""
-        draw_curve(self.records, self.folder / "loss.png")
+    def save(self) -> None:
+        """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""
+        os.fsync(self._file.fileno())
+        self._board.flush()
+        draw_curve(self._points, self.folder / "loss.png")
 
     def close(self) -> None:
         self._bar.close()
+        self.save()
         self._file.close()
         self._board.close()
-        self.draw()
 
 
 def read_log(path: Path, before_step: int) -> list[dict]:
@@ -58,21 +67,22 @@ def read_log(path: Path, before_step: int) -> list[dict]:
     return records
 
 
-def draw_curve(records: list[dict], path: Path) -> None:
-    """The mean absolute error over the updates, with its running mean, as a PNG."""
+def draw_curve(points: list[tuple[int, float]], path: Path) -> None:
+    """The mean absolute error over the updates, (update, value) each, with its running mean, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [(record["step"], record["l1"]) for record in records if math.isfinite(record["l1"])]
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     if points:
-        steps, values = zip(*points)
+        steps, values = np.array(points).T
         window = max(1, len(values) // 20)
-        means = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+        sums = np.concatenate(([0.0], np.cumsum(values)))
+        ends = np.arange(1, len(values) + 1)
+        starts = np.maximum(ends - window, 0)
         axes.plot(steps, values, color="0.75", linewidth=0.8, label="every update")
-        axes.plot(steps, means, color="tab:blue", label=f"mean of {window}")
+        axes.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color="tab:blue", label=f"mean of {window}")
         axes.set_yscale("log")
         axes.legend()
     axes.set_xlabel("update")

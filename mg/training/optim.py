@@ -1,11 +1,13 @@
-"""AdamW with warm-up and decay, from mindcv."""
+"""AdamW, from mindcv, with warm-up and decay."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from mindcv.optim.adamw import AdamW
-from mindcv.scheduler import create_scheduler
 from mindspore import Parameter
+
+from mg.config import require
 
 
 @dataclass
@@ -14,9 +16,9 @@ class OptimConfig:
 
     Args:
         lr: the highest learning rate.
-        min_lr: the last one, where it decays.
-        schedule: constant | cosine_decay | polynomial_decay, after the warm-up.
-        warmup_steps: updates over which the rate climbs linearly from 0.
+        min_lr: what it decays to, at the end of the run.
+        schedule: constant | cosine_decay | linear_decay, after the warm-up.
+        warmup_steps: updates over which the rate climbs linearly from 0 to lr.
         beta1: decay of the mean of the gradients.
         beta2: decay of the mean of their squares.
         eps: added to the root of the latter.
@@ -31,7 +33,7 @@ class OptimConfig:
 
     lr: float = 1e-5
     min_lr: float = 0.0
-    schedule: Literal["constant", "cosine_decay", "polynomial_decay"] = "constant"
+    schedule: Literal["constant", "cosine_decay", "linear_decay"] = "constant"
     warmup_steps: int = 0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -44,20 +46,34 @@ class OptimConfig:
     init_loss_scale: float = 1024.0
     max_skipped: int = 20
 
+    def __post_init__(self):
+        require(self.lr > 0, self, "lr", "above 0")
+        require(0 <= self.min_lr <= self.lr, self, "min_lr", f"from 0 to lr, {self.lr}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, self, name, "at least 0 and below 1")
+        for name in ("warmup_steps", "weight_decay", "clip_norm"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
+        for name in ("accumulation", "max_skipped", "init_loss_scale"):
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.eps > 0, self, "eps", "above 0")
+
 
 def learning_rates(config: OptimConfig, total_steps: int) -> list[float]:
-    """The learning rate of every update, (total_steps,)."""
+    """The learning rate of every update, (total_steps,); neither a warm-up's first nor a decay's last is 0."""
     warmup = min(config.warmup_steps, total_steps)
-    rates = create_scheduler(
-        steps_per_epoch=1,
-        scheduler=config.schedule,
-        lr=config.lr,
-        min_lr=config.min_lr,
-        warmup_epochs=warmup,
-        decay_epochs=total_steps + 1 - warmup,
-        num_epochs=total_steps + 1,
-    )
-    return rates[1 : total_steps + 1]  # a warm-up's first rate is 0, and an update with it would be wasted
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return config.lr * step / warmup
+        progress = (step - warmup) / (total_steps + 1 - warmup)  # below 1
+        left = {
+            "constant": 1.0,
+            "cosine_decay": 0.5 * (1.0 + math.cos(math.pi * progress)),
+            "linear_decay": 1.0 - progress,
+        }
+        return config.min_lr + (config.lr - config.min_lr) * left[config.schedule]
+
+    return [rate(step) for step in range(1, total_steps + 1)]
 
 
 def create_optimizer(parameters: list[Parameter], config: OptimConfig, rates: list[float]) -> AdamW:

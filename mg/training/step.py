@@ -54,14 +54,21 @@ def _clear_gradient(total):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an update reports: mean loss and terms over its batches, gradient norm before clipping, and whether the
-    parameters moved (they stay where the loss or a gradient is not finite)."""
+    """What an update reports.
+
+    Attributes:
+        loss, terms: means over its batches.
+        grad_norm: before clipping.
+        updated: whether the parameters moved; they stay where the loss or a gradient is not finite.
+        loss_scale, lr: that it was made with.
+    """
 
     loss: float
     terms: dict[str, float]
     grad_norm: float
     updated: bool
     loss_scale: float
+    lr: float
 
 
 class TrainStep:
@@ -74,7 +81,7 @@ class TrainStep:
     Attributes:
         parameters: the trained parameters.
         averages: their moving averages, empty without EMA.
-        rates: the learning rate of every update.
+        rates: the learning rate of every update that moves the parameters.
     """
 
     def __init__(
@@ -109,6 +116,7 @@ class TrainStep:
     def update(self) -> StepResult:
         """Move the parameters by the gradients gathered since the last update, and forget those."""
         scale = float(self._loss_scale().asnumpy())
+        lr = self.rates[int(self.optimizer.global_step.asnumpy().item())]  # updates left out do not count
         losses, terms = zip(*self._reports)
         self._reports = []
         loss = float(np.mean([value.asnumpy() for value in losses]))
@@ -122,7 +130,7 @@ class TrainStep:
         if self.scaler is not None:
             self.scaler.adjust(Tensor(finite))
         means = np.mean([value.asnumpy() for value in terms], axis=0)
-        return StepResult(loss, dict(zip(self.loss.terms, map(float, means))), norm, finite, scale)
+        return StepResult(loss, dict(zip(self.loss.terms, map(float, means))), norm, finite, scale, lr)
 
     def state(self) -> dict[str, Parameter]:
         """Every parameter that an exact resume needs beside the model's own."""
@@ -152,7 +160,8 @@ class _Accumulate(nn.Cell):
         return loss * scale, loss, terms
 
     def construct(self, x, noise, scale):
-        (_, loss, terms), gradients = self.differentiate(x, noise, scale)
+        outputs, gradients = self.differentiate(x, noise, scale)
+        loss, terms = outputs[1], outputs[2]
         # A loss that is not finite must show in the gradients, which all workers share: 0 * inf and 0 * nan are nan.
         weight = self.weight + 0.0 * loss
         self.map(ops.partial(_add, weight), self.gradients, gradients)

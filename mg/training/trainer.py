@@ -6,7 +6,10 @@ that was killed resumes from its newest checkpoint with the very losses that it 
 
 import json
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +17,7 @@ import numpy as np
 
 from mg import runtime
 from mg.checkpoints import atomic_write
-from mg.config import to_dict
+from mg.config import require, to_dict
 from mg.data.index import read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
@@ -89,9 +92,24 @@ class TrainConfig:
     mode: Literal["graph", "pynative"] = "graph"
     jit_level: Literal["O0", "O1", "O2"] = "O0"
 
+    def __post_init__(self):
+        for name in ("epochs", "max_steps", "ckpt_save_interval", "ckpt_save_steps"):
+            require((getattr(self, name) or 1) >= 1, self, name, "at least 1")
+        for name in ("ckpt_max_keep", "seed"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
+
 
 class TrainingError(ValueError):
     """A run that cannot go on."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: updates done, and those of them that were left out, in all and last in a row."""
+
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
 
 
 def train(config: TrainConfig) -> Path:
@@ -99,101 +117,108 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         ValueError: a config, file or data set that training cannot work with, or a run that diverged.
+        OSError: a file that cannot be written.
     """
     worker = runtime.setup(config.device, config.mode, config.seed, config.jit_level)
     output = Path(config.output_path)
-    checkpoints = list_checkpoints(output / "checkpoints")
-    if checkpoints and not config.resume:
+    newest = next(reversed(list_checkpoints(output / "checkpoints")), None)
+    if newest and not config.resume:
         raise TrainingError(f"{output} holds checkpoints of a run; continue it with --resume, or choose another folder")
 
     rows = read_index(config.csv_path, config.video_folder)
-    loader = ClipLoader(
-        rows,
-        config.data,
-        seed=config.seed,
-        rank=worker.rank,
-        world_size=worker.world_size,
-    )
+    loader = ClipLoader(rows, config.data, seed=config.seed, rank=worker.rank, world_size=worker.world_size)
     per_update = config.optim.accumulation
     per_epoch = max(1, loader.steps_per_epoch // per_update)
     total = min(config.epochs * per_epoch, config.max_steps or config.epochs * per_epoch)
     save_every = config.ckpt_save_steps or config.ckpt_save_interval * per_epoch
 
     settings = config.model
-    model = create_model(
-        settings.name, settings.pretrained, settings.dtype, settings.use_recompute, **settings.config
-    )
+    source = newest or settings.pretrained
+    model = create_model(settings.name, source, settings.dtype, settings.use_recompute, **settings.config)
     model.set_train()
     step = TrainStep(model, AutoencoderLoss(config.loss), config.optim, total, settings.dtype, worker.world_size)
+    progress = Progress(**load_checkpoint(newest, model, step)) if newest else Progress()
 
-    start, skipped = 0, 0
-    if checkpoints:
-        run = load_checkpoint(checkpoints[-1], model, step)
-        start, skipped = run["step"], run["skipped"]
-        _logger.info("resuming %s after update %d", checkpoints[-1], start)
-    if not worker.is_main:
-        _loop(config, loader, model, step, start, total, worker.rank, lambda *_: None)
-        return output / f"{model.name}.ckpt"
-
-    output.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output / "config.json") as partial:
-        partial.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    log = RunLog(output, start, total)
-    _logger.info(
-        "%s: %.1fM parameters, %d clips, %d updates of %d x %d, %s mode on %s",
-        model.name,
-        sum(p.size for p in step.parameters) / 1e6,
-        len(rows),
-        total,
-        per_update * worker.world_size,
-        config.data.batch_size,
-        config.mode,
-        worker.device,
-    )
-
-    def after_update(index: int, result: StepResult) -> None:
-        nonlocal skipped
-        skipped += not result.updated
-        scalars = {"loss": result.loss, **result.terms, "grad_norm": result.grad_norm}
-        log.add(index, {**scalars, "loss_scale": result.loss_scale, "lr": step.rates[index], "skipped": skipped})
-        if (index + 1) % save_every == 0 or index + 1 == total:
-            save_checkpoint(
-                output / "checkpoints", index + 1, model, step, {"skipped": skipped}, config.ckpt_max_keep
-            )
-            log.draw()
-
-    try:
-        _loop(config, loader, model, step, start, total, worker.rank, after_update)
-    finally:
-        log.close()
-    if skipped:
-        _logger.warning("%d of %d updates were left out: their loss or gradient was not finite", skipped, total)
+    weights = output / f"{model.name}.ckpt"
+    with closing(_updates(config, loader, model, step, progress, total, worker.rank)) as updates:
+        if not worker.is_main:
+            for _ in updates:
+                pass
+            return weights
+        _write_config(output / "config.json", config, progress.step)
+        _logger.info(
+            "%s: %.1fM parameters, %d rows, updates %d to %d of %d x %d, %s mode on %s",
+            model.name,
+            sum(p.size for p in step.parameters) / 1e6,
+            len(rows),
+            progress.step + 1,
+            total,
+            per_update * worker.world_size,
+            config.data.batch_size,
+            config.mode,
+            worker.device,
+        )
+        with closing(RunLog(output, progress.step, total)) as log:
+            for result in updates:
+                scalars = {"loss": result.loss, **result.terms, "grad_norm": result.grad_norm, "lr": result.lr}
+                scalars |= {"loss_scale": result.loss_scale, "skipped": progress.skipped}
+                log.add(progress.step - 1, scalars)
+                if progress.step % save_every == 0 or progress.step == total:
+                    log.save()
+                    save_checkpoint(output / "checkpoints", model, step, asdict(progress), config.ckpt_max_keep)
+    if progress.skipped:
+        _logger.warning("%d of %d updates left out: their loss or gradient was not finite", progress.skipped, total)
     if loader.bad_files:
         _logger.warning("%d files could not be used, e.g. %s", len(loader.bad_files), next(iter(loader.bad_files)))
-    weights = {p.name: a.asnumpy() for p, a in zip(step.parameters, step.averages)}
-    model.save_weights(output / f"{model.name}.ckpt", weights=weights)
-    return output / f"{model.name}.ckpt"
+    model.save_weights(weights, weights={p.name: a.asnumpy() for p, a in zip(step.parameters, step.averages)})
+    return weights
 
 
-def _loop(config, loader, model: VideoAutoencoder, step: TrainStep, start, total, rank, after_update) -> None:
-    """Updates `start` to `total`; `after_update(index, result)` follows each."""
-    per_update = config.optim.accumulation
-    batches = loader.batches(start * per_update)
-    in_a_row = 0
-    try:
-        for index in range(start, total):
-            for _ in range(per_update):
-                batch = next(batches)
+def _updates(
+    config: TrainConfig,
+    loader: ClipLoader,
+    model: VideoAutoencoder,
+    step: TrainStep,
+    progress: Progress,
+    total: int,
+    rank: int,
+) -> Iterator[StepResult]:
+    """Make the updates that are left of `total`, and move `progress` on before the result of each is given out."""
+    per_update, max_skipped = config.optim.accumulation, config.optim.max_skipped
+    with closing(loader.batches(progress.step * per_update)) as batches:
+        while progress.step < total:
+            for batch in islice(batches, per_update):
                 generator = np.random.default_rng([config.seed, batch.step, rank])
                 noise = generator.standard_normal(model.latent_shape(batch.x.shape), dtype=np.float32)
                 step.accumulate(batch.x, noise)
             result = step.update()
-            in_a_row = 0 if result.updated else in_a_row + 1
-            after_update(index, result)
-            if in_a_row >= config.optim.max_skipped:
+            progress.step += 1
+            progress.skipped += not result.updated
+            progress.skipped_in_a_row = 0 if result.updated else progress.skipped_in_a_row + 1
+            yield result
+            if progress.skipped_in_a_row >= max_skipped:
                 raise TrainingError(
-                    f"the loss or its gradient was not finite in {in_a_row} updates in a row, up to update {index + 1}; "
-                    "lower --optim.lr, or train in fp32 or bf16"
+                    f"the loss or its gradient was not finite in {max_skipped} updates in a row, the last being number "
+                    f"{progress.step}; lower --optim.lr, or train in fp32 or bf16"
                 )
-    finally:
-        batches.close()
+
+
+def _write_config(path: Path, config: TrainConfig, start: int) -> None:
+    """Write the run's settings, and say which of them differ from those that it was begun with."""
+    settings = json.loads(json.dumps(to_dict(config)))
+    if start and path.is_file():
+        before, now = _flat(json.loads(path.read_text())), _flat(settings)
+        changed = [key for key in now if key != "resume" and before.get(key) != now[key]]
+        if changed:
+            changes = ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in changed)
+            _logger.warning("resuming with other settings than before: %s", changes)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
