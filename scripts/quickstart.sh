@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The main job from a fresh clone: make clips, inflate the image VAE in assets/, train the TAE, reconstruct clips that it
+# has never seen. Needs Python 3.10-3.12; makes .venv and installs what is missing, once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+use_environment
+install requirements.txt
+
+out=${1:-outputs/quickstart}
+
+echo "1/4 clips of photographs, moved as a camera moves"
+python tools/make_clips.py --config configs/tae/quickstart/clips.yaml --output_dir "$out/clips"
+
+echo "2/4 the image VAE, inflated in time"
+python tools/inflate_vae_to_tae.py --src assets/image_vae --target "$out/inflated.ckpt"
+
+echo "3/4 training"
+python scripts/train_tae.py --config configs/tae/quickstart/train.yaml --output_path "$out/train" \
+    --csv_path "$out/clips/train.csv" --model.pretrained "$out/inflated.ckpt" --resume
+
+echo "4/4 reconstruction of the test clips, beside the untrained TAE and the plain baseline"
+python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path "$out/train/tae.ckpt" \
+    --csv_path "$out/clips/test.csv" --compare "$out/inflated.ckpt" --output_path "$out/reconstructions"
+
+echo
+echo "loss curve      $out/train/loss.png"
+echo "side by sides   $out/reconstructions/side_by_side/"
+echo "metrics         $out/reconstructions/metrics.csv, metrics.json"
