@@ -143,11 +143,14 @@ class TrainStep:
         return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
 
 
+# The parts hold parameters of the model and must not rename them, as a Cell does with those below it: auto_prefix.
+
+
 class _Accumulate(nn.Cell):
     """Forward and backward of one batch; its gradients are added to the buffers."""
 
     def __init__(self, model, loss, parameters, gradients, weight):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.model, self.loss = model, loss
         self.gradients = gradients
         self.weight = Tensor(weight, ms.float32)
@@ -172,7 +175,7 @@ class _Reduce(nn.Cell):
     """The gathered gradients, averaged over the workers; returns their global norm."""
 
     def __init__(self, gradients, world_size):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.gradients = gradients
         self.reducer = nn.DistributedGradReducer(gradients) if world_size > 1 else None
         self.map = ops.HyperMap()
@@ -187,7 +190,7 @@ class _Update(nn.Cell):
     """Optimizer step and moving average."""
 
     def __init__(self, optimizer, parameters, averages, gradients, ema_decay):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.parameters, self.averages, self.gradients = parameters, averages, gradients
         self.decay = Tensor(ema_decay, ms.float32)
@@ -204,7 +207,7 @@ class _Clear(nn.Cell):
     """Zeros for the next gradients."""
 
     def __init__(self, gradients):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.gradients = gradients
         self.map = ops.HyperMap()
 
