@@ -75,7 +75,9 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except (ValueError, OSError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        message = f"{error.filename}: {error.strerror}" if named else str(error)
+        sys.stderr.write(f"error: {' '.join(message.split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -1,0 +1,219 @@
+"""Options come from a YAML file and the command line into dataclasses; every mistake is one line that names it."""
+
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import pytest
+import yaml
+
+from mg.config import parse_config, require, run_command_line, to_dict
+from mg.training.trainer import TrainConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Section:
+    """A section.
+
+    Args:
+        rate: how fast.
+        extra: anything.
+    """
+
+    rate: float = 1.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Options:
+    """What the test sets.
+
+    Args:
+        name: what it is called.
+        count: how many.
+        fast: whether it hurries.
+        mode: how.
+        pair: two numbers.
+        section: the section.
+    """
+
+    name: str
+    count: int = 3
+    fast: bool = False
+    mode: Literal["walk", "run"] = "walk"
+    pair: Optional[tuple[float, float]] = None
+    section: Section = field(default_factory=Section)
+
+    def __post_init__(self):
+        require(self.count >= 0, self, "count", "at least 0")
+
+
+def parse(*argv: str) -> Options:
+    return parse_config(Options, "Do it.", list(argv))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="options.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return str(path)
+
+    return write
+
+
+def test_defaults_file_and_arguments_are_laid_over_each_other_in_their_order(write):
+    file = write({"name": "file", "count": 5, "section": {"rate": 2.0, "extra": {"a": [1, 2]}}})
+    assert parse("--name", "x") == Options("x")
+    assert parse("--config", file) == Options("file", 5, section=Section(2.0, {"a": [1, 2]}))
+    later = parse("--config", file, "--count=7", "--section.rate", "1e-3", "--section.extra.b", "true")
+    assert (later.count, later.section) == (7, Section(1e-3, {"a": [1, 2], "b": True}))
+    assert parse("--count", "7", "--config", file).count == 5
+    assert parse("--count", "7", "--count", "8", "--name", "x").count == 8
+    assert parse("--config", file, "--config", write({"count": 9}, "second.yaml")) == Options(
+        "file", 9, section=Section(2.0, {"a": [1, 2]})
+    )
+
+
+def test_values_are_read_as_their_types_say(write):
+    assert parse("--name", "3", "--pair", "[1, 2.5]", "--section.rate", "2") == Options(
+        "3", pair=(1.0, 2.5), section=Section(2.0)
+    )
+    assert parse("--config", write("name: x\npair: [1, 2]\nsection: {rate: 1e-5}")).section.rate == 1e-5
+    assert parse("--config", write("name: x\npair: [1, 2]"), "--pair", "null").pair is None
+
+
+@pytest.mark.parametrize("on", [["--fast"], ["--fast", "true"], ["--fast=True"], ["--fast", "--count", "4"]])
+@pytest.mark.parametrize("off", [["--fast=False"], ["--fast", "false"]])
+def test_switches_may_be_bare_or_spelled_out(on, off):
+    assert parse("--name", "x", *on).fast is True
+    assert parse("--name", "x", *on, *off).fast is False
+    assert parse(*off, "--name", "x").fast is False
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--nam", "x"], "unknown option 'nam'; did you mean 'name'?"),
+        (["--name", "x", "--coun", "3"], "unknown option 'coun'; did you mean 'count'?"),
+        (["--name", "x", "--section.rte=3"], "unknown option 'section.rte'; did you mean 'section.rate'?"),
+        (["--name", "x", "--zzzzzz", "3"], "unknown option 'zzzzzz'; see --help"),
+        (["--name", "x", "--count", "many"], "count is 'many'; it must be a whole number"),
+        (["--name", "x", "--count", "1.5"], "count is '1.5'; it must be a whole number"),
+        (["--name", "x", "--section.rate", "fast"], "section.rate is 'fast'; it must be a number"),
+        (["--name", "x", "--fast", "perhaps"], "fast is 'perhaps'; it must be true or false"),
+        (["--name", "x", "--mode", "fly"], "mode is 'fly'; it must be one of walk, run"),
+        (["--name", "x", "--pair", "[1]"], "pair is '[1]'; it must be Optional[tuple[float, float]]"),
+        (["--name", "x", "--count", "-1"], "count is -1; it must be at least 0"),
+        ([], "required: name"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_what_would_be_right(argv, message):
+    with pytest.raises(ValueError) as error:
+        parse(*argv)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"name": "x", "conut": 3}, "unknown option 'conut'; did you mean 'count'?"),
+        ({"name": "x", "section": {"rat": 3}}, "unknown option 'section.rat'; did you mean 'section.rate'?"),
+        ({"name": "x", "section": {"rate": "fast"}}, "section.rate is 'fast'; it must be a number"),
+        ({"name": "x", "section": 3}, "section is 3; it is a section, with keys of its own"),
+        ("name: [1\n", "options.yaml: not a YAML file"),
+        ("- name\n", "options.yaml: a config holds keys and values"),
+        ("", "options.yaml: a config holds keys and values"),
+    ],
+)
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_wrong_file_is_named_with_what_would_be_right(write, content, message, joined):
+    file = write(content)
+    with pytest.raises(ValueError) as error:
+        parse(*([f"--config={file}"] if joined else ["--config", file]))
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(ValueError, match="nowhere.yaml: No such file"):
+        parse("--config", "nowhere.yaml")
+
+
+def test_to_dict_gives_back_what_a_file_may_hold(write):
+    options = Options("x", 4, True, "run", (1.0, 2.0), Section(0.5, {"a": {"b": 1}}))
+    values = to_dict(options)
+    assert values["section"] == {"rate": 0.5, "extra": {"a": {"b": 1}}}
+    assert parse("--config", write(yaml.safe_dump(values | {"pair": list(values["pair"])}))) == options
+
+
+def test_help_says_what_the_docstrings_say_under_the_sections_titles(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        parse("--help")
+    text = capsys.readouterr().out
+    assert end.value.code == 0
+    assert text.startswith("usage: ") and len(text.split("\n\n")[0].splitlines()) == 1
+    for line in (
+        "Do it.",
+        "What the test sets:",
+        "  --count COUNT         how many. (type: int, default: 3)",
+        "  --fast {true,false}   whether it hurries. (default: False)",
+        "  --mode {walk,run}     how. (default: walk)",
+        "the section:",
+        "  --section.rate RATE   how fast. (type: float, default: 1.0)",
+    ):
+        assert line in text.splitlines()
+    assert "what it is called. (required, type: str)" in text
+    assert "configuration file" not in text  # jsonargparse's own --section
+
+
+def test_every_option_of_training_has_a_help_text(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(TrainConfig, "", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("csv_path", "model.config", "loss.kl_weight", "optim.lr", "data.image_ratio", "jit_level"):
+        after = text.split(f"--{name} ", 1)[1].split(maxsplit=1)[1]  # past the placeholder
+        assert after[0].islower() or after[0] == "L", (name, after[:40])
+
+
+@pytest.mark.parametrize(
+    "raised, code, said",
+    [
+        (None, 0, ""),
+        (ValueError("two\nlines"), 2, "error: two lines\n"),
+        (FileNotFoundError(2, "No such file", "x.csv"), 2, "error: x.csv: No such file\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_a_script_ends_with_one_line_and_a_code(raised, code, said, capsys):
+    def main():
+        if raised:
+            raise raised
+
+    with pytest.raises(SystemExit) as end:
+        run_command_line(main)
+    assert (end.value.code or 0, capsys.readouterr().err) == (code, said)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_command_line(main)
+
+
+def test_a_mistake_on_the_command_line_of_training_shows_no_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train_tae.py"), "--csv_path", "nowhere.csv", "--optim.lrr", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: unknown option 'optim.lrr'; did you mean 'optim.lr'?\n"
+    assert list(tmp_path.iterdir()) == []

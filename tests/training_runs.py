@@ -1,0 +1,71 @@
+"""What the tests of training runs share: a model of two convolutions, a data set, and short runs of both.
+
+    python tests/training_runs.py --csv_path ... --output_path ...     # scripts/train_tae.py with that model
+"""
+
+import json
+from pathlib import Path
+
+import mg  # isort: skip  # before MindSpore
+
+import numpy as np
+
+from mg import models
+from mg.config import parse_config, run_command_line
+from mg.data.video import write_image, write_video
+from mg.models.autoencoder import VideoAutoencoder
+from mg.models.layers.conv import SpatialConv
+from mg.training.trainer import TrainConfig, train
+
+
+class TwoConvs(VideoAutoencoder):
+    """An encoder and a decoder of one convolution each; a latent per pixel. It compiles in a second."""
+
+    name = "two_convs"
+    default_config = {"in_channels": 3, "z_channels": 2}
+    spatial_compression = temporal_compression = 1
+
+    def __init__(self, config, pretrained=None, use_recompute=False, dtype="fp32"):
+        super().__init__(config)
+        self.latent_channels = self.config["z_channels"]
+        self.encoder = SpatialConv(3, 2 * self.latent_channels)
+        self.decoder = SpatialConv(self.latent_channels, 3)
+        self.finish(dtype, use_recompute, pretrained)
+
+
+models._MODELS[TwoConvs.name] = TwoConvs
+
+
+def write_data(folder: Path, videos: int = 3, frames: int = 12) -> list[str]:
+    """Moving pictures of 32 x 40 pixels, an image, and their CSV; returns the options that name them."""
+    y, x = np.mgrid[:32, :40]
+    for index in range(videos):
+        clip = [
+            np.stack([128 + 100 * np.sin((x + t + index) / 5 + c) * np.cos(y / 7) for c in range(3)], axis=-1)
+            for t in range(frames)
+        ]
+        write_video(folder / "videos" / f"{index}.mp4", np.stack(clip).astype(np.uint8), 8)
+    write_image(folder / "videos" / "still.png", clip[0].astype(np.uint8))
+    names = [f"{index}.mp4" for index in range(videos)] + ["still.png"]
+    (folder / "train.csv").write_text("video,caption\n" + "".join(f"{name},moving\n" for name in names))
+    return ["--csv_path", str(folder / "train.csv"), "--video_folder", str(folder / "videos")]
+
+
+SHORT = (
+    "--model.name two_convs --loss.perceptual_weight 0 --optim.lr 1e-2 --data.image_size 16 --data.crop_size 16 "
+    "--data.sample_n_frames 4 --data.num_workers 1 --device cpu"
+).split()
+
+
+def short_run(output: Path, *options: str) -> list[dict]:
+    """Train the model of two convolutions in this process; returns the records of its log."""
+    train(parse_config(TrainConfig, "", [*SHORT, "--output_path", str(output), *map(str, options)]))
+    return read_records(output)
+
+
+def read_records(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    run_command_line(lambda: train(parse_config(TrainConfig, "")) and None)
