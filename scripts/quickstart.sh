@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # The main job from a fresh clone: make clips, inflate the image VAE in assets/, train the TAE, reconstruct clips that it
 # has never seen. Needs Python 3.10-3.12; makes .venv and installs what is missing, once.
+#
+#     ./scripts/quickstart.sh [OUTPUT_FOLDER [options for scripts/train_tae.py ...]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -17,7 +19,7 @@ python tools/inflate_vae_to_tae.py --src assets/image_vae --target "$out/inflate
 
 echo "3/4 training"
 python scripts/train_tae.py --config configs/tae/quickstart/train.yaml --output_path "$out/train" \
-    --csv_path "$out/clips/train.csv" --model.pretrained "$out/inflated.ckpt" --resume
+    --csv_path "$out/clips/train.csv" --model.pretrained "$out/inflated.ckpt" --resume "${@:2}"
 
 echo "4/4 reconstruction of the test clips, beside the untrained TAE and the plain baseline"
 python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path "$out/train/tae.ckpt" \

@@ -1,0 +1,45 @@
+"""The quickstart walks the whole road, from photographs to scored reconstructions, and says where they are."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+    run = subprocess.run(
+        [ROOT / "scripts" / "quickstart.sh", tmp_path, "--max_steps", "2"],
+        env={**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    records = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 1]
+
+    folder = tmp_path / "reconstructions"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["mean"]) == {"reconstruction", "inflated", "baseline"}
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert all(float(row["psnr"]) > 10 for row in rows)
+    assert len(list((folder / "side_by_side").glob("*.mp4"))) == 8
+    for told in (tmp_path / "train" / "loss.png", folder / "side_by_side", folder / "metrics.csv"):
+        assert str(told) in run.stdout
+        assert told.exists()
+
+
+def test_test_clips_show_photographs_that_nothing_was_trained_on():
+    from mg.data.synthetic import TEST_PHOTOGRAPHS, TRAIN_PHOTOGRAPHS
+
+    assert not set(TEST_PHOTOGRAPHS) & set(TRAIN_PHOTOGRAPHS)
+    recipe = (ROOT / "configs" / "image_vae" / "train" / "quickstart.yaml").read_text()
+    assert "csv_path: outputs/photographs/images.csv" in recipe  # which make_images writes from TRAIN_PHOTOGRAPHS
