@@ -57,7 +57,7 @@ def test_tiles_of_equal_frames_decode_as_the_whole(model):
 
 
 def test_how_far_tiled_is_from_untiled(model):
-    """Norms see a tile in place of the whole clip, so the two differ; blended tiles stay within a tenth of the range."""
+    """Norms see a tile in place of the whole clip, so the two differ; blended tiles stay within a tenth."""
     x = ms.Tensor(video(1, 3, 48, 32, 32))
     model.disable_tiling()
     z = model.encode(x).mean

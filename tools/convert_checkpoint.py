@@ -18,6 +18,8 @@ from mg.config import parse_config, run_command_line
 from mg.models.image_vae.image_vae import IMAGE_VAE_CONFIG
 from mg.models.image_vae.weights import config_from_diffusers, config_to_diffusers, from_diffusers, to_diffusers
 
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
 
 @dataclass
 class Options:
@@ -42,10 +44,10 @@ def main() -> None:
     options = parse_config(Options, "Convert a model's weights between the original's names and ours.")
     config = {**IMAGE_VAE_CONFIG, **image_vae_config(options.src)}
     state = from_diffusers(read_state_dict(options.src), config)
-    described = {"model": options.model, **config}
-    weights = "model.safetensors"
     if options.to == "original":
-        state, described, weights = to_diffusers(state, config), config_to_diffusers(config), "diffusion_pytorch_model.safetensors"
+        state, described, weights = to_diffusers(state, config), config_to_diffusers(config), DIFFUSERS_WEIGHTS
+    else:
+        described, weights = {"model": options.model, **config}, "model.safetensors"
 
     target = Path(options.target)
     is_file = target.suffix in (".ckpt", ".safetensors")

@@ -4,7 +4,6 @@ import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
 
 from mg.data.errors import DataError
 
@@ -21,9 +20,7 @@ class IndexRow:
     caption: str = ""
 
 
-def read_index(
-    csv_path: Union[str, os.PathLike], video_folder: Optional[Union[str, os.PathLike]] = None
-) -> list[IndexRow]:
+def read_index(csv_path: str | os.PathLike, video_folder: str | os.PathLike | None = None) -> list[IndexRow]:
     """Read an index (UTF-8, with or without a byte order mark). The files themselves are not looked at.
 
     Args:
@@ -67,7 +64,7 @@ def _row(
     line: int,
     record: dict,
     path_column: str,
-    caption_column: Optional[str],
+    caption_column: str | None,
     folder: Path,
     confined: bool,
 ) -> IndexRow:

@@ -11,13 +11,14 @@ around to fill the last global batch.
 
 import logging
 from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import Iterator, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,16 +56,16 @@ class DataConfig:
 
     sample_n_frames: int = 16
     sample_stride: int = 1
-    max_sample_stride: Optional[int] = None
+    max_sample_stride: int | None = None
     image_size: int = 256
     crop_size: int = 256
     random_crop: bool = False
     flip: bool = False
-    random_scale: Optional[tuple[float, float]] = None
+    random_scale: tuple[float, float] | None = None
     color_jitter: bool = False
     batch_size: int = 1
     image_ratio: float = 0.2
-    image_batch_size: Optional[int] = None
+    image_batch_size: int | None = None
     num_workers: int = 4
     max_bad_share: float = 0.1
 
@@ -112,9 +113,7 @@ class ClipLoader:
         DataError: there is no row, or none that the steps asked for could use.
     """
 
-    def __init__(
-        self, rows: Sequence[IndexRow], config: DataConfig, seed: int = 0, rank: int = 0, world_size: int = 1
-    ):
+    def __init__(self, rows: Sequence[IndexRow], config: DataConfig, seed: int = 0, rank: int = 0, world_size: int = 1):
         if not rows:
             raise DataError("there is no row to load")
         if not 0 <= rank < world_size:
@@ -178,7 +177,7 @@ class ClipLoader:
         pool, batch_size = self._pool(images)
         return -(-len(pool) // (batch_size * self.world_size))
 
-    def _load(self, step: int) -> tuple[Optional[np.ndarray], list[str], dict[str, str]]:
+    def _load(self, step: int) -> tuple[np.ndarray | None, list[str], dict[str, str]]:
         """Read the batch of a step: x (None if too many files are bad), names, and the files that failed on the way."""
         images = self.is_image_step(step)
         pool, batch_size = self._pool(images)
@@ -199,7 +198,7 @@ class ClipLoader:
 
     def _load_first_readable(
         self, pool: list[IndexRow], place: int, image: bool, key: tuple[int, ...], failed: dict[str, str]
-    ) -> tuple[Optional[np.ndarray], str]:
+    ) -> tuple[np.ndarray | None, str]:
         """The row at `place`, or else the next one that can be read; (None, "") when too many in a row cannot.
 
         Which rows are bad is found out anew each time: to remember would let the order of reading decide the batch.
@@ -252,7 +251,7 @@ class ClipLoader:
             frames = transforms.jitter_colors(frames, rng)
         return transforms.to_video_tensor(frames)
 
-    def _finish(self, step: int, x: Optional[np.ndarray], names: list[str], failed: dict[str, str]) -> Batch:
+    def _finish(self, step: int, x: np.ndarray | None, names: list[str], failed: dict[str, str]) -> Batch:
         """Count a batch's bad files as it is given out, so that a run stops at the same step for any num_workers."""
         for name, reason in failed.items():
             if name not in self.bad_files:

@@ -8,10 +8,10 @@ decord's conceals much of it.
 
 import os
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Sequence, Union
 
 import av
 import cv2
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from mg.checkpoints.atomic import atomic_write
 
-PathLike = Union[str, os.PathLike]
+PathLike = str | os.PathLike
 
 BACKENDS = ("auto", "decord", "av")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
@@ -104,7 +104,7 @@ class _Packets:
             the file. Else decord, which counts packets, seeks to wrong frames without a word, or rounds its own way.
     """
 
-    index_of: Optional[dict[int, int]]
+    index_of: dict[int, int] | None
     suits_decord: bool
 
 
@@ -190,7 +190,7 @@ class _AvReader(VideoReader):
         self.height, self.width = _to_rgb(first).shape[:2]
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
 
-    def _decode(self, time: Optional[int] = None) -> Iterator[av.VideoFrame]:
+    def _decode(self, time: int | None = None) -> Iterator[av.VideoFrame]:
         """The frames from the first on, or from the key frame before `time`."""
         if self._container is None or time is None:  # opened anew rather than rewound: not every file can seek
             self.close()
@@ -274,9 +274,10 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float) -> None:
         raise VideoError(f"{path}: fps is {fps}; it must be above 0")
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with atomic_write(path) as temporary, av.open(
-        str(temporary), "w", format="mp4", options={"movflags": "faststart"}
-    ) as container:
+    with (
+        atomic_write(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -327,8 +328,8 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
 def _decord():
     """The decord module, or None where it has no wheel."""
     try:
-        import mindspore  # noqa: F401  must come before decord: the other order aborts the process
         import decord
+        import mindspore  # noqa: F401  must come before decord: the other order aborts the process
     except ImportError:
         return None
     decord.logging.set_level(decord.logging.QUIET)

@@ -14,7 +14,6 @@ clips.
 import csv
 import json
 import logging
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
