@@ -6,6 +6,8 @@ that was killed resumes from its newest checkpoint with the very losses that it 
 
 import json
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -94,7 +96,7 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("epochs", "max_steps", "ckpt_save_interval", "ckpt_save_steps"):
-            require((getattr(self, name) or 1) >= 1, self, name, "at least 1")
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("ckpt_max_keep", "seed"):
             require(getattr(self, name) >= 0, self, name, "at least 0")
 
@@ -192,6 +194,7 @@ def _updates(
                 noise = generator.standard_normal(model.latent_shape(batch.x.shape), dtype=np.float32)
                 step.accumulate(batch.x, noise)
             result = step.update()
+            _take_back_ctrl_c()
             progress.step += 1
             progress.skipped += not result.updated
             progress.skipped_in_a_row = 0 if result.updated else progress.skipped_in_a_row + 1
@@ -201,6 +204,13 @@ def _updates(
                     f"the loss or its gradient was not finite in {max_skipped} updates in a row, the last being number "
                     f"{progress.step}; lower --optim.lr, or train in fp32 or bf16"
                 )
+
+
+def _take_back_ctrl_c() -> None:
+    """MindSpore's compiler leaves a handler behind that kills the process at once; Python's lets it close its files."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, handler)
 
 
 def _write_config(path: Path, config: TrainConfig, start: int) -> None:
