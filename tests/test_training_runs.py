@@ -1,0 +1,436 @@
+"""A run writes what it promises, resumes to the bit after SIGKILL, and ends with one line where it cannot go on."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tensorboardX.proto.event_pb2 import Event
+from training_runs import SHORT, read_records, short_run, write_data
+
+from mg.checkpoints import read_state_dict, write_state_dict
+from mg.config import parse_config, to_dict
+from mg.data.index import read_index
+from mg.data.loader import ClipLoader, DataConfig
+from mg.data.video import read_image
+from mg.losses.lpips import LPIPS
+from mg.models import create_model, from_pretrained
+from mg.training import trainer
+from mg.training.step import TrainStep
+from mg.training.trainer import TrainConfig, TrainingError, train
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "train_tae.py"
+SMALL_SCRIPT = Path(__file__).with_name("training_runs.py")
+TAE = dict(  # of one level, twice as long as its latents: little to compile
+    ch=32, ch_mult=[1], num_res_blocks=1, z_channels=4, temporal_downsample_level=[0], temporal_upsample_level=[0]
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The options that name a small data set of three videos and an image."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def read_events(folder: Path) -> dict[str, dict[int, float]]:
+    """TensorBoard's scalars, {name: {step: value}}; a later run's points replace an earlier one's from its start on."""
+    scalars = {}
+    for path in sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime):
+        content, at = path.read_bytes(), 0
+        while at + 8 <= len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            if at + length + 16 > len(content):  # cut short by a kill
+                break
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += length + 16  # length, its checksum, event, its checksum
+            if event.session_log.status == 1:  # START: everything from this step on is void
+                scalars = {n: {s: v for s, v in of.items() if s < event.step} for n, of in scalars.items()}
+            for value in event.summary.value:
+                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+    return scalars
+
+
+def weights(output: Path, name: str = "two_convs") -> dict[str, np.ndarray]:
+    return read_state_dict(output / f"{name}.ckpt")
+
+
+def assert_same_weights(found: dict, wanted: dict):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """Output folder and terminal of a run of eight updates in graph mode, begun from the command line."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    result = subprocess.run(
+        [sys.executable, SMALL_SCRIPT, *SHORT, *data, "--output_path", output, "--max_steps=8", "--ckpt_save_steps=3",
+         "--optim.warmup_steps", "3", "--ckpt_max_keep", "2"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return output, result.stderr
+
+
+def test_a_run_writes_log_events_curve_checkpoints_and_weights(finished):
+    output, _ = finished
+    records = read_records(output)
+    assert [record["step"] for record in records] == list(range(8))
+    assert list(records[0]) == [
+        "step", "loss", "l1", "lpips", "kl", "outlier", "grad_norm", "lr", "loss_scale", "skipped",
+    ]  # fmt: skip
+    assert [record["lr"] for record in records[:4]] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01])
+    assert records[-1]["loss"] < records[0]["loss"]
+    events = read_events(output / "tensorboard")
+    for name in list(records[0])[1:]:
+        assert events[name] == pytest.approx({record["step"]: record[name] for record in records}, rel=1e-6)
+    height, width, _ = read_image(output / "loss.png").shape
+    assert height > 200 and width > 400
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step_000006", "step_000008"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "checkpoints", "config.json", "log.jsonl", "loss.png", "tensorboard", "two_convs.ckpt", "two_convs.json",
+    ]  # fmt: skip
+
+
+def test_the_weights_of_a_run_load_as_a_model(finished):
+    output, _ = finished
+    expected = create_model("two_convs")
+    for path in (output / "two_convs.ckpt", output / "checkpoints" / "step_000008"):
+        model = from_pretrained(path)
+        assert [name for name, _ in model.named_weights()] == [name for name, _ in expected.named_weights()]
+        assert_same_weights({name: p.asnumpy() for name, p in model.named_weights()}, weights(output))
+
+
+def test_the_terminal_shows_progress_time_left_and_loss(finished):
+    _, said = finished
+    last = said.replace("\r", "\n").strip().splitlines()[-1]
+    assert "8/8" in last and "loss=" in last and "step" in last
+    first = next(line for line in said.replace("\r", "\n").splitlines() if " 1/8 " in line)
+    assert "<" in first  # elapsed<left
+    assert "Traceback" not in said and "Exception" not in said
+
+
+def test_config_json_holds_every_setting(finished, data):
+    output, _ = finished
+    stored = json.loads((output / "config.json").read_text())
+    config = parse_config(TrainConfig, "", ["--config", str(output / "config.json")])
+    assert json.loads(json.dumps(to_dict(config))) == stored
+    assert stored["data"]["crop_size"] == 16 and stored["csv_path"] == data[1]
+
+
+def test_images_are_mixed_in_at_the_set_ratio(tmp_path, data, monkeypatch):
+    frames = []
+    accumulate = TrainStep.accumulate
+    monkeypatch.setattr(
+        TrainStep, "accumulate", lambda self, x, noise: frames.append(x.shape[2]) or accumulate(self, x, noise)
+    )
+    short_run(tmp_path, *data, "--max_steps=10", "--data.image_ratio=0.3", "--optim.accumulation=2")
+    assert frames.count(1) == 6 and frames.count(4) == 14
+    for worker in range(2):  # of two: images at the same steps
+        loader = ClipLoader(read_index(data[1], data[3]), DataConfig(image_ratio=0.3), 42, worker, 2)
+        assert [loader.is_image_step(step) for step in range(20)] == [count == 1 for count in frames]
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_both_modes_log_the_same_losses(finished, data, tmp_path, mode):
+    records = short_run(tmp_path, *data, "--max_steps=8", "--optim.warmup_steps=3", "--mode", mode)
+    for name in ("loss", "l1", "grad_norm", "lr"):
+        assert [r[name] for r in records] == pytest.approx([r[name] for r in read_records(finished[0])], rel=1e-5)
+
+
+# Resuming.
+
+EVERYTHING = "--optim.ema_decay=0.9 --optim.accumulation=2 --data.image_ratio=0.4 --data.random_crop --data.flip".split()
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, data):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = [*data, *EVERYTHING, "--optim.schedule=cosine_decay", "--ckpt_save_steps=2", "--max_steps=6"]
+    short_run(whole, *options)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at(step):
+        save = trainer.save_checkpoint
+
+        def stopping(root, model, train_step, run, keep):
+            if run["step"] == step:
+                raise Stop
+            save(root, model, train_step, run, keep)
+
+        return stopping
+
+    for step in (4, 6):  # stopped where a checkpoint was due: two updates are made again
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(trainer, "save_checkpoint", stop_at(step))
+            short_run(parts, *options, "--resume")
+    short_run(parts, *options, "--resume")
+    assert read_records(parts) == read_records(whole)
+    assert_same_weights(weights(parts), weights(whole))
+    assert read_events(parts / "tensorboard") == read_events(whole / "tensorboard")
+
+    assert short_run(parts, *options, "--resume") == read_records(whole)  # nothing is left to do
+    assert_same_weights(weights(parts), weights(whole))
+
+
+def test_resume_needs_neither_the_weights_nor_the_config_that_the_run_began_with(tmp_path, data):
+    begun_from = create_model("two_convs", z_channels=3)
+    begun_from.save_weights(tmp_path / "first.ckpt")
+    options = [*data, "--model.pretrained", tmp_path / "first.ckpt", "--max_steps=2"]
+    short_run(tmp_path / "run", *options)
+    for path in tmp_path.glob("first.*"):
+        path.unlink()
+    assert len(short_run(tmp_path / "run", *options, "--max_steps=3", "--resume")) == 3
+    assert from_pretrained(tmp_path / "run" / "two_convs.ckpt").config["z_channels"] == 3
+
+
+def test_resume_begins_at_the_beginning_where_there_is_no_checkpoint(tmp_path, data):
+    (tmp_path / "checkpoints" / ".step_000001.partial").mkdir(parents=True)
+    assert [record["step"] for record in short_run(tmp_path, *data, "--max_steps=2", "--resume")] == [0, 1]
+
+
+def test_a_folder_with_checkpoints_is_not_begun_anew(finished, data):
+    output, _ = finished
+    before = (output / "log.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match="holds checkpoints of a run; continue it with --resume, or choose another"):
+        short_run(output, *data)
+    assert (output / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (["--optim.ema_decay=0.9"], "step_000008: its optimizer, EMA or loss scale is not this run's"),
+        (["--model.dtype=fp16"], "step_000008: its optimizer, EMA or loss scale is not this run's"),
+        (["--model.config.z_channels=3"], "step_000008 does not fit this two_convs"),
+        (["--model.name=image_vae"], "step_000008 holds another model than 'image_vae'"),
+    ],
+)
+def test_resuming_with_other_settings_is_one_clear_line(finished, data, changed, message):
+    output, _ = finished
+    before = (output / "log.jsonl").read_bytes()
+    with pytest.raises(ValueError) as error:
+        short_run(output, *data, "--resume", *changed)
+    assert message in str(error.value)
+    assert (output / "log.jsonl").read_bytes() == before
+
+
+def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog):
+    short_run(tmp_path, *data, "--max_steps=1")
+    short_run(tmp_path, *data, "--max_steps=2", "--optim.lr=0.5", "--resume")
+    assert "resuming with other settings than before: optim.lr 0.01 -> 0.5, max_steps 1 -> 2" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
+
+
+def kill_after(process: subprocess.Popen, output: Path, lines: int) -> None:
+    """SIGKILL once log.jsonl has so many lines."""
+    log = output / "log.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_tae_killed_with_sigkill_resumes_to_the_bit(tmp_path, data):
+    """In graph mode, with fp16 and its loss scale, EMA, accumulation and images; killed between two checkpoints."""
+    config = {"model": {"name": "tae", "config": TAE, "dtype": "fp16"}}
+    (tmp_path / "tae.yaml").write_text(yaml.safe_dump(config))
+
+    def start(output: Path, *options: str) -> subprocess.Popen:
+        command = [sys.executable, SCRIPT, *SHORT, "--config", tmp_path / "tae.yaml", *data, *EVERYTHING]
+        command += ["--data.sample_n_frames=8", "--optim.lr=1e-3", "--optim.init_loss_scale=16384", "--max_steps=12"]
+        command += ["--ckpt_save_steps=3", "--output_path", output, *options]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed, doomed = start(whole), start(killed)
+    kill_after(doomed, killed, lines=8)
+    (newest,) = {path.name for path in (killed / "checkpoints").glob("step_*")} - {"step_000003"}
+    logged = len((killed / "log.jsonl").read_bytes().splitlines())
+    assert int(newest[5:]) < logged < 12  # some updates are lost and must be made again
+    assert undisturbed.wait() == 0, undisturbed.stderr.read()
+    resumed = start(killed, "--resume")
+    assert resumed.wait() == 0, resumed.stderr.read()
+
+    records = read_records(whole)
+    assert read_records(killed) == records
+    assert [record["step"] for record in records] == list(range(12))
+    assert 0 < records[-1]["skipped"] < 8 and records[-1]["loss_scale"] < 16384  # the scale came down on the way
+    assert_same_weights(weights(killed, "tae"), weights(whole, "tae"))
+    assert (killed / "tae.ckpt").read_bytes() == (whole / "tae.ckpt").read_bytes()
+    np.testing.assert_equal(read_events(killed / "tensorboard"), read_events(whole / "tensorboard"))
+
+
+# Runs that cannot go on.
+
+
+def poison(monkeypatch, bad_steps):
+    """Let the batches of these steps hold a value that is not a number."""
+    batches = ClipLoader.batches
+
+    def poisoned(self, start_step=0):
+        for batch in batches(self, start_step):
+            if batch.step in bad_steps:
+                batch.x[0, 0, 0, 0, 0] = np.nan
+            yield batch
+
+    monkeypatch.setattr(ClipLoader, "batches", poisoned)
+
+
+def test_updates_that_are_not_finite_are_counted_and_passed_over(tmp_path, data, monkeypatch, caplog):
+    poison(monkeypatch, {2, 3, 5})
+    records = short_run(tmp_path, *data, "--max_steps=8", "--optim.warmup_steps=4", "--optim.max_skipped=3")
+    assert [record["skipped"] for record in records] == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert [record["loss"] is None for record in records] == [False, False, True, True, False, True, False, False]
+    climb = [0.0025, 0.005, 0.0075, 0.0075, 0.0075, 0.01, 0.01, 0.01]  # an update left out does not move the rate on
+    assert [record["lr"] for record in records] == pytest.approx(climb)
+    assert "3 of 8 updates left out" in caplog.text
+    assert all(np.isfinite(value).all() for value in weights(tmp_path).values())
+
+
+def test_too_many_in_a_row_stop_the_run_also_across_a_resume(tmp_path, data, monkeypatch):
+    poison(monkeypatch, range(3, 100))
+    message = "not finite in 4 updates in a row, the last being number 7; lower --optim.lr, or train in fp32 or bf16"
+    options = [*data, "--max_steps=20", "--ckpt_save_steps=5", "--optim.max_skipped=4"]
+    for resume in ([], ["--resume"]):
+        with pytest.raises(TrainingError, match=message):
+            short_run(tmp_path, *options, *resume)
+        assert [record["step"] for record in read_records(tmp_path)] == list(range(7))
+    assert not (tmp_path / "two_convs.ckpt").exists()
+
+
+def test_too_many_unreadable_files_stop_the_run(tmp_path):
+    data = write_data(tmp_path)
+    for name in ("0.mp4", "1.mp4"):
+        (tmp_path / "videos" / name).write_bytes(b"no video")
+    with pytest.raises(ValueError, match="of 4 files could not be used, more than max_bad_share = 0.1 allows: .*mp4"):
+        short_run(tmp_path / "run", *data, "--max_steps=8")
+    records = short_run(tmp_path / "tolerant", *data, "--max_steps=8", "--data.max_bad_share=0.5")
+    assert len(records) == 8
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--csv_path", "none.csv"], "none.csv: no such CSV file"),
+        (["--model.pretrained", "none.ckpt"], "none.ckpt"),
+        (["--model.name", "vae"], "there is no model 'vae'; the models are "),
+        (["--model.config.z_chanels", "3"], "two_convs has no config key 'z_chanels'; did you mean 'z_channels'?"),
+        (["--loss.perceptual_weight", "1"], "tools/convert_lpips.py"),
+        (["--max_steps", "0"], "max_steps is 0; it must be at least 1"),
+        (["--ckpt_save_interval", "0"], "ckpt_save_interval is 0; it must be at least 1"),
+        (["--data.sample_n_frames", "50"], "too short: 12 frames, 50 needed"),
+        (["--device", "ascend"], "MindSpore cannot use device 'ascend' here"),
+    ],
+)
+def test_a_run_that_cannot_begin_says_why(tmp_path, data, options, message):
+    with pytest.raises(ValueError) as error:
+        short_run(tmp_path / "run", *data, *options)
+    assert message in str(error.value)
+
+
+def test_mistakes_are_one_line_and_code_two_on_the_command_line(tmp_path, data):
+    command = [sys.executable, SMALL_SCRIPT, *SHORT, *data, "--output_path", tmp_path / "run"]
+    for options, message in (
+        (["--csv_path", tmp_path / "none.csv"], "none.csv: no such CSV file"),
+        (["--model.pretrained", tmp_path / "none.ckpt"], "none.ckpt"),
+    ):
+        result = subprocess.run([*command, *options], capture_output=True, text=True)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and message in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_ends_a_run_with_its_log_whole(tmp_path, data):
+    command = [sys.executable, SMALL_SCRIPT, *SHORT, *data, "--output_path", tmp_path, "--epochs", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (
+        (tmp_path / "log.jsonl").exists() and len((tmp_path / "log.jsonl").read_bytes().splitlines()) > 3
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert said.endswith("interrupted\n") and "Traceback" not in said
+    assert [record["step"] for record in read_records(tmp_path)] == list(range(len(read_records(tmp_path))))
+    assert (tmp_path / "loss.png").exists()
+
+
+# The specification's commands.
+
+
+def test_the_training_configs_name_every_option_and_hold_the_recipe():
+    values = {}
+    for name in ("mixed_256x256x16", "mixed_256x256x32"):
+        path = ROOT / "configs" / "tae" / "train" / f"{name}.yaml"
+        config = parse_config(TrainConfig, "", ["--config", str(path), "--csv_path", "x.csv"])
+        stored = yaml.safe_load(path.read_text())
+        every = to_dict(TrainConfig(csv_path="x.csv"))
+        assert set(every) - set(stored) == {"csv_path", "video_folder"}
+        for section in ("model", "loss", "optim", "data"):
+            assert set(stored[section]) == set(every[section])
+        values[name] = config
+    short, long = values.values()
+    for config in (short, long):
+        assert (config.optim.lr, config.optim.clip_norm, config.data.batch_size) == (1e-5, 1.0, 1)
+        assert (config.data.image_ratio, config.epochs, config.ckpt_save_interval) == (0.2, 2000, 50)
+        assert (config.loss.perceptual_weight, config.loss.kl_weight) == (1.0, 1e-6)
+        assert (config.data.crop_size, config.model.pretrained) == (256, "models/tae_vae2d.ckpt")
+    assert (short.data.sample_n_frames, short.model.dtype, short.model.use_recompute) == (16, "fp32", False)
+    assert (long.data.sample_n_frames, long.model.dtype, long.model.use_recompute) == (32, "bf16", True)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with scripts/, configs/, a small inflated TAE and LPIPS weights under models/, and a data set."""
+    for name in ("scripts", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    write_data(tmp_path)
+    (tmp_path / "models").mkdir()
+    create_model("tae", **TAE).save_weights(tmp_path / "models" / "tae_vae2d.ckpt")
+    with monkeypatch.context() as patch:
+        patch.setattr(LPIPS, "_load", lambda *_: None)
+        shapes = {name: parameter.shape for name, parameter in LPIPS("vgg").parameters_dict().items()}
+    rng = np.random.default_rng(0)
+    random = {name: (0.05 * np.abs(rng.standard_normal(shape))).astype(np.float32) for name, shape in shapes.items()}
+    write_state_dict(tmp_path / "models" / "lpips_vgg.safetensors", random)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixed_256x256x16", "mixed_256x256x32"])
+def test_the_specifications_command_trains(workplace, name):
+    sizes = "--data.image_size 16 --data.crop_size 16 --data.sample_n_frames 8 --max_steps 2 --data.image_ratio 0.5"
+    if name.endswith("32"):  # without images and LPIPS, which the other run has, there is less to compile
+        (workplace / "models" / "lpips_vgg.safetensors").unlink()
+        sizes += " --data.image_ratio 0 --loss.perceptual_weight 0"
+    command = f"""
+        output_dir=outputs/train_tae
+        {sys.executable} scripts/train_tae.py \\
+        --config configs/tae/train/{name}.yaml \\
+        --output_path=$output_dir \\
+        --csv_path train.csv  \\
+        --video_folder videos {sizes}
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(["bash", "-ec", command], cwd=workplace, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "weights: outputs/train_tae/tae.ckpt\n"
+    records = read_records(workplace / "outputs" / "train_tae")
+    assert len(records) == 2 and records[-1]["skipped"] == 0
+    assert (records[0]["lpips"] > 0) == name.endswith("16")
+    assert from_pretrained(workplace / "outputs" / "train_tae" / "tae.ckpt").name == "tae"
