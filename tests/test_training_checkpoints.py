@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, whenever the run is killed; a run resumes from it exactly, or says why not."""
+"""A checkpoint is there whole or not at all, whenever the run is killed; a run resumes from it exactly, or says why."""
 
 import json
 import os

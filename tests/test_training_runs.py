@@ -149,7 +149,9 @@ def test_both_modes_log_the_same_losses(finished, data, tmp_path, mode):
 
 # Resuming.
 
-EVERYTHING = "--optim.ema_decay=0.9 --optim.accumulation=2 --data.image_ratio=0.4 --data.random_crop --data.flip".split()
+EVERYTHING = (
+    "--optim.ema_decay=0.9 --optim.accumulation=2 --data.image_ratio=0.4 --data.random_crop --data.flip".split()
+)
 
 
 def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, data):

@@ -268,7 +268,8 @@ def tae_step(mode: str, dtype: str = "fp32", recompute: bool = False, **config):
         if parameter.ndim > 1:
             noise = 0.05 * rng.standard_normal(parameter.shape)
             parameter.set_data(Tensor((parameter.asnumpy() + noise).astype(np.float32)))
-    return model, TrainStep(model, AutoencoderLoss(LOSS), OptimConfig(lr=1e-3, init_loss_scale=16.0, **config), 100, dtype)
+    optim = OptimConfig(lr=1e-3, init_loss_scale=16.0, **config)
+    return model, TrainStep(model, AutoencoderLoss(LOSS), optim, 100, dtype)
 
 
 def clip(model, frames: int, seed: int = 0, size: int = 1):

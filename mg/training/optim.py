@@ -77,7 +77,7 @@ def learning_rates(config: OptimConfig, total_steps: int) -> list[float]:
 
 
 def create_optimizer(parameters: list[Parameter], config: OptimConfig, rates: list[float]) -> AdamW:
-    """AdamW over `parameters` with the learning rate of every update; those of one axis (biases, norms) do not decay."""
+    """AdamW with the learning rate of every update; parameters of one axis (biases, norms) do not decay."""
     vectors = [p for p in parameters if p.ndim < 2]
     weights = [p for p in parameters if p.ndim >= 2]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
