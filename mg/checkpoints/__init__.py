@@ -5,7 +5,7 @@ and whatever is wrong with it comes out as one CheckpointError that names the fi
 all. Neither MindSpore nor torch is needed.
 """
 
-from mg.checkpoints.atomic import atomic_write
+from mg.checkpoints.atomic import atomic_write, sync
 from mg.checkpoints.report import CheckpointError, LoadReport, compare_names
 from mg.checkpoints.state_dict import find_config, open_state_dict, read_config, read_state_dict, write_state_dict
 
@@ -18,5 +18,6 @@ __all__ = [
     "open_state_dict",
     "read_config",
     "read_state_dict",
+    "sync",
     "write_state_dict",
 ]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mindspore import Parameter, Tensor
 
-from mg.checkpoints import CheckpointError, read_config, read_state_dict, write_state_dict
+from mg.checkpoints import CheckpointError, read_config, read_state_dict, sync, write_state_dict
 from mg.models.autoencoder import VideoAutoencoder
 from mg.training.step import TrainStep
 
@@ -43,13 +43,13 @@ def save_checkpoint(root: Path, model: VideoAutoencoder, train_step: TrainStep, 
         state = {name: p.asnumpy() for name, p in _resumed_parameters(train_step).items()}
         write_state_dict(partial / "state.safetensors", state)
         (partial / "state.json").write_text(json.dumps(run))
-        _sync(partial / "state.json")
-        _sync(partial)
+        sync(partial / "state.json")
+        sync(partial)
         os.rename(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(root)
+    sync(root)
     for old in list_checkpoints(root)[: -keep or None] if keep else []:
         hidden = old.with_name(f".{old.name}.dropped")
         os.rename(old, hidden)
@@ -105,11 +105,3 @@ def _remove_leftovers(root: Path) -> None:
     for path in [*root.glob(".step_*.partial"), *root.glob(".step_*.dropped")]:
         _logger.info("removing %s, left by a run that was killed", path)
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
