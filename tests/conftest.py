@@ -1,6 +1,6 @@
 """What every test needs: CPU, errors where they happen, and a clean mode afterwards."""
 
-import mg  # isort: skip  # before MindSpore, whose convolutions it speeds up
+import mg  # noqa: F401  # isort: skip  # before MindSpore, whose convolutions it speeds up
 
 import mindspore as ms
 import pytest

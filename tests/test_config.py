@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -45,7 +45,7 @@ class Options:
     count: int = 3
     fast: bool = False
     mode: Literal["walk", "run"] = "walk"
-    pair: Optional[tuple[float, float]] = None
+    pair: tuple[float, float] | None = None
     section: Section = field(default_factory=Section)
 
     def __post_init__(self):

@@ -246,4 +246,3 @@ def test_no_rows_and_wrong_ranks_are_refused(folder):
         ClipLoader([], config())
     with pytest.raises(ValueError, match="rank is 2"):
         ClipLoader(videos(folder), config(), rank=2, world_size=2)
-

@@ -238,3 +238,11 @@ def test_failed_writing_leaves_the_old_file(video):
 def test_importing_the_data_layer_is_light():
     code = "import sys, mg.data.loader; sys.exit(not {'mindspore', 'decord'}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_opening_a_video_first_does_not_abort_the_process(tmp_path):
+    """decord aborts where it is imported before MindSpore."""
+    write_video(tmp_path / "clip.mp4", np.zeros((3, 48, 64, 3), np.uint8), 8)
+    code = f"from mg.data.video import open_video; assert open_video({str(tmp_path / 'clip.mp4')!r}).num_frames == 3"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-500:]

@@ -113,6 +113,7 @@ print(json.dumps([decode(128) - start, decode(256) - start]))
 @pytest.mark.slow
 def test_memory_of_a_tiled_decode_does_not_grow_with_the_frame():
     """Beyond what a frame of one tile took, in MB: a frame of 16 tiles adds its own pixels and little more."""
+
     def grown(kind):
         run = subprocess.run(
             [sys.executable, "-c", PEAK, json.dumps(CONFIG), kind], capture_output=True, text=True, check=True

@@ -14,7 +14,6 @@ from training_runs import TwoConvs
 from mg.checkpoints import CheckpointError, read_state_dict
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import from_pretrained
-from mg.training import checkpoint
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.optim import OptimConfig
 from mg.training.step import TrainStep

@@ -24,7 +24,7 @@ from mg.losses.lpips import LPIPS
 from mg.models import create_model, from_pretrained
 from mg.training import trainer
 from mg.training.step import TrainStep
-from mg.training.trainer import TrainConfig, TrainingError, train
+from mg.training.trainer import TrainConfig, TrainingError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_tae.py"

@@ -6,7 +6,7 @@
 import json
 from pathlib import Path
 
-import mg  # isort: skip  # before MindSpore
+import mg  # noqa: F401  # isort: skip  # before MindSpore
 
 import numpy as np
 

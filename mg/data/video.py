@@ -328,8 +328,9 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
 def _decord():
     """The decord module, or None where it has no wheel."""
     try:
+        import mindspore  # noqa: F401  # isort: skip  # before decord: the other order aborts the process
+
         import decord
-        import mindspore  # noqa: F401  must come before decord: the other order aborts the process
     except ImportError:
         return None
     decord.logging.set_level(decord.logging.QUIET)

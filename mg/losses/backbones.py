@@ -41,15 +41,34 @@ def _vgg_stage(channels: int, depth: int) -> tuple:
 
 BACKBONES = {
     "vgg": Backbone(
-        layers=_vgg_stage(64, 2) + (Pool(),) + _vgg_stage(128, 2) + (Pool(),) + _vgg_stage(256, 3) + (Pool(),)
-        + _vgg_stage(512, 3) + (Pool(),) + _vgg_stage(512, 3),
+        layers=_vgg_stage(64, 2)
+        + (Pool(),)
+        + _vgg_stage(128, 2)
+        + (Pool(),)
+        + _vgg_stage(256, 3)
+        + (Pool(),)
+        + _vgg_stage(512, 3)
+        + (Pool(),)
+        + _vgg_stage(512, 3),
         taps=(3, 8, 15, 22, 29),
         tap_channels=(64, 128, 256, 512, 512),
         min_size=16,
     ),
     "alex": Backbone(
-        layers=(Conv(64, kernel=11, stride=4, padding=2), RELU, Pool(3), Conv(192, kernel=5, padding=2), RELU, Pool(3),
-                Conv(384), RELU, Conv(256), RELU, Conv(256), RELU),
+        layers=(
+            Conv(64, kernel=11, stride=4, padding=2),
+            RELU,
+            Pool(3),
+            Conv(192, kernel=5, padding=2),
+            RELU,
+            Pool(3),
+            Conv(384),
+            RELU,
+            Conv(256),
+            RELU,
+            Conv(256),
+            RELU,
+        ),
         taps=(1, 4, 7, 9, 11),
         tap_channels=(64, 192, 384, 256, 256),
         min_size=31,
@@ -79,8 +98,19 @@ def _build_layers(layers: tuple) -> list[nn.Cell]:
     for layer in layers:
         if isinstance(layer, Conv):
             # The zeros are overwritten by loaded weights; random initial values would only cost time.
-            cells.append(nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, pad_mode="pad",
-                                   padding=layer.padding, has_bias=True, weight_init="zeros", bias_init="zeros"))
+            cells.append(
+                nn.Conv2d(
+                    channels,
+                    layer.channels,
+                    layer.kernel,
+                    layer.stride,
+                    pad_mode="pad",
+                    padding=layer.padding,
+                    has_bias=True,
+                    weight_init="zeros",
+                    bias_init="zeros",
+                )
+            )
             channels = layer.channels
         elif isinstance(layer, Pool):
             cells.append(nn.MaxPool2d(layer.kernel, stride=2, pad_mode="valid"))

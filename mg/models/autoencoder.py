@@ -158,7 +158,7 @@ class VideoAutoencoder(nn.Cell):
         return self._decoded(z)[:, :, :num_target_frames]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own length and size, tiled where that is on."""
+        """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; tiled where that is on."""
         check_video(x, self.config["in_channels"], "x")
         _, _, t, h, w = x.shape
         return self._decoded(self._posterior(x)[0])[:, :, :t, :h, :w]

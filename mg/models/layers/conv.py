@@ -20,7 +20,7 @@ def _bias(channels: int) -> Parameter:
 
 
 def repeat_edges(x, before: int, after: int):
-    """Repeat the first frame `before` and the last frame `after` times. (B, C, T, N) -> (B, C, before + T + after, N)"""
+    """Repeat the edge frames, `before` the first and `after` the last. (B, C, T, N) -> (B, C, before + T + after, N)"""
     return ops.cat((x[:, :, :1],) * before + (x,) + (x[:, :, -1:],) * after, axis=2)
 
 
@@ -77,9 +77,7 @@ class TemporalConv(PrecisionCell):
         self.kernel_size = kernel_size
         self.margin = kernel_size // 2 if padding == "replicate" else 0
         zeros = kernel_size // 2 - self.margin
-        self.conv = ops.Conv2D(
-            channels, (kernel_size, 1), pad_mode="pad", pad=(zeros, zeros, 0, 0), stride=(stride, 1)
-        )
+        self.conv = ops.Conv2D(channels, (kernel_size, 1), pad_mode="pad", pad=(zeros, zeros, 0, 0), stride=(stride, 1))
 
     def construct(self, x):
         b, c, t, h, w = x.shape
