@@ -91,7 +91,7 @@ def test_names_and_shapes_are_those_of_mindones_checkpoints():
 def test_the_config_of_sd35_gives_the_specifications_tae_config():
     from mg.models.tae.tae import TAE_CONFIG
 
-    assert config_from_image_vae(SD35) == {**TAE_CONFIG, "resolution": 1024}
+    assert config_from_image_vae(SD35) == {**TAE_CONFIG, "resolution": 1024, "norm_num_groups": 32}
 
 
 @pytest.mark.parametrize("quant", (False, True))
@@ -115,7 +115,7 @@ def test_the_full_image_vae_has_244_tensors():
         ({"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]}, "down_block_types"),
         ({"up_block_types": ["UpDecoderBlock2D"]}, "up_block_types"),
         ({"act_fn": "gelu"}, "act_fn is gelu"),
-        ({"norm_num_groups": 16}, "norm_num_groups is 16"),
+        ({"norm_num_groups": 48}, "and of 48"),
         ({"mid_block_add_attention": False}, "mid_block_add_attention"),
         ({"block_out_channels": [32, 48]}, "multiple of the first"),
         ({"block_out_channels": [40, 80]}, "and of 32"),

@@ -41,9 +41,9 @@ def data(tmp_path_factory):
 
 
 def read_events(folder: Path) -> dict[str, dict[int, float]]:
-    """TensorBoard's scalars, {name: {step: value}}; a later run's points replace an earlier one's from its start on."""
+    """TensorBoard's scalars, {name: {step: value}}."""
     scalars = {}
-    for path in sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime):
+    for path in folder.glob("events.*"):
         content, at = path.read_bytes(), 0
         while at + 8 <= len(content):
             (length,) = struct.unpack_from("<Q", content, at)
@@ -51,8 +51,7 @@ def read_events(folder: Path) -> dict[str, dict[int, float]]:
                 break
             event = Event.FromString(content[at + 12 : at + 12 + length])
             at += length + 16  # length, its checksum, event, its checksum
-            if event.session_log.status == 1:  # START: everything from this step on is void
-                scalars = {n: {s: v for s, v in of.items() if s < event.step} for n, of in scalars.items()}
+            assert event.session_log.status == 0  # no point is void
             for value in event.summary.value:
                 scalars.setdefault(value.tag, {})[event.step] = value.simple_value
     return scalars

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mg.checkpoints import atomic_write
 class RunLog:
     """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`.
 
-    A scalar that is not finite stands in log.jsonl as null.
+    A scalar that is not finite stands in log.jsonl as null, and is no point in TensorBoard.
     """
 
     def __init__(self, folder: Path, start_step: int, total_steps: int):
@@ -26,25 +27,28 @@ class RunLog:
             partial.write_text("".join(json.dumps(record) + "\n" for record in records))
         self._points = [(record["step"], record["l1"]) for record in records if record["l1"] is not None]
         self._file = open(self.path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        # A kill may take points that TensorBoard's writer still had in its queue: they come from log.jsonl again.
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        self._board = SummaryWriter(str(folder / "tensorboard"))
+        for record in records:
+            self._draw_on_board(record)
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
         """Record update number `step`, counted from 0."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        record = {"step": step, **finite}
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if finite["l1"] is not None:
             self._points.append((step, finite["l1"]))
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        self._draw_on_board(record)
         self._bar.set_postfix({"loss": f"{scalars['loss']:.1f}", "l1": f"{scalars['l1']:.4f}"}, refresh=False)
         self._bar.update()
 
     def save(self) -> None:
         """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""
         os.fsync(self._file.fileno())
-        self._board.flush()
         draw_curve(self._points, self.folder / "loss.png")
 
     def close(self) -> None:
@@ -52,6 +56,11 @@ class RunLog:
         self.save()
         self._file.close()
         self._board.close()
+
+    def _draw_on_board(self, record: dict) -> None:
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(name, value, record["step"])
 
 
 def read_log(path: Path, before_step: int) -> list[dict]:
