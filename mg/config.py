@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader
 
 T = TypeVar("T")
 
@@ -21,13 +21,19 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     Later arguments win over earlier ones, and over the file where it stands before them. A switch may be written
     `--flag`, `--flag true` or `--flag=False`.
 
+    An option may have other names, on the command line and as keys of a file: the class attribute
+    `aliases: ClassVar[dict[str, str]]` maps them to the option's own, dotted where they lie in a section.
+
     Args:
+        cls: a dataclass whose docstring says what each field means.
         description: one line for `--help`.
         argv: the arguments, by default the process's own.
 
     Raises:
-        ValueError: an unknown key (the nearest one is named), a wrong type, a missing file or one that is no YAML.
+        ValueError: an unknown key (the nearest one is named), a wrong type, a missing file or one that is no YAML, two
+            values for one option under two of its names.
     """
+    aliases: dict[str, str] = getattr(cls, "aliases", {})
     parser = ArgumentParser(
         description=description,
         usage="%(prog)s [--config FILE.yaml] [--option value ...]",
@@ -41,8 +47,11 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     for field in fields(cls):
         if is_dataclass(field.type):  # a section may be read from a file of its own, which needs no mention
             actions[field.name].help = argparse.SUPPRESS
-    argv = sys.argv[1:] if argv is None else argv
-    _check_files(argv)
+    for name in dict.fromkeys(aliases.values()):
+        others = ", ".join(f"--{alias}" for alias in aliases if aliases[alias] == name)
+        actions[name].help = f"{actions[name].help or ''} Also {others}.".lstrip()
+    actions |= {alias: actions[name] for alias, name in aliases.items()}
+    argv = _read_files(_rename_arguments(sys.argv[1:] if argv is None else argv, aliases), aliases)
     try:
         parsed = parser.parse_args(_spell_out_switches(argv, actions))
     except ArgumentError as error:
@@ -91,20 +100,81 @@ class _HelpFormatter(DefaultHelpFormatter):
         return None if (action.metavar or "").startswith("{") else super()._get_type_str(action)
 
 
-def _check_files(argv: list[str]) -> None:
-    """jsonargparse does not say which file a YAML error is in."""
-    names = [following for argument, following in zip(argv, argv[1:]) if argument == "--config"]
-    names += [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
-    for name in names:
-        try:
-            with open(name, encoding="utf-8") as file:
-                content = yaml.safe_load(file)
-        except OSError as error:
-            raise ValueError(f"{name}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{name}: not a YAML file ({error})") from error
+def _rename_arguments(argv: list[str], aliases: dict[str, str]) -> list[str]:
+    """`--alias value` -> `--option value`."""
+    renamed, given = [], {}  # given: option -> the name and the value that it was last given under each name
+    for argument, following in zip(argv, [*argv[1:], ""]):
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--"):
+            option = aliases.get(name, name)
+            given.setdefault(option, {})[name] = value if equals else following
+            argument = f"--{option}{equals}{value}"
+        renamed.append(argument)
+    for values in given.values():
+        if len(set(values.values())) > 1:
+            raise ValueError(_two_values({f"--{name}": value for name, value in values.items()}))
+    return renamed
+
+
+def _read_files(argv: list[str], aliases: dict[str, str]) -> list[str]:
+    """`--config FILE` -> `--config=CONTENT` where the file holds other names of options. A file that is no config is an
+    error that names it, which jsonargparse would not."""
+    result, arguments = [], iter(argv)
+    for argument in arguments:
+        name = next(arguments, None) if argument == "--config" else argument.removeprefix("--config=")
+        if name in (None, argument):  # no file: jsonargparse's to judge
+            result.append(argument)
+            continue
+        content, taken = _take_aliases(_read_file(name), aliases)
+        for alias, value in taken.items():
+            _put(content, aliases[alias], alias, value, name)
+        result.append(f"--config={yaml.safe_dump(content) if taken else name}")
+    return result
+
+
+def _read_file(name: str) -> dict:
+    try:
+        with open(name, encoding="utf-8") as file:
+            content = get_loader("yaml")(file.read())
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name}: not a YAML file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name}: a config holds keys and values, `key: value`; found {str(content)[:40]!r}")
+    return content
+
+
+def _take_aliases(content: dict, aliases: dict[str, str], prefix: str = "") -> tuple[dict, dict]:
+    """A file's content without the keys that are other names of options, and those: dotted name -> value."""
+    kept, taken = {}, {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if name in aliases:
+            taken[name] = value
+            continue
+        if isinstance(value, dict):
+            value, within = _take_aliases(value, aliases, f"{name}.")
+            taken |= within
+            if within and not value:
+                continue  # a section that held nothing else
+        kept[key] = value
+    return kept, taken
+
+
+def _put(content: dict, option: str, alias: str, value: Any, file: str) -> None:
+    """Set a dotted option in a file's content to the value that stands there under another name."""
+    *sections, key = option.split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise ValueError(f"{name}: a config holds keys and values, `key: value`; found {str(content)[:40]!r}")
+            raise ValueError(f"{file}: {section} is {content!r}; it is a section, with keys of its own")
+    if content.setdefault(key, value) != value:
+        raise ValueError(f"{file}: {_two_values({option: content[key], alias: value})}")
+
+
+def _two_values(given: dict[str, Any]) -> str:
+    return " and ".join(f"{name} is {value!r}" for name, value in given.items()) + ", but they are one option"
 
 
 def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:

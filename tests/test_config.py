@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
@@ -40,6 +40,8 @@ class Options:
         pair: two numbers.
         section: the section.
     """
+
+    aliases: ClassVar = {"label": "name", "data.label": "name", "how-many": "count", "speed": "section.rate"}
 
     name: str
     count: int = 3
@@ -143,6 +145,57 @@ def test_a_missing_file_is_named():
         parse("--config", "nowhere.yaml")
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--label", "x", "--how-many=4", "--speed", "1e-3"],
+        ["--data.label=x", "--count", "4", "--section.rate=1e-3"],
+        ["--label", "z", "--label", "x", "--name", "x", "--how-many", "4", "--speed=1e-3"],
+    ],
+)
+def test_an_option_has_other_names_on_the_command_line(argv):
+    assert parse(*argv) == Options("x", 4, section=Section(1e-3))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "label: x\nhow-many: 4\nspeed: 1e-3",
+        "data: {label: x}\ncount: 4\nsection: {extra: {label: z}}\nspeed: 1e-3",
+        "data.label: x\nname: x\nhow-many: 4\nsection: {rate: 1e-3}",
+    ],
+)
+def test_an_option_has_other_names_in_a_file(write, content):
+    options = parse("--config", write(content))
+    options.section.extra.pop("label", None)  # within a section, it is no other name
+    assert options == Options("x", 4, section=Section(1e-3))
+
+
+def test_other_names_keep_the_order_of_files_and_arguments(write):
+    file = write("label: file\nhow-many: 5")
+    assert parse("--config", file, "--name", "later", "--how-many=6") == Options("later", 6)
+    assert parse("--count", "7", f"--config={file}") == Options("file", 5)
+    assert parse("--config", write("name: a", "a.yaml"), "--config", file, "--data.label", "b") == Options("b", 5)
+
+
+@pytest.mark.parametrize(
+    "argv, content, message",
+    [
+        (["--name", "x", "--label=y"], "count: 1", "--name is 'x' and --label is 'y', but they are one option"),
+        (["--label", "x", "--data.label", "y"], "count: 1", "--label is 'x' and --data.label is 'y', but they are one"),
+        ([], "name: x\ndata: {label: y}", "options.yaml: name is 'x' and data.label is 'y', but they are one option"),
+        ([], "section: 3\nspeed: 2", "options.yaml: section is 3; it is a section, with keys of its own"),
+        (["--name", "x"], "how-many: many", "count is 'many'; it must be a whole number"),
+        (["--lable", "x"], "count: 1", "unknown option 'lable'; did you mean 'label'?"),
+        (["--name", "x"], "data: {label: x, lbl: 3}", "unknown option 'data"),
+    ],
+)
+def test_two_values_under_two_names_are_named_with_both(write, argv, content, message):
+    with pytest.raises(ValueError) as error:
+        parse("--config", write(content), *argv)
+    assert message in str(error.value)
+
+
 def test_to_dict_gives_back_what_a_file_may_hold(write):
     options = Options("x", 4, True, "run", (1.0, 2.0), Section(0.5, {"a": {"b": 1}}))
     values = to_dict(options)
@@ -160,14 +213,14 @@ def test_help_says_what_the_docstrings_say_under_the_sections_titles(capsys, mon
     for line in (
         "Do it.",
         "What the test sets:",
-        "  --count COUNT         how many. (type: int, default: 3)",
+        "  --count COUNT         how many. Also --how-many. (type: int, default: 3)",
         "  --fast {true,false}   whether it hurries. (default: False)",
         "  --mode {walk,run}     how. (default: walk)",
         "the section:",
-        "  --section.rate RATE   how fast. (type: float, default: 1.0)",
+        "  --section.rate RATE   how fast. Also --speed. (type: float, default: 1.0)",
     ):
         assert line in text.splitlines()
-    assert "what it is called. (required, type: str)" in text
+    assert "what it is called. Also --label, --data.label. (required, type: str)" in text
     assert "configuration file" not in text  # jsonargparse's own --section
 
 
