@@ -12,7 +12,9 @@ compiles once per shape. Inside a larger graph, a training step's, use `forward`
 import difflib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,6 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mg.checkpoints import CheckpointError, LoadReport, atomic_write, compare_names, read_state_dict, write_state_dict
 from mg.models.layers.precision import set_precision
-from mg.models.layers.resnet import ResnetBlock
 from mg.models.tiling import TilingConfig, tiled_tensor
 
 _logger = logging.getLogger(__name__)
@@ -38,10 +39,19 @@ class Encoded(NamedTuple):
 class VideoAutoencoder(nn.Cell):
     """Base of all models. A model sets the class attributes and builds `encoder` and `decoder`, two cells.
 
+    The decoder has `features`, all but its last convolution, `picture`, that convolution, and `last_conv`, its cell:
+    adversarial training weighs its losses by their gradients there.
+
     Attributes:
         config: every setting that the weights depend on.
         spatial_compression, temporal_compression: pixels per latent along H and W, frames per latent along T.
         latent_channels: z.
+        has_posterior: the encoder gives a mean and a log-variance; without one it gives the latents themselves.
+        keeps_images: a single frame passes by all that changes the frame rate, and decodes to a single frame.
+        frame_multiple: clips are padded to a multiple of so many frames.
+        recomputed: kinds of cells whose activations `recompute_activations` does not keep.
+        default_tiling: what `enable_tiling` starts from.
+        original_file: the weights' file in the original's folders.
     """
 
     name: str
@@ -49,6 +59,12 @@ class VideoAutoencoder(nn.Cell):
     spatial_compression: int
     temporal_compression: int
     latent_channels: int
+    has_posterior = True
+    keeps_images = False
+    frame_multiple = 1
+    recomputed: tuple[type[nn.Cell], ...] = ()
+    default_tiling = TilingConfig()
+    original_file = "model.safetensors"
 
     def __init__(self, config: dict, sample_deterministic: bool = False):
         super().__init__()
@@ -60,29 +76,58 @@ class VideoAutoencoder(nn.Cell):
         """The end of a model's constructor: precision, recompute and weights, once all cells are there."""
         set_precision(self, dtype)
         if use_recompute:
-            for cell in (self.encoder, self.decoder):
-                recompute_blocks(cell)
+            self.recompute_activations()
         if pretrained is not None:
             self.load_weights(pretrained)
 
     # What a model may override.
 
     def encode_moments(self, x: Tensor) -> Tensor:
-        """(B, 3, T, H, W), padded -> mean and log-variance along the channels, (B, 2 z, t, h, w)"""
+        """(B, 3, T, H, W), padded -> mean and log-variance along the channels, (B, 2 z, t, h, w), or latents alone"""
         return self.encoder(x)
 
-    def decode_latents(self, z: Tensor) -> Tensor:
-        """(B, z, t, h, w) -> (B, 3, t * temporal_compression, h * spatial_compression, w * spatial_compression)"""
-        return self.decoder(z)
+    def before_decoder(self, z: Tensor) -> Tensor:
+        """What the decoder is given in place of z."""
+        return z
+
+    def decode_latents(self, z: Tensor, still: bool = False) -> Tensor:
+        """(B, z, t, h, w) -> (B, 3, t * temporal_compression, h * spatial_compression, w * spatial_compression)
+
+        Args:
+            still: z is an image's, t = 1 and so is T; only for models that keep images.
+        """
+        return self.decoder(self.before_decoder(z))
+
+    def decode_features(self, z: Tensor, still: bool = False) -> Tensor:
+        """`decode_latents` up to the input of the decoder's last convolution."""
+        return self.decoder.features(self.before_decoder(z))
+
+    # What files of the original hold. All are functions of a config: nothing is built for a conversion.
 
     @staticmethod
     def translate_config(config: dict) -> dict:
         """This model's config from the original's, as it stands beside weights; one that is already ours passes."""
         return config
 
-    def translate_weights(self, state: dict) -> dict:
+    @staticmethod
+    def translate_weights(state: Mapping, config: dict) -> dict:
         """Rename the originals' parameters to this model's; names that are already ours pass."""
-        return state
+        return dict(state)
+
+    @staticmethod
+    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every parameter of a model of this config."""
+        raise NotImplementedError
+
+    @staticmethod
+    def original_config(config: dict) -> dict:
+        """The config that the original reads, from ours."""
+        return config
+
+    @staticmethod
+    def original_weights(state: Mapping, config: dict) -> dict:
+        """This model's parameters under the original's names, in the original's shapes."""
+        return dict(state)
 
     # Weights.
 
@@ -95,7 +140,7 @@ class VideoAutoencoder(nn.Cell):
         Raises:
             CheckpointError: an unreadable file, or names and shapes that are not this model's.
         """
-        state = self.translate_weights(read_state_dict(path))
+        state = self.translate_weights(read_state_dict(path), self.config)
         parameters = dict(self.named_weights())
         wanted = {name: tuple(p.shape) for name, p in parameters.items()}
         report = compare_names(wanted, {name: tuple(value.shape) for name, value in state.items()})
@@ -136,11 +181,12 @@ class VideoAutoencoder(nn.Cell):
 
         Returns:
             z, mean and logvar, (B, z, ceil(T / temporal_compression), ceil(H / s), ceil(W / s)) each in fp32; z is a
-            sample of the posterior, or its mean where the model was built with sample_deterministic.
+            sample of the posterior, or its mean where the model was built with sample_deterministic. Without a
+            posterior z is the mean, and logvar None.
         """
         check_video(x, self.config["in_channels"], "x")
         mean, logvar = self._posterior(x)
-        if self.sample_deterministic:
+        if logvar is None or self.sample_deterministic:
             return Encoded(mean, mean, logvar)
         return Encoded(mean + ops.exp(0.5 * logvar) * ops.standard_normal(mean.shape), mean, logvar)
 
@@ -149,13 +195,15 @@ class VideoAutoencoder(nn.Cell):
 
         Args:
             z: (B, z, t, h, w).
-            num_target_frames: keep so many frames from the first on, by default all that the latents stand for.
+            num_target_frames: keep so many frames from the first on, by default all that the latents stand for. A
+                model that keeps images takes t = 1 for an image unless more frames are asked for.
 
         Returns:
             (B, 3, T, H, W) in fp32, about [-1, 1]: not clipped.
         """
         check_video(z, self.latent_channels, "z")
-        return self._decoded(z)[:, :, :num_target_frames]
+        still = self.keeps_images and z.shape[2] == 1 and num_target_frames in (None, 1)
+        return self._decoded(z, still)[:, :, :num_target_frames]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; tiled where that is on."""
@@ -165,22 +213,49 @@ class VideoAutoencoder(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """What a surrounding graph sees of a call; tiles cannot be on there."""
         _, _, t, h, w = x.shape
-        return self._decoded(self._posterior(x)[0])[:, :, :t, :h, :w]
+        return self._decoded(self._posterior(x)[0], self.keeps_images and t == 1)[:, :, :t, :h, :w]
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """The pass of a training step, made to be compiled: no tiles, and the randomness comes from outside.
 
         Args:
             x: (B, 3, T, H, W) in [-1, 1].
-            noise: standard normal, of the latents' shape; zeros give the posterior's mean.
+            noise: standard normal, of the latents' shape; zeros give the posterior's mean. Unused without a posterior.
 
         Returns:
             Reconstruction (x's shape, fp32), z, mean, logvar.
         """
-        _, _, t, h, w = x.shape
+        h, z, mean, logvar = self.features(x, noise)
+        return self.picture(h, x.shape), z, mean, logvar
+
+    def features(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """`forward` up to the input h of the decoder's last convolution: h, z, mean, logvar."""
         mean, logvar = self._posterior(x)
-        z = mean + ops.exp(0.5 * logvar) * noise
-        return self._decoded(z)[:, :, :t, :h, :w], z, mean, logvar
+        z = mean if logvar is None else mean + ops.exp(0.5 * logvar) * noise
+        return self.decode_features(z, self.keeps_images and x.shape[2] == 1), z, mean, logvar
+
+    def picture(self, h: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The rest of `forward`: the decoder's last convolution, cropped to the frames and size of `shape`, fp32."""
+        _, _, t, height, width = shape
+        return self.decoder.picture(h).astype(ms.float32)[:, :, :t, :height, :width]
+
+    @property
+    def last_conv(self) -> nn.Cell:
+        """The decoder's last convolution."""
+        return self.decoder.last_conv
+
+    def recompute_activations(self, output: bool = True) -> None:
+        """Gradient checkpointing: keep the inputs of blocks for the backward pass, and compute the rest again there.
+
+        Args:
+            output: checkpoint the norm before the decoder's last convolution too.
+        """
+        for network in (self.encoder, self.decoder):
+            for _, cell in network.cells_and_names():
+                if isinstance(cell, self.recomputed):
+                    cell.recompute()
+        if output:
+            self.decoder.norm_out.recompute()
 
     def enable_tiling(self, **settings) -> None:
         """From now on encode, decode and call work tile by tile, in time and, if asked for, in space.
@@ -189,12 +264,12 @@ class VideoAutoencoder(nn.Cell):
         differ a little from untiled ones; overlapping tiles are blended linearly.
 
         Args:
-            settings: fields of `mg.models.tiling.TilingConfig`.
+            settings: fields of `mg.models.tiling.TilingConfig`, laid over `default_tiling`.
 
         Raises:
             ValueError: sizes that are no multiples of the compression.
         """
-        tiling = TilingConfig(**settings)
+        tiling = replace(self.default_tiling, **settings)
         tiling.encode_axes(self.temporal_compression, self.spatial_compression)
         self.tiling = tiling
 
@@ -203,20 +278,26 @@ class VideoAutoencoder(nn.Cell):
         self.tiling = None
 
     def _posterior(self, x):
+        """Mean and log-variance of the latents, or the latents and None."""
         x = self._pad(x)
         if self.tiling is None:
             moments = self.encode_moments(x)
         else:
             axes = self.tiling.encode_axes(self.temporal_compression, self.spatial_compression)
             moments = tiled_tensor(self.encode_moments, x, axes)
-        mean, logvar = ops.split(moments.astype(ms.float32), self.latent_channels, axis=1)
+        moments = moments.astype(ms.float32)
+        if not self.has_posterior:
+            return moments, None
+        mean, logvar = ops.split(moments, self.latent_channels, axis=1)
         return mean, ops.clamp(logvar, -30.0, 20.0)
 
-    def _decoded(self, z):
+    def _decoded(self, z, still):
         if self.tiling is None:
-            return self.decode_latents(z).astype(ms.float32)
+            return self.decode_latents(z, still).astype(ms.float32)
         axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
-        return tiled_tensor(self.decode_latents, z, axes).astype(ms.float32)
+        if still:  # one frame from one latent frame: time is no axis to tile
+            axes = [axis for axis in axes if axis.dim != 2]
+        return tiled_tensor(partial(self.decode_latents, still=still), z, axes).astype(ms.float32)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the latents of a (B, C, T, H, W) video."""
@@ -225,9 +306,11 @@ class VideoAutoencoder(nn.Cell):
         return b, self.latent_channels, -(-t // c), -(-h // s), -(-w // s)
 
     def _pad(self, x):
-        """Repeat the last row and column up to a multiple of the compression. Temporal layers take any length."""
+        """Repeat the last frame, row and column up to whole latents; temporal layers of some models take any length."""
         b, c, t, h, w = x.shape
-        bottom, right = -h % self.spatial_compression, -w % self.spatial_compression
+        behind, bottom, right = -t % self.frame_multiple, -h % self.spatial_compression, -w % self.spatial_compression
+        if behind and not (self.keeps_images and t == 1):
+            x = ops.cat((x,) + (x[:, :, -1:],) * behind, axis=2)
         if bottom:
             x = ops.cat((x,) + (x[:, :, :, -1:],) * bottom, axis=3)
         if right:
@@ -239,13 +322,6 @@ def check_video(x: Tensor, channels: int, name: str) -> None:
     """Raise ValueError unless x is (B, channels, T, H, W)."""
     if x.ndim != 5 or x.shape[1] != channels:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, {channels}, T, H, W)")
-
-
-def recompute_blocks(network: nn.Cell) -> None:
-    """Keep only the inputs of residual blocks for the backward pass, and compute the rest again there."""
-    for _, cell in network.cells_and_names():
-        if isinstance(cell, ResnetBlock):
-            cell.recompute()
 
 
 def merge_config(defaults: dict, given: dict, name: str) -> dict:

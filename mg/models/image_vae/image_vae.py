@@ -3,14 +3,21 @@
 The defaults are SD3.5's: 8x8 compression, 16 channels, no quant convolutions. It is what a TAE is inflated from.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mindspore import Tensor
 
 from mg.models.autoencoder import VideoAutoencoder
-from mg.models.image_vae.weights import config_from_diffusers, rename
+from mg.models.image_vae.weights import (
+    config_from_diffusers,
+    config_to_diffusers,
+    image_vae_shapes,
+    rename,
+    to_diffusers,
+)
 from mg.models.layers.conv import SpatialConv
-from mg.models.layers.resnet import Decoder, Encoder
+from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
 
 IMAGE_VAE_CONFIG = {
     "z_channels": 16,
@@ -40,6 +47,8 @@ class ImageAutoencoder(VideoAutoencoder):
     name = "image_vae"
     default_config = IMAGE_VAE_CONFIG
     temporal_compression = 1
+    recomputed = (ResnetBlock,)
+    original_file = "diffusion_pytorch_model.safetensors"
 
     def __init__(
         self,
@@ -66,8 +75,21 @@ class ImageAutoencoder(VideoAutoencoder):
     def translate_config(config: dict) -> dict:
         return config_from_diffusers(config) if "block_out_channels" in config else config
 
-    def translate_weights(self, state: dict) -> dict:
-        return rename(state, self.config)[0]
+    @staticmethod
+    def translate_weights(state: Mapping, config: dict) -> dict:
+        return rename(state, config)[0]
+
+    @staticmethod
+    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+        return image_vae_shapes(config)
+
+    @staticmethod
+    def original_config(config: dict) -> dict:
+        return config_to_diffusers(config)
+
+    @staticmethod
+    def original_weights(state: Mapping, config: dict) -> dict:
+        return to_diffusers(state, config)
 
     def encode_moments(self, x):
         moments = self.encoder(_fold(x))
@@ -75,11 +97,15 @@ class ImageAutoencoder(VideoAutoencoder):
             moments = self.quant_conv(moments)
         return _unfold(moments, x.shape[2])
 
-    def decode_latents(self, z):
-        z, frames = _fold(z), z.shape[2]
-        if self.config["use_post_quant_conv"]:
-            z = self.post_quant_conv(z)
-        return _unfold(self.decoder(z), frames)
+    def before_decoder(self, z):
+        z = _fold(z)
+        return self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z
+
+    def decode_latents(self, z, still=False):
+        return _unfold(self.decoder(self.before_decoder(z)), z.shape[2])
+
+    def decode_features(self, z, still=False):
+        return _unfold(self.decoder.features(self.before_decoder(z)), z.shape[2])
 
 
 def _fold(x: Tensor) -> Tensor:

@@ -124,14 +124,28 @@ class Decoder(nn.Cell):
         self.up = nn.CellList(levels)
         self.num_levels = len(levels)
         self.norm_out = GroupNorm(width, groups)
+        self.temporal = temporal
         self.conv_out = _conv(width, out_channels, temporal)
         _start_transparent(levels[0][0][-1], self.norm_out, self.conv_out)
 
+    @property
+    def last_conv(self) -> nn.Cell:
+        return self.conv_out.conv_temp if self.temporal else self.conv_out
+
     def construct(self, z):
+        return self.picture(self.features(z))
+
+    def features(self, z):
+        """All up to the input of the last convolution."""
         h = self.mid(self.conv_in(z))
         for i in range(self.num_levels):
             h = self.up[self.num_levels - 1 - i](h)  # the coarsest level first
-        return self.conv_out(ops.silu(self.norm_out(h)))
+        h = ops.silu(self.norm_out(h))
+        return self.conv_out.conv_spat(h) if self.temporal else h
+
+    def picture(self, h):
+        """The last convolution."""
+        return self.conv_out.conv_temp(h) if self.temporal else self.conv_out(h)
 
 
 def _conv(in_channels: int, out_channels: int, temporal: bool, kernel_size: int = 3, zero: bool = False) -> nn.Cell:

@@ -10,12 +10,13 @@ shapes of the parameters are those of mindone's checkpoints, which load as they 
     x = tae.decode(z, num_target_frames=1)       # an image: spurious frames dropped
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
-from mg.models.layers.resnet import Decoder, Encoder
-from mg.models.tae.weights import from_mindone
+from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.tae.weights import expected_shapes, from_mindone
 
 TAE_CONFIG = {
     "double_z": True,
@@ -59,6 +60,8 @@ class TemporalAutoencoder(VideoAutoencoder):
 
     name = "tae"
     default_config = {**TAE_CONFIG, "temporal_upsample_padding": "replicate", "norm_num_groups": 32}
+    recomputed = (ResnetBlock,)
+    original_file = "tae.ckpt"
 
     def __init__(
         self,
@@ -114,15 +117,20 @@ class TemporalAutoencoder(VideoAutoencoder):
                 decode_overlap=decode_overlap,
             )
 
-    def translate_weights(self, state: dict) -> dict:
+    @staticmethod
+    def translate_weights(state: Mapping, config: dict) -> dict:
         return from_mindone(state)[0]
+
+    @staticmethod
+    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+        return expected_shapes(config)
 
     def encode_moments(self, x):
         moments = self.encoder(x)
         return self.quant_conv(moments) if self.config["use_quant_conv"] else moments
 
-    def decode_latents(self, z):
-        return self.decoder(self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z)
+    def before_decoder(self, z):
+        return self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z
 
 
 def _check(config: dict) -> None:
