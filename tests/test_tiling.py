@@ -146,7 +146,8 @@ def test_movie_gen_encodes_in_32_frame_tiles_and_decodes_with_16_frames_shared()
 
 
 def test_dc_ae_keeps_192_of_256_pixels_and_6_of_8_latents():
-    config = TilingConfig(32, 8, 32, 8, spatial_tile=256, spatial_overlap=64, last="short")
+    config = TilingConfig.from_tile_sizes(4, 32)
+    assert config == TilingConfig(32, 8, 32, 8, spatial_tile=256, spatial_overlap=64, last="short")
     time, rows, columns = config.encode_axes(4, 32)
     assert rows.plan(640) == columns.plan(640) == [(0, 256), (192, 448), (384, 640)]
     assert [rows.scaled(start) for start, _ in rows.plan(640)] == [0, 6, 12]
@@ -155,11 +156,61 @@ def test_dc_ae_keeps_192_of_256_pixels_and_6_of_8_latents():
     assert latent_rows.plan(20) == [(0, 8), (6, 14), (12, 20)]
     assert (latent_rows.tile - latent_rows.overlap) * latent_rows.up == 192
     assert (latent_time.tile - latent_time.overlap) * latent_time.up == 24
-    for frames in (52, 76):
-        x = np.zeros((1, 1, frames, 1, 1), np.float32)
-        z = tiled(lambda part: shrink(part, 4, 2), x, [time])
-        assert z.shape[2] == frames // 4
-        assert tiled(lambda part: part.repeat(4, 2), z, [latent_time]).shape == x.shape
+
+
+@pytest.mark.parametrize("temporal_tile_size", [4, 12, 32, 36, 96])
+@pytest.mark.parametrize("spatial_tile_size", [32, 96, 256, 320])
+@pytest.mark.parametrize("factor", [0, 0.25, 0.3, 0.9])
+def test_tile_sizes_other_than_the_trained_ones_keep_every_frame_and_pixel(
+    temporal_tile_size, spatial_tile_size, factor
+):
+    config = TilingConfig.from_tile_sizes(
+        4,
+        32,
+        temporal_tile_size=temporal_tile_size,
+        spatial_tile_size=spatial_tile_size,
+        tile_overlap_factor=factor,
+    )
+    for frames, size in [(52, 512), (76, 32), (96, 352)]:  # the first two lose 3 frames each in the original
+        z = RNG.normal(size=(1, 1, frames // 4, size // 32, 1)).astype(np.float32)
+        x = z.repeat(4, 2).repeat(32, 3).repeat(32, 4)
+        np.testing.assert_array_equal(tiled(lambda part: part[:, :, ::4, ::32, ::32], x, config.encode_axes(4, 32)), z)
+        decoded = tiled(lambda part: part.repeat(4, 2).repeat(32, 3).repeat(32, 4), z, config.decode_axes(4, 32))
+        np.testing.assert_array_equal(decoded, x)
+
+
+def test_the_overlap_is_a_share_of_the_tile_in_whole_latents():
+    config = TilingConfig.from_tile_sizes(4, 32, True, True, 320, 40, 0.25)  # 10 latents each way
+    assert (config.encode_overlap, config.decode_overlap, config.spatial_overlap) == (8, 8, 64)
+
+
+def test_space_and_time_are_tiled_on_their_own():
+    assert TilingConfig.from_tile_sizes(4, 32, use_temporal_tiling=False) == TilingConfig(0, 0, 0, 0, 256, 64, "short")
+    assert TilingConfig.from_tile_sizes(4, 32, use_spatial_tiling=False) == TilingConfig(32, 8, 32, 8, 0, 0, "short")
+    assert TilingConfig.from_tile_sizes(4, 32, False, False, 1, 1).encode_axes(4, 32) == []  # sizes not in use
+
+
+@pytest.mark.parametrize("spatial_tile, dims", [(0, []), (64, [3, 4])])
+def test_a_temporal_tile_of_0_leaves_time_whole(spatial_tile, dims):
+    config = TilingConfig(encode_tile=0, decode_tile=0, spatial_tile=spatial_tile)
+    assert [axis.dim for axis in config.encode_axes(8, 8)] == dims
+    assert [axis.dim for axis in config.decode_axes(8, 8)] == dims
+    assert [axis.dim for axis in TilingConfig(encode_tile=0).decode_axes(8, 8)] == [2]
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        (dict(spatial_tile_size=100), "spatial_tile_size is 100; it must be a positive multiple of 32"),
+        (dict(spatial_tile_size=0), "spatial_tile_size is 0; it must be a positive multiple of 32"),
+        (dict(temporal_tile_size=30), "temporal_tile_size is 30; it must be a positive multiple of 4"),
+        (dict(tile_overlap_factor=1.0), "tile_overlap_factor is 1.0; it must be at least 0 and below 1"),
+        (dict(tile_overlap_factor=-0.1), "tile_overlap_factor is -0.1; it must be at least 0 and below 1"),
+    ],
+)
+def test_tile_sizes_that_do_not_fit_are_named_with_what_would(sizes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TilingConfig.from_tile_sizes(4, 32, **sizes)
 
 
 def test_a_causal_model_maps_4k_plus_1_frames_tiled_as_whole():
@@ -202,7 +253,7 @@ def test_tensors_go_in_and_out_as_tensors_of_the_models_dtype(dtype):
     "fields, message",
     [
         (dict(encode_tile=12), "encode_tile is 12; it must be a positive multiple of 8"),
-        (dict(decode_tile=0), "decode_tile is 0; it must be a positive multiple of 8"),
+        (dict(decode_tile=-8), "decode_tile is -8; it must be a positive multiple of 8"),
         (dict(decode_overlap=32), "decode_overlap is 32; it must be a multiple of 8 from 0 to 24, since decode_"),
         (dict(encode_overlap=-8), "encode_overlap is -8; it must be a multiple of 8 from 0 to 24"),
         (dict(spatial_tile=100), "spatial_tile is 100; it must be a positive multiple of 16"),

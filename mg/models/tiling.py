@@ -131,9 +131,9 @@ class TilingConfig:
     """Tiles of a video autoencoder, in frames and pixels of the VIDEO on both sides; the defaults are Movie Gen's.
 
     Args:
-        encode_tile: frames of a tile to encode.
+        encode_tile: frames of a tile to encode; 0 encodes all frames at once, whatever the overlap.
         encode_overlap: frames that neighbouring tiles share there.
-        decode_tile: frames that a tile decodes to.
+        decode_tile: frames that a tile decodes to; 0 decodes all frames at once, whatever the overlap.
         decode_overlap: frames that neighbouring tiles share there.
         spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
         spatial_overlap: pixels that neighbours share; by default a quarter of the tile, in whole latents.
@@ -148,6 +148,41 @@ class TilingConfig:
     spatial_overlap: int | None = None
     last: str = "shift"
 
+    @classmethod
+    def from_tile_sizes(
+        cls,
+        temporal: int,
+        spatial: int,
+        use_spatial_tiling: bool = True,
+        use_temporal_tiling: bool = True,
+        spatial_tile_size: int = 256,
+        temporal_tile_size: int = 32,
+        tile_overlap_factor: float = 0.25,
+    ) -> "TilingConfig":
+        """Tiles as Open-Sora's configs say them, for a model that compresses by `temporal` and `spatial`.
+
+        Args:
+            use_spatial_tiling: cut frames into tiles.
+            use_temporal_tiling: cut the video into tiles along time.
+            spatial_tile_size: height and width of a tile in pixels.
+            temporal_tile_size: frames of a tile.
+            tile_overlap_factor: share of a tile that it has in common with the next one, rounded down to whole latents.
+
+        Raises:
+            ValueError: a size in use that is no multiple of the compression, a factor outside [0, 1).
+        """
+        if not 0 <= tile_overlap_factor < 1:
+            raise ValueError(f"tile_overlap_factor is {tile_overlap_factor}; it must be at least 0 and below 1")
+        rows = spatial_tile_size if use_spatial_tiling else 0
+        frames = temporal_tile_size if use_temporal_tiling else 0
+        if use_spatial_tiling:
+            _check_multiple("spatial_tile_size", rows, spatial)
+        if use_temporal_tiling:
+            _check_multiple("temporal_tile_size", frames, temporal)
+        shared_rows = int(rows // spatial * tile_overlap_factor) * spatial
+        shared_frames = int(frames // temporal * tile_overlap_factor) * temporal
+        return cls(frames, shared_frames, frames, shared_frames, rows, shared_rows, last="short")
+
     def encode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
         """Axes of a video (B, C, T, H, W) to be encoded, for a model that compresses by `temporal` and `spatial`.
 
@@ -155,7 +190,9 @@ class TilingConfig:
             ValueError: a size that does not fit that compression, naming the field.
         """
         shared = self._checked_spatial_overlap(temporal, spatial)
-        axes = [Axis(2, self.encode_tile, self.encode_overlap, self.last, down=temporal, lead=lead)]
+        axes = []
+        if self.encode_tile:
+            axes += [Axis(2, self.encode_tile, self.encode_overlap, self.last, down=temporal, lead=lead)]
         if self.spatial_tile:
             axes += [Axis(d, self.spatial_tile, shared, self.last, down=spatial) for d in (3, 4)]
         return axes
@@ -163,8 +200,10 @@ class TilingConfig:
     def decode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
         """Axes of latents (B, z, t, h, w) to be decoded; raises as `encode_axes` does."""
         shared = self._checked_spatial_overlap(temporal, spatial)
-        tile, overlap = self.decode_tile // temporal, self.decode_overlap // temporal
-        axes = [Axis(2, tile, overlap, self.last, up=temporal, lead=lead)]
+        axes = []
+        if self.decode_tile:
+            tile, overlap = self.decode_tile // temporal, self.decode_overlap // temporal
+            axes += [Axis(2, tile, overlap, self.last, up=temporal, lead=lead)]
         if self.spatial_tile:
             tile, overlap = self.spatial_tile // spatial, shared // spatial
             axes += [Axis(d, tile, overlap, self.last, up=spatial) for d in (3, 4)]
@@ -174,8 +213,10 @@ class TilingConfig:
         shared = self.spatial_overlap
         if shared is None:
             shared = self.spatial_tile // 4 // spatial * spatial
-        _check_sizes("encode_tile", self.encode_tile, "encode_overlap", self.encode_overlap, temporal)
-        _check_sizes("decode_tile", self.decode_tile, "decode_overlap", self.decode_overlap, temporal)
+        if self.encode_tile:
+            _check_sizes("encode_tile", self.encode_tile, "encode_overlap", self.encode_overlap, temporal)
+        if self.decode_tile:
+            _check_sizes("decode_tile", self.decode_tile, "decode_overlap", self.decode_overlap, temporal)
         if self.spatial_tile:
             _check_sizes("spatial_tile", self.spatial_tile, "spatial_overlap", shared, spatial)
         elif shared:
@@ -183,9 +224,13 @@ class TilingConfig:
         return shared
 
 
+def _check_multiple(name: str, size: int, multiple: int) -> None:
+    if size <= 0 or size % multiple:
+        raise ValueError(f"{name} is {size}; it must be a positive multiple of {multiple}")
+
+
 def _check_sizes(tile_name: str, tile: int, overlap_name: str, overlap: int, multiple: int) -> None:
-    if tile <= 0 or tile % multiple:
-        raise ValueError(f"{tile_name} is {tile}; it must be a positive multiple of {multiple}")
+    _check_multiple(tile_name, tile, multiple)
     if not 0 <= overlap < tile or overlap % multiple:
         raise ValueError(
             f"{overlap_name} is {overlap}; it must be a multiple of {multiple} from 0 to {tile - multiple}, "
