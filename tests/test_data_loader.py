@@ -158,6 +158,29 @@ def test_clips_start_anywhere_and_take_every_stride(folder):
     assert {tuple(np.diff(clip)) for clip in clips} == {(2, 2, 2), (3, 3, 3)}, "as long as ten frames allow"
 
 
+@pytest.mark.parametrize(
+    "limits, steps",
+    [
+        (dict(fps_max=12), {1}),  # the videos have 12 frames per second
+        (dict(fps_max=11), {2}),
+        (dict(fps_max=4), {3}),
+        (dict(sample_n_frames=2, sample_stride=2, fps_max=5), {6}),
+        (dict(sample_n_frames=2, max_sample_stride=9, fps_max=5), {3, 6, 9}),
+    ],
+)
+def test_fast_videos_are_thinned_to_every_nth_frame(folder, limits, steps):
+    cfg = dict(image_ratio=0.0, batch_size=1, random_crop=False, image_size=40, crop_size=40, flip=False, **limits)
+    clips = [frame_numbers(b.x[0]) for b in take(ClipLoader(rows_of(folder, "v0.mp4"), config(**cfg)), 40)]
+    assert {step for clip in clips for step in np.diff(clip)} == steps
+    assert {clip[0] for clip in clips} >= set(range(10 - max(steps) * (len(clips[0]) - 1))), "from anywhere"
+
+
+def test_a_clip_too_short_once_it_is_thinned_is_counted(folder):
+    loader = ClipLoader(rows_of(folder, "v0.mp4"), config(sample_n_frames=5, fps_max=4, image_ratio=0.0))
+    with pytest.raises(DataError, match="too short: 10 frames, 13 needed"):
+        take(loader, 1)
+
+
 def test_bad_files_are_named_once_and_replaced(folder, caplog):
     rows = rows_of(folder, "v0.mp4", "empty.mp4", "text.mp4", "v1.mp4")
     loader = ClipLoader(rows, config(image_ratio=0.0))
@@ -229,6 +252,7 @@ def test_color_jitter_changes_colours_only_when_asked(folder):
         {"batch_size": 0},
         {"image_batch_size": 0},
         {"sample_stride": 3, "max_sample_stride": 2},
+        {"fps_max": 0.0},
         {"num_workers": -1},
         {"image_ratio": 1.5},
         {"max_bad_share": -0.1},

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mg.data.video import VideoError, is_image, open_video, read_image, write_image, write_video
+from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image, write_image, write_video
 
 BACKENDS = [
     "av",
@@ -177,6 +177,15 @@ def test_damage_inside_the_stream_is_an_error(tmp_path):
     path.write_bytes(data)
     with pytest.raises(VideoError, match="damaged.mp4"):
         open_video(path, "av").read(range(20))
+
+
+@pytest.mark.parametrize(
+    "fps, fps_max, interval",
+    [(24, None, 1), (15.9, 16, 1), (16, 16, 1), (16.1, 16, 2), (24, 16, 2), (30, 16, 2), (60, 24, 3), (0, 16, 1)],
+)
+def test_frames_are_left_out_until_a_video_keeps_to_the_limit(fps, fps_max, interval):
+    assert frame_interval(fps, fps_max) == interval
+    assert frame_interval(float("nan"), 16) == 1
 
 
 def test_unknown_backend_is_refused(video):

@@ -25,7 +25,7 @@ import numpy as np
 from mg.data import transforms
 from mg.data.errors import DataError
 from mg.data.index import IndexRow
-from mg.data.video import VideoError, is_image, open_video, read_image
+from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
 
 _logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class DataConfig:
         sample_n_frames: frames per clip on a video step.
         sample_stride: every how many frames of the file one is taken.
         max_sample_stride: if set, the stride is drawn from sample_stride to this, as far as the video is long enough.
+        fps_max: frame rate above which a video is thinned to every n-th frame, n = ceil(fps / fps_max); strides count
+            the frames that are left. By default no video is.
         image_size: the shorter side is resized to this many pixels before the crop.
         crop_size: height and width of what the model sees.
         random_crop: crop anywhere instead of in the middle.
@@ -57,6 +59,7 @@ class DataConfig:
     sample_n_frames: int = 16
     sample_stride: int = 1
     max_sample_stride: int | None = None
+    fps_max: float | None = None
     image_size: int = 256
     crop_size: int = 256
     random_crop: bool = False
@@ -77,6 +80,7 @@ class DataConfig:
             self.max_sample_stride is None or self.max_sample_stride >= self.sample_stride,
             "max_sample_stride", self, f"at least sample_stride, {self.sample_stride}",
         )  # fmt: skip
+        _check(self.fps_max is None or self.fps_max > 0, "fps_max", self, "above 0")
         _check(self.num_workers >= 0, "num_workers", self, "at least 0")
         _check(0 <= self.image_ratio <= 1, "image_ratio", self, "from 0 to 1")
         _check(0 <= self.max_bad_share <= 1, "max_bad_share", self, "from 0 to 1")
@@ -225,14 +229,16 @@ class ClipLoader:
 
     def _clip_indices(self, row: IndexRow, video, rng: np.random.Generator) -> list[int]:
         length, stride = self.config.sample_n_frames, self.config.sample_stride
-        needed = (length - 1) * stride + 1
+        interval = frame_interval(video.fps, self.config.fps_max)
+        needed = (length - 1) * stride * interval + 1
         if video.num_frames < needed:
             raise VideoError(f"{row.path}: too short: {video.num_frames} frames, {needed} needed")
         if self.config.max_sample_stride is not None and length > 1:
-            longest = (video.num_frames - 1) // (length - 1)
+            longest = (video.num_frames - 1) // (length - 1) // interval
             stride = int(rng.integers(stride, min(self.config.max_sample_stride, longest) + 1))
-        start = int(rng.integers(video.num_frames - (length - 1) * stride))
-        return [start + stride * i for i in range(length)]
+        step = stride * interval
+        start = int(rng.integers(video.num_frames - (length - 1) * step))
+        return [start + step * i for i in range(length)]
 
     def _transform(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         config = self.config

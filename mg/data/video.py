@@ -6,6 +6,7 @@ picture is a `VideoError` that names it. So is damage inside the stream, as far 
 decord's conceals much of it.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,14 @@ class VideoError(ValueError):
 def is_image(path: PathLike) -> bool:
     """Whether the file's suffix is that of a still image."""
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def frame_interval(fps: float, fps_max: float | None) -> int:
+    """Every how many frames one is taken so that a video keeps to `fps_max`; 1, all of them, without a limit.
+
+    Open-Sora's rule: ceil(fps / fps_max), so that 24 frames per second become 12 and not 16 where 16 is the limit.
+    """
+    return math.ceil(fps / fps_max) if fps_max is not None and fps > fps_max else 1
 
 
 def open_video(path: PathLike, backend: str = "auto") -> "VideoReader":
