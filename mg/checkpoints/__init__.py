@@ -6,7 +6,7 @@ all. Neither MindSpore nor torch is needed.
 """
 
 from mg.checkpoints.atomic import atomic_write, sync
-from mg.checkpoints.report import CheckpointError, LoadReport, compare_names
+from mg.checkpoints.report import CheckpointError, LoadReport, compare_names, rename, rename_back
 from mg.checkpoints.state_dict import find_config, open_state_dict, read_config, read_state_dict, write_state_dict
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "open_state_dict",
     "read_config",
     "read_state_dict",
+    "rename",
+    "rename_back",
     "sync",
     "write_state_dict",
 ]

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _SHOWN = 3  # names that a one-line summary spells out
 
@@ -68,6 +71,31 @@ def compare_names(wanted: Mapping[str, Iterable[int]], found: Mapping[str, Itera
         else:
             report.used.append(name)
     return report
+
+
+def rename(state: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """Give the values of `state` our names; those that have them already, and names not in the table, pass.
+
+    Args:
+        names: our name -> the original's.
+    """
+    ours = {original: name for name, original in names.items()}
+    return {ours.get(name, name): value for name, value in state.items()}
+
+
+def rename_back(state: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """Give the values of `state` the original's names, in the table's order; what is not in the table is left out.
+
+    Args:
+        names: our name -> the original's.
+
+    Raises:
+        CheckpointError: a name of the table is missing.
+    """
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise CheckpointError(f"{len(missing)} parameters are missing{_first(missing)}")
+    return {original: state[name] for name, original in names.items()}
 
 
 def _first(names: list[str]) -> str:

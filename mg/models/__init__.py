@@ -9,10 +9,11 @@ from pathlib import Path
 
 from mg.checkpoints import CheckpointError, find_config, read_config
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.dc_ae.dc_ae import VideoDCAE
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.tae.tae import TemporalAutoencoder
 
-_MODELS = {model.name: model for model in (TemporalAutoencoder, ImageAutoencoder)}
+_MODELS = {model.name: model for model in (TemporalAutoencoder, VideoDCAE, ImageAutoencoder)}
 
 
 def list_models() -> list[str]:

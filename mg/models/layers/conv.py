@@ -1,12 +1,15 @@
-"""Convolutions over (B, C, T, H, W), all built from Conv2d: it is fast on every device, and on Ascend Conv3d is not.
+"""Convolutions over (B, C, T, H, W), built here alone, so that one place decides how a device computes them.
 
 A spatial convolution sees the frames as a batch, (B*T, C, H, W). A temporal one sees each clip as a picture with time
-down and the pixels across, (B, C, T, H*W), and slides a (k, 1) kernel over it: no transpose of the data.
+down and the pixels across, (B, C, T, H*W), and slides a (k, 1) kernel over it: no transpose of the data, and fast on
+every device. Of the volumetric ones only the dense one is MindSpore's Conv3d: with groups that runs one convolution per
+group on a CPU, and Ascend takes no groups but depthwise ones.
 """
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import HeNormal, initializer
+from mindspore.common.initializer import HeNormal, Normal, initializer
 
 from mg.models.layers.precision import PrecisionCell
 
@@ -100,3 +103,97 @@ class FactorizedConv(nn.Cell):
 
     def construct(self, x):
         return self.conv_temp(self.conv_spat(x))
+
+
+class Conv3d(PrecisionCell):
+    """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side. It starts at N(0, 0.02).
+
+    Args:
+        kernel_size: in time, height and width alike.
+        stride: in time, height and width.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: tuple[int, int, int] = (1, 1, 1),
+        bias: bool = True,
+    ):
+        super().__init__()
+        self.weight = _volume(out_channels, in_channels, kernel_size)
+        self.bias = _bias(out_channels) if bias else None
+        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(kernel_size // 2,) * 6, stride=stride)
+
+    def construct(self, x):
+        y = self.conv(self.cast(x), self.cast(self.weight))
+        return self.cast(_add_bias(y, self.bias))
+
+
+class PointwiseConv(PrecisionCell):
+    """A dense 1x1x1 convolution. (B, Cin, T, H, W) -> (B, Cout, T, H, W)"""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__()
+        self.weight = _volume(out_channels, in_channels, 1)
+        self.bias = _bias(out_channels) if bias else None
+        self.conv = ops.Conv2D(out_channels, 1)
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        weight = self.cast(self.weight).reshape(-1, c, 1, 1)
+        y = self.conv(self.cast(x).reshape(b, c, t, h * w), weight)  # (B, Cout, T, H*W)
+        return self.cast(_add_bias(y.reshape(b, -1, t, h, w), self.bias))
+
+
+class GroupedPointwiseConv(PrecisionCell):
+    """A 1x1x1 convolution within groups of channels, without bias. (B, C, T, H, W) -> (B, C, T, H, W)"""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.weight = _volume(channels, channels // groups, 1)
+        self.groups = groups
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        weight = self.cast(self.weight).reshape(1, self.groups, c // self.groups, c // self.groups)
+        y = ops.matmul(weight, self.cast(x).reshape(b, self.groups, c // self.groups, t * h * w))
+        return self.cast(y).reshape(b, c, t, h, w)
+
+
+class DepthwiseConv3d(PrecisionCell):
+    """Every channel with its own k x k x k kernel, zeros around: a depthwise Conv2d per time shift, summed in fp32.
+
+    (B, C, T, H, W) -> (B, C, T, H, W)
+    """
+
+    def __init__(self, channels: int, kernel_size: int, bias: bool = True):
+        super().__init__()
+        self.weight = _volume(channels, 1, kernel_size)
+        self.bias = _bias(channels) if bias else None
+        self.kernel_size = kernel_size
+        margin = (kernel_size // 2,) * 4
+        self.conv = ops.Conv2D(channels, kernel_size, pad_mode="pad", pad=margin, group=channels)
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        margin = self.kernel_size // 2
+        x = self.cast(x).transpose(0, 2, 1, 3, 4)  # (B, T, C, H, W)
+        zeros = ops.zeros((b, margin, c, h, w), x.dtype)
+        x = ops.cat((zeros, x, zeros), axis=1)
+        weight = self.cast(self.weight)
+        y = 0.0
+        for i in range(self.kernel_size):
+            y = y + self.conv(x[:, i : i + t].reshape(b * t, c, h, w), weight[:, :, i]).astype(ms.float32)
+        y = y.reshape(b, t, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, C, T, H, W)
+        return self.cast(_add_bias(y, self.bias))
+
+
+def _volume(out_channels: int, in_channels: int, kernel_size: int) -> Parameter:
+    """A weight in Conv3d's shape."""
+    return Parameter(initializer(Normal(0.02), (out_channels, in_channels) + (kernel_size,) * 3), name="weight")
+
+
+def _add_bias(y, bias):
+    return y if bias is None else y + bias.astype(y.dtype).reshape(1, -1, 1, 1, 1)

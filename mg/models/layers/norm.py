@@ -1,8 +1,8 @@
-"""Group normalisation over (B, C, T, H, W), always in fp32."""
+"""Normalisation of (B, C, T, H, W), always in fp32."""
 
 import mindspore as ms
 from mindspore import Parameter, ops
-from mindspore.common.initializer import initializer
+from mindspore.common.initializer import Normal, initializer
 
 from mg.models.layers.precision import PrecisionCell
 
@@ -27,3 +27,21 @@ class GroupNorm(PrecisionCell):
         y = x.astype(ms.float32).reshape(b, c, t, h * w)
         y = ops.group_norm(y, self.groups, self.gamma, self.beta, self.eps)
         return self.cast(y).reshape(b, c, t, h, w)
+
+
+class RMSNorm(PrecisionCell):
+    """x / sqrt(mean over channels of x^2 + eps) * gamma + beta, at every pixel alone.
+
+    The gains start at N(0, 0.02), as Video DC-AE's do: a residual branch that ends in this norm starts near zero.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.gamma = Parameter(initializer(Normal(0.02), (channels,)), name="gamma")
+        self.beta = Parameter(initializer("zeros", (channels,)), name="beta")
+        self.eps = eps
+
+    def construct(self, x):
+        x = x.astype(ms.float32)
+        y = x * ops.rsqrt(x.square().mean(axis=1, keep_dims=True) + self.eps)
+        return self.cast(y * self.gamma.reshape(1, -1, 1, 1, 1) + self.beta.reshape(1, -1, 1, 1, 1))

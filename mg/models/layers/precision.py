@@ -33,7 +33,13 @@ class RoundToBF16(nn.Cell):
 
 
 class PrecisionCell(nn.Cell):
-    """A layer whose products run in the precision that `set_precision` chose; fp32 until then."""
+    """A layer whose products run in the precision that `set_precision` chose; fp32 until then.
+
+    Attributes:
+        leaves_fp16: its sums leave the range of fp16, so that it stays in fp32 there.
+    """
+
+    leaves_fp16 = False
 
     def __init__(self):
         super().__init__()
@@ -49,5 +55,6 @@ def set_precision(network: nn.Cell, precision: str) -> nn.Cell:
     emulated = precision == "bf16" and runtime.device() == "cpu"
     for _, cell in network.cells_and_names():
         if isinstance(cell, PrecisionCell):
-            cell.cast = RoundToBF16() if emulated else Cast(runtime.PRECISIONS[precision])
+            wide = precision == "fp16" and cell.leaves_fp16
+            cell.cast = RoundToBF16() if emulated else Cast(runtime.PRECISIONS["fp32" if wide else precision])
     return network

@@ -35,10 +35,7 @@ class SpatialUpsample(nn.Cell):
         self.conv = SpatialConv(channels, channels)
 
     def construct(self, x):
-        b, c, t, h, w = x.shape
-        x = ops.stack((x, x), axis=-1).reshape(b, c, t, h, 2 * w)
-        x = ops.stack((x, x), axis=4).reshape(b, c, t, 2 * h, 2 * w)
-        return self.conv(x)
+        return self.conv(nearest(x))
 
 
 class TemporalUpsample(nn.Cell):
@@ -53,6 +50,18 @@ class TemporalUpsample(nn.Cell):
         self.conv = TemporalConv(channels, padding=padding)
 
     def construct(self, x):
-        b, c, t, h, w = x.shape
-        x = ops.stack((x, x), axis=3).reshape(b, c, 2 * t, h, w)
-        return self.conv(x)
+        return self.conv(double_frames(x))
+
+
+def nearest(x, frames: int = 1):
+    """Every pixel twice along H and W, and along T where `frames` is 2."""
+    b, c, t, h, w = x.shape
+    x = ops.stack((x, x), axis=-1).reshape(b, c, t, h, 2 * w)
+    x = ops.stack((x, x), axis=4).reshape(b, c, t, 2 * h, 2 * w)
+    return double_frames(x) if frames == 2 else x
+
+
+def double_frames(x):
+    """Every frame twice."""
+    b, c, t, h, w = x.shape
+    return ops.stack((x, x), axis=3).reshape(b, c, 2 * t, h, w)

@@ -1,0 +1,1 @@
+"""Video DC-AE of Open-Sora 2.0."""

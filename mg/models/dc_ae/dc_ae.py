@@ -1,0 +1,226 @@
+"""Video DC-AE of Open-Sora 2.0 (arXiv 2503.09642): 4x32x32 compression, 128 channels, no posterior, not causal.
+
+A deep-compression autoencoder (DC-AE, arXiv 2410.10733) in space and time. The defaults are the released checkpoint's,
+F32T4C128_AE.safetensors (dc-ae-f32t4c128).
+
+    dc_ae = create_model("dc_ae", pretrained="F32T4C128_AE.safetensors", scaling_factor=0.493)
+    dc_ae.enable_tiling()                  # tiles of 256 pixels and 32 frames, overlapping by a quarter
+    z, _, _ = dc_ae.encode(x)              # x (B, 3, T, H, W) in [-1, 1] -> (B, 128, ceil(T/4), H/32, W/32)
+    y = dc_ae.decode(z, num_target_frames=x.shape[2])
+
+Any T, H and W goes in: what is no multiple of 4 and 32 is padded by repeating the edges and cropped back. The original
+refuses such clips, decodes 2 to 4 frames to one, and in tiles loses frames of some lengths, 3 of 52. A single frame is
+an image: it passes by everything that changes the frame rate. So latents of t = 1 decode to one frame unless
+`num_target_frames` asks for more.
+
+`scaling_factor` is the standard deviation of the latents: encode divides by it and decode multiplies, so that a
+diffusion model sees about unit variance. None leaves latents as they are; `tools/latent_statistics.py` measures it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindspore import nn, ops
+
+from mg.models.autoencoder import VideoAutoencoder
+from mg.models.dc_ae.blocks import (
+    HEAD,
+    Downsample,
+    EfficientViTBlock,
+    ResBlock,
+    Upsample,
+    average_channels,
+    repeat_channels,
+)
+from mg.models.dc_ae.weights import from_open_sora, parameter_shapes, to_open_sora
+from mg.models.layers.conv import Conv3d
+from mg.models.layers.norm import RMSNorm
+from mg.models.tiling import TilingConfig
+
+DC_AE_CONFIG = {
+    "in_channels": 3,
+    "latent_channels": 128,
+    "encoder_width_list": [128, 256, 512, 512, 1024, 1024],
+    "encoder_depth_list": [2, 2, 2, 3, 3, 3],
+    "decoder_width_list": [128, 256, 512, 512, 1024, 1024],
+    "decoder_depth_list": [3, 3, 3, 3, 3, 3],
+    "scaling_factor": None,
+}
+
+# Per stage, the finest first: its blocks, and whether its resampling changes the frame rate.
+BLOCKS = (ResBlock, ResBlock, ResBlock, EfficientViTBlock, EfficientViTBlock, EfficientViTBlock)
+TEMPORAL = (False, False, False, True, True, False)
+
+
+class EncoderStage(nn.Cell):
+    """Blocks, then downsampling to the next stage's width; the last stage has none."""
+
+    def __init__(self, stage: int, widths: list[int], depth: int):
+        super().__init__()
+        width = widths[stage]
+        self.blocks = nn.SequentialCell([BLOCKS[stage](width) for _ in range(depth)])
+        self.shrinks = stage < len(widths) - 1
+        if self.shrinks:
+            self.downsample = Downsample(width, widths[stage + 1], TEMPORAL[stage])
+
+    def construct(self, x):
+        x = self.blocks(x)
+        return self.downsample(x) if self.shrinks else x
+
+
+class DecoderStage(nn.Cell):
+    """Upsampling from the stage before, the next coarser one, then blocks; the coarsest has no upsampling."""
+
+    def __init__(self, stage: int, widths: list[int], depth: int):
+        super().__init__()
+        width = widths[stage]
+        self.grows = stage < len(widths) - 1
+        if self.grows:
+            self.upsample = Upsample(widths[stage + 1], width, TEMPORAL[stage])
+        self.blocks = nn.SequentialCell([BLOCKS[stage](width) for _ in range(depth)])
+
+    def construct(self, x, still):
+        if self.grows:
+            x = self.upsample(x, still)
+        return self.blocks(x)
+
+
+class Encoder(nn.Cell):
+    """(B, Cin, T, H, W), T = 1 or a multiple of 4, H and W of 32 -> (B, z, T/4 or 1, H/32, W/32)"""
+
+    def __init__(self, in_channels: int, latent_channels: int, widths: list[int], depths: list[int]):
+        super().__init__()
+        self.project_in = Conv3d(in_channels, widths[0])
+        self.stages = nn.SequentialCell([EncoderStage(i, widths, depth) for i, depth in enumerate(depths)])
+        self.latent_channels = latent_channels
+        self.project_out = Conv3d(widths[-1], latent_channels)
+
+    def construct(self, x):
+        x = self.stages(self.project_in(x))
+        return self.project_out(x) + average_channels(x, self.latent_channels)
+
+
+class Decoder(nn.Cell):
+    """(B, z, t, h, w) -> (B, Cout, 4t or t, 32h, 32w)"""
+
+    def __init__(self, latent_channels: int, out_channels: int, widths: list[int], depths: list[int]):
+        super().__init__()
+        self.width = widths[-1]
+        self.project_in = Conv3d(latent_channels, self.width)
+        self.stages = nn.CellList([DecoderStage(i, widths, depth) for i, depth in enumerate(depths)])
+        self.num_stages = len(depths)
+        self.norm_out = RMSNorm(widths[0])
+        self.project_out = Conv3d(widths[0], out_channels)
+
+    @property
+    def last_conv(self) -> nn.Cell:
+        return self.project_out
+
+    def construct(self, z, still):
+        return self.picture(self.features(z, still))
+
+    def features(self, z, still):
+        """All up to the input of the last convolution; `still`: z is an image's, and so is the output."""
+        x = self.project_in(z) + repeat_channels(z, self.width)
+        for i in range(self.num_stages):
+            x = self.stages[self.num_stages - 1 - i](x, still)  # the coarsest first
+        return ops.relu(self.norm_out(x))
+
+    def picture(self, x):
+        """The last convolution."""
+        return self.project_out(x)
+
+
+class VideoDCAE(VideoAutoencoder):
+    """Video DC-AE.
+
+    Args:
+        config: overrides of DC_AE_CONFIG: widths and depths of the six stages, the finest first; `scaling_factor`.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        use_recompute: recompute activations in the backward pass in place of keeping them.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters and norms stay fp32, and so
+            does the linear attention under fp16.
+
+    Raises:
+        ValueError: a config that cannot be built.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+
+    name = "dc_ae"
+    default_config = DC_AE_CONFIG
+    spatial_compression = 2 ** (len(BLOCKS) - 1)
+    temporal_compression = frame_multiple = 2 ** sum(TEMPORAL)
+    has_posterior = False
+    keeps_images = True
+    recomputed = (ResBlock, EfficientViTBlock, Downsample, Upsample)
+    default_tiling = TilingConfig(
+        encode_tile=32, encode_overlap=8, decode_tile=32, decode_overlap=8, spatial_tile=256, last="short"
+    )
+
+    def __init__(
+        self,
+        config: dict = DC_AE_CONFIG,
+        pretrained: str | Path | None = None,
+        use_recompute: bool = False,
+        dtype: str = "fp32",
+    ):
+        super().__init__(config)
+        config = self.config
+        _check(config)
+        self.latent_channels = config["latent_channels"]
+        self.scaling_factor = 1.0 if config["scaling_factor"] is None else config["scaling_factor"]
+        self.encoder = Encoder(
+            config["in_channels"], self.latent_channels, config["encoder_width_list"], config["encoder_depth_list"]
+        )
+        self.decoder = Decoder(
+            self.latent_channels, config["in_channels"], config["decoder_width_list"], config["decoder_depth_list"]
+        )
+        self.finish(dtype, use_recompute, pretrained)
+
+    @staticmethod
+    def translate_weights(state: Mapping, config: dict) -> dict:
+        return from_open_sora(state, config)
+
+    @staticmethod
+    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(config)
+
+    @staticmethod
+    def original_weights(state: Mapping, config: dict) -> dict:
+        return to_open_sora(state, config)
+
+    def encode_moments(self, x):
+        return self.encoder(x) / self.scaling_factor
+
+    def before_decoder(self, z):
+        return z * self.scaling_factor
+
+    def decode_latents(self, z, still=False):
+        return self.decoder(self.before_decoder(z), still)
+
+    def decode_features(self, z, still=False):
+        return self.decoder.features(self.before_decoder(z), still)
+
+
+def _check(config: dict) -> None:
+    stages, latents = len(BLOCKS), config["latent_channels"]
+    for part in ("encoder", "decoder"):
+        widths, depths = config[f"{part}_width_list"], config[f"{part}_depth_list"]
+        for key, values in ((f"{part}_width_list", widths), (f"{part}_depth_list", depths)):
+            if len(values) != stages or not all(type(value) is int and value > 0 for value in values):
+                raise ValueError(f"DC-AE config: {key} is {values}; it must be {stages} whole numbers above 0")
+        if any(width % HEAD for width, block in zip(widths, BLOCKS) if block is EfficientViTBlock):
+            raise ValueError(f"DC-AE config: {part}_width_list is {widths}; the last three must be multiples of {HEAD}")
+        for width, coarser in zip(widths, widths[1:]):
+            if 4 * width % coarser:  # a shortcut makes one of the other, in an image from 4 pixels
+                raise ValueError(
+                    f"DC-AE config: {part}_width_list is {widths}; 4 * {width} must be a multiple of {coarser}"
+                )
+        if widths[-1] % latents:
+            raise ValueError(
+                f"DC-AE config: latent_channels is {latents}; {part}_width_list ends in {widths[-1]}, which must be a "
+                "multiple of it"
+            )
+    factor = config["scaling_factor"]
+    if factor is not None and not (isinstance(factor, (int, float)) and factor > 0):
+        raise ValueError(f"DC-AE config: scaling_factor is {factor}; it must be a number above 0, or null")
