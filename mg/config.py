@@ -58,7 +58,7 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
         raise ValueError(_explain(str(error), actions)) from error
     for field in fields(cls):
         if is_dataclass(field.type) and not hasattr(parsed[field.name], "as_dict"):
-            raise ValueError(f"{field.name} is {parsed[field.name]!r}; it is a section, with keys of its own")
+            raise ValueError(_no_section(field.name, parsed[field.name]))
     values = vars(parser.instantiate(parsed))
     return cls(**{field.name: values[field.name] for field in fields(cls)})
 
@@ -168,9 +168,13 @@ def _put(content: dict, option: str, alias: str, value: Any, file: str) -> None:
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise ValueError(f"{file}: {section} is {content!r}; it is a section, with keys of its own")
+            raise ValueError(f"{file}: {_no_section(section, content)}")
     if content.setdefault(key, value) != value:
         raise ValueError(f"{file}: {_two_values({option: content[key], alias: value})}")
+
+
+def _no_section(name: str, value: Any) -> str:
+    return f"{name} is {value!r}; it is a section, with keys of its own"
 
 
 def _two_values(given: dict[str, Any]) -> str:
@@ -192,6 +196,9 @@ def _explain(message: str, actions: dict) -> str:
     mistyped = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message, re.DOTALL)
     if mistyped and mistyped[1] in actions:
         return f"{mistyped[1]} is {mistyped[2]!r}; it must be {_type_name(actions[mistyped[1]])}"
+    no_section = re.search(r"""Parser key "([\w.]+)":\s+Unable to load config '(.*?)'""", message)
+    if no_section:
+        return _no_section(no_section[1], no_section[2])
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     plain = re.search(r"Option '([\w.]+)' is not accepted", message)

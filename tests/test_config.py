@@ -107,6 +107,7 @@ def test_switches_may_be_bare_or_spelled_out(on, off):
         (["--name", "x", "--count", "many"], "count is 'many'; it must be a whole number"),
         (["--name", "x", "--count", "1.5"], "count is '1.5'; it must be a whole number"),
         (["--name", "x", "--section.rate", "fast"], "section.rate is 'fast'; it must be a number"),
+        (["--name", "x", "--section", "3"], "section is '3'; it is a section, with keys of its own"),
         (["--name", "x", "--fast", "perhaps"], "fast is 'perhaps'; it must be true or false"),
         (["--name", "x", "--mode", "fly"], "mode is 'fly'; it must be one of walk, run"),
         (["--name", "x", "--pair", "[1]"], "pair is '[1]'; it must be Optional[tuple[float, float]]"),

@@ -6,6 +6,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
@@ -14,14 +15,13 @@ import pytest
 
 from mg.config import parse_config
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation import reconstruction
+from mg.evaluation import clips, reconstruction
+from mg.evaluation.clips import Clip, ModelConfig, TileFields, group_by_shape
 from mg.evaluation.reconstruction import (
-    Clip,
     InferenceConfig,
     Report,
     Result,
     format_table,
-    group_by_shape,
     output_names,
     reconstruct,
     reconstruct_csv,
@@ -29,6 +29,7 @@ from mg.evaluation.reconstruction import (
     side_by_side,
 )
 from mg.models import create_model
+from mg.models.autoencoder import Encoded
 from mg.models.tiling import TilingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -65,15 +66,19 @@ class Offset:
     """A model that adds a constant, padding as a real one does, and notes what it was shown."""
 
     temporal_compression, spatial_compression = 8, 8
+    has_posterior = True
 
     def __init__(self, offset=0.1):
         self.offset, self.shapes, self.tiling = offset, [], None
 
-    def encode(self, x):
+    def __call__(self, x):
         self.shapes.append(x.shape)
+        return x + self.offset
+
+    def encode(self, x):
         pad = [(0, 0)] * 3 + [(0, -x.shape[3] % 8), (0, -x.shape[4] % 8)]
         mean = ms.Tensor(np.pad(x.asnumpy(), pad, mode="edge"))
-        return mean + 0.5, mean, None
+        return Encoded(mean + 0.5, mean, None)
 
     def decode(self, z, num_target_frames=None):
         return (z + self.offset)[:, :, :num_target_frames]
@@ -90,12 +95,13 @@ def models(monkeypatch):
     def load(path, name, dtype, **config):
         return made.setdefault(path, Offset(0.3 if "bad" in path else 0.1))
 
-    monkeypatch.setattr(reconstruction, "from_pretrained", load)
+    monkeypatch.setattr(clips, "from_pretrained", load)
     return made
 
 
 def configure(folder, videos, names, **options):
-    settings = dict(ckpt_path="tae.ckpt", csv_path=write_index(folder, names), video_folder=str(videos), image_size=32)
+    settings = dict(csv_path=write_index(folder, names), video_folder=str(videos), image_size=32)
+    settings["model"] = ModelConfig("tae.ckpt", **options.pop("model", {}))
     return InferenceConfig(**{**settings, "output_path": str(folder / "out"), **options})
 
 
@@ -167,7 +173,7 @@ def test_a_model_meets_one_batch_shape_per_clip_shape(tmp_path, videos, models):
 
 def test_batches_hold_one_shape_each_and_few_clips_wait():
     shapes = [RNG.integers(1, 9) for _ in range(60)]
-    clips = [Clip(Result(str(i), str(i)), np.empty((3, shape, 1, 1)), 1.0, False) for i, shape in enumerate(shapes)]
+    clips = [Clip(i, np.empty((3, shape, 1, 1)), 1.0, False) for i, shape in enumerate(shapes)]
     drawn, sizes, out = 0, {}, []
 
     def draw():
@@ -178,10 +184,10 @@ def test_batches_hold_one_shape_each_and_few_clips_wait():
 
     for batch, size in group_by_shape(draw(), 3):
         (shape,) = {one.x.shape for one in batch}
-        out += [one.result.name for one in batch]
+        out += [one.index for one in batch]
         assert len(batch) <= size == sizes.setdefault(shape, size) <= 3
         assert drawn - len(out) < 12
-    assert sorted(out, key=int) == [one.result.name for one in clips]
+    assert sorted(out) == list(range(60))
 
 
 def test_scores_are_those_of_the_float_reconstruction(videos):
@@ -204,15 +210,46 @@ def test_the_mean_is_decoded_unless_a_sample_is_wanted():
     assert reconstruct(Offset(0.1), x).max() == pytest.approx(0.1)
     assert reconstruct(Offset(0.1), x, sample_posterior=True).max() == pytest.approx(0.6)
     assert reconstruct(Offset(5), x).max() == 1  # clipped
+    model = Offset(0.1)
+    model.has_posterior = False
+    assert reconstruct(model, x, sample_posterior=True).max() == pytest.approx(0.1)  # there is nothing to sample
+
+
+def test_a_model_reconstructs_at_its_own_way_where_nothing_is_sampled():
+    x = np.zeros((1, 3, 1, 17, 16), np.float32)
+    model = Offset(0.1)
+    reconstruct(model, x)
+    assert model.shapes == [x.shape]
+    assert reconstruct(model, x, sample_posterior=True).shape == x.shape
+    assert model.shapes == [x.shape]
 
 
 def test_tiles_are_set_on_every_model_only_where_they_are_enabled(tmp_path, videos, models):
     reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], compare="bad.ckpt", save_videos=False))
     assert [model.tiling for model in models.values()] == [None, None]
-    config = configure(tmp_path, videos, ["c.mp4"], compare="bad.ckpt", save_videos=False, enable_tile=True)
-    config.tiling = TilingConfig(spatial_tile=64, last="short")
-    reconstruct_csv(config)
-    assert [model.tiling for model in models.values()] == [config.tiling] * 2
+    options = dict(compare="bad.ckpt", save_videos=False)
+    tiles = TileFields(spatial_tile=64, last="short")
+    reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], enable_tile=True, tiling=tiles, **options))
+    assert [model.tiling for model in models.values()] == [TilingConfig(spatial_tile=64, last="short")] * 2
+    for sizes, tiling in [
+        (dict(use_spatial_tiling=True), TilingConfig(0, 0, 0, 0, 256, 64, "short")),
+        (dict(use_temporal_tiling=True, temporal_tile_size=64), TilingConfig(64, 16, 64, 16, 0, 0, "short")),
+        (
+            dict(use_spatial_tiling=True, use_temporal_tiling=True, spatial_tile_size=64, tile_overlap_factor=0.5),
+            TilingConfig(32, 16, 32, 16, 64, 32, "short"),
+        ),
+    ]:
+        reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], model=sizes, **options))
+        assert [model.tiling for model in models.values()] == [tiling] * 2
+
+
+def test_fast_videos_are_thinned_and_play_at_the_speed_that_they_had(tmp_path, videos, models):
+    for limits, frames, fps in [(dict(fps_max=9), 5, 5), (dict(fps_max=9, frame_stride=2), 3, 2.5), ({}, 9, 10)]:
+        report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], **limits))
+        written = open_video(tmp_path / "out" / "original" / "c.mp4")
+        assert (report.results[0].frames, written.num_frames, written.fps) == (frames, frames, fps)
+    report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], fps_max=4, num_frames=4))
+    assert "the video has 9 frames; 10 are needed" in report.results[0].error
 
 
 def test_columns_stand_side_by_side_under_labels():
@@ -241,18 +278,42 @@ def test_a_report_without_any_success_still_has_a_table():
         (dict(num_frames=0), "num_frames is 0; it must be at least 1"),
         (dict(image_size=8), "image_size is 8; it must be at least 11, or 0"),
         (dict(fps=0.0), "fps is 0.0; it must be positive"),
+        (dict(fps_max=-1.0), "fps_max is -1.0; it must be above 0"),
+        (dict(enable_tile=True), "enable_tile and model.use_spatial_tiling"),
     ],
 )
 def test_settings_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        InferenceConfig("tae.ckpt", "index.csv", **options)
+        InferenceConfig(ModelConfig("tae.ckpt", use_temporal_tiling=True), "index.csv", **options)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tae" / "inference").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/inference/*.yaml")), ids=lambda p: p.stem)
 def test_the_shipped_configurations_are_valid(path):
-    arguments = ["--config", str(path), "--ckpt_path", "tae.ckpt", "--csv_path", "index.csv"]
+    config = parse_config(InferenceConfig, "", ["--config", str(path), "--ckpt_path", "x", "--data_path", "index.csv"])
+    assert (config.model.from_pretrained, config.csv_path) == ("x", "index.csv")
+    if config.enable_tile:
+        replace(create_model(config.model.name, **TINY).default_tiling, **config.tiling.given()).encode_axes(8, 8)
+
+
+def test_the_names_of_the_specifications_are_all_understood(tmp_path):
+    file = tmp_path / "dc_ae.yaml"
+    file.write_text("save_dir: ./samples\nmodel: {use_spatial_tiling: true}\ndataset: {data_path: a.csv}")
+    arguments = ["--config", str(file), "--model.from_pretrained", "x.safetensors"]
     config = parse_config(InferenceConfig, "", arguments)
-    config.tiling.encode_axes(8, 8)
+    assert (config.output_path, config.csv_path, config.model.use_spatial_tiling) == ("./samples", "a.csv", True)
+    for name in ("--save-dir", "--save_dir", "--output_path"):
+        assert parse_config(InferenceConfig, "", [*arguments, name, "samples/dcae"]).output_path == "samples/dcae"
+    assert parse_config(InferenceConfig, "", [*arguments, "--dataset.data_path", "b.csv"]).csv_path == "b.csv"
+
+
+def test_every_option_has_a_help_text(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(InferenceConfig, "", ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("model.from_pretrained", "model.use_spatial_tiling", "csv_path", "tiling.encode_tile", "fps"):
+        after = text.split(f"--{name} ", 1)[1].split(maxsplit=1)[1]  # past the placeholder
+        assert after[0].islower() or after.startswith("CSV"), (name, after[:40])
+    assert "Also --ckpt_path." in text and "Also --save_dir, --save-dir." in text
 
 
 def run_script(monkeypatch, *arguments):
@@ -317,11 +378,13 @@ def test_the_command_fails_with_1_if_no_clip_worked(tmp_path, videos, checkpoint
         (["--ckpt_path", "nowhere/tae.ckpt"], "nowhere/tae.ckpt"),
         (["--csv_path", "nowhere.csv"], "nowhere.csv: no such CSV file"),
         (["--video_folder", "nowhere"], "nowhere: no such video folder"),
-        (["--model", "tea"], "no model 'tea'"),
-        (["--dtype", "int8"], "int8"),
+        (["--model.name", "tea"], "no model 'tea'"),
+        (["--model", "tea"], "model is 'tea'; it is a section"),
+        (["--model.dtype", "int8"], "model.dtype is 'int8'; it must be one of fp32, fp16, bf16"),
         (["--enable_tile=True", "--tiling.decode_tile=12"], "decode_tile is 12"),
         (["--number_frames=16"], "did you mean 'num_frames'"),
-        (["--model_config", "{ch: 64}"], "tae.ckpt"),
+        (["--model.config", "{ch: 64}"], "tae.ckpt"),
+        (["--model.use_temporal_tiling", "--model.temporal_tile_size=12"], "temporal_tile_size is 12"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_code_2(tmp_path, videos, checkpoint, monkeypatch, capsys, options, message):

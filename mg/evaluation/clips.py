@@ -1,0 +1,245 @@
+"""Clips of a CSV and the model that is to see them: what every evaluation has in common.
+
+model = load_model(config)
+for batch, size in group_by_shape(read_clips(rows, config, on_error), config.batch_size):
+    ...
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from mg.config import require
+from mg.data.index import IndexRow
+from mg.data.transforms import center_crop, resize_short_side, to_video_tensor
+from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
+from mg.models import VideoAutoencoder, from_pretrained
+from mg.models.tiling import TilingConfig
+
+
+@dataclass
+class ModelConfig:
+    """The autoencoder.
+
+    Args:
+        from_pretrained: checkpoint: a file, or a folder that `save_pretrained` wrote.
+        name: which model, see `mg.models.list_models`; by default what the config beside the checkpoint says, else tae.
+        config: keys to lay over that config.
+        dtype: precision of convolutions and products.
+        use_spatial_tiling: run frames larger than a tile in tiles, which bounds the memory.
+        use_temporal_tiling: run videos longer than a tile in tiles.
+        spatial_tile_size: height and width of a tile in pixels: those of the clips that the model was trained on.
+        temporal_tile_size: frames of a tile, likewise.
+        tile_overlap_factor: share of a tile that it has in common with the next one, blended linearly.
+    """
+
+    from_pretrained: str
+    name: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    use_spatial_tiling: bool = False
+    use_temporal_tiling: bool = False
+    spatial_tile_size: int = 256
+    temporal_tile_size: int = 32
+    tile_overlap_factor: float = 0.25
+
+
+@dataclass
+class TileFields:
+    """Where the tiles of enable_tile lie; what is not given stays as the model has it.
+
+    Args:
+        encode_tile: frames of a tile to encode; 0 encodes all frames at once.
+        encode_overlap: frames that neighbouring tiles share there.
+        decode_tile: frames that a tile decodes to; 0 decodes all frames at once.
+        decode_overlap: frames that neighbouring tiles share there.
+        spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
+        spatial_overlap: pixels that neighbours share.
+        last: the last tile moves back until it is full, or is cut short.
+    """
+
+    encode_tile: int | None = None
+    encode_overlap: int | None = None
+    decode_tile: int | None = None
+    decode_overlap: int | None = None
+    spatial_tile: int | None = None
+    spatial_overlap: int | None = None
+    last: Literal["shift", "short"] | None = None
+
+    def given(self) -> dict[str, int | str]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
+class ClipsConfig:
+    """A model, the clips that it is to see, and how they are read.
+
+    Args:
+        model: the autoencoder.
+        csv_path: CSV with a column `video` or `path`.
+        video_folder: folder that the paths in the CSV are relative to; by default the CSV's own.
+        device: auto takes ascend, gpu or cpu, the first that is there.
+        mode: graph compiles once per shape, pynative runs op by op.
+        seed: for sampling.
+        sample_posterior: take samples of the latents; by default their mean. Without a posterior (Video DC-AE) there
+            is nothing to sample.
+        batch_size: clips of equal shape to run at once.
+        num_frames: frames of a clip, from the beginning; by default the whole video. Images pass at any setting.
+        frame_stride: take every n-th frame.
+        fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame.
+        image_size: short side after resizing, in pixels; 0 keeps the size of the video.
+        crop: crop the middle to a square; otherwise the aspect is kept.
+        enable_tile: run in tiles, which bounds the memory; in place of model.use_spatial_tiling and _temporal_.
+        tiling: where the tiles of enable_tile lie.
+        num_workers: threads that read ahead.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {
+        "data_path": "csv_path",
+        "dataset.data_path": "csv_path",
+        "ckpt_path": "model.from_pretrained",
+    }
+
+    model: ModelConfig
+    csv_path: str
+    video_folder: str | None = None
+    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    mode: Literal["graph", "pynative"] = "graph"
+    seed: int = 42
+    sample_posterior: bool = False
+    batch_size: int = 1
+    num_frames: int | None = None
+    frame_stride: int = 1
+    fps_max: float | None = None
+    image_size: int = 256
+    crop: bool = True
+    enable_tile: bool = False
+    tiling: TileFields = field(default_factory=TileFields)
+    num_workers: int = 2
+
+    def __post_init__(self):
+        for name in ("batch_size", "num_frames", "frame_stride", "num_workers"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.fps_max is None or self.fps_max > 0, self, "fps_max", "above 0")
+        require(self.image_size >= 0, self, "image_size", "at least 1, or 0")
+        if self.enable_tile and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
+            raise ValueError(
+                "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to say where the "
+                "tiles lie; turn one of them off"
+            )
+
+
+@dataclass
+class Clip:
+    """A video as a model takes it, `x` (3, T, H, W) in [-1, 1], and where it came from: `index`, a row's number."""
+
+    index: int
+    x: np.ndarray
+    fps: float
+    still: bool
+
+
+def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder:
+    """The model of `config.model`, with the weights of another checkpoint if `path` names one, tiled if so asked."""
+    settings = config.model
+    model = from_pretrained(path or settings.from_pretrained, settings.name, settings.dtype, **settings.config)
+    if config.enable_tile:
+        model.enable_tiling(**config.tiling.given())
+    elif settings.use_spatial_tiling or settings.use_temporal_tiling:
+        tiling = TilingConfig.from_tile_sizes(
+            model.temporal_compression,
+            model.spatial_compression,
+            settings.use_spatial_tiling,
+            settings.use_temporal_tiling,
+            settings.spatial_tile_size,
+            settings.temporal_tile_size,
+            settings.tile_overlap_factor,
+        )
+        model.enable_tiling(**vars(tiling))
+    return model
+
+
+def load_clip(path: Path, config: ClipsConfig) -> tuple[np.ndarray, float]:
+    """A video or image as the model takes it.
+
+    Returns:
+        x (3, T, H, W), float32 in [-1, 1], and its frame rate.
+
+    Raises:
+        VideoError: the file cannot be decoded or has too few frames.
+    """
+    if is_image(path):
+        frames, fps = read_image(path)[None], 1.0  # (T, H, W, C)
+    else:
+        with open_video(path) as video:
+            step = config.frame_stride * frame_interval(video.fps, config.fps_max)
+            indices = range(0, video.num_frames, step)[: config.num_frames]
+            if len(indices) < (config.num_frames or 1):
+                needed = ((config.num_frames or 1) - 1) * step + 1
+                raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
+            frames, fps = video.read(list(indices)), video.fps / step
+    if config.image_size:
+        frames = resize_short_side(frames, config.image_size)
+    if config.crop:
+        frames = center_crop(frames, min(frames.shape[1:3]))
+    return to_video_tensor(frames), fps
+
+
+def read_clips(rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None]) -> Iterator[Clip]:
+    """Clips in the order of the index, read ahead by threads; `on_error` is told the number of a row that cannot be."""
+    with ThreadPoolExecutor(config.num_workers) as pool:
+        pending = deque()
+        for i in range(len(rows) + config.num_workers):
+            if i < len(rows):
+                pending.append((i, pool.submit(load_clip, rows[i].path, config)))
+            if i < config.num_workers:
+                continue
+            index, future = pending.popleft()
+            try:
+                x, fps = future.result()
+            except (ValueError, OSError) as error:
+                on_error(index, error)
+                continue
+            yield Clip(index, x, fps, is_image(rows[index].path))
+
+
+def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[list[Clip], int]]:
+    """Batches of clips of one shape, each with the size that it is to be run at.
+
+    A shape keeps the size of its first batch, and a later one that falls short is to be filled up to it, so that a
+    compiled model meets one batch shape per clip shape. At most 4 * batch_size clips wait for company.
+    """
+    waiting: dict[tuple, list[Clip]] = {}
+    sizes: dict[tuple, int] = {}
+
+    def take(shape: tuple) -> tuple[list[Clip], int]:
+        batch = waiting.pop(shape)
+        return batch, sizes.setdefault(shape, len(batch))
+
+    for clip in clips:
+        shape = clip.x.shape
+        waiting.setdefault(shape, []).append(clip)
+        if len(waiting[shape]) == sizes.get(shape, batch_size):
+            yield take(shape)
+        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+            yield take(next(iter(waiting)))  # the shape that has waited longest
+    while waiting:
+        yield take(next(iter(waiting)))
+
+
+def stack(batch: list[Clip], size: int) -> np.ndarray:
+    """The clips of a batch as (size, 3, T, H, W), the last one repeated to fill it."""
+    return np.stack([clip.x for clip in batch] + [batch[-1].x] * (size - len(batch)))
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
