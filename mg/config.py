@@ -44,6 +44,7 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     parser.add_argument("--config", metavar="FILE.yaml", action="config", help="YAML file; its keys are those below")
     parser.add_class_arguments(cls)
     actions = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
+    actions["print_config"].help = "print what all other arguments amount to as YAML, and exit"
     for field in fields(cls):
         if is_dataclass(field.type):  # a section may be read from a file of its own, which needs no mention
             actions[field.name].help = argparse.SUPPRESS

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from tqdm import tqdm
 
 from mg.config import require
 from mg.data.index import IndexRow
@@ -83,6 +84,7 @@ class ClipsConfig:
         model: the autoencoder.
         csv_path: CSV with a column `video` or `path`.
         video_folder: folder that the paths in the CSV are relative to; by default the CSV's own.
+        output_path: folder to write to.
         device: auto takes ascend, gpu or cpu, the first that is there.
         mode: graph compiles once per shape, pynative runs op by op.
         seed: for sampling.
@@ -105,12 +107,15 @@ class ClipsConfig:
     aliases: ClassVar[dict[str, str]] = {
         "data_path": "csv_path",
         "dataset.data_path": "csv_path",
+        "save_dir": "output_path",
+        "save-dir": "output_path",
         "ckpt_path": "model.from_pretrained",
     }
 
     model: ModelConfig
     csv_path: str
     video_folder: str | None = None
+    output_path: str = "samples"
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
     seed: int = 42
@@ -193,8 +198,30 @@ def load_clip(path: Path, config: ClipsConfig) -> tuple[np.ndarray, float]:
     return to_video_tensor(frames), fps
 
 
+def batches(
+    rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None]
+) -> Iterator[tuple[list[Clip], np.ndarray]]:
+    """The clips of an index in batches of one shape, behind a progress bar.
+
+    Args:
+        on_error: is told the number of a row that cannot be read; the others go on.
+
+    Yields:
+        The clips of a batch and x (B, 3, T, H, W), in which the last clip may be repeated: see `group_by_shape`.
+    """
+    with tqdm(total=len(rows), desc="clips", unit="clip") as progress:
+
+        def failed(index: int, error: Exception) -> None:
+            on_error(index, error)
+            progress.update()
+
+        for batch, size in group_by_shape(read_clips(rows, config, failed), config.batch_size):
+            yield batch, np.stack([clip.x for clip in batch] + [batch[-1].x] * (size - len(batch)))
+            progress.update(len(batch))
+
+
 def read_clips(rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None]) -> Iterator[Clip]:
-    """Clips in the order of the index, read ahead by threads; `on_error` is told the number of a row that cannot be."""
+    """Clips in the order of the index, read ahead by threads."""
     with ThreadPoolExecutor(config.num_workers) as pool:
         pending = deque()
         for i in range(len(rows) + config.num_workers):
@@ -233,11 +260,6 @@ def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[lis
             yield take(next(iter(waiting)))  # the shape that has waited longest
     while waiting:
         yield take(next(iter(waiting)))
-
-
-def stack(batch: list[Clip], size: int) -> np.ndarray:
-    """The clips of a batch as (size, 3, T, H, W), the last one repeated to fill it."""
-    return np.stack([clip.x for clip in batch] + [batch[-1].x] * (size - len(batch)))
 
 
 def one_line(error: Exception) -> str:

@@ -17,12 +17,10 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import mindspore as ms
 import numpy as np
-from tqdm import tqdm
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
@@ -30,7 +28,7 @@ from mg.data.index import read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipsConfig, group_by_shape, load_model, one_line, read_clips, stack
+from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, one_line
 from mg.evaluation.metrics import SSIM_WINDOW, psnr, ssim
 from mg.models import VideoAutoencoder
 
@@ -49,7 +47,6 @@ class InferenceConfig(ClipsConfig):
     """Reconstruct the clips of a CSV with a video autoencoder.
 
     Args:
-        output_path: folder to write to.
         compare: another checkpoint to show and measure beside, or a list of them, under the same settings.
         baseline: measure and show an area average at the model's compression, brought back by interpolation, too.
         save_videos: write reconstructions, originals and side-by-sides; otherwise metrics only.
@@ -59,13 +56,6 @@ class InferenceConfig(ClipsConfig):
         ValueError: a setting out of its range.
     """
 
-    aliases: ClassVar[dict[str, str]] = {
-        **ClipsConfig.aliases,
-        "save_dir": "output_path",
-        "save-dir": "output_path",
-    }
-
-    output_path: str = "samples"
     compare: list[str] | str = field(default_factory=list)
     baseline: bool = False
     save_videos: bool = True
@@ -132,21 +122,13 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     folder = Path(config.output_path)
     folder.mkdir(parents=True, exist_ok=True)
 
-    with tqdm(total=len(rows), desc="clips", unit="clip") as progress:
-
-        def on_error(index: int, error: Exception) -> None:
-            _fail(results[index], error)
-            progress.update()
-
-        for batch, size in group_by_shape(read_clips(rows, config, on_error), config.batch_size):
-            x = stack(batch, size)  # (B, 3, T, H, W)
-            outputs = {name: reconstruct(model, x, config.sample_posterior) for name, model in models.items()}
-            if config.baseline:
-                factors = models[RECONSTRUCTION].temporal_compression, models[RECONSTRUCTION].spatial_compression
-                outputs[BASELINE] = area_trilinear_baseline(x[: len(batch)], *factors)
-            for i, clip in enumerate(batch):
-                _score_and_save(clip, results[clip.index], {name: y[i] for name, y in outputs.items()}, folder, config)
-                progress.update()
+    for batch, x in batches(rows, config, lambda index, error: _fail(results[index], error)):
+        outputs = {name: reconstruct(model, x, config.sample_posterior) for name, model in models.items()}
+        if config.baseline:
+            factors = models[RECONSTRUCTION].temporal_compression, models[RECONSTRUCTION].spatial_compression
+            outputs[BASELINE] = area_trilinear_baseline(x[: len(batch)], *factors)
+        for i, clip in enumerate(batch):
+            _score_and_save(clip, results[clip.index], {name: y[i] for name, y in outputs.items()}, folder, config)
 
     _write_metrics(report, folder, config)
     return report

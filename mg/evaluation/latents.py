@@ -1,0 +1,178 @@
+"""Mean and standard deviation of a model's latents over the clips of a CSV, and the scaling_factor that follows.
+
+A diffusion model is trained on latents of about unit variance; an autoencoder's have any. `scaling_factor` brings them
+there, and each kind of model has its own convention for it:
+
+    Video DC-AE                scaling_factor = std              encode divides by it, decode multiplies; no shift
+    TAE, image VAE (SD's)      scaling_factor = 1 / std,         left to the caller: z = (z - shift_factor) *
+                               shift_factor = mean               scaling_factor, undone before decoding
+
+Reconstructions do not depend on it. Deviations are about the mean of all latents, over all channels and positions, and
+divided by the count. Everything is summed in float64, clip by clip (Chan, Golub and LeVeque 1979), so that clips of
+any shape and order count alike.
+"""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from mg.checkpoints import atomic_write
+from mg.config import to_dict
+from mg.data.index import IndexRow, read_index
+from mg.evaluation.clips import ClipsConfig, batches, load_model, one_line
+from mg.models import VideoAutoencoder
+
+_logger = logging.getLogger(__name__)
+
+STATISTICS_FILE = "latent_statistics.json"
+
+
+@dataclass
+class StatisticsConfig(ClipsConfig):
+    """Measure the latents of a video autoencoder over the clips of a CSV.
+
+    Args:
+        output_path: folder for the model with the new scaling_factor in its config, which `from_pretrained` takes, and
+            latent_statistics.json.
+    """
+
+    output_path: str = "outputs/latent_statistics"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations from it, in float64: (C,) per channel, or () of all values."""
+
+    count: int
+    mean: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, z: np.ndarray) -> "Moments":
+        """Those of each channel of z (B, C, t, h, w)."""
+        values = np.moveaxis(z, 1, 0).reshape(z.shape[1], -1).astype(np.float64)  # (C, B*t*h*w)
+        mean = values.mean(1)
+        return cls(values.shape[1], mean, np.square(values - mean[:, None]).sum(1))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Those of the values of both."""
+        count = self.count + other.count
+        apart = other.mean - self.mean
+        squares = self.squares + other.squares + apart**2 * (self.count * other.count / count)
+        return Moments(count, self.mean + apart * (other.count / count), squares)
+
+    def over_channels(self) -> "Moments":
+        """Those of the values of all channels together."""
+        mean = self.mean.mean()
+        squares = self.squares.sum() + self.count * np.square(self.mean - mean).sum()
+        return Moments(self.count * self.mean.size, mean, squares)
+
+    @property
+    def std(self) -> np.ndarray:
+        return np.sqrt(self.squares / self.count)
+
+
+@dataclass
+class Statistics:
+    """What was measured: unscaled latents per channel, None where no clip worked; names of clips that failed, and why."""
+
+    channels: Moments | None
+    clips: int
+    failures: list[tuple[str, str]]
+
+
+def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict[str, float]]:
+    """Measure the clips of `config.csv_path`, and write the model with its new factors to `config.output_path`.
+
+    Returns:
+        The statistics, and the config keys that follow from them: {} where no clip worked, and then nothing is written.
+
+    Raises:
+        ValueError, OSError: an index or a checkpoint that cannot be used, latents that are all equal.
+    """
+    source, folder = Path(config.model.from_pretrained).resolve(), Path(config.output_path)
+    if folder.resolve() in (source, source.parent):
+        raise ValueError(f"output_path is {folder}, where the checkpoint lies; give another folder")
+    rows = read_index(config.csv_path, config.video_folder)
+    model = load_model(config)
+    replaced = {key: model.config[key] for key in ("scaling_factor", "shift_factor") if key in model.config}
+    if latents_are_scaled(model) and model.config["scaling_factor"] is not None:
+        _logger.info("the model's own scaling_factor, %s, is undone: latents unscaled", model.config["scaling_factor"])
+
+    statistics = measure(model, rows, config)
+    if statistics.channels is None:
+        return statistics, {}
+    factors = scaling(model, statistics.channels)
+    model.config = {**model.config, **factors}
+    model.save_pretrained(folder)
+    overall = statistics.channels.over_channels()
+    described = {
+        "model": model.name,
+        "checkpoint": config.model.from_pretrained,
+        "clips": statistics.clips,
+        "failed": len(statistics.failures),
+        "mean": float(overall.mean),
+        "std": float(overall.std),
+        **factors,
+        "meaning": meaning(model),
+        "replaced": replaced,
+        "values_per_channel": statistics.channels.count,
+        "channel_mean": statistics.channels.mean.tolist(),
+        "channel_std": statistics.channels.std.tolist(),
+        "failures": [{"name": name, "error": error} for name, error in statistics.failures],
+        "config": to_dict(config),
+    }
+    with atomic_write(folder / STATISTICS_FILE) as path:
+        path.write_text(json.dumps(described, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return statistics, factors
+
+
+def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) -> Statistics:
+    """The statistics of the unscaled latents of an index' clips; what cannot be read is named and left out."""
+    statistics = Statistics(None, 0, [])
+
+    def on_error(index: int, error: Exception) -> None:
+        statistics.failures.append((rows[index].name, one_line(error)))
+        _logger.warning("%s: %s", rows[index].name, one_line(error))
+
+    factor = (model.config["scaling_factor"] or 1.0) if latents_are_scaled(model) else 1.0
+    for batch, x in batches(rows, config, on_error):
+        z, mean, _ = model.encode(ms.Tensor(x))
+        z = (z if config.sample_posterior else mean).asnumpy().astype(np.float64) * factor  # (B, C, t, h, w)
+        for clip, latents in zip(batch, z):
+            if not np.isfinite(latents).all():
+                on_error(clip.index, ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32"))
+                continue
+            moments = Moments.of(latents[None])
+            statistics.channels = moments if statistics.channels is None else statistics.channels + moments
+            statistics.clips += 1
+    return statistics
+
+
+def latents_are_scaled(model: VideoAutoencoder) -> bool:
+    """Whether encode divides by the config's scaling_factor, as in Video DC-AE; else scaling is left to the caller."""
+    return "scaling_factor" in model.config and "shift_factor" not in model.config
+
+
+def scaling(model: VideoAutoencoder, channels: Moments) -> dict[str, float]:
+    """The keys of the model's config that bring latents of these statistics to unit variance.
+
+    Raises:
+        ValueError: all latents are equal.
+    """
+    overall = channels.over_channels()
+    mean, std = float(overall.mean), float(overall.std)
+    if not std > 0:
+        raise ValueError(f"all latents are {mean}: no scaling_factor brings them to unit variance")
+    return {"scaling_factor": std} if latents_are_scaled(model) else {"scaling_factor": 1 / std, "shift_factor": mean}
+
+
+def meaning(model: VideoAutoencoder) -> str:
+    """What this model's factors are for, in one line."""
+    if latents_are_scaled(model):
+        return "encode divides latents by scaling_factor, decode multiplies them by it"
+    return "for the caller: z = (z - shift_factor) * scaling_factor after encode, undone before decode"

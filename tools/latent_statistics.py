@@ -1,0 +1,40 @@
+"""Measure the latents of a video autoencoder over the clips of a CSV, and write the model with its scaling_factor.
+
+    python tools/latent_statistics.py --ckpt_path models/dc_ae.ckpt --csv_path train.csv --video_folder videos \
+        --num_frames 32 --save_dir models/dc_ae_scaled
+
+scaling_factor brings latents to the unit variance that a diffusion model is trained on; reconstructions do not depend
+on it. For Video DC-AE it is the standard deviation of all latents about their mean: encode divides by it and decode
+multiplies, so nothing else has to know of it. For the TAE and image VAEs it is 1 / std, with shift_factor the mean,
+and applying them is left to the caller: z = (z - shift_factor) * scaling_factor.
+
+The folder holds the model, for `from_pretrained` and --model.from_pretrained, and latent_statistics.json: mean and
+standard deviation per channel and over all, of the latents as they are without any scaling.
+"""
+
+from mg.config import parse_config, run_command_line
+from mg.evaluation.latents import StatisticsConfig, measure_csv
+from mg.runtime import setup
+
+SUMMARY, _, MEANING, _ = __doc__.split("\n\n")
+
+
+def main() -> int:
+    """0 if at least one clip was measured, 1 if none was."""
+    config = parse_config(StatisticsConfig, f"{SUMMARY} {MEANING}")
+    setup(config.device, config.mode, config.seed)
+    statistics, factors = measure_csv(config)
+    for name, error in statistics.failures:
+        print(f"failed: {name}: {error}")
+    print(f"{statistics.clips} of {statistics.clips + len(statistics.failures)} clips measured")
+    if statistics.channels is None:
+        return 1
+    overall = statistics.channels.over_channels()
+    print(f"latents: mean {overall.mean:.6g}, standard deviation {overall.std:.6g}")
+    print(", ".join(f"{key} {value:.6g}" for key, value in factors.items()))
+    print(f"see {config.output_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command_line(main)
