@@ -19,7 +19,7 @@ python tools/inflate_vae_to_tae.py --src assets/image_vae --target "$out/inflate
 
 echo "3/4 training"
 python scripts/train_tae.py --config configs/tae/quickstart/train.yaml --output_path "$out/train" \
-    --csv_path "$out/clips/train.csv" --model.pretrained "$out/inflated.ckpt" --resume "${@:2}"
+    --csv_path "$out/clips/train.csv" --model.from_pretrained "$out/inflated.ckpt" --resume "${@:2}"
 
 echo "4/4 reconstruction of the test clips, beside the untrained TAE and the plain baseline"
 python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path "$out/train/tae.ckpt" \

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from mg.config import parse_config, to_dict
 from mg.data.index import read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import read_image
+from mg.losses.discriminator import DiscriminatorConfig
 from mg.losses.lpips import LPIPS
 from mg.models import create_model, from_pretrained
 from mg.training import trainer
@@ -130,7 +132,7 @@ def test_images_are_mixed_in_at_the_set_ratio(tmp_path, data, monkeypatch):
     frames = []
     accumulate = TrainStep.accumulate
     monkeypatch.setattr(
-        TrainStep, "accumulate", lambda self, x, noise: frames.append(x.shape[2]) or accumulate(self, x, noise)
+        TrainStep, "accumulate", lambda self, x, *noise: frames.append(x.shape[2]) or accumulate(self, x, *noise)
     )
     short_run(tmp_path, *data, "--max_steps=10", "--data.image_ratio=0.3", "--optim.accumulation=2")
     assert frames.count(1) == 6 and frames.count(4) == 14
@@ -187,7 +189,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, data):
 def test_resume_needs_neither_the_weights_nor_the_config_that_the_run_began_with(tmp_path, data):
     begun_from = create_model("two_convs", z_channels=3)
     begun_from.save_weights(tmp_path / "first.ckpt")
-    options = [*data, "--model.pretrained", tmp_path / "first.ckpt", "--max_steps=2"]
+    options = [*data, "--model.from_pretrained", tmp_path / "first.ckpt", "--max_steps=2"]
     short_run(tmp_path / "run", *options)
     for path in tmp_path.glob("first.*"):
         path.unlink()
@@ -328,7 +330,7 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
     "options, message",
     [
         (["--csv_path", "none.csv"], "none.csv: no such CSV file"),
-        (["--model.pretrained", "none.ckpt"], "none.ckpt"),
+        (["--model.from_pretrained", "none.ckpt"], "none.ckpt"),
         (["--model.name", "vae"], "there is no model 'vae'; the models are "),
         (["--model.config.z_chanels", "3"], "two_convs has no config key 'z_chanels'; did you mean 'z_channels'?"),
         (["--loss.perceptual_weight", "1"], "tools/convert_lpips.py"),
@@ -348,7 +350,7 @@ def test_mistakes_are_one_line_and_code_two_on_the_command_line(tmp_path, data):
     command = [sys.executable, SMALL_SCRIPT, *SHORT, *data, "--output_path", tmp_path / "run"]
     for options, message in (
         (["--csv_path", tmp_path / "none.csv"], "none.csv: no such CSV file"),
-        (["--model.pretrained", tmp_path / "none.ckpt"], "none.ckpt"),
+        (["--model.from_pretrained", tmp_path / "none.ckpt"], "none.ckpt"),
     ):
         result = subprocess.run([*command, *options], capture_output=True, text=True)
         assert (result.returncode, result.stdout) == (2, "")
@@ -374,25 +376,63 @@ def test_ctrl_c_ends_a_run_with_its_log_whole(tmp_path, data):
 # The specification's commands.
 
 
-def test_the_training_configs_name_every_option_and_hold_the_recipe():
-    values = {}
-    for name in ("mixed_256x256x16", "mixed_256x256x32"):
-        path = ROOT / "configs" / "tae" / "train" / f"{name}.yaml"
-        config = parse_config(TrainConfig, "", ["--config", str(path), "--csv_path", "x.csv"])
-        stored = yaml.safe_load(path.read_text())
-        every = to_dict(TrainConfig(csv_path="x.csv"))
-        assert set(every) - set(stored) == {"csv_path", "video_folder"}
-        for section in ("model", "loss", "optim", "data"):
-            assert set(stored[section]) == set(every[section])
-        values[name] = config
-    short, long = values.values()
+ADVERSARIAL = {"gen_loss_config", "disc_loss_config", "optim_discriminator"}
+
+
+def read_config(model: str, name: str, stage: int = 1) -> TrainConfig:
+    """A training config, which must name every option of its stage."""
+    path = ROOT / "configs" / model / "train" / f"{name}.yaml"
+    stored = yaml.safe_load(path.read_text())
+    every = to_dict(TrainConfig(csv_path="x.csv", discriminator=DiscriminatorConfig()))
+    assert set(every) - set(stored) == {"csv_path", "video_folder"} | (ADVERSARIAL if stage == 1 else set())
+    for section, keys in every.items():
+        if isinstance(keys, dict) and isinstance(stored.get(section), dict):
+            assert set(stored[section]) == set(keys), section
+    for line in path.read_text().splitlines():  # what is no plain number has a comment
+        assert not line.strip() or "#" in line or line.endswith(":") or re.search(r": [\w.+/-]+$", line), line
+    config = parse_config(TrainConfig, "", ["--config", str(path), "--dataset.data_path", "x.csv"])
+    assert config.csv_path == "x.csv" and config.seed == 42 and not config.resume
+    assert (config.discriminator is not None) == (stage == 2)
+    return config
+
+
+def test_the_taes_training_configs_name_every_option_and_hold_the_recipe():
+    short, long = (read_config("tae", name) for name in ("mixed_256x256x16", "mixed_256x256x32"))
     for config in (short, long):
         assert (config.optim.lr, config.optim.clip_norm, config.data.batch_size) == (1e-5, 1.0, 1)
         assert (config.data.image_ratio, config.epochs, config.ckpt_save_interval) == (0.2, 2000, 50)
         assert (config.loss.perceptual_weight, config.loss.kl_weight) == (1.0, 1e-6)
-        assert (config.data.crop_size, config.model.pretrained) == (256, "models/tae_vae2d.ckpt")
-    assert (short.data.sample_n_frames, short.model.dtype, short.model.use_recompute) == (16, "fp32", False)
-    assert (long.data.sample_n_frames, long.model.dtype, long.model.use_recompute) == (32, "bf16", True)
+        assert (config.data.crop_size, config.model.from_pretrained) == (256, "models/tae_vae2d.ckpt")
+    assert (short.data.sample_n_frames, short.model.dtype, short.grad_checkpoint) == (16, "fp32", False)
+    assert (long.data.sample_n_frames, long.model.dtype, long.grad_checkpoint) == (32, "bf16", True)
+
+
+@pytest.mark.parametrize(
+    "name, frames, size, stage, grad_checkpoint",
+    [
+        ("video_dc_ae", 32, 256, 1, False),
+        ("video_dc_ae_disc", 32, 256, 2, True),
+        ("video_dc_ae_96f", 96, 256, 1, True),
+        ("video_dc_ae_512px", 32, 512, 1, True),
+    ],
+)
+def test_dc_aes_training_configs_name_every_option_and_hold_the_recipe(name, frames, size, stage, grad_checkpoint):
+    config = read_config("dc_ae", name, stage)
+    assert (config.model.name, config.model.dtype, config.output_path) == ("dc_ae", "bf16", f"outputs/{name}")
+    assert (config.data.sample_n_frames, config.data.image_size, config.data.crop_size) == (frames, size, size)
+    assert (config.data.image_ratio, config.data.fps_max, config.data.batch_size) == (0.2, 24, 1)
+    assert (config.loss.perceptual_weight, config.loss.kl_weight) == (0.5, 0)
+    assert (config.epochs, config.ckpt_save_steps, config.ckpt_max_keep) == (100, 3000, 50)
+    assert (config.grad_checkpoint, config.model.disc_off_grad_ckpt) == (grad_checkpoint, stage == 2)
+    assert (config.optim.lr, config.optim.ema_decay) == (5e-5, 0.99)
+    for optim in (config.optim, config.optim_discriminator):
+        assert (optim.beta1, optim.beta2, optim.eps, optim.weight_decay) == (0.9, 0.98, 1e-8, 0)
+        assert (optim.clip_norm, optim.schedule, optim.warmup_steps) == (1.0, "constant", 0)
+    if stage == 2:
+        assert config.optim_discriminator.lr == 1e-4
+        assert config.discriminator == DiscriminatorConfig(ndf=64, n_layers=5, dropout=0.3, from_pretrained=None)
+        assert (config.gen_loss_config.gen_start, config.gen_loss_config.disc_weight) == (0, 0.05)
+        assert (config.disc_loss_config.disc_start, config.disc_loss_config.disc_loss_type) == (0, "hinge")
 
 
 @pytest.fixture

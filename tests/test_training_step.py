@@ -95,7 +95,7 @@ def run(step: TrainStep, *batches: np.ndarray):
 
 def snapshot(step: TrainStep) -> dict:
     """All that an update may change, apart from the loss scale."""
-    values = step.state() | {p.name: p for p in step.parameters}
+    values = step.state() | {p.name: p for p in step.updater.parameters}
     return {name: p.asnumpy().copy() for name, p in values.items() if name not in ("scale_value", "counter")}
 
 
@@ -133,7 +133,7 @@ def test_updates_are_those_computed_by_hand(mode, recipe):
         assert result.grad_norm == pytest.approx(norm, rel=1e-5)
         np.testing.assert_allclose(model.weight.asnumpy().ravel(), by_hand.values["weight"], rtol=0, atol=2e-6)
         np.testing.assert_allclose(model.bias.asnumpy(), by_hand.values["bias"], rtol=0, atol=2e-6)
-    averages = {p.name: a.asnumpy().ravel() for p, a in zip(step.parameters, step.averages)}
+    averages = {p.name: a.asnumpy().ravel() for p, a in zip(step.updater.parameters, step.updater.averages)}
     assert set(averages) == (set(by_hand.averages) if config.ema_decay else set())
     for name, value in averages.items():
         np.testing.assert_allclose(value, by_hand.averages[name], rtol=0, atol=2e-6)
@@ -219,19 +219,19 @@ def test_a_step_that_is_not_finite_changes_nothing(mode, fault):
     assert not result.updated
     assert not math.isfinite(result.loss) and not math.isfinite(result.grad_norm)
     assert_same(snapshot(step), before)
-    assert result.lr == step.rates[1]
+    assert result.lr == step.updater.rates[1]
 
     after = run(step, batch(4), batch(5))
     other_model, other = affine_step(lr=0.1, ema_decay=0.5, accumulation=2, warmup_steps=5)
     run(other, batch(0), batch(2))
     assert run(other, batch(4), batch(5)) == after  # as if the bad one had never been
-    assert after.lr == step.rates[1]
+    assert after.lr == step.updater.rates[1]
     assert_same(snapshot(step), snapshot(other))
 
 
 def test_fp16_overflow_halves_the_scale_and_changes_nothing_and_the_scale_grows_again(mode):
     _, step = affine_step(half=True, lr=0.1, ema_decay=0.5, init_loss_scale=2.0**18)
-    step.scaler.scale_window = 3
+    step.updater.scaler.scale_window = 3
     before = snapshot(step)
     scales, updated = [], []
     for seed in range(10):
@@ -250,10 +250,10 @@ def test_fp16_overflow_halves_the_scale_and_changes_nothing_and_the_scale_grows_
 
 
 def test_only_fp16_scales_its_loss_unless_told_otherwise():
-    assert affine_step(half=True)[1].scaler is not None
-    assert affine_step()[1].scaler is None
-    assert affine_step(half=True, loss_scale="none")[1].scaler is None
-    assert affine_step(loss_scale="dynamic")[1].scaler is not None
+    assert affine_step(half=True)[1].updater.scaler is not None
+    assert affine_step()[1].updater.scaler is None
+    assert affine_step(half=True, loss_scale="none")[1].updater.scaler is None
+    assert affine_step(loss_scale="dynamic")[1].updater.scaler is not None
 
 
 # The TAE itself, small.
@@ -261,7 +261,9 @@ def test_only_fp16_scales_its_loss_unless_told_otherwise():
 
 def tae_step(mode: str, dtype: str = "fp32", recompute: bool = False, **config):
     runtime.setup("cpu", mode, seed=0)
-    model = create_model("tae", dtype=dtype, use_recompute=recompute, **TAE)
+    model = create_model("tae", dtype=dtype, **TAE)
+    if recompute:
+        model.recompute_activations()
     model.set_train()
     rng = np.random.default_rng(0)
     for parameter in model.trainable_params():  # branches that start at zero would hide their inner gradients
@@ -283,8 +285,8 @@ def tae_gradients(mode: str, dtype: str = "fp32", recompute: bool = False):
     """Loss and gradients of one clip of 8 frames; without recompute also the losses of four updates, and the step."""
     model, step = tae_step(mode, dtype, recompute)
     step.accumulate(*clip(model, 8))
-    loss, scale = float(step._reports[0][0].asnumpy()), float(step._loss_scale().asnumpy())
-    gradients = {p.name: g.asnumpy() / scale for p, g in zip(step.parameters, step._accumulate.gradients)}
+    loss, scale = float(step._reports[0][1].asnumpy()[0]), float(step.updater.loss_scale().asnumpy())
+    gradients = {p.name: g.asnumpy() / scale for p, g in zip(step.updater.parameters, step.updater.gradients)}
     if recompute:
         return loss, gradients, [], step
     losses = [step.update().loss]
@@ -328,7 +330,7 @@ def test_graph_and_pynative_have_the_same_gradients():
 
 def test_graph_and_pynative_train_alike_and_graph_compiles_once_per_shape():
     _, _, losses, step = tae_gradients("graph")
-    parts = (step._accumulate, step._reduce, step._update, step._clear)
+    parts = (step._accumulate, step.updater._reduce, step.updater._update, step.updater._clear)
     assert [len(part.compile_cache) for part in parts] == [2, 1, 1, 1]  # for T = 8 and T = 1
     assert len(losses) == 4 and losses[2] < losses[0]
     assert losses == pytest.approx(tae_gradients("pynative")[2], rel=1e-5)
@@ -342,8 +344,8 @@ def test_low_precision_has_nearly_the_gradients_of_fp32_and_trains(dtype):
     assert low[0] != plain[0]
     _, _, losses, step = low
     assert losses[2] < losses[0]
-    assert int(step.optimizer.global_step.asnumpy().item()) == len(losses)  # none was left out
-    assert all(p.dtype == ms.float32 for p in step.parameters)
+    assert int(step.updater.optimizer.global_step.asnumpy().item()) == len(losses)  # none was left out
+    assert all(p.dtype == ms.float32 for p in step.updater.parameters)
 
 
 def round_to_bf16(x: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import mg  # noqa: F401  # isort: skip  # before MindSpore
 
 import numpy as np
+from mindspore import nn
 
 from mg import models
 from mg.config import parse_config, run_command_line
@@ -16,6 +17,23 @@ from mg.data.video import write_image, write_video
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import SpatialConv
 from mg.training.trainer import TrainConfig, train
+
+
+class OneConv(nn.Cell):
+    """A decoder whose only convolution is its last."""
+
+    def __init__(self, latent_channels: int):
+        super().__init__()
+        self.last_conv = SpatialConv(latent_channels, 3)
+
+    def construct(self, z):
+        return self.last_conv(z)
+
+    def features(self, z):
+        return z
+
+    def picture(self, h):
+        return self.last_conv(h)
 
 
 class TwoConvs(VideoAutoencoder):
@@ -29,7 +47,7 @@ class TwoConvs(VideoAutoencoder):
         super().__init__(config)
         self.latent_channels = self.config["z_channels"]
         self.encoder = SpatialConv(3, 2 * self.latent_channels)
-        self.decoder = SpatialConv(self.latent_channels, 3)
+        self.decoder = OneConv(self.latent_channels)
         self.finish(dtype, use_recompute, pretrained)
 
 

@@ -1,4 +1,4 @@
-"""The loss of a variational video autoencoder: L1 + LPIPS + KL + outlier penalty.
+"""The loss of a video autoencoder: L1 + LPIPS + KL + outlier penalty.
 
 L1 and KL are summed over a frame and averaged over frames, as in latent diffusion (arXiv 2112.10752); the distance of
 LPIPS, one number per frame, counts for every value of it. The outlier penalty is Movie Gen's (arXiv 2410.13720,
@@ -43,7 +43,8 @@ class LossConfig:
 class AutoencoderLoss(nn.Cell):
     """Loss of a reconstruction and of its latents, in fp32.
 
-    Inputs: x, y (B, 3, T, H, W) in [-1, 1]; z, mean, logvar (B, z, t, h, w).
+    Inputs: x, y (B, 3, T, H, W) in [-1, 1]; z, mean, logvar (B, z, t, h, w); without a posterior logvar is None, and
+    there is no KL.
 
     Returns:
         The loss to minimise, and its unweighted terms as a (4,) vector in the order of `terms`.
@@ -61,7 +62,7 @@ class AutoencoderLoss(nn.Cell):
         l1 = ops.abs(x - y).mean()
         zero = ops.zeros((), ms.float32)
         perceptual = self.lpips(_frames(x), _frames(y)).mean() if self.lpips is not None else zero
-        kl = 0.5 * (mean.square() + ops.exp(logvar) - 1.0 - logvar).sum() / (b * t)
+        kl = zero if logvar is None else 0.5 * (mean.square() + ops.exp(logvar) - 1.0 - logvar).sum() / (b * t)
         outlier = self._outlier_penalty(z) if self.config.outlier_weight else zero
         loss = (
             (l1 + self.config.perceptual_weight * perceptual) * (c * h * w)

@@ -2,6 +2,7 @@
 
     step_000100/
       model.safetensors, config.json    what `from_pretrained` reads; the moving average where the run keeps one
+      discriminator.safetensors         in adversarial training: what `discriminator.from_pretrained` reads
       state.safetensors, state.json     what an exact resume needs besides
 
 A folder is filled under a hidden name and renamed when all of it is on disk; one that is dropped is renamed first.
@@ -17,6 +18,7 @@ from pathlib import Path
 from mindspore import Parameter, Tensor
 
 from mg.checkpoints import CheckpointError, read_config, read_state_dict, sync, write_state_dict
+from mg.losses.discriminator import DISCRIMINATOR_FILE
 from mg.models.autoencoder import VideoAutoencoder
 from mg.training.step import TrainStep
 
@@ -38,8 +40,10 @@ def save_checkpoint(root: Path, model: VideoAutoencoder, train_step: TrainStep, 
     partial = final.with_name(f".{final.name}.partial")
     partial.mkdir()
     try:
-        averages = {p.name: a.asnumpy() for p, a in zip(train_step.parameters, train_step.averages)}
-        model.save_pretrained(partial, averages)
+        model.save_pretrained(partial, train_step.updater.averaged())
+        if train_step.discriminator is not None:
+            weights = {p.name: p.asnumpy() for p in train_step.discriminator.get_parameters()}
+            write_state_dict(partial / DISCRIMINATOR_FILE, weights)
         state = {name: p.asnumpy() for name, p in _resumed_parameters(train_step).items()}
         write_state_dict(partial / "state.safetensors", state)
         (partial / "state.json").write_text(json.dumps(run))
@@ -67,7 +71,7 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
     """Put model and training back where they were at `path`; returns what `run` held.
 
     Raises:
-        CheckpointError: the files are not those of a run with this model and these settings.
+        CheckpointError: the files are not those of a run with these networks and settings.
     """
     try:
         run = json.loads((path / "state.json").read_text())
@@ -80,7 +84,15 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
                 f"{path}: its model is not this run's ({key} is {value} there and {ours.get(key)} here); "
                 "resume with the settings that it was trained with"
             )
+    if (path / DISCRIMINATOR_FILE).exists() != (train_step.discriminator is not None):
+        there, here = ("one", "none") if train_step.discriminator is None else ("none", "one")
+        raise CheckpointError(
+            f"{path}: its discriminator is not this run's ({there} there and {here} here); resume with the settings "
+            "that it was trained with, or begin a new stage from it: --model.from_pretrained, in another output_path"
+        )
     model.load_weights(path / "model.safetensors")
+    if train_step.discriminator is not None:
+        train_step.discriminator.load_weights(path)
     state, wanted = read_state_dict(path / "state.safetensors"), _resumed_parameters(train_step)
     if state.keys() != wanted.keys():
         odd = sorted(state.keys() ^ wanted.keys())
@@ -92,12 +104,14 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
         if tuple(state[name].shape) != tuple(parameter.shape):
             raise CheckpointError(f"{path}: {name} has shape {state[name].shape}, this run's has {parameter.shape}")
         parameter.set_data(Tensor(state[name], parameter.dtype))
+    train_step.done = run["step"]
     return run
 
 
 def _resumed_parameters(train_step: TrainStep) -> dict[str, Parameter]:
     """All that must come back beside model.safetensors; the model's own where that holds the moving averages."""
-    raw = {f"parameters.{p.name}": p for p in train_step.parameters} if train_step.averages else {}
+    updater = train_step.updater
+    raw = {f"parameters.{p.name}": p for p in updater.parameters} if updater.averages else {}
     return train_step.state() | raw
 
 

@@ -11,8 +11,8 @@ from mg.config import require
 
 
 @dataclass
-class OptimConfig:
-    """AdamW and its learning rate.
+class AdamWConfig:
+    """AdamW and its learning rate, for one network.
 
     Args:
         lr: the highest learning rate.
@@ -24,8 +24,6 @@ class OptimConfig:
         eps: added to the root of the latter.
         weight_decay: of weights, not of biases and norms.
         clip_norm: longest global norm of a gradient; 0 does not clip.
-        accumulation: batches whose gradients are averaged for one update.
-        ema_decay: of the moving average of the parameters; 0 keeps none.
         loss_scale: dynamic | none | auto; auto is dynamic for fp16 alone.
         init_loss_scale: where the dynamic loss scale starts.
         max_skipped: so many updates in a row with a non-finite loss or gradient end the run.
@@ -40,8 +38,6 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    accumulation: int = 1
-    ema_decay: float = 0.0
     loss_scale: Literal["auto", "dynamic", "none"] = "auto"
     init_loss_scale: float = 1024.0
     max_skipped: int = 20
@@ -49,16 +45,34 @@ class OptimConfig:
     def __post_init__(self):
         require(self.lr > 0, self, "lr", "above 0")
         require(0 <= self.min_lr <= self.lr, self, "min_lr", f"from 0 to lr, {self.lr}")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, self, name, "at least 0 and below 1")
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, self, name, "at least 0")
-        for name in ("accumulation", "max_skipped", "init_loss_scale"):
+        for name in ("max_skipped", "init_loss_scale"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
         require(self.eps > 0, self, "eps", "above 0")
 
 
-def learning_rates(config: OptimConfig, total_steps: int) -> list[float]:
+@dataclass
+class OptimConfig(AdamWConfig):
+    """The autoencoder's optimizer.
+
+    Args:
+        accumulation: batches whose gradients are averaged for one update.
+        ema_decay: of the moving average of the parameters; 0 keeps none.
+    """
+
+    accumulation: int = 1
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.ema_decay < 1, self, "ema_decay", "at least 0 and below 1")
+        require(self.accumulation >= 1, self, "accumulation", "at least 1")
+
+
+def learning_rates(config: AdamWConfig, total_steps: int) -> list[float]:
     """The learning rate of every update, (total_steps,); neither a warm-up's first nor a decay's last is 0."""
     warmup = min(config.warmup_steps, total_steps)
 
@@ -76,7 +90,7 @@ def learning_rates(config: OptimConfig, total_steps: int) -> list[float]:
     return [rate(step) for step in range(1, total_steps + 1)]
 
 
-def create_optimizer(parameters: list[Parameter], config: OptimConfig, rates: list[float]) -> AdamW:
+def create_optimizer(parameters: list[Parameter], config: AdamWConfig, rates: list[float]) -> AdamW:
     """AdamW with the learning rate of every update; parameters of one axis (biases, norms) do not decay."""
     vectors = [p for p in parameters if p.ndim < 2]
     weights = [p for p in parameters if p.ndim >= 2]

@@ -1,18 +1,31 @@
-"""One training step, in two compiled parts: gradients of a batch, compiled for every shape, and the update, once.
+"""One training step, in compiled parts: gradients of a batch, compiled for every shape, and the update, once.
 
 The gradients are gathered in buffers, so accumulation over batches costs no second path. Between the parts the host
 looks at their norm: where it is not finite the update is left out, and nothing has changed but the loss scale.
+
+In adversarial training each batch has the autoencoder's gradients first, with the generator loss among its losses and
+the discriminator frozen, and then the discriminator's, on the same reconstruction. Which of the two there are is the
+host's choice, by the number of the update. Autoencoder and discriminator are updated alike, each by an `Updater`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
+from mg.losses.adversarial import (
+    AdaptiveBalance,
+    DiscriminatorLossConfig,
+    GeneratorLossConfig,
+    discriminator_loss,
+    generator_loss,
+)
+from mg.losses.discriminator import NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss
 from mg.models.autoencoder import VideoAutoencoder
-from mg.training.optim import OptimConfig, create_optimizer, learning_rates
+from mg.training.optim import AdamWConfig, OptimConfig, create_optimizer, learning_rates
 
 _add = ops.MultitypeFuncGraph("add_gradient")
 _average = ops.MultitypeFuncGraph("average_parameter")
@@ -53,22 +66,108 @@ def _clear_gradient(total):
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What an update reports.
+class UpdateResult:
+    """What an update of one network reports.
 
     Attributes:
-        loss, terms: means over its batches.
         grad_norm: before clipping.
         updated: whether the parameters moved; they stay where the loss or a gradient is not finite.
         loss_scale, lr: that it was made with.
     """
 
-    loss: float
-    terms: dict[str, float]
     grad_norm: float
     updated: bool
     loss_scale: float
     lr: float
+
+
+@dataclass(frozen=True)
+class StepResult(UpdateResult):
+    """What an update of the autoencoder reports, and of the discriminator if it was updated too.
+
+    Attributes:
+        loss, terms: means over its batches.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    discriminator: UpdateResult | None = None
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """What adversarial training adds: the discriminator, both networks' losses from it, and its optimizer."""
+
+    discriminator: NLayerDiscriminator3D
+    gen_loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+    disc_loss: DiscriminatorLossConfig = field(default_factory=DiscriminatorLossConfig)
+    optim: AdamWConfig = field(default_factory=AdamWConfig)
+
+
+class Updater:
+    """Gradients of one network that add up, and the updates that follow from them.
+
+    Args:
+        parameters: the network's trained ones.
+        total_steps: updates of the whole run, for the learning rate's schedule.
+        dtype: of the network; fp16 has its loss scaled.
+        world_size: workers whose gradients are averaged.
+
+    Attributes:
+        gradients: the buffers, for the loss times `loss_scale()`.
+        averages: moving averages of the parameters, empty without EMA.
+        rates: the learning rate of every update that moves the parameters.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        config: AdamWConfig,
+        total_steps: int,
+        dtype: str,
+        world_size: int,
+        ema_decay: float = 0.0,
+    ):
+        self.config = config
+        self.parameters = ParameterTuple(parameters)
+        self.averages = self.parameters.clone(prefix="ema") if ema_decay else ParameterTuple(())
+        self.gradients = self.parameters.clone(prefix="gradients", init="zeros")
+        self.rates = learning_rates(config, total_steps)
+        self.optimizer = create_optimizer(list(self.parameters), config, self.rates)
+        dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
+        self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
+        self._reduce = _Reduce(self.gradients, world_size)
+        self._update = _Update(self.optimizer, self.parameters, self.averages, self.gradients, ema_decay)
+        self._clear = _Clear(self.gradients)
+
+    def update(self) -> UpdateResult:
+        """Move the parameters by the gradients gathered since the last update, and forget those."""
+        scale = float(self.loss_scale().asnumpy())
+        lr = self.rates[int(self.optimizer.global_step.asnumpy().item())]  # updates left out do not count
+        norm = float(self._reduce().asnumpy()) / scale
+        finite = bool(np.isfinite(norm))
+        if finite:
+            clip = self.config.clip_norm
+            factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+            self._update(Tensor(factor / scale, ms.float32))
+        self._clear()
+        if self.scaler is not None:
+            self.scaler.adjust(Tensor(finite))
+        return UpdateResult(norm, finite, scale, lr)
+
+    def averaged(self) -> dict[str, np.ndarray]:
+        """The moving averages by the names of their parameters; {} without EMA."""
+        return {p.name: average.asnumpy() for p, average in zip(self.parameters, self.averages)}
+
+    def loss_scale(self) -> Tensor:
+        return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
+
+    def state(self) -> dict[str, Parameter]:
+        """Every parameter that an exact resume needs beside the network's own."""
+        scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
+        optimizer = list(self.optimizer.moments1) + list(self.optimizer.moments2)
+        optimizer += [self.optimizer.beta1_power, self.optimizer.beta2_power, self.optimizer.global_step]
+        return {p.name: p for p in [*optimizer, *scaler, *self.averages]}
 
 
 class TrainStep:
@@ -76,12 +175,14 @@ class TrainStep:
 
     Args:
         total_steps: updates of the whole run, for the learning rate's schedule.
+        dtype: of the model.
         world_size: workers whose gradients are averaged.
+        adversary: trains a discriminator, and the model against it.
 
     Attributes:
-        parameters: the trained parameters.
-        averages: their moving averages, empty without EMA.
-        rates: the learning rate of every update that moves the parameters.
+        done: updates made or left out so far, which says what an adversary begins with.
+        updater: of the model.
+        discriminator, discriminator_updater: of the adversary, None without.
     """
 
     def __init__(
@@ -92,83 +193,186 @@ class TrainStep:
         total_steps: int,
         dtype: str = "fp32",
         world_size: int = 1,
+        adversary: Adversary | None = None,
     ):
-        self.loss = loss
-        self.config = config
-        self.parameters = ParameterTuple(model.trainable_params())
-        self.averages = self.parameters.clone(prefix="ema") if config.ema_decay else ParameterTuple(())
-        self.rates = learning_rates(config, total_steps)
-        self.optimizer = create_optimizer(list(self.parameters), config, self.rates)
-        dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
-        self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
+        self.done = 0
+        self.adversary = adversary
+        self.updater = Updater(model.trainable_params(), config, total_steps, dtype, world_size, config.ema_decay)
+        self.discriminator = self.discriminator_updater = None
+        share = 1 / config.accumulation
+        self._accumulate = _Accumulate(model, loss, self.updater, share)
+        if adversary is not None:
+            self.discriminator = adversary.discriminator
+            updates = max(total_steps - adversary.disc_loss.disc_start, 1)
+            parameters = self.discriminator.trainable_params()
+            self.discriminator_updater = Updater(parameters, adversary.optim, updates, dtype, world_size)
+            self._compete = _Compete(model, loss, adversary, self.updater, share)
+            self._judge = _Judge(adversary, self.discriminator_updater, share)
+            self._track = _Track(self.discriminator)
+        self._reports: list[tuple[tuple[str, ...], Tensor]] = []
+        self._statistics: list[tuple[Updater, tuple[Tensor, ...]]] = []
 
-        gradients = self.parameters.clone(prefix="gradients", init="zeros")
-        self._accumulate = _Accumulate(model, loss, self.parameters, gradients, 1 / config.accumulation)
-        self._reduce = _Reduce(gradients, world_size)
-        self._update = _Update(self.optimizer, self.parameters, self.averages, gradients, config.ema_decay)
-        self._clear = _Clear(gradients)
-        self._reports: list[tuple[Tensor, Tensor]] = []
+    def accumulate(self, x: np.ndarray, noise: np.ndarray, generator: np.random.Generator | None = None) -> None:
+        """Add a batch's gradients.
 
-    def accumulate(self, x: np.ndarray, noise: np.ndarray) -> None:
-        """Add a batch's gradients. x (B, 3, T, H, W) in [-1, 1]; noise of the latents' shape."""
-        self._reports.append(self._accumulate(Tensor(x), Tensor(noise), self._loss_scale()))
+        Args:
+            x: (B, 3, T, H, W) in [-1, 1].
+            noise: standard normal, of the latents' shape.
+            generator: draws what the discriminator's dropout leaves out; without one it has no dropout.
+        """
+        video, noise = Tensor(x), Tensor(noise)
+        if self.adversary is not None and self.done >= self.adversary.gen_loss.gen_start:
+            masks = self._masks(x.shape, generator)
+            scale = self.updater.loss_scale()
+            report, y, statistics = self._compete(video, noise, scale, Tensor(0.0, ms.float32), *masks)
+            self._reports.append((self._compete.terms, report))
+            self._statistics.append((self.updater, statistics))
+        else:
+            report, y = self._accumulate(video, noise, self.updater.loss_scale())
+            self._reports.append((self._accumulate.terms, report))
+        if self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start:
+            masks = self._masks(x.shape, generator) + self._masks(x.shape, generator)
+            report, *statistics = self._judge(video, y, self.discriminator_updater.loss_scale(), *masks)
+            self._reports.append((self._judge.terms, report))
+            self._statistics += [(self.discriminator_updater, each) for each in statistics]
 
     def update(self) -> StepResult:
         """Move the parameters by the gradients gathered since the last update, and forget those."""
-        scale = float(self._loss_scale().asnumpy())
-        lr = self.rates[int(self.optimizer.global_step.asnumpy().item())]  # updates left out do not count
-        losses, terms = zip(*self._reports)
-        self._reports = []
-        loss = float(np.mean([value.asnumpy() for value in losses]))
-        norm = float(self._reduce().asnumpy()) / scale
-        finite = bool(np.isfinite(norm))
-        if finite:
-            clip = self.config.clip_norm
-            factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-            self._update(Tensor(factor / scale, ms.float32))
-        self._clear()
-        if self.scaler is not None:
-            self.scaler.adjust(Tensor(finite))
-        means = np.mean([value.asnumpy() for value in terms], axis=0)
-        return StepResult(loss, dict(zip(self.loss.terms, map(float, means))), norm, finite, scale, lr)
+        values: dict[str, list] = {}
+        for names, report in self._reports:
+            for name, value in zip(names, report.asnumpy()):
+                values.setdefault(name, []).append(value)
+        means = {name: float(np.mean(each)) for name, each in values.items()}
+        judged = self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start
+        result = self.updater.update()
+        discriminator = self.discriminator_updater.update() if judged else None
+        moved = {self.updater: result.updated, self.discriminator_updater: judged and discriminator.updated}
+        for updater, statistics in self._statistics:
+            if moved[updater]:  # statistics of numbers that are not finite must not stay either
+                self._track(*statistics)
+        self._reports, self._statistics = [], []
+        self.done += 1
+        return StepResult(**vars(result), loss=means.pop("loss"), terms=means, discriminator=discriminator)
 
     def state(self) -> dict[str, Parameter]:
-        """Every parameter that an exact resume needs beside the model's own."""
-        scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
-        optimizer = list(self.optimizer.moments1) + list(self.optimizer.moments2)
-        optimizer += [self.optimizer.beta1_power, self.optimizer.beta2_power, self.optimizer.global_step]
-        return {p.name: p for p in [*optimizer, *scaler, *self.averages]}
+        """Every parameter that an exact resume needs beside the networks' own."""
+        state = self.updater.state()
+        if self.discriminator_updater is not None:
+            state |= {f"discriminator.{name}": p for name, p in self.discriminator_updater.state().items()}
+        return state
 
-    def _loss_scale(self) -> Tensor:
-        return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
-
-
-# The parts hold parameters of the model and must not rename them, as a Cell does with those below it: auto_prefix.
+    def _masks(self, shape: tuple[int, ...], generator: np.random.Generator | None) -> tuple[Tensor, ...]:
+        return tuple(map(Tensor, self.discriminator.draw_masks(shape, generator))) if generator is not None else ()
 
 
-class _Accumulate(nn.Cell):
-    """Forward and backward of one batch; its gradients are added to the buffers."""
+# The parts hold parameters of the networks and must not rename them, as a Cell does with those below: auto_prefix.
 
-    def __init__(self, model, loss, parameters, gradients, weight):
+
+class _Gather(nn.Cell):
+    """Base of the parts that add `share` of a batch's gradients to an updater's buffers."""
+
+    def __init__(self, updater, share):
         super().__init__(auto_prefix=False)
-        self.model, self.loss = model, loss
-        self.gradients = gradients
-        self.weight = Tensor(weight, ms.float32)
-        self.differentiate = ms.value_and_grad(self._scaled_loss, None, parameters, has_aux=True)
+        self.gradients = updater.gradients
+        self.share = Tensor(share, ms.float32)
         self.map = ops.HyperMap()
+
+    def gather(self, loss, gradients):
+        # A loss that is not finite must show in the gradients, which all workers share: 0 * inf and 0 * nan are nan.
+        self.map(ops.partial(_add, self.share + 0.0 * loss), self.gradients, gradients)
+
+
+class _Accumulate(_Gather):
+    """The autoencoder's gradients under its loss. Returns the loss and its terms, a vector, and the reconstruction."""
+
+    def __init__(self, model, loss, updater, share):
+        super().__init__(updater, share)
+        self.model, self.loss = model, loss
+        self.terms = ("loss", *loss.terms)
+        self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
 
     def _scaled_loss(self, x, noise, scale):
         y, z, mean, logvar = self.model.forward(x, noise)
         loss, terms = self.loss(x, y, z, mean, logvar)
-        return loss * scale, loss, terms
+        return loss * scale, loss, terms, y
 
     def construct(self, x, noise, scale):
         outputs, gradients = self.differentiate(x, noise, scale)
-        loss, terms = outputs[1], outputs[2]
-        # A loss that is not finite must show in the gradients, which all workers share: 0 * inf and 0 * nan are nan.
-        weight = self.weight + 0.0 * loss
-        self.map(ops.partial(_add, weight), self.gradients, gradients)
-        return loss, terms
+        loss, terms, y = outputs[1:]
+        self.gather(loss, gradients)
+        return ops.cat((loss.reshape(1), terms)), y
+
+
+class _Compete(_Gather):
+    """The autoencoder's gradients under its loss and the generator loss, of which `AdaptiveBalance` makes one.
+
+    Returns the loss and its terms, a vector, the reconstruction, and the discriminator's statistics of it.
+    """
+
+    def __init__(self, model, loss, adversary, updater, share):
+        super().__init__(updater, share)
+        self.model, self.loss, self.discriminator = model, loss, adversary.discriminator
+        self.disc_weight = adversary.gen_loss.disc_weight
+        self.balance = AdaptiveBalance(model, self.disc_weight)
+        self.terms = ("loss", *loss.terms, "gen", "adaptive_weight")
+        self.differentiate = ms.value_and_grad(self._scaled_loss, 3, updater.parameters, has_aux=True)
+
+    def _scaled_loss(self, x, noise, scale, probe, *masks):
+        h, z, mean, logvar = self.model.features(x, noise)
+        y = self.model.picture(h, x.shape)
+        reconstruction, fake = self.balance(y, ops.stop_gradient(h), scale, probe)
+        loss, terms = self.loss(x, reconstruction, z, mean, logvar)
+        logits, statistics = self.discriminator.forward(fake, masks)
+        generator = generator_loss(logits)
+        return (loss + generator) * scale, loss, terms, generator, y, statistics
+
+    def construct(self, x, noise, scale, probe, *masks):
+        outputs, gradients = self.differentiate(x, noise, scale, probe, *masks)
+        loss, terms, generator, y, statistics = outputs[1:]
+        weight, gradients = gradients
+        loss = loss + self.disc_weight * weight * generator
+        self.gather(loss, gradients)
+        return ops.cat((loss.reshape(1), terms, ops.stack((generator, weight)))), y, statistics
+
+
+class _Judge(_Gather):
+    """The discriminator's gradients on videos and their reconstructions.
+
+    Returns its loss and mean logits, a vector, and its statistics of either.
+    """
+
+    terms = ("disc", "logits_real", "logits_fake")
+
+    def __init__(self, adversary, updater, share):
+        super().__init__(updater, share)
+        self.discriminator = adversary.discriminator
+        self.kind = adversary.disc_loss.disc_loss_type
+        self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
+
+    def _scaled_loss(self, x, y, scale, *masks):
+        half = len(masks) // 2
+        real, real_statistics = self.discriminator.forward(x, masks[:half])
+        fake, fake_statistics = self.discriminator.forward(y, masks[half:])
+        loss = discriminator_loss(real, fake, self.kind)
+        report = ops.stack((loss, real.mean(), fake.mean()))
+        return loss * scale, loss, report, real_statistics, fake_statistics
+
+    def construct(self, x, y, scale, *masks):
+        outputs, gradients = self.differentiate(x, y, scale, *masks)
+        loss, report, real_statistics, fake_statistics = outputs[1:]
+        self.gather(loss, gradients)
+        return report, real_statistics, fake_statistics
+
+
+class _Track(nn.Cell):
+    """Move the discriminator's running statistics."""
+
+    def __init__(self, discriminator):
+        super().__init__(auto_prefix=False)
+        self.discriminator = discriminator
+
+    def construct(self, *statistics):
+        return self.discriminator.track(*statistics)
 
 
 class _Reduce(nn.Cell):

@@ -10,10 +10,10 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -22,13 +22,15 @@ from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
 from mg.data.index import read_index
 from mg.data.loader import ClipLoader, DataConfig
+from mg.losses.adversarial import DiscriminatorLossConfig, GeneratorLossConfig
+from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model
 from mg.models.autoencoder import VideoAutoencoder
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog
-from mg.training.optim import OptimConfig
-from mg.training.step import StepResult, TrainStep
+from mg.training.optim import AdamWConfig, OptimConfig
+from mg.training.step import Adversary, StepResult, TrainStep, UpdateResult
 
 _logger = logging.getLogger(__name__)
 
@@ -39,17 +41,17 @@ class ModelConfig:
 
     Args:
         name: which model, see `mg.models.list_models`.
-        pretrained: weights to start from, a file or folder; none starts from random ones.
+        from_pretrained: weights to start from, a file or folder; null starts from random ones.
         config: overrides of the model's config.
         dtype: precision of convolutions and products; parameters, norms and losses stay in fp32.
-        use_recompute: recompute activations in the backward pass: less memory, a third more time.
+        disc_off_grad_ckpt: leave what stands before the decoder's last convolution out of grad_checkpoint.
     """
 
     name: str = "tae"
-    pretrained: str | None = None
+    from_pretrained: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    use_recompute: bool = False
+    disc_off_grad_ckpt: bool = False
 
 
 @dataclass
@@ -61,8 +63,13 @@ class TrainConfig:
         output_path: folder for all that the run writes.
         video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
         model: the autoencoder.
-        loss: the loss.
-        optim: the optimizer.
+        grad_checkpoint: recompute activations in the backward pass: less memory, a third more time.
+        loss: the autoencoder's loss.
+        optim: the autoencoder's optimizer.
+        discriminator: the discriminator of adversarial training, stage 2; null trains without, stage 1.
+        gen_loss_config: the generator loss, of the autoencoder; only with a discriminator.
+        disc_loss_config: the discriminator's loss.
+        optim_discriminator: the discriminator's optimizer.
         data: clips and batches.
         epochs: passes over the data.
         max_steps: updates after which the run ends, whatever epochs says.
@@ -76,12 +83,19 @@ class TrainConfig:
         jit_level: how far the graph is fused: O0, O1, or O2 (Ascend only).
     """
 
+    aliases: ClassVar[dict[str, str]] = {"data_path": "csv_path", "dataset.data_path": "csv_path"}
+
     csv_path: str
     output_path: str = "outputs/train"
     video_folder: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
+    grad_checkpoint: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    discriminator: DiscriminatorConfig | None = None
+    gen_loss_config: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+    disc_loss_config: DiscriminatorLossConfig = field(default_factory=DiscriminatorLossConfig)
+    optim_discriminator: AdamWConfig = field(default_factory=lambda: AdamWConfig(lr=1e-4, beta2=0.98))
     data: DataConfig = field(default_factory=DataConfig)
     epochs: int = 2000
     max_steps: int | None = None
@@ -107,11 +121,22 @@ class TrainingError(ValueError):
 
 @dataclass
 class Progress:
-    """Where a run stands: updates done, and those of them that were left out, in all and last in a row."""
+    """Where a run stands: updates done, and those of each network that were left out, in all and last in a row."""
 
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
+    disc_skipped: int = 0
+    disc_skipped_in_a_row: int = 0
+
+    def count(self, result: StepResult) -> None:
+        """Move on by an update."""
+        self.step += 1
+        self.skipped += not result.updated
+        self.skipped_in_a_row = 0 if result.updated else self.skipped_in_a_row + 1
+        if result.discriminator is not None:
+            self.disc_skipped += not result.discriminator.updated
+            self.disc_skipped_in_a_row = 0 if result.discriminator.updated else self.disc_skipped_in_a_row + 1
 
 
 def train(config: TrainConfig) -> Path:
@@ -135,10 +160,14 @@ def train(config: TrainConfig) -> Path:
     save_every = config.ckpt_save_steps or config.ckpt_save_interval * per_epoch
 
     settings = config.model
-    source = newest or settings.pretrained
-    model = create_model(settings.name, source, settings.dtype, settings.use_recompute, **settings.config)
+    model = create_model(settings.name, newest or settings.from_pretrained, settings.dtype, **settings.config)
     model.set_train()
-    step = TrainStep(model, AutoencoderLoss(config.loss), config.optim, total, settings.dtype, worker.world_size)
+    if config.grad_checkpoint:
+        model.recompute_activations(output=not settings.disc_off_grad_ckpt)
+    if config.loss.kl_weight and not model.has_posterior:
+        raise TrainingError(f"loss.kl_weight is {config.loss.kl_weight}; it must be 0, {model.name} has no posterior")
+    loss, adversary = AutoencoderLoss(config.loss), _adversary(config, resumed=newest is not None)
+    step = TrainStep(model, loss, config.optim, total, settings.dtype, worker.world_size, adversary)
     progress = Progress(**load_checkpoint(newest, model, step)) if newest else Progress()
 
     weights = output / f"{model.name}.ckpt"
@@ -151,7 +180,7 @@ def train(config: TrainConfig) -> Path:
         _logger.info(
             "%s: %.1fM parameters, %d rows, updates %d to %d of %d x %d, %s mode on %s",
             model.name,
-            sum(p.size for p in step.parameters) / 1e6,
+            sum(p.size for p in step.updater.parameters) / 1e6,
             len(rows),
             progress.step + 1,
             total,
@@ -162,17 +191,17 @@ def train(config: TrainConfig) -> Path:
         )
         with closing(RunLog(output, progress.step, total)) as log:
             for result in updates:
-                scalars = {"loss": result.loss, **result.terms, "grad_norm": result.grad_norm, "lr": result.lr}
-                scalars |= {"loss_scale": result.loss_scale, "skipped": progress.skipped}
-                log.add(progress.step - 1, scalars)
+                log.add(progress.step - 1, _scalars(result, progress))
                 if progress.step % save_every == 0 or progress.step == total:
                     log.save()
                     save_checkpoint(output / "checkpoints", model, step, asdict(progress), config.ckpt_max_keep)
-    if progress.skipped:
-        _logger.warning("%d of %d updates left out: their loss or gradient was not finite", progress.skipped, total)
+    for left_out, whose in ((progress.skipped, ""), (progress.disc_skipped, " of the discriminator")):
+        if left_out:
+            message = "%d of %d updates%s left out: their loss or gradient was not finite"
+            _logger.warning(message, left_out, total, whose)
     if loader.bad_files:
         _logger.warning("%d files could not be used, e.g. %s", len(loader.bad_files), next(iter(loader.bad_files)))
-    model.save_weights(weights, weights={p.name: a.asnumpy() for p, a in zip(step.parameters, step.averages)})
+    model.save_weights(weights, weights=step.updater.averaged())
     return weights
 
 
@@ -186,24 +215,49 @@ def _updates(
     rank: int,
 ) -> Iterator[StepResult]:
     """Make the updates that are left of `total`, and move `progress` on before the result of each is given out."""
-    per_update, max_skipped = config.optim.accumulation, config.optim.max_skipped
+    per_update = config.optim.accumulation
     with closing(loader.batches(progress.step * per_update)) as batches:
         while progress.step < total:
             for batch in islice(batches, per_update):
                 generator = np.random.default_rng([config.seed, batch.step, rank])
                 noise = generator.standard_normal(model.latent_shape(batch.x.shape), dtype=np.float32)
-                step.accumulate(batch.x, noise)
+                step.accumulate(batch.x, noise, generator)
             result = step.update()
             _take_back_ctrl_c()
-            progress.step += 1
-            progress.skipped += not result.updated
-            progress.skipped_in_a_row = 0 if result.updated else progress.skipped_in_a_row + 1
+            progress.count(result)
             yield result
-            if progress.skipped_in_a_row >= max_skipped:
-                raise TrainingError(
-                    f"the loss or its gradient was not finite in {max_skipped} updates in a row, the last being number "
-                    f"{progress.step}; lower --optim.lr, or train in fp32 or bf16"
-                )
+            for section, whose, left_out in (
+                ("optim", "the", progress.skipped_in_a_row),
+                ("optim_discriminator", "the discriminator's", progress.disc_skipped_in_a_row),
+            ):
+                if left_out >= getattr(config, section).max_skipped:
+                    raise TrainingError(
+                        f"{whose} loss or its gradient was not finite in {left_out} updates in a row, the last being "
+                        f"number {progress.step}; lower --{section}.lr, or train in fp32 or bf16"
+                    )
+
+
+def _adversary(config: TrainConfig, resumed: bool) -> Adversary | None:
+    """The discriminator and its settings in stage 2; resumed, its weights come from the checkpoint."""
+    if config.discriminator is None:
+        return None
+    settings = replace(config.discriminator, from_pretrained=None) if resumed else config.discriminator
+    discriminator = NLayerDiscriminator3D(settings, config.model.dtype)
+    discriminator.set_train()
+    return Adversary(discriminator, config.gen_loss_config, config.disc_loss_config, config.optim_discriminator)
+
+
+def _scalars(result: StepResult, progress: Progress) -> dict[str, float]:
+    """What the log has of an update; of the discriminator only if it was updated."""
+
+    def of(update: UpdateResult) -> dict[str, float]:
+        return {"grad_norm": update.grad_norm, "lr": update.lr, "loss_scale": update.loss_scale}
+
+    scalars = {"loss": result.loss, **result.terms, **of(result), "skipped": progress.skipped}
+    if result.discriminator is not None:
+        scalars |= {f"disc_{name}": value for name, value in of(result.discriminator).items()}
+        scalars["disc_skipped"] = progress.disc_skipped
+    return scalars
 
 
 def _take_back_ctrl_c() -> None:

@@ -1,0 +1,101 @@
+"""Adversarial losses, and the balance between reconstruction and generator loss of VQGAN (arXiv 2012.09841).
+
+The weight of the generator loss is |gradient of the reconstruction loss| / |gradient of the generator loss|, both at
+the weight of the decoder's last convolution, so that neither drowns the other. `AdaptiveBalance` takes both in the
+one backward pass that the step makes anyway.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import mindspore as ms
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+from mg.config import require
+from mg.models.autoencoder import VideoAutoencoder
+
+
+@dataclass
+class GeneratorLossConfig:
+    """What the discriminator adds to the autoencoder's loss.
+
+    Args:
+        gen_start: updates that are made without it.
+        disc_weight: its weight, on top of the adaptive one.
+    """
+
+    gen_start: int = 0
+    disc_weight: float = 0.05
+
+    def __post_init__(self):
+        for name in ("gen_start", "disc_weight"):
+            require(getattr(self, name) >= 0, self, name, "at least 0")
+
+
+@dataclass
+class DiscriminatorLossConfig:
+    """The discriminator's own loss.
+
+    Args:
+        disc_start: updates of the autoencoder that are made before the discriminator's first.
+        disc_loss_type: hinge | vanilla.
+    """
+
+    disc_start: int = 0
+    disc_loss_type: Literal["hinge", "vanilla"] = "hinge"
+
+    def __post_init__(self):
+        require(self.disc_start >= 0, self, "disc_start", "at least 0")
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """How little a reconstruction passes for real; `fake`: its logits, of any shape."""
+    return -fake.mean()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
+    """How badly logits of any shape, positive for real, tell videos from reconstructions; kind: hinge | vanilla."""
+    if kind == "hinge":
+        return 0.5 * (ops.relu(1.0 - real).mean() + ops.relu(1.0 + fake).mean())
+    return 0.5 * (_softplus(-real).mean() + _softplus(fake).mean())
+
+
+def _softplus(x):
+    """log(1 + exp(x)), without overflow"""
+    return ops.relu(x) + ops.log(1.0 + ops.exp(-ops.abs(x)))
+
+
+class AdaptiveBalance(nn.Cell):
+    """Gives a reconstruction to two losses; backwards, adds their gradients with the adaptive weight.
+
+    Inputs: y (B, 3, T, H, W), the picture of h; h, what the model's last convolution made it from; scale, the loss
+    scale under which both gradients come; probe, any scalar.
+
+    Returns:
+        y for the reconstruction loss and y for the generator loss. The gradient of `probe` is the adaptive weight:
+        clamp(|first| / (|second| + 1e-4), 0, 1e4) of their gradients at the last convolution's weight; y's is the
+        first loss' + disc_weight * adaptive weight * the second's.
+    """
+
+    def __init__(self, model: VideoAutoencoder, disc_weight: float):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.disc_weight = disc_weight
+        self.differentiate = ms.grad(self._product, None, ParameterTuple([model.last_conv.weight]))
+
+    def construct(self, y, h, scale, probe):
+        return y, y
+
+    def bprop(self, y, h, scale, probe, out, dout):
+        first, second = dout
+        reconstruction, generator = self._norm(h, first), self._norm(h, second)
+        weight = ops.clamp(reconstruction / (generator + 1e-4 * scale), 0.0, 1e4)
+        weight = weight + 0.0 * generator  # an overflow must show, and not as a weight of 0
+        return first + self.disc_weight * weight * second, ops.zeros_like(h), ops.zeros_like(scale), weight
+
+    def _norm(self, h, cotangent):
+        gradient = self.differentiate(h, cotangent)[0].astype(ms.float32)
+        return ops.sqrt(gradient.square().sum())
+
+    def _product(self, h, cotangent):
+        return (self.model.picture(h, cotangent.shape) * cotangent).sum()

@@ -1,0 +1,18 @@
+"""Train any of the models, in one stage or two.
+
+    python scripts/train_vae.py --config configs/dc_ae/train/video_dc_ae.yaml --dataset.data_path train.csv
+    python scripts/train_vae.py --config configs/dc_ae/train/video_dc_ae_disc.yaml --dataset.data_path train.csv \\
+        --model.from_pretrained outputs/video_dc_ae/checkpoints/step_090000
+"""
+
+from mg.config import parse_config, run_command_line
+from mg.training.trainer import TrainConfig, train
+
+
+def main() -> None:
+    config = parse_config(TrainConfig, "Train a video autoencoder, with or without a discriminator.")
+    print(f"weights: {train(config)}")
+
+
+if __name__ == "__main__":
+    run_command_line(main)
