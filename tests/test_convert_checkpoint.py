@@ -1,42 +1,196 @@
 """tools/convert_checkpoint.py: to the original's names and back, bit for bit; one line and exit code 2 for mistakes."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from mg.checkpoints import read_state_dict
+from mg.checkpoints import read_state_dict, write_state_dict
+from mg.models import create_model, from_pretrained
+from mg.models.dc_ae.dc_ae import VideoDCAE
 from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.tae.tae import TemporalAutoencoder
 
 ROOT = Path(__file__).parents[1]
-CONFIG = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "norm_num_groups": 8, "z_channels": 4}
+MODELS = {model.name: model for model in (VideoDCAE, ImageAutoencoder, TemporalAutoencoder)}
+CONFIGS = {
+    "dc_ae": {
+        "encoder_width_list": [32, 32, 32, 32, 64, 64],
+        "decoder_width_list": [32, 32, 32, 64, 64, 64],
+        "encoder_depth_list": [1, 2, 1, 1, 2, 1],
+        "decoder_depth_list": [2, 1, 1, 1, 1, 2],
+        "latent_channels": 16,
+    },
+    "image_vae": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "norm_num_groups": 8, "z_channels": 4},
+    "tae": {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
+}
+AN_ORIGINAL_NAME = {  # as the originals' own files have it, and ours
+    "dc_ae": ("decoder.stages.0.op_list.0.main.conv.conv.bias", "decoder.stages.0.upsample.conv.bias"),
+    "image_vae": ("encoder.down_blocks.0.resnets.0.norm1.weight", "encoder.down.0.block.0.norm1.gamma"),
+    "tae": ("encoder.conv_in.conv_temp.weight", "encoder.conv_in.conv_temp.weight"),
+}
 
 
-def convert(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "tools" / "convert_checkpoint.py", "--model", "image_vae", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def random_weights(name: str) -> dict[str, np.ndarray]:
+    config = {**MODELS[name].default_config, **CONFIGS[name]}
+    rng = np.random.default_rng(0)
+    shapes = MODELS[name].weight_shapes(config)
+    return {parameter: rng.normal(size=shape).astype(np.float32) for parameter, shape in shapes.items()}
 
 
-def test_round_trip_is_bit_equal_and_carries_the_config(tmp_path):
-    model = ImageAutoencoder(CONFIG)
-    model.save_weights(tmp_path / "ours.ckpt")
-    assert convert("--src", tmp_path / "ours.ckpt", "--target", tmp_path / "hub", "--to", "original").returncode == 0
+def assert_equal(some, others):
+    assert some.keys() == others.keys()
+    for name in some:
+        assert some[name].shape == others[name].shape and some[name].tobytes() == others[name].tobytes(), name
+
+
+@pytest.fixture
+def convert(monkeypatch):
+    """Run the tool in this process: its exit code."""
+
+    def convert(model, src, target, *options) -> int:
+        arguments = ["--model", model, "--src", src, "--target", target, *options]
+        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "tools" / "convert_checkpoint.py"), run_name="__main__")
+        return stopped.value.code or 0
+
+    return convert
+
+
+def write(path: Path, name: str, state: dict) -> Path:
+    """A file of weights with its config beside it."""
+    write_state_dict(path, state)
+    path.with_suffix(".json").write_text(json.dumps({"model": name, **CONFIGS[name]}))
+    return path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("first, second", [(".ckpt", ".safetensors"), (".safetensors", ".ckpt")])
+def test_ours_to_the_originals_names_and_back_is_bit_equal(tmp_path, convert, name, first, second):
+    ours = random_weights(name)
+    source = write(tmp_path / f"ours{first}", name, ours)
+    assert convert(name, source, tmp_path / f"original{second}", "--to", "original") == 0
+    original = read_state_dict(tmp_path / f"original{second}")
+    their_name, our_name = AN_ORIGINAL_NAME[name]
+    assert original[their_name].tobytes() == ours[our_name].tobytes()
+    assert convert(name, tmp_path / f"original{second}", tmp_path / f"again{first}") == 0
+    assert_equal(read_state_dict(tmp_path / f"again{first}"), ours)
+    model_config = {**MODELS[name].default_config, **CONFIGS[name]}
+    assert json.loads((tmp_path / "again.json").read_text()) == {"model": name, **model_config}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
+def test_pytorchs_files_to_ours_and_back_is_bit_equal(tmp_path, convert, name, suffix):
+    torch = pytest.importorskip("torch")
+    config = {**MODELS[name].default_config, **CONFIGS[name]}
+    original = MODELS[name].original_weights(random_weights(name), config)
+    source = tmp_path / f"original{suffix}"
+    torch.save({key: torch.from_numpy(array) for key, array in original.items()}, source)
+    source.with_suffix(".json").write_text(json.dumps(MODELS[name].original_config(config)))
+    assert convert(name, source, tmp_path / "ours") == 0
+    assert_equal(read_state_dict(tmp_path / "ours"), random_weights(name))
+    assert from_pretrained(tmp_path / "ours").name == name
+    assert convert(name, tmp_path / "ours", tmp_path / "again.safetensors", "--to", "original") == 0
+    assert_equal(read_state_dict(tmp_path / "again.safetensors"), original)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_names_are_those_of_the_model_that_is_built(name):
+    model = create_model(name, **CONFIGS[name])
+    shapes = MODELS[name].weight_shapes(model.config)
+    assert shapes == {parameter: tuple(p.shape) for parameter, p in model.named_weights()}
+
+
+def test_a_folder_for_the_originals_library(tmp_path, convert, capsys):
+    source = write(tmp_path / "ours.ckpt", "image_vae", random_weights("image_vae"))
+    assert convert("image_vae", source, tmp_path / "hub", "--to", "original") == 0
     described = json.loads((tmp_path / "hub" / "config.json").read_text())
-    assert described["_class_name"] == "AutoencoderKL"
-    assert described["block_out_channels"] == [32, 32]
-    assert "encoder.down_blocks.0.resnets.0.conv1.weight" in read_state_dict(tmp_path / "hub")
+    assert described["_class_name"] == "AutoencoderKL" and described["block_out_channels"] == [32, 32]
+    assert (tmp_path / "hub" / "diffusion_pytorch_model.safetensors").is_file()
+    numbers = sum(array.size for array in random_weights("image_vae").values())
+    assert f"{tmp_path / 'hub'}: {len(random_weights('image_vae'))} tensors, {numbers:,} parameters" in (
+        capsys.readouterr().out
+    )
+    assert convert("image_vae", tmp_path / "hub", tmp_path / "again.ckpt") == 0
+    assert_equal(read_state_dict(tmp_path / "again.ckpt"), random_weights("image_vae"))
 
-    assert convert("--src", tmp_path / "hub", "--target", tmp_path / "again.safetensors").returncode == 0
-    assert json.loads((tmp_path / "again.json").read_text()) == {"model": "image_vae", **model.config}
-    again, ours = read_state_dict(tmp_path / "again.safetensors"), read_state_dict(tmp_path / "ours.ckpt")
-    assert again.keys() == ours.keys()
-    assert all(np.array_equal(again[name], ours[name]) for name in ours)
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_stays_as_it_is_there_and_back(tmp_path, convert, dtype):
+    source = write(tmp_path / "ours.ckpt", "dc_ae", random_weights("dc_ae"))
+    assert convert("dc_ae", source, tmp_path / "a.safetensors", "--to", "original", "--dtype", dtype) == 0
+    assert convert("dc_ae", tmp_path / "a.safetensors", tmp_path / "b.ckpt", "--dtype", dtype) == 0
+    assert convert("dc_ae", tmp_path / "b.ckpt", tmp_path / "c.safetensors", "--to", "original", "--dtype", dtype) == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
 
 
-def test_missing_source_is_one_line(tmp_path):
-    run = convert("--src", tmp_path / "none.ckpt", "--target", tmp_path / "x.ckpt")
-    assert run.returncode == 2
-    assert run.stderr.strip().count("\n") == 0 and "none.ckpt" in run.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_what_is_no_parameter_is_left_out_and_named(tmp_path, convert, capsys):
+    source = write(tmp_path / "ours.ckpt", "dc_ae", {**random_weights("dc_ae"), "ema.decay": np.ones(1, np.float32)})
+    assert convert("dc_ae", source, tmp_path / "new.ckpt") == 0
+    assert "1 left over (ema.decay)" in capsys.readouterr().out
+    assert_equal(read_state_dict(tmp_path / "new.ckpt"), random_weights("dc_ae"))
+
+
+def mistakes(folder: Path) -> dict[str, tuple[list, str]]:
+    """Arguments and what is to be said about them."""
+    state = random_weights("dc_ae")
+    good = write(folder / "good.ckpt", "dc_ae", state)
+    bias = "decoder.project_out.bias"
+    fewer = write(folder / "fewer.ckpt", "dc_ae", {name: array for name, array in state.items() if name != bias})
+    shaped = write(folder / "shaped.ckpt", "dc_ae", {**state, bias: np.zeros(4, np.float32)})
+    (folder / "bare").mkdir()
+    bare = folder / "bare" / "bare.ckpt"
+    write_state_dict(bare, state)
+    strange = write(folder / "strange.ckpt", "dc_ae", state)
+    strange.with_suffix(".json").write_text(json.dumps({"latents": 16}))
+    new = folder / "new.ckpt"
+    return {
+        "no source": (["dc_ae", folder / "none.ckpt", new], "none.ckpt"),
+        "itself": (["dc_ae", good, good], "would be written over the source"),
+        "its own folder": (["dc_ae", folder / "bare", folder / "bare"], "would be written over the source"),
+        "pt": (["dc_ae", good, folder / "new.pt"], "new.pt: weights are written to .safetensors or .ckpt"),
+        "missing": (["dc_ae", fewer, new], f"fewer.ckpt does not fit this dc_ae: {len(state) - 1} used, 1 missing"),
+        "shape": (["dc_ae", shaped, new], f"1 of another shape ({bias} (4,), wanted (3,))"),
+        "no config": (["dc_ae", bare, new], "put its config beside it"),
+        "another model": (["tae", good, new], "holds another model than 'tae'"),
+        "strange config": (["dc_ae", strange, new], "strange.json: dc_ae has no config key 'latents'"),
+        "no model": (["dcae", good, new], "model is 'dcae'; it must be one of dc_ae, image_vae, tae"),
+    }
+
+
+def test_mistakes_are_one_line_and_leave_no_file(tmp_path, convert, capsys):
+    for name, (arguments, message) in mistakes(tmp_path).items():
+        before = sorted(tmp_path.rglob("*"))
+        assert convert(*arguments) == 2, name
+        said = capsys.readouterr().err.strip()
+        assert message in said and said.startswith("error: ") and "\n" not in said, name
+        assert sorted(tmp_path.rglob("*")) == before, name
+
+
+def test_the_command_of_the_specification(tmp_path):
+    source = write(tmp_path / "ours.ckpt", "dc_ae", random_weights("dc_ae"))
+    command = (
+        f"{sys.executable} tools/convert_checkpoint.py --model dc_ae --src {source} --target {tmp_path / 'x.ckpt'}"
+    )
+    run = subprocess.run(command.split(), capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    assert_equal(read_state_dict(tmp_path / "x.ckpt"), random_weights("dc_ae"))
+
+
+def test_the_originals_own_file_there_and_back_is_bit_equal(tmp_path, convert):
+    data = ROOT / "tests" / "data" / "dc_ae"
+    source = tmp_path / "original.safetensors"
+    source.write_bytes((data / "weights.safetensors").read_bytes())
+    sizes = {"widths": [32, 32, 32, 32, 64, 64], "depths": [1] * 6}
+    config = {f"{part}_{kind[:-1]}_list": sizes[kind] for part in ("encoder", "decoder") for kind in sizes}
+    source.with_suffix(".json").write_text(json.dumps({**config, "latent_channels": 16}))
+    assert convert("dc_ae", source, tmp_path / "ours.ckpt") == 0
+    assert from_pretrained(tmp_path / "ours.ckpt").latent_channels == 16
+    assert convert("dc_ae", tmp_path / "ours.ckpt", tmp_path / "again.safetensors", "--to", "original") == 0
+    assert_equal(read_state_dict(tmp_path / "again.safetensors"), read_state_dict(data / "weights.safetensors"))

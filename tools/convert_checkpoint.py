@@ -1,11 +1,14 @@
 """Convert a model's weights from the original's names to ours, or back with --to original.
 
+    python tools/convert_checkpoint.py --model dc_ae --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
     python tools/convert_checkpoint.py --model image_vae --src sd3.5_vae --target models/image_vae.ckpt
     python tools/convert_checkpoint.py --model image_vae --src outputs/image_vae/image_vae.ckpt \
         --target assets/image_vae --to original --dtype fp16
 
-A target that ends in .ckpt or .safetensors is one file with its config beside it; any other is a folder, with
-config.json and the weights under the names that the original's library looks for.
+A target that ends in .ckpt or .safetensors is one file with its config beside it, X.json for X.ckpt; any other is a
+folder, with config.json and the weights under the name that the original's library looks for. The config beside the
+source says what its sizes are; without one they are taken for the released checkpoint's. There and back, every tensor
+is the same to the last bit.
 """
 
 import json
@@ -13,12 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mg.checkpoints import atomic_write, find_config, read_config, read_state_dict, write_state_dict
+from mg.checkpoints import (
+    CheckpointError,
+    atomic_write,
+    compare_names,
+    find_config,
+    read_config,
+    read_state_dict,
+    write_state_dict,
+)
 from mg.config import parse_config, run_command_line
-from mg.models.image_vae.image_vae import IMAGE_VAE_CONFIG
-from mg.models.image_vae.weights import config_from_diffusers, config_to_diffusers, from_diffusers, to_diffusers
+from mg.models.autoencoder import VideoAutoencoder, merge_config
+from mg.models.dc_ae.dc_ae import VideoDCAE
+from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.tae.tae import TemporalAutoencoder
 
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+MODELS = {model.name: model for model in (VideoDCAE, ImageAutoencoder, TemporalAutoencoder)}
 
 
 @dataclass
@@ -26,14 +39,15 @@ class Options:
     """What to convert.
 
     Attributes:
-        model: whose weights they are; the original of image_vae is diffusers' AutoencoderKL.
-        src: .safetensors, .pt, .pth, .bin or .ckpt file, or folder.
-        target: file or folder to write.
+        model: whose weights they are; the originals are Open-Sora 2.0's Video DC-AE, diffusers' AutoencoderKL and
+            mindone's TAE.
+        src: .safetensors, .pt, .pth, .bin or .ckpt file, or folder, in the original's names or in ours.
+        target: .safetensors or .ckpt file, or folder, to write.
         to: whose names the target has.
         dtype: precision of the weights in the target.
     """
 
-    model: Literal["image_vae"]
+    model: Literal["dc_ae", "image_vae", "tae"]
     src: str
     target: str
     to: Literal["ours", "original"] = "ours"
@@ -42,30 +56,73 @@ class Options:
 
 def main() -> None:
     options = parse_config(Options, "Convert a model's weights between the original's names and ours.")
-    config = {**IMAGE_VAE_CONFIG, **image_vae_config(options.src)}
-    state = from_diffusers(read_state_dict(options.src), config)
+    model = MODELS[options.model]
+    weights_file, config_file = target_files(options, model)
+    config = source_config(options.src, model)
+    state = fitting_weights(options.src, model, config)
     if options.to == "original":
-        state, described, weights = to_diffusers(state, config), config_to_diffusers(config), DIFFUSERS_WEIGHTS
+        state, described = model.original_weights(state, config), model.original_config(config)
     else:
-        described, weights = {"model": options.model, **config}, "model.safetensors"
+        described = {"model": model.name, **config}
 
-    target = Path(options.target)
-    is_file = target.suffix in (".ckpt", ".safetensors")
-    write_state_dict(target if is_file else target / weights, state, options.dtype)
-    with atomic_write(target.with_suffix(".json") if is_file else target / "config.json") as file:
+    write_state_dict(weights_file, state, options.dtype)
+    with atomic_write(config_file) as file:
         file.write_text(json.dumps(described, indent=2) + "\n")
-    print(f"{target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
+    print(f"{options.target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
 
 
-def image_vae_config(src: str) -> dict:
-    """The config beside the source, in our keys; {} without one, which means SD3.5's."""
+def target_files(options: Options, model: type[VideoAutoencoder]) -> tuple[Path, Path]:
+    """The files to write: weights and config.
+
+    Raises:
+        ValueError: the target is the source or lies in it, or has the suffix of a format that is only read.
+    """
+    target, source = Path(options.target), Path(options.src).resolve()
+    if target.suffix in (".pt", ".pth", ".bin"):
+        raise ValueError(f"--target {target}: weights are written to .safetensors or .ckpt files, or to a folder")
+    if target.suffix in (".ckpt", ".safetensors"):
+        weights, config = target, target.with_suffix(".json")
+    else:
+        weights = target / (model.original_file if options.to == "original" else "model.safetensors")
+        config = target / "config.json"
+    if source in (target.resolve(), weights.resolve(), weights.resolve().parent):
+        raise ValueError(f"--target {target} would be written over the source, {options.src}")
+    return weights, config
+
+
+def source_config(src: str, model: type[VideoAutoencoder]) -> dict:
+    """The config beside the source, in our keys, laid over the released checkpoint's.
+
+    Raises:
+        CheckpointError: it is another model's.
+    """
     path = find_config(src)
     if path is None:
-        return {}
-    config = read_config(path)
-    if "block_out_channels" in config:
-        return config_from_diffusers(config)
-    return {key: value for key, value in config.items() if key in IMAGE_VAE_CONFIG}
+        return dict(model.default_config)
+    stored = read_config(path)
+    if stored.pop("model", model.name) != model.name:
+        raise CheckpointError(f"{src} holds another model than {model.name!r}: see {path}")
+    try:
+        return merge_config(model.default_config, model.translate_config(stored), model.name)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def fitting_weights(src: str, model: type[VideoAutoencoder], config: dict) -> dict:
+    """The source's weights in our names: all that a model of this config has, and nothing else.
+
+    Raises:
+        CheckpointError: some are missing or of another shape; the first are named.
+    """
+    state = model.translate_weights(read_state_dict(src), config)
+    shapes = model.weight_shapes(config)
+    report = compare_names(shapes, {name: array.shape for name, array in state.items()})
+    if not report.complete:
+        hint = "if its sizes differ, put its config beside it (config.json, or X.json for X.ckpt)"
+        raise CheckpointError(f"{src} does not fit this {model.name}: {report.summary()}; {hint}", report)
+    if report.unexpected:
+        print(f"{src}: {report.summary()}")
+    return {name: state[name] for name in shapes}
 
 
 if __name__ == "__main__":
