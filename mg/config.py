@@ -95,10 +95,11 @@ def run_command_line(main: Callable[[], int | None]) -> None:
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """jsonargparse's, but the type of an option is not said again where its choices stand beside it."""
+    """jsonargparse's, but types are in plain words, and not said again where the choices stand beside an option."""
 
     def _get_type_str(self, action):
-        return None if (action.metavar or "").startswith("{") else super()._get_type_str(action)
+        text = super()._get_type_str(action)
+        return None if text is None or (action.metavar or "").startswith("{") else _plain_type(text)
 
 
 def _rename_arguments(argv: list[str], aliases: dict[str, str]) -> list[str]:
@@ -215,5 +216,12 @@ def _type_name(action: argparse.Action) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint) or (
-        hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
+        hint.__name__ if isinstance(hint, type) and not get_args(hint) else _plain_type(str(hint))
     )
+
+
+def _plain_type(text: str) -> str:
+    """Python's text of a type as a YAML writer would say it: Optional[Literal['a', 'b']] -> a | b | null"""
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text.replace("typing.", ""))
+    text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
+    return re.sub(r"^Optional\[(.*)\]$", r"\1 | null", text)

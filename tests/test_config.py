@@ -38,6 +38,7 @@ class Options:
         fast: whether it hurries.
         mode: how.
         pair: two numbers.
+        gait: which.
         section: the section.
     """
 
@@ -49,6 +50,7 @@ class Options:
     mode: Literal["walk", "run"] = "walk"
     pair: tuple[float, float] | None = None
     section: Section = field(default_factory=Section)
+    gait: Literal["trot", "pace"] | None = None
 
     def __post_init__(self):
         require(self.count >= 0, self, "count", "at least 0")
@@ -110,7 +112,7 @@ def test_switches_may_be_bare_or_spelled_out(on, off):
         (["--name", "x", "--section", "3"], "section is '3'; it is a section, with keys of its own"),
         (["--name", "x", "--fast", "perhaps"], "fast is 'perhaps'; it must be true or false"),
         (["--name", "x", "--mode", "fly"], "mode is 'fly'; it must be one of walk, run"),
-        (["--name", "x", "--pair", "[1]"], "pair is '[1]'; it must be Optional[tuple[float, float]]"),
+        (["--name", "x", "--pair", "[1]"], "pair is '[1]'; it must be tuple[float, float] | null"),
         (["--name", "x", "--count", "-1"], "count is -1; it must be at least 0"),
         ([], "required: name"),
     ],
@@ -217,12 +219,32 @@ def test_help_says_what_the_docstrings_say_under_the_sections_titles(capsys, mon
         "  --count COUNT         how many. Also --how-many. (type: int, default: 3)",
         "  --fast {true,false}   whether it hurries. (default: False)",
         "  --mode {walk,run}     how. (default: walk)",
+        "  --pair PAIR           two numbers. (type: tuple[float, float] | null, default: null)",
+        "  --gait GAIT           which. (type: trot | pace | null, default: null)",
+        "                        print what all other arguments amount to as YAML, and exit",
         "the section:",
         "  --section.rate RATE   how fast. Also --speed. (type: float, default: 1.0)",
     ):
         assert line in text.splitlines()
     assert "what it is called. Also --label, --data.label. (required, type: str)" in text
     assert "configuration file" not in text  # jsonargparse's own --section
+
+
+@dataclass
+class Files:
+    """Files.
+
+    Args:
+        target: what to write.
+    """
+
+    target: Path
+
+
+def test_help_calls_a_path_a_path(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(Files, "", ["--help"])
+    assert "what to write. (required, type: Path)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_option_of_training_has_a_help_text(capsys):

@@ -29,7 +29,7 @@ class ModelConfig:
 
     Args:
         from_pretrained: checkpoint: a file, or a folder that `save_pretrained` wrote.
-        name: which model, see `mg.models.list_models`; by default what the config beside the checkpoint says, else tae.
+        name: dc_ae | image_vae | tae; by default what the config beside the checkpoint says, else tae.
         config: keys to lay over that config.
         dtype: precision of convolutions and products.
         use_spatial_tiling: run frames larger than a tile in tiles, which bounds the memory.
@@ -96,7 +96,8 @@ class ClipsConfig:
         fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame.
         image_size: short side after resizing, in pixels; 0 keeps the size of the video.
         crop: crop the middle to a square; otherwise the aspect is kept.
-        enable_tile: run in tiles, which bounds the memory; in place of model.use_spatial_tiling and _temporal_.
+        enable_tile: run in tiles, which bounds the memory; in place of model.use_spatial_tiling and
+            model.use_temporal_tiling.
         tiling: where the tiles of enable_tile lie.
         num_workers: threads that read ahead.
 
