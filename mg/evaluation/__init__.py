@@ -1,1 +1,1 @@
-"""Measuring reconstructions: metrics, and the plain baseline that a model has to beat."""
+"""Measuring models over clips: their reconstructions, their latents, and the plain baseline that they have to beat."""
