@@ -21,17 +21,12 @@ from mg.checkpoints import (
     atomic_write,
     compare_names,
     find_config,
-    read_config,
     read_state_dict,
     write_state_dict,
 )
 from mg.config import parse_config, run_command_line
-from mg.models.autoencoder import VideoAutoencoder, merge_config
-from mg.models.dc_ae.dc_ae import VideoDCAE
-from mg.models.image_vae.image_vae import ImageAutoencoder
-from mg.models.tae.tae import TemporalAutoencoder
-
-MODELS = {model.name: model for model in (VideoDCAE, ImageAutoencoder, TemporalAutoencoder)}
+from mg.models import VideoAutoencoder, model_class, stored_config
+from mg.models.autoencoder import merge_config
 
 
 @dataclass
@@ -39,15 +34,15 @@ class Options:
     """What to convert.
 
     Attributes:
-        model: whose weights they are; the originals are Open-Sora 2.0's Video DC-AE, diffusers' AutoencoderKL and
-            mindone's TAE.
+        model: whose weights they are: dc_ae (the original is Open-Sora 2.0's Video DC-AE), image_vae (diffusers'
+            AutoencoderKL) or tae (mindone's TAE).
         src: .safetensors, .pt, .pth, .bin or .ckpt file, or folder, in the original's names or in ours.
         target: .safetensors or .ckpt file, or folder, to write.
         to: whose names the target has.
         dtype: precision of the weights in the target.
     """
 
-    model: Literal["dc_ae", "image_vae", "tae"]
+    model: str
     src: str
     target: str
     to: Literal["ours", "original"] = "ours"
@@ -56,7 +51,7 @@ class Options:
 
 def main() -> None:
     options = parse_config(Options, "Convert a model's weights between the original's names and ours.")
-    model = MODELS[options.model]
+    model = model_class(options.model)
     weights_file, config_file = target_files(options, model)
     config = source_config(options.src, model)
     state = fitting_weights(options.src, model, config)
@@ -96,16 +91,11 @@ def source_config(src: str, model: type[VideoAutoencoder]) -> dict:
     Raises:
         CheckpointError: it is another model's.
     """
-    path = find_config(src)
-    if path is None:
-        return dict(model.default_config)
-    stored = read_config(path)
-    if stored.pop("model", model.name) != model.name:
-        raise CheckpointError(f"{src} holds another model than {model.name!r}: see {path}")
+    stored = stored_config(src, model.name)
     try:
-        return merge_config(model.default_config, model.translate_config(stored), model.name)
+        return merge_config(model.default_config, stored, model.name)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{find_config(src)}: {error}") from error
 
 
 def fitting_weights(src: str, model: type[VideoAutoencoder], config: dict) -> dict:

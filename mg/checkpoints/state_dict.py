@@ -22,6 +22,7 @@ _READERS: dict[str, Callable[[Source], dict[str, StoredTensor]]] = {
 }
 _IN_FOLDERS = (  # the first that is there is taken
     "model.safetensors",
+    "model.ckpt",
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.fp16.safetensors",

@@ -100,7 +100,7 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict[str, float]]
     rows = read_index(config.csv_path, config.video_folder)
     model = load_model(config)
     replaced = {key: model.config[key] for key in ("scaling_factor", "shift_factor") if key in model.config}
-    if latents_are_scaled(model) and model.config["scaling_factor"] is not None:
+    if model.scales_latents and model.config["scaling_factor"] is not None:
         _logger.info("the model's own scaling_factor, %s, is undone: latents unscaled", model.config["scaling_factor"])
 
     statistics = measure(model, rows, config)
@@ -139,7 +139,7 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
         statistics.failures.append((rows[index].name, one_line(error)))
         _logger.warning("%s: %s", rows[index].name, one_line(error))
 
-    factor = (model.config["scaling_factor"] or 1.0) if latents_are_scaled(model) else 1.0
+    factor = (model.config["scaling_factor"] or 1.0) if model.scales_latents else 1.0
     for batch, x in batches(rows, config, on_error):
         z, mean, _ = model.encode(ms.Tensor(x))
         z = (z if config.sample_posterior else mean).asnumpy().astype(np.float64) * factor  # (B, C, t, h, w)
@@ -153,11 +153,6 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
     return statistics
 
 
-def latents_are_scaled(model: VideoAutoencoder) -> bool:
-    """Whether encode divides by the config's scaling_factor, as in Video DC-AE; else scaling is left to the caller."""
-    return "scaling_factor" in model.config and "shift_factor" not in model.config
-
-
 def scaling(model: VideoAutoencoder, channels: Moments) -> dict[str, float]:
     """The keys of the model's config that bring latents of these statistics to unit variance.
 
@@ -168,11 +163,11 @@ def scaling(model: VideoAutoencoder, channels: Moments) -> dict[str, float]:
     mean, std = float(overall.mean), float(overall.std)
     if not std > 0:
         raise ValueError(f"all latents are {mean}: no scaling_factor brings them to unit variance")
-    return {"scaling_factor": std} if latents_are_scaled(model) else {"scaling_factor": 1 / std, "shift_factor": mean}
+    return {"scaling_factor": std} if model.scales_latents else {"scaling_factor": 1 / std, "shift_factor": mean}
 
 
 def meaning(model: VideoAutoencoder) -> str:
     """What this model's factors are for, in one line."""
-    if latents_are_scaled(model):
+    if model.scales_latents:
         return "encode divides latents by scaling_factor, decode multiplies them by it"
     return "for the caller: z = (z - shift_factor) * scaling_factor after encode, undone before decode"

@@ -36,11 +36,10 @@ def create_model(
         ValueError: an unknown name or config key.
         CheckpointError: weights that cannot be read or do not fit.
     """
-    if name not in _MODELS:
-        raise ValueError(f"there is no model {name!r}; the models are {', '.join(list_models())}")
+    model = model_class(name)
     if pretrained is not None:
-        config = {**_stored_config(pretrained, name), **config}
-    return _MODELS[name](config, pretrained=pretrained, dtype=dtype, use_recompute=use_recompute)
+        config = {**stored_config(pretrained, name), **config}
+    return model(config, pretrained=pretrained, dtype=dtype, use_recompute=use_recompute)
 
 
 def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp32", **config) -> VideoAutoencoder:
@@ -50,12 +49,27 @@ def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp3
     return create_model(name or named or "tae", path, dtype, **config)
 
 
-def _stored_config(pretrained: str | Path, name: str) -> dict:
-    """The config that stands beside weights, {} where none does."""
+def model_class(name: str) -> type[VideoAutoencoder]:
+    """The class of a model, whose static methods need no model to be built.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"there is no model {name!r}; the models are {', '.join(list_models())}")
+    return _MODELS[name]
+
+
+def stored_config(pretrained: str | Path, name: str) -> dict:
+    """The config that stands beside weights, in our keys; {} where none does.
+
+    Raises:
+        CheckpointError: it is another model's, or cannot be read.
+    """
     path = find_config(pretrained)
     if path is None:
         return {}
     config = read_config(path)
     if config.pop("model", name) != name:
         raise CheckpointError(f"{pretrained} holds another model than {name!r}: see {path}")
-    return _MODELS[name].translate_config(config)
+    return model_class(name).translate_config(config)

@@ -47,6 +47,8 @@ class VideoAutoencoder(nn.Cell):
         spatial_compression, temporal_compression: pixels per latent along H and W, frames per latent along T.
         latent_channels: z.
         has_posterior: the encoder gives a mean and a log-variance; without one it gives the latents themselves.
+        scales_latents: encode divides by the config's `scaling_factor` and decode multiplies, None standing for 1;
+            elsewhere scaling is the caller's.
         keeps_images: a single frame passes by all that changes the frame rate, and decodes to a single frame.
         frame_multiple: clips are padded to a multiple of so many frames.
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
@@ -60,6 +62,7 @@ class VideoAutoencoder(nn.Cell):
     temporal_compression: int
     latent_channels: int
     has_posterior = True
+    scales_latents = False
     keeps_images = False
     frame_multiple = 1
     recomputed: tuple[type[nn.Cell], ...] = ()
@@ -119,10 +122,10 @@ class VideoAutoencoder(nn.Cell):
         """The name and shape of every parameter of a model of this config."""
         raise NotImplementedError
 
-    @staticmethod
-    def original_config(config: dict) -> dict:
-        """The config that the original reads, from ours."""
-        return config
+    @classmethod
+    def original_config(cls, config: dict) -> dict:
+        """The config that the original reads, from ours; ours, where the original has no file for it."""
+        return {"model": cls.name, **config}
 
     @staticmethod
     def original_weights(state: Mapping, config: dict) -> dict:

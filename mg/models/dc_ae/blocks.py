@@ -8,7 +8,7 @@ cost grows with the number of tokens and not with its square. Open-Sora 2.0 (arX
 import mindspore as ms
 from mindspore import nn, ops
 
-from mg.models.layers.conv import Conv3d, DepthwiseConv3d, GroupedPointwiseConv, PointwiseConv
+from mg.models.layers.conv import Conv3d, GroupedPointwiseConv, PointwiseConv
 from mg.models.layers.norm import RMSNorm
 from mg.models.layers.precision import PrecisionCell
 from mg.models.layers.resample import nearest
@@ -59,7 +59,8 @@ class LiteMLA(nn.Cell):
         heads = channels // HEAD
         self.qkv = PointwiseConv(channels, 3 * channels, bias=False)
         self.aggreg = nn.SequentialCell(
-            DepthwiseConv3d(3 * channels, AGGREGATE_KERNEL, bias=False), GroupedPointwiseConv(3 * channels, 3 * heads)
+            Conv3d(3 * channels, 3 * channels, AGGREGATE_KERNEL, bias=False, depthwise=True),
+            GroupedPointwiseConv(3 * channels, 3 * heads),
         )
         self.attention = LinearAttention()
         self.proj = PointwiseConv(2 * channels, channels, bias=False)
@@ -81,7 +82,7 @@ class GLUMBConv(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
         self.inverted_conv = PointwiseConv(channels, 2 * EXPANSION * channels)
-        self.depth_conv = DepthwiseConv3d(2 * EXPANSION * channels, 3)
+        self.depth_conv = Conv3d(2 * EXPANSION * channels, 2 * EXPANSION * channels, depthwise=True)
         self.point_conv = PointwiseConv(EXPANSION * channels, channels, bias=False)
         self.norm = RMSNorm(channels)
 

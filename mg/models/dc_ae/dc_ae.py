@@ -151,6 +151,7 @@ class VideoDCAE(VideoAutoencoder):
     spatial_compression = 2 ** (len(BLOCKS) - 1)
     temporal_compression = frame_multiple = 2 ** sum(TEMPORAL)
     has_posterior = False
+    scales_latents = True
     keeps_images = True
     recomputed = (ResBlock, EfficientViTBlock, Downsample, Upsample)
     default_tiling = TilingConfig(

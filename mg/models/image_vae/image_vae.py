@@ -83,8 +83,8 @@ class ImageAutoencoder(VideoAutoencoder):
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         return image_vae_shapes(config)
 
-    @staticmethod
-    def original_config(config: dict) -> dict:
+    @classmethod
+    def original_config(cls, config: dict) -> dict:
         return config_to_diffusers(config)
 
     @staticmethod

@@ -2,8 +2,7 @@
 
 A spatial convolution sees the frames as a batch, (B*T, C, H, W). A temporal one sees each clip as a picture with time
 down and the pixels across, (B, C, T, H*W), and slides a (k, 1) kernel over it: no transpose of the data, and fast on
-every device. Of the volumetric ones only the dense one is MindSpore's Conv3d: with groups that runs one convolution per
-group on a CPU, and Ascend takes no groups but depthwise ones.
+every device.
 """
 
 import mindspore as ms
@@ -11,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
+from mg import runtime
 from mg.models.layers.precision import PrecisionCell
 
 
@@ -108,9 +108,14 @@ class FactorizedConv(nn.Cell):
 class Conv3d(PrecisionCell):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side. It starts at N(0, 0.02).
 
+    It is a Conv2d per frame of the kernel, summed in fp32 over the kernel's frames, but for dense ones on NPUs and GPUs:
+    those are MindSpore's own, whose inputs need keeping only once for the backward pass. (On a CPU that one unfolds
+    whole clips, 27 times their size, and keeps as much for every layer.)
+
     Args:
         kernel_size: in time, height and width alike.
         stride: in time, height and width.
+        depthwise: every channel has a kernel of its own; in_channels and out_channels are the same then.
     """
 
     def __init__(
@@ -120,15 +125,40 @@ class Conv3d(PrecisionCell):
         kernel_size: int = 3,
         stride: tuple[int, int, int] = (1, 1, 1),
         bias: bool = True,
+        depthwise: bool = False,
     ):
         super().__init__()
-        self.weight = _volume(out_channels, in_channels, kernel_size)
+        self.weight = _volume(out_channels, 1 if depthwise else in_channels, kernel_size)
         self.bias = _bias(out_channels) if bias else None
-        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(kernel_size // 2,) * 6, stride=stride)
+        self.kernel_size, self.margin, self.stride = kernel_size, kernel_size // 2, stride[0]
+        self.whole = not depthwise and runtime.device() != "cpu"
+        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(self.margin,) * 6, stride=stride)
+        self.conv_frames = ops.Conv2D(
+            out_channels,
+            kernel_size,
+            pad_mode="pad",
+            pad=(self.margin,) * 4,
+            stride=stride[1:],
+            group=out_channels if depthwise else 1,
+        )
 
     def construct(self, x):
-        y = self.conv(self.cast(x), self.cast(self.weight))
+        x, weight = self.cast(x), self.cast(self.weight)
+        y = self.conv(x, weight) if self.whole else self._sum_over_frames(x, weight)
         return self.cast(_add_bias(y, self.bias))
+
+    def _sum_over_frames(self, x, weight):
+        b, c, t, h, w = x.shape
+        zeros = ops.zeros((b, self.margin, c, h, w), x.dtype)
+        x = ops.cat((zeros, x.transpose(0, 2, 1, 3, 4), zeros), axis=1)  # (B, T + 2 margin, C, H, W)
+        frames = (t + 2 * self.margin - self.kernel_size) // self.stride + 1
+        last = (frames - 1) * self.stride + 1
+        y = 0.0
+        for i in range(self.kernel_size):
+            shifted = x[:, i : i + last : self.stride].reshape(b * frames, c, h, w)
+            y = y + self.conv_frames(shifted, weight[:, :, i]).astype(ms.float32)
+        _, c, h, w = y.shape
+        return y.reshape(b, frames, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, Cout, T', H', W')
 
 
 class PointwiseConv(PrecisionCell):
@@ -160,34 +190,6 @@ class GroupedPointwiseConv(PrecisionCell):
         weight = self.cast(self.weight).reshape(1, self.groups, c // self.groups, c // self.groups)
         y = ops.matmul(weight, self.cast(x).reshape(b, self.groups, c // self.groups, t * h * w))
         return self.cast(y).reshape(b, c, t, h, w)
-
-
-class DepthwiseConv3d(PrecisionCell):
-    """Every channel with its own k x k x k kernel, zeros around: a depthwise Conv2d per time shift, summed in fp32.
-
-    (B, C, T, H, W) -> (B, C, T, H, W)
-    """
-
-    def __init__(self, channels: int, kernel_size: int, bias: bool = True):
-        super().__init__()
-        self.weight = _volume(channels, 1, kernel_size)
-        self.bias = _bias(channels) if bias else None
-        self.kernel_size = kernel_size
-        margin = (kernel_size // 2,) * 4
-        self.conv = ops.Conv2D(channels, kernel_size, pad_mode="pad", pad=margin, group=channels)
-
-    def construct(self, x):
-        b, c, t, h, w = x.shape
-        margin = self.kernel_size // 2
-        x = self.cast(x).transpose(0, 2, 1, 3, 4)  # (B, T, C, H, W)
-        zeros = ops.zeros((b, margin, c, h, w), x.dtype)
-        x = ops.cat((zeros, x, zeros), axis=1)
-        weight = self.cast(self.weight)
-        y = 0.0
-        for i in range(self.kernel_size):
-            y = y + self.conv(x[:, i : i + t].reshape(b * t, c, h, w), weight[:, :, i]).astype(ms.float32)
-        y = y.reshape(b, t, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, C, T, H, W)
-        return self.cast(_add_bias(y, self.bias))
 
 
 def _volume(out_channels: int, in_channels: int, kernel_size: int) -> Parameter:

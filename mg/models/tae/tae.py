@@ -61,7 +61,7 @@ class TemporalAutoencoder(VideoAutoencoder):
     name = "tae"
     default_config = {**TAE_CONFIG, "temporal_upsample_padding": "replicate", "norm_num_groups": 32}
     recomputed = (ResnetBlock,)
-    original_file = "tae.ckpt"
+    original_file = "model.ckpt"
 
     def __init__(
         self,
