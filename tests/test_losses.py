@@ -85,6 +85,14 @@ def test_kl_of_a_standard_normal_is_nothing():
     assert loss(x, y, z, zeros, zeros)[1].asnumpy()[2] == 0
 
 
+def test_without_a_posterior_there_is_no_kl_and_the_rest_is_the_same(mode):
+    x, y, z, mean, logvar = map(Tensor, inputs())
+    loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=0, outlier_weight=1e5))
+    with_posterior, without = loss(x, y, z, mean, logvar), loss(x, y, z, z, None)
+    assert float(without[0].asnumpy()) == pytest.approx(float(with_posterior[0].asnumpy()), rel=1e-6)
+    assert without[1].asnumpy()[2] == 0 and with_posterior[1].asnumpy()[2] > 0
+
+
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("reach", [1.0, 3.0])
 def test_outliers_are_penalised_as_the_paper_or_as_mindone_writes(mode, per_channel, reach):
