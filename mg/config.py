@@ -44,6 +44,10 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     parser.add_argument("--config", metavar="FILE.yaml", action="config", help="YAML file; its keys are those below")
     parser.add_class_arguments(cls)
     actions = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
+    for field in fields(cls):
+        for section in filter(is_dataclass, get_args(field.type)):  # that may be null: one option, to the parser
+            for inner in fields(section):
+                actions[f"{field.name}.{inner.name}"] = argparse.Namespace(_typehint=inner.type, type=None)
     actions["print_config"].help = "print what all other arguments amount to as YAML, and exit"
     for field in fields(cls):
         if is_dataclass(field.type):  # a section may be read from a file of its own, which needs no mention
@@ -60,7 +64,11 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     for field in fields(cls):
         if is_dataclass(field.type) and not hasattr(parsed[field.name], "as_dict"):
             raise ValueError(_no_section(field.name, parsed[field.name]))
-    values = vars(parser.instantiate(parsed))
+    try:
+        values = vars(parser.instantiate(parsed))
+    except ValueError as error:
+        within = re.search(r"any of the Union subtypes.*?Errors:\n\s+- ([^\n]*)", str(error), re.DOTALL)
+        raise (ValueError(within[1]) if within else error) from error
     return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
@@ -195,6 +203,9 @@ def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:
 
 def _explain(message: str, actions: dict) -> str:
     """jsonargparse's message in fewer words: the nearest option to an unknown one, the type that a value must have."""
+    within = re.search(r'Parser key "(\w+)":.*Problem with given class_path[^\n]*\n\s+(.*?)\n +- ', message, re.DOTALL)
+    if within:  # a section that may be null: the same message, of a key in it
+        message = re.sub(r"""(Parser key "|Option ')""", rf"\1{within[1]}.", within[2])
     mistyped = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message, re.DOTALL)
     if mistyped and mistyped[1] in actions:
         return f"{mistyped[1]} is {mistyped[2]!r}; it must be {_type_name(actions[mistyped[1]])}"
@@ -215,6 +226,8 @@ def _type_name(action: argparse.Action) -> str:
     hint = getattr(action, "_typehint", action.type)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
+    if any(map(is_dataclass, get_args(hint))):
+        return "null or a section, with keys of its own"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint) or (
         hint.__name__ if isinstance(hint, type) and not get_args(hint) else _plain_type(str(hint))
     )

@@ -28,9 +28,6 @@ class RoundToBF16(nn.Cell):
     def construct(self, x):
         return x.astype(ms.bfloat16).astype(ms.float32)
 
-    def bprop(self, x, out, dout):
-        return (dout.astype(ms.bfloat16).astype(ms.float32),)
-
 
 class PrecisionCell(nn.Cell):
     """A layer whose products run in the precision that `set_precision` chose; fp32 until then.
