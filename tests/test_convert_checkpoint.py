@@ -160,7 +160,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list, str]]:
         "no config": (["dc_ae", bare, new], "put its config beside it"),
         "another model": (["tae", good, new], "holds another model than 'tae'"),
         "strange config": (["dc_ae", strange, new], "strange.json: dc_ae has no config key 'latents'"),
-        "no model": (["dcae", good, new], "model is 'dcae'; it must be one of dc_ae, image_vae, tae"),
+        "no model": (["dcae", good, new], "there is no model 'dcae'; the models are dc_ae, image_vae, tae"),
     }
 
 
