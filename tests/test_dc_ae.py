@@ -291,6 +291,26 @@ def test_layers_equal_their_counterparts_in_torch():
         assert relative_error(ours(x), wanted) < 1e-5, ours
 
 
+def test_gradients_of_convolutions_equal_torchs_in_a_batch():
+    torch = pytest.importorskip("torch")
+    cases = [
+        (Conv3d(4, 6, 3, (2, 2, 2)), torch.nn.Conv3d(4, 6, 3, 2, 1)),
+        (Conv3d(4, 4, 5, depthwise=True), torch.nn.Conv3d(4, 4, 5, 1, 2, groups=4)),
+        (GroupedPointwiseConv(4, 2), torch.nn.Conv3d(4, 4, 1, groups=2, bias=False)),
+    ]
+    x = video(3, 4, 6, 5, 6)
+    for ours, theirs in cases:
+        y, gradient = ms.value_and_grad(lambda x: ours(x).square().sum(), 0, ours.weight)(x)
+        with torch.no_grad():
+            theirs.weight.copy_(torch.from_numpy(ours.weight.asnumpy()))
+            if theirs.bias is not None:
+                theirs.bias.zero_()
+        leaf = torch.from_numpy(x.asnumpy()).requires_grad_()
+        theirs(leaf).square().sum().backward()
+        assert relative_error(gradient[0], leaf.grad.numpy()) < 1e-5, ours
+        assert relative_error(gradient[1], theirs.weight.grad.numpy()) < 1e-5, ours
+
+
 def test_rms_norm_equals_its_formula():
     norm, x = RMSNorm(8), video(2, 8, 2, 3, 4)
     gamma, beta = np.random.default_rng(1).standard_normal((2, 8, 1, 1, 1)).astype(np.float32)

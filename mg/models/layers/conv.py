@@ -149,14 +149,15 @@ class Conv3d(PrecisionCell):
 
     def _sum_over_frames(self, x, weight):
         b, c, t, h, w = x.shape
-        zeros = ops.zeros((b, self.margin, c, h, w), x.dtype)
-        x = ops.cat((zeros, x.transpose(0, 2, 1, 3, 4), zeros), axis=1)  # (B, T + 2 margin, C, H, W)
+        before = ops.zeros((b, self.margin, c, h, w), x.dtype)
+        behind = ops.zeros((b, self.margin + self.stride - 1, c, h, w), x.dtype)
+        x = ops.cat((before, x.transpose(0, 2, 1, 3, 4), behind), axis=1)  # (B, T + ..., C, H, W)
         frames = (t + 2 * self.margin - self.kernel_size) // self.stride + 1
-        last = (frames - 1) * self.stride + 1
         y = 0.0
         for i in range(self.kernel_size):
-            shifted = x[:, i : i + last : self.stride].reshape(b * frames, c, h, w)
-            y = y + self.conv_frames(shifted, weight[:, :, i]).astype(ms.float32)
+            # Not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch.
+            shifted = x[:, i : i + frames * self.stride].reshape(b, frames, self.stride, c, h, w)[:, :, 0]
+            y = y + self.conv_frames(shifted.reshape(b * frames, c, h, w), weight[:, :, i]).astype(ms.float32)
         _, c, h, w = y.shape
         return y.reshape(b, frames, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, Cout, T', H', W')
 
