@@ -216,16 +216,16 @@ def _updates(
 ) -> Iterator[StepResult]:
     """Make the updates that are left of `total`, and move `progress` on before the result of each is given out."""
     per_update = config.optim.accumulation
-    with closing(loader.batches(progress.step * per_update)) as batches:
+    with closing(loader.batches(progress.step * per_update)) as batches, _CtrlC() as ctrl_c:
         while progress.step < total:
             for batch in islice(batches, per_update):
                 generator = np.random.default_rng([config.seed, batch.step, rank])
                 noise = generator.standard_normal(model.latent_shape(batch.x.shape), dtype=np.float32)
                 step.accumulate(batch.x, noise, generator)
             result = step.update()
-            _take_back_ctrl_c()
             progress.count(result)
             yield result
+            ctrl_c.check()
             for section, whose, left_out in (
                 ("optim", "the", progress.skipped_in_a_row),
                 ("optim_discriminator", "the discriminator's", progress.disc_skipped_in_a_row),
@@ -260,11 +260,36 @@ def _scalars(result: StepResult, progress: Progress) -> dict[str, float]:
     return scalars
 
 
-def _take_back_ctrl_c() -> None:
-    """MindSpore's compiler leaves a handler behind that kills the process at once; Python's lets it close its files."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handler)
+class _CtrlC:
+    """Notes Ctrl-C, to raise it between updates: raised within one, it may be lost in a callback. A second one is
+    raised at once."""
+
+    def __init__(self):
+        self.noted = False
+        self.before = None
+
+    def __enter__(self):
+        self.before = signal.getsignal(signal.SIGINT)
+        self._handle(self._note)
+        return self
+
+    def __exit__(self, *exception):
+        self._handle(self.before)
+
+    def check(self) -> None:
+        self._handle(self._note)  # MindSpore's compiler leaves a handler behind that kills the process at once
+        if self.noted:
+            raise KeyboardInterrupt
+
+    def _note(self, *_):
+        if self.noted:
+            raise KeyboardInterrupt
+        self.noted = True
+
+    @staticmethod
+    def _handle(handler) -> None:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _write_config(path: Path, config: TrainConfig, start: int) -> None:
