@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from tensorboardX.proto.event_pb2 import Event
-from training_runs import SHORT, read_records, short_run, write_data
+from training_runs import SHORT, assert_same_weights, kill_after, read_records, short_run, write_data
 
 from mg.checkpoints import read_state_dict, write_state_dict
 from mg.config import parse_config, to_dict
@@ -61,12 +61,6 @@ def read_events(folder: Path) -> dict[str, dict[int, float]]:
 
 def weights(output: Path, name: str = "two_convs") -> dict[str, np.ndarray]:
     return read_state_dict(output / f"{name}.ckpt")
-
-
-def assert_same_weights(found: dict, wanted: dict):
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -233,18 +227,6 @@ def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog)
     short_run(tmp_path, *data, "--max_steps=2", "--optim.lr=0.5", "--resume")
     assert "resuming with other settings than before: optim.lr 0.01 -> 0.5, max_steps 1 -> 2" in caplog.text
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
-
-
-def kill_after(process: subprocess.Popen, output: Path, lines: int) -> None:
-    """SIGKILL once log.jsonl has so many lines."""
-    log = output / "log.jsonl"
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.exists() and log.read_bytes().count(b"\n") >= lines:
-            break
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -479,45 +461,3 @@ def test_the_specifications_command_trains(workplace, name):
     assert len(records) == 2 and records[-1]["skipped"] == 0
     assert (records[0]["lpips"] > 0) == name.endswith("16")
     assert from_pretrained(workplace / "outputs" / "train_tae" / "tae.ckpt").name == "tae"
-
-
-@pytest.mark.slow
-def test_dc_ae_trains_in_two_stages_each_killed_and_resumed(workplace):
-    """The shipped configs, made small; stage 2 resumes to the bit, both networks."""
-    widths, depths = [32, 32, 32, 32, 64, 64], [1] * 6
-    sizes = {f"{part}_{key}_list": value for part in ("encoder", "decoder") for key, value in
-             (("width", widths), ("depth", depths))}  # fmt: skip
-    tiny = {"model": {"config": {**sizes, "latent_channels": 16}}, "ckpt_save_steps": 2, "max_steps": 6}
-    tiny["loss"] = {"perceptual_weight": 0}  # with LPIPS there is much more to compile; the TAE's runs have it
-    tiny["data"] = {"image_size": 32, "crop_size": 32, "sample_n_frames": 4, "image_ratio": 0, "num_workers": 1}
-    (workplace / "tiny.yaml").write_text(yaml.safe_dump(tiny))
-
-    def start(config: str, output: Path, *options) -> subprocess.Popen:
-        command = [sys.executable, "scripts/train_vae.py", "--config", f"configs/dc_ae/train/{config}.yaml"]
-        command += ["--config", "tiny.yaml", "--dataset.data_path", "train.csv", "--video_folder", "videos"]
-        command += ["--output_path", output, *options]
-        return subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def finish(process: subprocess.Popen, output: Path) -> None:
-        said, mistakes = process.communicate()
-        assert process.returncode == 0, mistakes
-        assert said == f"weights: {output}/dc_ae.ckpt\n"
-
-    first, whole, killed = (workplace / "outputs" / name for name in ("stage_1", "whole", "killed"))
-    kill_after(start("video_dc_ae", first), first, lines=3)
-    finish(start("video_dc_ae", first, "--resume"), first)
-    records = read_records(first)
-    assert [record["step"] for record in records] == list(range(6)) and records[-1]["skipped"] == 0
-
-    second = ["--model.from_pretrained", first / "checkpoints" / "step_000006", "--discriminator.ndf=4"]
-    undisturbed, doomed = (start("video_dc_ae_disc", output, *second) for output in (whole, killed))
-    kill_after(doomed, killed, lines=3)
-    finish(undisturbed, whole)
-    finish(start("video_dc_ae_disc", killed, *second, "--resume"), killed)
-    records = read_records(whole)
-    assert read_records(killed) == records
-    assert len(records) == 6 and records[-1]["skipped"] == records[-1]["disc_skipped"] == 0
-    for name in ("model", "discriminator", "state"):
-        file = f"checkpoints/step_000006/{name}.safetensors"
-        assert_same_weights(read_state_dict(killed / file), read_state_dict(whole / file))
-    assert from_pretrained(whole / "dc_ae.ckpt").name == "dc_ae"

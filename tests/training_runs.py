@@ -4,6 +4,9 @@
 """
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import mg  # noqa: F401  # isort: skip  # before MindSpore
@@ -83,6 +86,24 @@ def short_run(output: Path, *options: str) -> list[dict]:
 
 def read_records(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def kill_after(process: subprocess.Popen, output: Path, lines: int) -> None:
+    """SIGKILL once log.jsonl has so many lines."""
+    log = output / "log.jsonl"
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def assert_same_weights(found: dict, wanted: dict):
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 if __name__ == "__main__":
