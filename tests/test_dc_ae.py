@@ -120,7 +120,9 @@ def test_what_is_saved_is_read_again_to_the_bit(model, tmp_path):
 
 
 def test_weights_of_another_size_are_refused_by_name():
-    with pytest.raises(CheckpointError, match=r"does not fit this dc_ae: .*encoder.project_in.weight \(32, 3, 3, 3, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit this dc_ae: .*encoder.project_in.weight \(32, 3, 3, 3, 3\)"
+    ):
         create_model("dc_ae", ORIGINAL, **{**TINY, "encoder_width_list": [64, 64, 64, 64, 64, 64]})
 
 

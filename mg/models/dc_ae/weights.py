@@ -49,7 +49,9 @@ def parameter_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
 def _names(config: Mapping) -> dict[str, str]:
     """Our name of every parameter -> Open-Sora's."""
     theirs = {"gamma": "weight", "beta": "bias"}
-    return {f"{layer.name}.{p}": f"{layer.original}.{theirs.get(p, p)}" for layer in layers(config) for p in layer.shapes}
+    return {
+        f"{layer.name}.{p}": f"{layer.original}.{theirs.get(p, p)}" for layer in layers(config) for p in layer.shapes
+    }
 
 
 def layers(config: Mapping) -> Iterator[Layer]:
