@@ -419,10 +419,10 @@ DC_AE = {
 }
 
 
-def dc_ae_gradients(mode: str, checkpointed: bool = False, output: bool = True):
+def dc_ae_gradients(mode: str, dtype: str, checkpointed: bool = False, output: bool = True):
     """Loss and gradients of one clip, with a discriminator."""
     runtime.setup("cpu", mode, seed=0)
-    model = create_model("dc_ae", **DC_AE)
+    model = create_model("dc_ae", dtype=dtype, **DC_AE)
     rng = np.random.default_rng(0)
     for parameter in model.trainable_params():  # gains start near zero, which would hide the branches' gradients
         noise = (0.3 if parameter.ndim == 1 else 0.02) * rng.uniform(0, 1, parameter.shape)
@@ -438,18 +438,52 @@ def dc_ae_gradients(mode: str, checkpointed: bool = False, output: bool = True):
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_changes_no_gradient_of_dc_ae():
-    report, gradients = dc_ae_gradients("graph")
+@pytest.mark.parametrize("mode, dtype, output", [("graph", "bf16", False), ("pynative", "fp32", True)])
+def test_gradient_checkpointing_changes_no_gradient_of_dc_ae(mode, dtype, output):
+    report, gradients = dc_ae_gradients(mode, dtype)
     scale = math.sqrt(sum(float((g**2).sum()) for g in gradients))
     assert all(np.abs(gradient).max() > 0 for gradient in gradients)
-    for mode, output in (("graph", False), ("pynative", True)):
-        found, recomputed = dc_ae_gradients(mode, True, output)
-        assert found == pytest.approx(report, rel=1e-5)
-        for value, wanted in zip(recomputed, gradients, strict=True):
-            assert np.abs(value - wanted).max() <= 5e-5 * scale
+    found, recomputed = dc_ae_gradients(mode, dtype, True, output)
+    assert found == pytest.approx(report, rel=1e-5)
+    for value, wanted in zip(recomputed, gradients, strict=True):
+        assert np.abs(value - wanted).max() <= 5e-5 * scale
 
 
 def test_a_kl_weight_for_a_model_without_posterior_is_an_error_that_names_the_key(tmp_path, data):
     sizes = [f"--model.config.{key}={value}" for key, value in DC_AE.items()]
     with pytest.raises(TrainingError, match="loss.kl_weight is 1e-06; it must be 0, dc_ae has no posterior"):
         short_run(tmp_path, *data, "--model.name=dc_ae", *sizes, "--loss.kl_weight=1e-6")
+
+
+# The other models.
+
+
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("tae", {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 2, "temporal_downsample_level": [0],
+                 "temporal_upsample_level": [1]}),
+        ("image_vae", {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 2}),
+    ],
+)  # fmt: skip
+def test_every_model_can_be_trained_against_a_discriminator(name, config):
+    runtime.setup("cpu", "pynative", seed=0)
+    model, rng = create_model(name, **config), np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (1, 3, 4, 18, 16)).astype(np.float32)
+    noise = np.zeros(model.latent_shape(x.shape), np.float32)
+    h, *_ = model.features(Tensor(x), Tensor(noise))
+    np.testing.assert_allclose(model.picture(h, x.shape).asnumpy(), model(Tensor(x)).asnumpy(), atol=1e-5)
+
+    plain, against = (
+        TrainStep(model, AutoencoderLoss(LOSS), OptimConfig(), 20, adversary=adversary)
+        for adversary in (None, Adversary(make_discriminator(dropout=0), GeneratorLossConfig(0, DISC_WEIGHT)))
+    )
+    for step in (plain, against):
+        step.accumulate(x, noise)
+    weight = against._reports[0][1].asnumpy()[-1]
+    names = [p.name for p in against.updater.parameters]
+    last = names.index(model.last_conv.weight.name)
+    alone, both = (step.updater.gradients[last].asnumpy() for step in (plain, against))
+    # By its definition the weight makes the generator's share at the last convolution disc_weight of the other's.
+    assert 0 < weight < 1e4
+    assert np.linalg.norm(both - alone) == pytest.approx(DISC_WEIGHT * np.linalg.norm(alone), rel=0.01)

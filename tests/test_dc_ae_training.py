@@ -22,7 +22,7 @@ TINY = {f"{part}_{key}_list": values for part in ("encoder", "decoder") for key,
         (("width", WIDTHS), ("depth", DEPTHS))} | {"latent_channels": 32}  # fmt: skip
 OPTIONS = """
     --loss.perceptual_weight 0 --data.sample_n_frames 4 --data.image_size 64 --data.crop_size 64 --data.num_workers 1
-    --data.image_ratio 0 --optim.ema_decay 0.9 --device cpu
+    --data.image_ratio 0 --optim.ema_decay 0.9 --model.dtype fp32 --device cpu
 """.split()
 
 
@@ -57,7 +57,7 @@ def test_two_stages_learn_are_killed_and_resumed(tmp_path):
     create_model("dc_ae", **TINY).save_weights(untrained)
 
     first = tmp_path / "stage_1"
-    options = ["--max_steps=150", "--ckpt_save_steps=40", "--optim.lr=1e-3", "--model.dtype=fp32"]
+    options = ["--max_steps=150", "--ckpt_save_steps=40", "--optim.lr=1e-3"]
     kill_after(start("video_dc_ae", data, first, *options), first, lines=50)
     learned = finish(start("video_dc_ae", data, first, *options, "--resume"), first)
     records = read_records(first)

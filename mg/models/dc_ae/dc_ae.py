@@ -32,7 +32,7 @@ from mg.models.dc_ae.blocks import (
     average_channels,
     repeat_channels,
 )
-from mg.models.dc_ae.weights import from_open_sora, parameter_shapes, to_open_sora
+from mg.models.dc_ae.weights import BLOCK_KINDS, from_open_sora, parameter_shapes, to_open_sora
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.norm import RMSNorm
 from mg.models.tiling import TilingConfig
@@ -48,7 +48,7 @@ DC_AE_CONFIG = {
 }
 
 # Per stage, the finest first: its blocks, and whether its resampling changes the frame rate.
-BLOCKS = (ResBlock, ResBlock, ResBlock, EfficientViTBlock, EfficientViTBlock, EfficientViTBlock)
+BLOCKS = tuple({"residual": ResBlock, "attention": EfficientViTBlock}[kind] for kind in BLOCK_KINDS)
 TEMPORAL = (False, False, False, True, True, False)
 
 

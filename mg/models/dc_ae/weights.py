@@ -16,7 +16,8 @@ import numpy as np
 
 from mg.checkpoints import rename, rename_back
 
-_BLOCK_KINDS = ("residual",) * 3 + ("attention",) * 3
+# The blocks of each stage, the finest first.
+BLOCK_KINDS = ("residual",) * 3 + ("attention",) * 3
 
 
 class Layer(NamedTuple):
@@ -63,7 +64,7 @@ def layers(config: Mapping) -> Iterator[Layer]:
     for i, (width, depth) in enumerate(zip(widths, depths)):
         ours, theirs = f"encoder.stages.{i}", f"encoder.stages.{i}.op_list"
         for j in range(depth):
-            yield from _block(_BLOCK_KINDS[i], f"{ours}.blocks.{j}", f"{theirs}.{j}", width)
+            yield from _block(BLOCK_KINDS[i], f"{ours}.blocks.{j}", f"{theirs}.{j}", width)
         if i < len(widths) - 1:
             yield _conv(f"{ours}.downsample.conv", f"{theirs}.{depth}.main.conv", width, widths[i + 1])
     yield _conv("encoder.project_out", "encoder.project_out.main.op_list.0.conv", widths[-1], latents)
@@ -77,7 +78,7 @@ def layers(config: Mapping) -> Iterator[Layer]:
             yield _conv(f"{ours}.upsample.conv", f"{theirs}.0.main.conv.conv", widths[i + 1], widths[i])
             first = 1
         for j in range(depths[i]):
-            yield from _block(_BLOCK_KINDS[i], f"{ours}.blocks.{j}", f"{theirs}.{first + j}", widths[i])
+            yield from _block(BLOCK_KINDS[i], f"{ours}.blocks.{j}", f"{theirs}.{first + j}", widths[i])
     yield _norm("decoder.norm_out", "decoder.project_out.op_list.0", widths[0])
     yield _conv("decoder.project_out", "decoder.project_out.op_list.2.conv", widths[0], channels)
 
