@@ -109,8 +109,7 @@ class Conv3d(PrecisionCell):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side. It starts at N(0, 0.02).
 
     It is a Conv2d per frame of the kernel, summed in fp32 over the kernel's frames, but for dense ones on NPUs and GPUs:
-    those are MindSpore's own, whose inputs need keeping only once for the backward pass. (On a CPU that one unfolds
-    whole clips, 27 times their size, and keeps as much for every layer.)
+    those are MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster.
 
     Args:
         kernel_size: in time, height and width alike.
