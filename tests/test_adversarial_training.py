@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
+from tiny_models import DC_AE
 from training_runs import TwoConvs, read_records, short_run, write_data
 
 from mg import runtime
@@ -409,14 +410,6 @@ def test_too_many_updates_of_the_discriminator_left_out_end_the_run(tmp_path, da
 
 
 # Video DC-AE.
-
-DC_AE = {
-    "encoder_width_list": [32, 32, 32, 32, 64, 64],
-    "decoder_width_list": [32, 32, 32, 32, 64, 64],
-    "encoder_depth_list": [1] * 6,
-    "decoder_depth_list": [1] * 6,
-    "latent_channels": 16,
-}
 
 
 def dc_ae_gradients(mode: str, dtype: str, checkpointed: bool = False, output: bool = True):

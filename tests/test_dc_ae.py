@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from tiny_models import DC_AE as TINY
 
 from mg.checkpoints import CheckpointError, read_state_dict
 from mg.models import create_model, from_pretrained
@@ -20,14 +21,6 @@ from mg.models.layers.precision import set_precision
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "dc_ae" / "weights.safetensors"
 TOLERANCE = 1e-4  # of the output's scale
-WIDTHS = [32, 32, 32, 32, 64, 64]
-TINY = {
-    "encoder_width_list": WIDTHS,
-    "encoder_depth_list": [1] * 6,
-    "decoder_width_list": WIDTHS,
-    "decoder_depth_list": [1] * 6,
-    "latent_channels": 16,
-}
 
 
 def data(name: str) -> np.ndarray:

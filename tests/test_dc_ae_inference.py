@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from tiny_models import DC_AE as TINY
 
 from mg.data.video import open_video, read_image, write_image, write_video
 from mg.evaluation.clips import ModelConfig, load_clip
@@ -18,13 +19,6 @@ from mg.models.tiling import TilingConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "dc_ae" / "inference" / "video_dc_ae.yaml"
-TINY = {
-    "encoder_width_list": [32, 32, 32, 32, 64, 64],
-    "decoder_width_list": [32, 32, 32, 32, 64, 64],
-    "encoder_depth_list": [1] * 6,
-    "decoder_depth_list": [1] * 6,
-    "latent_channels": 16,
-}
 
 
 @pytest.fixture(scope="module")

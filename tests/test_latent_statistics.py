@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from tiny_models import DC_AE
 
 from mg.data.index import read_index
 from mg.data.video import write_image, write_video
@@ -17,13 +18,6 @@ from mg.evaluation.latents import Moments, StatisticsConfig, measure_csv, scalin
 from mg.models import create_model, from_pretrained
 
 ROOT = Path(__file__).parents[1]
-DC_AE = {
-    "encoder_width_list": [32, 32, 32, 32, 64, 64],
-    "decoder_width_list": [32, 32, 32, 32, 64, 64],
-    "encoder_depth_list": [1] * 6,
-    "decoder_depth_list": [1] * 6,
-    "latent_channels": 16,
-}
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
 RNG = np.random.default_rng(0)
 

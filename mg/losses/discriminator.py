@@ -102,9 +102,6 @@ class NLayerDiscriminator3D(nn.Cell):
         self.main = nn.CellList([*layers, Conv3d(widths[-1], 1)])  # nn.Identity: where the original has its dropout
         self.normed = tuple(range(2, len(layers), 4))  # the convolutions that a norm, activation and dropout follow
         self._masked = list(zip(widths, strides))
-        for parameter in self.get_parameters():
-            if parameter.ndim == 5:
-                parameter.set_data(initializer(Normal(0.02), parameter.shape))
         set_precision(self, dtype)
         if config.from_pretrained is not None:
             self.load_weights(config.from_pretrained)
