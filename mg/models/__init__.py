@@ -1,19 +1,20 @@
 """The models by name.
 
-    create_model("tae")                                    # Movie Gen TAE, untrained
-    create_model("tae", pretrained="tae.ckpt", ch=64)      # keywords override the config
-    from_pretrained("outputs/tae/checkpoints/step_000100") # config and weights from a folder or file
+create_model("tae")                                    # Movie Gen TAE, untrained
+create_model("tae", pretrained="tae.ckpt", ch=64)      # keywords override the config
+from_pretrained("outputs/tae/checkpoints/step_000100") # config and weights from a folder or file
 """
 
 from pathlib import Path
 
-from mg.checkpoints import CheckpointError, find_config, read_config
-from mg.models.autoencoder import VideoAutoencoder
+from mg.checkpoints import CheckpointError, find_config, open_state_dict, read_config
+from mg.models.autoencoder import VideoAutoencoder, merge_config
 from mg.models.dc_ae.dc_ae import VideoDCAE
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.tae.tae import TemporalAutoencoder
+from mg.models.temporal_vae.temporal_vae import OpenSoraVAE
 
-_MODELS = {model.name: model for model in (TemporalAutoencoder, VideoDCAE, ImageAutoencoder)}
+_MODELS = {model.name: model for model in (TemporalAutoencoder, VideoDCAE, OpenSoraVAE, ImageAutoencoder)}
 
 
 def list_models() -> list[str]:
@@ -61,15 +62,17 @@ def model_class(name: str) -> type[VideoAutoencoder]:
 
 
 def stored_config(pretrained: str | Path, name: str) -> dict:
-    """The config that stands beside weights, in our keys; {} where none does.
+    """The config that stands beside weights, or is part of them, in our keys; {} where none is.
 
     Raises:
         CheckpointError: it is another model's, or cannot be read.
     """
-    path = find_config(pretrained)
-    if path is None:
-        return {}
-    config = read_config(path)
-    if config.pop("model", name) != name:
+    model, path = model_class(name), find_config(pretrained)
+    config = read_config(path) if path else {}
+    kind = config.pop("model", name)
+    if kind in _MODELS and name in _MODELS[kind].parts:
+        config = _MODELS[kind].parts[name](merge_config(_MODELS[kind].default_config, config, kind))
+    elif kind != name:
         raise CheckpointError(f"{pretrained} holds another model than {name!r}: see {path}")
-    return model_class(name).translate_config(config)
+    with open_state_dict(pretrained) as state:
+        return model.translate_config(config) | model.config_in_weights(state)

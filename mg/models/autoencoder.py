@@ -6,19 +6,21 @@
     y = model(x)                           # reconstruction, at x's own length and size
 
 Called from Python, `encode` and `decode` run eager glue (padding, tiles, sampling) around two cells that graph mode
-compiles once per shape. Inside a larger graph, a training step's, use `forward`: the same without tiles.
+compiles once per shape. Inside a larger graph, a training step's, use `forward`, or the two halves that it is made of,
+`latents` and `reconstruct`: there is then one graph, and no tiles.
 """
 
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mg.checkpoints import CheckpointError, LoadReport, atomic_write, compare_names, read_state_dict, write_state_dict
@@ -47,13 +49,15 @@ class VideoAutoencoder(nn.Cell):
         spatial_compression, temporal_compression: pixels per latent along H and W, frames per latent along T.
         latent_channels: z.
         has_posterior: the encoder gives a mean and a log-variance; without one it gives the latents themselves.
-        scales_latents: encode divides by the config's `scaling_factor` and decode multiplies, None standing for 1;
-            elsewhere scaling is the caller's.
+        scaling: what brings the latents to about unit variance, in one line: the config's keys, and who applies them.
+        has_target: the model has two stages, and the second is trained to give back the latents of the first.
         keeps_images: a single frame passes by all that changes the frame rate, and decodes to a single frame.
         frame_multiple: clips are padded to a multiple of so many frames.
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
         default_tiling: what `enable_tiling` starts from.
         original_file: the weights' file in the original's folders.
+        parts: models that can be taken out of this one's weights, by name, each with what makes its config of this
+            one's.
     """
 
     name: str
@@ -62,12 +66,14 @@ class VideoAutoencoder(nn.Cell):
     temporal_compression: int
     latent_channels: int
     has_posterior = True
-    scales_latents = False
+    scaling = "for the caller: z = (z - shift_factor) * scaling_factor after encode, undone before decode"
+    has_target = False
     keeps_images = False
     frame_multiple = 1
     recomputed: tuple[type[nn.Cell], ...] = ()
     default_tiling = TilingConfig()
     original_file = "model.safetensors"
+    parts: dict[str, Callable[[dict], dict]] = {}
 
     def __init__(self, config: dict, sample_deterministic: bool = False):
         super().__init__()
@@ -105,12 +111,38 @@ class VideoAutoencoder(nn.Cell):
         """`decode_latents` up to the input of the decoder's last convolution."""
         return self.decoder.features(self.before_decoder(z))
 
+    def unscaled(self, z: Tensor) -> Tensor:
+        """Latents of `encode` as the networks have them, without the scaling that `encode` applies."""
+        return z
+
+    def scaling_for(self, mean: float, std: float, means: list[float], stds: list[float]) -> dict:
+        """The config's keys that bring latents of these statistics, unscaled, to about unit variance.
+
+        Args:
+            mean, std: of all latents.
+            means, stds: of each channel.
+        """
+        return {"scaling_factor": 1 / std, "shift_factor": mean}
+
+    def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Bring a clip (B, 3, T, H, W) to one of a few lengths, so that clips of any length need few compiled graphs.
+
+        Returns:
+            A clip that `latents` makes the same of, and which of its frames are x's: (T',), 1 or 0, None for all.
+        """
+        return x, None
+
     # What files of the original hold. All are functions of a config: nothing is built for a conversion.
 
     @staticmethod
     def translate_config(config: dict) -> dict:
         """This model's config from the original's, as it stands beside weights; one that is already ours passes."""
         return config
+
+    @staticmethod
+    def config_in_weights(state: Mapping) -> dict:
+        """The keys of this model's config that the original keeps among its weights."""
+        return {}
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
@@ -172,7 +204,8 @@ class VideoAutoencoder(nn.Cell):
             partial.write_text(json.dumps({"model": self.name, **self.config}, indent=2) + "\n")
 
     def named_weights(self) -> Iterator[tuple[str, Parameter]]:
-        return ((p.name, p) for p in self.get_parameters())
+        """Every parameter, by its name within this model."""
+        return self.parameters_and_names()
 
     # Pixels to latents and back.
 
@@ -188,10 +221,10 @@ class VideoAutoencoder(nn.Cell):
             posterior z is the mean, and logvar None.
         """
         check_video(x, self.config["in_channels"], "x")
-        mean, logvar = self._posterior(x)
+        mean, logvar = self.posterior(x)
         if logvar is None or self.sample_deterministic:
             return Encoded(mean, mean, logvar)
-        return Encoded(mean + ops.exp(0.5 * logvar) * ops.standard_normal(mean.shape), mean, logvar)
+        return Encoded(sample(mean, logvar, ops.standard_normal(mean.shape)), mean, logvar)
 
     def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
         """Latents to videos.
@@ -205,8 +238,7 @@ class VideoAutoencoder(nn.Cell):
             (B, 3, T, H, W) in fp32, about [-1, 1]: not clipped.
         """
         check_video(z, self.latent_channels, "z")
-        still = self.keeps_images and z.shape[2] == 1 and num_target_frames in (None, 1)
-        return self._decoded(z, still)[:, :, :num_target_frames]
+        return self.pixels(self.code(z, num_target_frames), num_target_frames)[:, :, :num_target_frames]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; tiled where that is on."""
@@ -215,37 +247,100 @@ class VideoAutoencoder(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """What a surrounding graph sees of a call; tiles cannot be on there."""
-        _, _, t, h, w = x.shape
-        return self._decoded(self._posterior(x)[0], self.keeps_images and t == 1)[:, :, :t, :h, :w]
+        return self.forward(x)[0]
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """The pass of a training step, made to be compiled: no tiles, and the randomness comes from outside.
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Encode and decode. The randomness comes from outside, so that it can be compiled within a larger graph.
 
         Args:
             x: (B, 3, T, H, W) in [-1, 1].
-            noise: standard normal, of the latents' shape; zeros give the posterior's mean. Unused without a posterior.
+            noise: standard normal, of the latents' shape; None gives the posterior's mean. Unused without a posterior.
 
         Returns:
             Reconstruction (x's shape, fp32), z, mean, logvar.
         """
-        h, z, mean, logvar = self.features(x, noise)
-        return self.picture(h, x.shape), z, mean, logvar
+        code, z, mean, logvar, _ = self.latents(x, noise)
+        return self.reconstruct(code, x.shape), z, mean, logvar
 
-    def features(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """`forward` up to the input h of the decoder's last convolution: h, z, mean, logvar."""
-        mean, logvar = self._posterior(x)
-        z = mean if logvar is None else mean + ops.exp(0.5 * logvar) * noise
-        return self.decode_features(z, self.keeps_images and x.shape[2] == 1), z, mean, logvar
+    def latents(
+        self, x: Tensor, noise: Tensor | None = None, valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The first half of `forward`: all but what makes pixels.
+
+        Args:
+            valid: what `align_frames` gave beside x.
+
+        Returns:
+            What pixels are made of (z, or what a model of two stages makes of z), z, mean, logvar, and what the first
+            of these is to be like, in a model that `has_target`; None elsewhere.
+        """
+        mean, logvar = self.posterior(x)
+        z = mean if logvar is None or noise is None else sample(mean, logvar, noise)
+        return self.code(z, x.shape[2]), z, mean, logvar, None
+
+    def reconstruct(self, code: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The second half of `forward`: pixels, cropped to the frames and size of `shape`, fp32."""
+        return _crop(self.pixels(code, shape[2]), shape)
+
+    def features(self, code: Tensor, frames: int) -> Tensor:
+        """`reconstruct` up to the input of the decoder's last convolution; untiled."""
+        return self.decode_features(code, self._is_still(code, frames))
 
     def picture(self, h: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The rest of `forward`: the decoder's last convolution, cropped to the frames and size of `shape`, fp32."""
-        _, _, t, height, width = shape
-        return self.decoder.picture(h).astype(ms.float32)[:, :, :t, :height, :width]
+        """The rest of `reconstruct`."""
+        return _crop(self.pixel_decoder.picture(h).astype(ms.float32), shape)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and log-variance of the latents of a clip of any size, or the latents and None; tiled where that is on."""
+        x = self._pad(x)
+        if self.tiling is None:
+            moments = self.encode_moments(x)
+        else:
+            axes = self.tiling.encode_axes(self.temporal_compression, self.spatial_compression)
+            moments = tiled_tensor(self.encode_moments, x, axes)
+        return self.split_moments(moments)
+
+    def code(self, z: Tensor, frames: int | None) -> Tensor:
+        """What pixels are made of: z, but in a model of two stages."""
+        return z
+
+    def pixels(self, code: Tensor, frames: int | None) -> Tensor:
+        """(B, z, t, h, w) -> (B, 3, T, H, W) in fp32, not cropped; tiled where that is on.
+
+        Args:
+            frames: how many the clip had; None for all that the latents stand for.
+        """
+        still = self._is_still(code, frames)
+        if self.tiling is None:
+            return self.decode_latents(code, still).astype(ms.float32)
+        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
+        if still:  # one frame from one latent frame: time is no axis to tile
+            axes = [axis for axis in axes if axis.dim != 2]
+        return tiled_tensor(partial(self.decode_latents, still=still), code, axes).astype(ms.float32)
+
+    def split_moments(self, moments: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 2 z, t, h, w) -> mean and clamped log-variance in fp32; without a posterior, the latents and None."""
+        moments = moments.astype(ms.float32)
+        if not self.has_posterior:
+            return moments, None
+        mean, logvar = ops.split(moments, self.latent_channels, axis=1)
+        return mean, ops.clamp(logvar, -30.0, 20.0)
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents of a (B, C, T, H, W) video."""
+        b, _, t, h, w = shape
+        c, s = self.temporal_compression, self.spatial_compression
+        return b, self.latent_channels, -(-t // c), -(-h // s), -(-w // s)
+
+    @property
+    def pixel_decoder(self) -> nn.Cell:
+        """The decoder that gives pixels."""
+        return self.decoder
 
     @property
     def last_conv(self) -> nn.Cell:
         """The decoder's last convolution."""
-        return self.decoder.last_conv
+        return self.pixel_decoder.last_conv
 
     def recompute_activations(self, output: bool = True) -> None:
         """Gradient checkpointing: keep the inputs of blocks for the backward pass, and compute the rest again there.
@@ -253,12 +348,11 @@ class VideoAutoencoder(nn.Cell):
         Args:
             output: checkpoint the norm before the decoder's last convolution too.
         """
-        for network in (self.encoder, self.decoder):
-            for _, cell in network.cells_and_names():
-                if isinstance(cell, self.recomputed):
-                    cell.recompute()
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, self.recomputed):
+                cell.recompute()
         if output:
-            self.decoder.norm_out.recompute()
+            self.pixel_decoder.norm_out.recompute()
 
     def enable_tiling(self, **settings) -> None:
         """From now on encode, decode and call work tile by tile, in time and, if asked for, in space.
@@ -280,33 +374,8 @@ class VideoAutoencoder(nn.Cell):
         """Encode and decode whole clips again."""
         self.tiling = None
 
-    def _posterior(self, x):
-        """Mean and log-variance of the latents, or the latents and None."""
-        x = self._pad(x)
-        if self.tiling is None:
-            moments = self.encode_moments(x)
-        else:
-            axes = self.tiling.encode_axes(self.temporal_compression, self.spatial_compression)
-            moments = tiled_tensor(self.encode_moments, x, axes)
-        moments = moments.astype(ms.float32)
-        if not self.has_posterior:
-            return moments, None
-        mean, logvar = ops.split(moments, self.latent_channels, axis=1)
-        return mean, ops.clamp(logvar, -30.0, 20.0)
-
-    def _decoded(self, z, still):
-        if self.tiling is None:
-            return self.decode_latents(z, still).astype(ms.float32)
-        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
-        if still:  # one frame from one latent frame: time is no axis to tile
-            axes = [axis for axis in axes if axis.dim != 2]
-        return tiled_tensor(partial(self.decode_latents, still=still), z, axes).astype(ms.float32)
-
-    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the latents of a (B, C, T, H, W) video."""
-        b, _, t, h, w = shape
-        c, s = self.temporal_compression, self.spatial_compression
-        return b, self.latent_channels, -(-t // c), -(-h // s), -(-w // s)
+    def _is_still(self, z, frames):
+        return self.keeps_images and z.shape[2] == 1 and frames in (None, 1)
 
     def _pad(self, x):
         """Repeat the last frame, row and column up to whole latents; temporal layers of some models take any length."""
@@ -319,6 +388,17 @@ class VideoAutoencoder(nn.Cell):
         if right:
             x = ops.cat((x,) + (x[:, :, :, :, -1:],) * right, axis=4)
         return x
+
+
+def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """A sample of the posterior."""
+    return mean + ops.exp(0.5 * logvar) * noise
+
+
+def _crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The first frames, rows and columns of x, as many as `shape` has. (B, C, T, H, W)"""
+    _, _, t, h, w = shape
+    return x[:, :, :t, :h, :w]
 
 
 def check_video(x: Tensor, channels: int, name: str) -> None:

@@ -292,7 +292,8 @@ class _Accumulate(_Gather):
         self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
 
     def _scaled_loss(self, x, noise, scale):
-        y, z, mean, logvar = self.model.forward(x, noise)
+        code, z, mean, logvar, target = self.model.latents(x, noise)
+        y = self.model.reconstruct(code, x.shape)
         loss, terms = self.loss(x, y, z, mean, logvar)
         return loss * scale, loss, terms, y
 
@@ -318,7 +319,8 @@ class _Compete(_Gather):
         self.differentiate = ms.value_and_grad(self._scaled_loss, 3, updater.parameters, has_aux=True)
 
     def _scaled_loss(self, x, noise, scale, probe, *masks):
-        h, z, mean, logvar = self.model.features(x, noise)
+        code, z, mean, logvar, target = self.model.latents(x, noise)
+        h = self.model.features(code, x.shape[2])
         y = self.model.picture(h, x.shape)
         reconstruction, fake = self.balance(y, ops.stop_gradient(h), scale, probe)
         loss, terms = self.loss(x, reconstruction, z, mean, logvar)

@@ -151,7 +151,7 @@ class VideoDCAE(VideoAutoencoder):
     spatial_compression = 2 ** (len(BLOCKS) - 1)
     temporal_compression = frame_multiple = 2 ** sum(TEMPORAL)
     has_posterior = False
-    scales_latents = True
+    scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
     keeps_images = True
     recomputed = (ResBlock, EfficientViTBlock, Downsample, Upsample)
     default_tiling = TilingConfig(
@@ -194,7 +194,13 @@ class VideoDCAE(VideoAutoencoder):
         return self.encoder(x) / self.scaling_factor
 
     def before_decoder(self, z):
+        return self.unscaled(z)
+
+    def unscaled(self, z):
         return z * self.scaling_factor
+
+    def scaling_for(self, mean, std, means, stds):
+        return {"scaling_factor": std}
 
     def decode_latents(self, z, still=False):
         return self.decoder(self.before_decoder(z), still)

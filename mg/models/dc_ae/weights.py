@@ -10,27 +10,20 @@ which resampling and blocks share one count.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
 from mg.checkpoints import rename, rename_back
+from mg.models import naming
+from mg.models.naming import Layer, conv3d, norm
 
 # The blocks of each stage, the finest first.
 BLOCK_KINDS = ("residual",) * 3 + ("attention",) * 3
 
 
-class Layer(NamedTuple):
-    """One layer: our name, Open-Sora's, and the shape of its parameters below."""
-
-    name: str
-    original: str
-    shapes: dict[str, tuple[int, ...]]
-
-
 def from_open_sora(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
     """Open-Sora's names -> ours; names that are ours already, and others, pass."""
-    return rename(state, _names(config))
+    return rename(state, naming.original_names(layers(config)))
 
 
 def to_open_sora(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
@@ -39,20 +32,12 @@ def to_open_sora(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, 
     Raises:
         CheckpointError: a parameter is missing.
     """
-    return rename_back(state, _names(config))
+    return rename_back(state, naming.original_names(layers(config)))
 
 
 def parameter_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
     """Our name of every parameter -> its shape."""
-    return {f"{layer.name}.{p}": shape for layer in layers(config) for p, shape in layer.shapes.items()}
-
-
-def _names(config: Mapping) -> dict[str, str]:
-    """Our name of every parameter -> Open-Sora's."""
-    theirs = {"gamma": "weight", "beta": "bias"}
-    return {
-        f"{layer.name}.{p}": f"{layer.original}.{theirs.get(p, p)}" for layer in layers(config) for p in layer.shapes
-    }
+    return naming.parameter_shapes(layers(config))
 
 
 def layers(config: Mapping) -> Iterator[Layer]:
@@ -60,53 +45,43 @@ def layers(config: Mapping) -> Iterator[Layer]:
     channels, latents = config["in_channels"], config["latent_channels"]
 
     widths, depths = config["encoder_width_list"], config["encoder_depth_list"]
-    yield _conv("encoder.project_in", "encoder.project_in.conv", channels, widths[0])
+    yield conv3d("encoder.project_in", "encoder.project_in.conv", channels, widths[0])
     for i, (width, depth) in enumerate(zip(widths, depths)):
         ours, theirs = f"encoder.stages.{i}", f"encoder.stages.{i}.op_list"
         for j in range(depth):
             yield from _block(BLOCK_KINDS[i], f"{ours}.blocks.{j}", f"{theirs}.{j}", width)
         if i < len(widths) - 1:
-            yield _conv(f"{ours}.downsample.conv", f"{theirs}.{depth}.main.conv", width, widths[i + 1])
-    yield _conv("encoder.project_out", "encoder.project_out.main.op_list.0.conv", widths[-1], latents)
+            yield conv3d(f"{ours}.downsample.conv", f"{theirs}.{depth}.main.conv", width, widths[i + 1])
+    yield conv3d("encoder.project_out", "encoder.project_out.main.op_list.0.conv", widths[-1], latents)
 
     widths, depths = config["decoder_width_list"], config["decoder_depth_list"]
-    yield _conv("decoder.project_in", "decoder.project_in.main.conv", latents, widths[-1])
+    yield conv3d("decoder.project_in", "decoder.project_in.main.conv", latents, widths[-1])
     for i in reversed(range(len(widths))):
         ours, theirs = f"decoder.stages.{i}", f"decoder.stages.{i}.op_list"
         first = 0
         if i < len(widths) - 1:
-            yield _conv(f"{ours}.upsample.conv", f"{theirs}.0.main.conv.conv", widths[i + 1], widths[i])
+            yield conv3d(f"{ours}.upsample.conv", f"{theirs}.0.main.conv.conv", widths[i + 1], widths[i])
             first = 1
         for j in range(depths[i]):
             yield from _block(BLOCK_KINDS[i], f"{ours}.blocks.{j}", f"{theirs}.{first + j}", widths[i])
-    yield _norm("decoder.norm_out", "decoder.project_out.op_list.0", widths[0])
-    yield _conv("decoder.project_out", "decoder.project_out.op_list.2.conv", widths[0], channels)
+    yield norm("decoder.norm_out", "decoder.project_out.op_list.0", widths[0])
+    yield conv3d("decoder.project_out", "decoder.project_out.op_list.2.conv", widths[0], channels)
 
 
 def _block(kind: str, name: str, original: str, width: int) -> Iterator[Layer]:
     if kind == "residual":
-        yield _conv(f"{name}.conv1", f"{original}.main.conv1.conv", width, width)
-        yield _conv(f"{name}.conv2", f"{original}.main.conv2.conv", width, width, bias=False)
-        yield _norm(f"{name}.norm", f"{original}.main.conv2.norm", width)
+        yield conv3d(f"{name}.conv1", f"{original}.main.conv1.conv", width, width)
+        yield conv3d(f"{name}.conv2", f"{original}.main.conv2.conv", width, width, bias=False)
+        yield norm(f"{name}.norm", f"{original}.main.conv2.norm", width)
         return
     ours, theirs = f"{name}.context_module", f"{original}.context_module.main"
-    yield _conv(f"{ours}.qkv", f"{theirs}.qkv.conv", width, 3 * width, 1, bias=False)
-    yield _conv(f"{ours}.aggreg.0", f"{theirs}.aggreg.0.0", 1, 3 * width, 5, bias=False)
-    yield _conv(f"{ours}.aggreg.1", f"{theirs}.aggreg.0.1", 32, 3 * width, 1, bias=False)
-    yield _conv(f"{ours}.proj", f"{theirs}.proj.conv", 2 * width, width, 1, bias=False)
-    yield _norm(f"{ours}.norm", f"{theirs}.proj.norm", width)
+    yield conv3d(f"{ours}.qkv", f"{theirs}.qkv.conv", width, 3 * width, 1, bias=False)
+    yield conv3d(f"{ours}.aggreg.0", f"{theirs}.aggreg.0.0", 1, 3 * width, 5, bias=False)
+    yield conv3d(f"{ours}.aggreg.1", f"{theirs}.aggreg.0.1", 32, 3 * width, 1, bias=False)
+    yield conv3d(f"{ours}.proj", f"{theirs}.proj.conv", 2 * width, width, 1, bias=False)
+    yield norm(f"{ours}.norm", f"{theirs}.proj.norm", width)
     ours, theirs = f"{name}.local_module", f"{original}.local_module.main"
-    yield _conv(f"{ours}.inverted_conv", f"{theirs}.inverted_conv.conv", width, 8 * width, 1)
-    yield _conv(f"{ours}.depth_conv", f"{theirs}.depth_conv.conv", 1, 8 * width)
-    yield _conv(f"{ours}.point_conv", f"{theirs}.point_conv.conv", 4 * width, width, 1, bias=False)
-    yield _norm(f"{ours}.norm", f"{theirs}.point_conv.norm", width)
-
-
-def _conv(name: str, original: str, in_channels: int, channels: int, kernel: int = 3, bias: bool = True) -> Layer:
-    """A convolution of `in_channels` per group."""
-    shapes = {"weight": (channels, in_channels, kernel, kernel, kernel)}
-    return Layer(name, original, shapes | ({"bias": (channels,)} if bias else {}))
-
-
-def _norm(name: str, original: str, channels: int) -> Layer:
-    return Layer(name, original, {"gamma": (channels,), "beta": (channels,)})
+    yield conv3d(f"{ours}.inverted_conv", f"{theirs}.inverted_conv.conv", width, 8 * width, 1)
+    yield conv3d(f"{ours}.depth_conv", f"{theirs}.depth_conv.conv", 1, 8 * width)
+    yield conv3d(f"{ours}.point_conv", f"{theirs}.point_conv.conv", 4 * width, width, 1, bias=False)
+    yield norm(f"{ours}.norm", f"{theirs}.point_conv.norm", width)

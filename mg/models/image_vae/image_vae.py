@@ -6,7 +6,7 @@ The defaults are SD3.5's: 8x8 compression, 16 channels, no quant convolutions. I
 from collections.abc import Mapping
 from pathlib import Path
 
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.image_vae.weights import (
@@ -37,6 +37,8 @@ IMAGE_VAE_CONFIG = {
 class ImageAutoencoder(VideoAutoencoder):
     """Encodes and decodes every frame on its own: (B, 3, T, H, W) <-> (B, z, T, H/8, W/8).
 
+    Set `micro_batch_size` to run so many frames at once, which bounds the memory.
+
     Args:
         config: overrides of IMAGE_VAE_CONFIG.
         pretrained: file or folder of weights; they must fit `config`.
@@ -49,6 +51,7 @@ class ImageAutoencoder(VideoAutoencoder):
     temporal_compression = 1
     recomputed = (ResnetBlock,)
     original_file = "diffusion_pytorch_model.safetensors"
+    micro_batch_size: int | None = None
 
     def __init__(
         self,
@@ -92,20 +95,30 @@ class ImageAutoencoder(VideoAutoencoder):
         return to_diffusers(state, config)
 
     def encode_moments(self, x):
-        moments = self.encoder(_fold(x))
-        if self.config["use_quant_conv"]:
-            moments = self.quant_conv(moments)
-        return _unfold(moments, x.shape[2])
+        return _unfold(self._in_micro_batches(self._encode_images, _fold(x)), x.shape[2])
 
     def before_decoder(self, z):
-        z = _fold(z)
         return self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z
 
     def decode_latents(self, z, still=False):
-        return _unfold(self.decoder(self.before_decoder(z)), z.shape[2])
+        return _unfold(self._in_micro_batches(self._decode_images, _fold(z)), z.shape[2])
 
     def decode_features(self, z, still=False):
-        return _unfold(self.decoder.features(self.before_decoder(z)), z.shape[2])
+        return _unfold(self.decoder.features(self.before_decoder(_fold(z))), z.shape[2])
+
+    def _encode_images(self, x):
+        moments = self.encoder(x)
+        return self.quant_conv(moments) if self.config["use_quant_conv"] else moments
+
+    def _decode_images(self, z):
+        return self.decoder(self.before_decoder(z))
+
+    def _in_micro_batches(self, fn, x):
+        n, size = x.shape[0], self.micro_batch_size
+        if size is None or n <= size:
+            return fn(x)
+        x = ops.cat((x,) + (x[-1:],) * (-n % size))  # the last one full too, so that a compiled graph meets one shape
+        return ops.cat([fn(x[i : i + size]) for i in range(0, n, size)])[:n]
 
 
 def _fold(x: Tensor) -> Tensor:

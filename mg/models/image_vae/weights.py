@@ -5,14 +5,18 @@ counts the decoder's levels from the coarsest, latent diffusion from the finest,
 convolutions as linear layers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from mg.checkpoints import CheckpointError, LoadReport
 
-_PREFIX = "first_stage_model."  # of the VAE in a single-file checkpoint
+_PREFIXES = (  # of the VAE within a larger model's checkpoint
+    "first_stage_model.",  # of latent diffusion
+    "spatial_vae.module.",  # of Open-Sora 1.2's video VAE
+    "spatial_vae.",  # of the same here
+)
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers until 2023
 
@@ -101,7 +105,7 @@ def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, 
     Returns:
         Our names -> float32 arrays, and the report in the names of `state`.
     """
-    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in state) else ""
+    prefix = _prefix(state)
     sources = {_canonical(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
     names = image_vae_names(config)
     if not any("_blocks." in name or ".mid_block." in name for name in sources):
@@ -131,7 +135,8 @@ def check_fit(report: LoadReport) -> None:
     Raises:
         CheckpointError: with the counts and first names; the report is its attribute.
     """
-    more = [name for name in report.unexpected if name.removeprefix(_PREFIX).startswith(_PARTS)]
+    prefix = _prefix(report.used)
+    more = [name for name in report.unexpected if name.removeprefix(prefix).startswith(_PARTS)]
     if not report.complete or more:
         raise CheckpointError(f"is not an image VAE of the wanted architecture: {report.summary()}", report)
 
@@ -246,6 +251,11 @@ def _middle(part: str, width: int) -> Iterator[Layer]:
     for name, diffusers in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
         yield Layer(f"{ours}.attn_1.{name}", f"{theirs}.attentions.0.{diffusers}", "attention", width, width)
     yield from _resnet(f"{ours}.block_2", f"{theirs}.resnets.1", width, width)
+
+
+def _prefix(names: Iterable[str]) -> str:
+    """What stands before the VAE's names."""
+    return next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)), "")
 
 
 def _canonical(name: str) -> str:

@@ -15,7 +15,12 @@ from mg.models.layers.precision import PrecisionCell
 
 
 def _weight(shape: tuple[int, ...], zero: bool = False) -> Parameter:
-    return Parameter(initializer("zeros" if zero else HeNormal(nonlinearity="linear"), shape), name="weight")
+    return Parameter(initializer(_start(zero), shape), name="weight")
+
+
+def _start(zero: bool):
+    """How a weight starts: at zero, or at N(0, 1 / fan_in)."""
+    return "zeros" if zero else HeNormal(nonlinearity="linear")
 
 
 def _bias(channels: int) -> Parameter:
@@ -106,7 +111,7 @@ class FactorizedConv(nn.Cell):
 
 
 class Conv3d(PrecisionCell):
-    """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side. It starts at N(0, 0.02).
+    """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side.
 
     It is a Conv2d per frame of the kernel, summed in fp32 over the kernel's frames, but for dense ones on NPUs and GPUs:
     those are MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster.
@@ -115,6 +120,7 @@ class Conv3d(PrecisionCell):
         kernel_size: in time, height and width alike.
         stride: in time, height and width.
         depthwise: every channel has a kernel of its own; in_channels and out_channels are the same then.
+        weight_init: where the weight starts, by default N(0, 0.02).
     """
 
     def __init__(
@@ -125,18 +131,20 @@ class Conv3d(PrecisionCell):
         stride: tuple[int, int, int] = (1, 1, 1),
         bias: bool = True,
         depthwise: bool = False,
+        weight_init=Normal(0.02),
     ):
         super().__init__()
-        self.weight = _volume(out_channels, 1 if depthwise else in_channels, kernel_size)
+        self.weight = _volume(out_channels, 1 if depthwise else in_channels, kernel_size, weight_init)
         self.bias = _bias(out_channels) if bias else None
-        self.kernel_size, self.margin, self.stride = kernel_size, kernel_size // 2, stride[0]
+        margin = kernel_size // 2
+        self.kernel_size, self.stride, self.before, self.behind = kernel_size, stride[0], margin, margin
         self.whole = not depthwise and runtime.device() != "cpu"
-        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(self.margin,) * 6, stride=stride)
+        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(margin,) * 6, stride=stride)
         self.conv_frames = ops.Conv2D(
             out_channels,
             kernel_size,
             pad_mode="pad",
-            pad=(self.margin,) * 4,
+            pad=(margin,) * 4,
             stride=stride[1:],
             group=out_channels if depthwise else 1,
         )
@@ -148,10 +156,10 @@ class Conv3d(PrecisionCell):
 
     def _sum_over_frames(self, x, weight):
         b, c, t, h, w = x.shape
-        before = ops.zeros((b, self.margin, c, h, w), x.dtype)
-        behind = ops.zeros((b, self.margin + self.stride - 1, c, h, w), x.dtype)
+        before = ops.zeros((b, self.before, c, h, w), x.dtype)
+        behind = ops.zeros((b, self.behind + self.stride - 1, c, h, w), x.dtype)
         x = ops.cat((before, x.transpose(0, 2, 1, 3, 4), behind), axis=1)  # (B, T + ..., C, H, W)
-        frames = (t + 2 * self.margin - self.kernel_size) // self.stride + 1
+        frames = (t + self.before + self.behind - self.kernel_size) // self.stride + 1
         y = 0.0
         for i in range(self.kernel_size):
             # Not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch.
@@ -159,6 +167,36 @@ class Conv3d(PrecisionCell):
             y = y + self.conv_frames(shifted.reshape(b * frames, c, h, w), weight[:, :, i]).astype(ms.float32)
         _, c, h, w = y.shape
         return y.reshape(b, frames, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, Cout, T', H', W')
+
+
+class CausalConv3d(Conv3d):
+    """A dense Conv3d of which no frame sees a later one: in time all its zeros, kernel_size - stride, stand in front.
+
+    It starts at N(0, 1 / fan_in).
+
+    Args:
+        zero: start at zero, as the last layer of a residual branch does here.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: tuple[int, int, int] = (1, 1, 1),
+        bias: bool = True,
+        zero: bool = False,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias, weight_init=_start(zero))
+        self.before, self.behind = kernel_size - stride[0], 0
+        pad = (0, 0) + (kernel_size // 2,) * 4
+        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=pad, stride=stride)
+
+    def construct(self, x):
+        if self.whole and self.before:  # not the operator's own padding, which devices want alike on both sides
+            b, c, _, h, w = x.shape
+            x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
+        return super().construct(x)
 
 
 class PointwiseConv(PrecisionCell):
@@ -192,9 +230,9 @@ class GroupedPointwiseConv(PrecisionCell):
         return self.cast(y).reshape(b, c, t, h, w)
 
 
-def _volume(out_channels: int, in_channels: int, kernel_size: int) -> Parameter:
+def _volume(out_channels: int, in_channels: int, kernel_size: int, weight_init=Normal(0.02)) -> Parameter:
     """A weight in Conv3d's shape."""
-    return Parameter(initializer(Normal(0.02), (out_channels, in_channels) + (kernel_size,) * 3), name="weight")
+    return Parameter(initializer(weight_init, (out_channels, in_channels) + (kernel_size,) * 3), name="weight")
 
 
 def _add_bias(y, bias):

@@ -6,6 +6,7 @@ the frame. Without the temporal parts this is the image VAE of SD and SDXL. Para
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 from mindspore import Tensor, nn, ops
@@ -20,17 +21,23 @@ class ResnetBlock(nn.Cell):
     """Twice norm, SiLU, conv; plus the input, through a 1x1 conv where the width changes.
 
     The second conv starts at zero: an untrained network is then nearly linear, and learns from scratch far faster.
+
+    Args:
+        groups, eps: of the norms.
+        conv: makes a convolution that keeps the size, `conv(in_channels, out_channels, kernel_size=3, zero=False)`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, temporal: bool, groups: int):
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, conv: Callable[..., nn.Cell], eps: float = 1e-6
+    ):
         super().__init__()
-        self.norm1 = GroupNorm(in_channels, groups)
-        self.conv1 = _conv(in_channels, out_channels, temporal)
-        self.norm2 = GroupNorm(out_channels, groups)
-        self.conv2 = _conv(out_channels, out_channels, temporal, zero=True)
+        self.norm1 = GroupNorm(in_channels, groups, eps)
+        self.conv1 = conv(in_channels, out_channels)
+        self.norm2 = GroupNorm(out_channels, groups, eps)
+        self.conv2 = conv(out_channels, out_channels, zero=True)
         self.widens = in_channels != out_channels
         if self.widens:
-            self.nin_shortcut = _conv(in_channels, out_channels, temporal, kernel_size=1)
+            self.nin_shortcut = conv(in_channels, out_channels, kernel_size=1)
 
     def construct(self, x):
         h = self.conv1(ops.silu(self.norm1(x)))
@@ -63,11 +70,12 @@ class Encoder(nn.Cell):
         temporal_levels: tuple[int, ...] = (),
     ):
         super().__init__()
-        self.conv_in = _conv(in_channels, widths[0], temporal)
+        conv = FactorizedConv if temporal else _spatial_conv
+        self.conv_in = conv(in_channels, widths[0])
         levels = []
         width = widths[0]
         for level, next_width in enumerate(widths):
-            cells = OrderedDict(block=_blocks(width, next_width, num_res_blocks, temporal, groups))
+            cells = OrderedDict(block=resnet_blocks(width, next_width, num_res_blocks, groups, conv))
             width = next_width
             if level < len(widths) - 1:
                 cells["downsample_spat" if temporal else "downsample"] = SpatialDownsample(width)
@@ -77,9 +85,9 @@ class Encoder(nn.Cell):
         self.down = nn.SequentialCell(levels)
         self.mid = _middle(width, temporal, temporal_attention, groups)
         self.norm_out = GroupNorm(width, groups)
-        self.conv_out = _conv(width, out_channels, temporal)
+        self.conv_out = conv(width, out_channels)
         _start_transparent(self.mid[-1], self.norm_out, self.conv_out)
-        _start_certain(self.conv_out)
+        start_certain(_spatial(self.conv_out))
 
     def construct(self, x):
         h = self.mid(self.down(self.conv_in(x)))
@@ -109,12 +117,13 @@ class Decoder(nn.Cell):
         temporal_padding: str = "replicate",
     ):
         super().__init__()
+        conv = FactorizedConv if temporal else _spatial_conv
         width = widths[-1]
-        self.conv_in = _conv(in_channels, width, temporal)
+        self.conv_in = conv(in_channels, width)
         self.mid = _middle(width, temporal, temporal_attention, groups)
         levels = []
         for level in reversed(range(len(widths))):
-            cells = OrderedDict(block=_blocks(width, widths[level], num_res_blocks + 1, temporal, groups))
+            cells = OrderedDict(block=resnet_blocks(width, widths[level], num_res_blocks + 1, groups, conv))
             width = widths[level]
             if level > 0:
                 cells["upsample_spat" if temporal else "upsample"] = SpatialUpsample(width)
@@ -125,7 +134,7 @@ class Decoder(nn.Cell):
         self.num_levels = len(levels)
         self.norm_out = GroupNorm(width, groups)
         self.temporal = temporal
-        self.conv_out = _conv(width, out_channels, temporal)
+        self.conv_out = conv(width, out_channels)
         _start_transparent(levels[0][0][-1], self.norm_out, self.conv_out)
 
     @property
@@ -148,26 +157,28 @@ class Decoder(nn.Cell):
         return self.conv_out.conv_temp(h) if self.temporal else self.conv_out(h)
 
 
-def _conv(in_channels: int, out_channels: int, temporal: bool, kernel_size: int = 3, zero: bool = False) -> nn.Cell:
-    if temporal:
-        return FactorizedConv(in_channels, out_channels, kernel_size, zero)
+def resnet_blocks(
+    in_channels: int, out_channels: int, count: int, groups: int, conv: Callable[..., nn.Cell], eps: float = 1e-6
+) -> nn.SequentialCell:
+    """`count` blocks in a row, the first of which changes the width."""
+    widths = [in_channels] + [out_channels] * count
+    return nn.SequentialCell([ResnetBlock(*pair, groups, conv, eps) for pair in zip(widths, widths[1:])])
+
+
+def _spatial_conv(in_channels: int, out_channels: int, kernel_size: int = 3, zero: bool = False) -> SpatialConv:
     return SpatialConv(in_channels, out_channels, kernel_size, padding=(kernel_size // 2,) * 4, zero=zero)
 
 
-def _blocks(in_channels: int, out_channels: int, count: int, temporal: bool, groups: int) -> nn.SequentialCell:
-    widths = [in_channels] + [out_channels] * count
-    return nn.SequentialCell([ResnetBlock(*pair, temporal, groups) for pair in zip(widths, widths[1:])])
-
-
 def _middle(channels: int, temporal: bool, temporal_attention: bool, groups: int) -> nn.SequentialCell:
+    conv = FactorizedConv if temporal else _spatial_conv
     attention = SpatialAttention(channels, groups)
     if temporal:  # numbered, so that the temporal one beside it has a name
         attention = nn.SequentialCell([attention] + [TemporalAttention(channels, groups)] * temporal_attention)
     return nn.SequentialCell(
         OrderedDict(
-            block_1=ResnetBlock(channels, channels, temporal, groups),
+            block_1=ResnetBlock(channels, channels, groups, conv),
             attn_1=attention,
-            block_2=ResnetBlock(channels, channels, temporal, groups),
+            block_2=ResnetBlock(channels, channels, groups, conv),
         )
     )
 
@@ -194,14 +205,13 @@ def _start_transparent(block: ResnetBlock, norm: GroupNorm, conv: nn.Cell) -> No
     _spatial(conv).bias.set_data(Tensor(-weight.sum(axis=(1, 2, 3)) * shift / (1 + np.exp(np.float32(-shift)))))
 
 
-def _start_certain(conv: nn.Cell, logvar: float = -6.0) -> None:
-    """Let the second half of an encoder's output, the posterior's log-variance, start small and constant."""
-    weight, bias = (getattr(_spatial(conv), name) for name in ("weight", "bias"))
-    weights, biases = weight.asnumpy().copy(), bias.asnumpy().copy()
+def start_certain(conv: nn.Cell, logvar: float = -6.0) -> None:
+    """Let the second half of what `conv` gives, the posterior's log-variance, start small and constant."""
+    weights, biases = conv.weight.asnumpy().copy(), conv.bias.asnumpy().copy()
     weights[len(weights) // 2 :] = 0
     biases[len(biases) // 2 :] = logvar
-    weight.set_data(Tensor(weights))
-    bias.set_data(Tensor(biases))
+    conv.weight.set_data(Tensor(weights))
+    conv.bias.set_data(Tensor(biases))
 
 
 def _spatial(conv: nn.Cell) -> SpatialConv:

@@ -1,0 +1,1 @@
+"""The video VAE of Open-Sora 1.2."""

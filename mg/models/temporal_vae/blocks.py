@@ -1,0 +1,148 @@
+"""The temporal VAE: MAGVIT-v2's causal tokenizer (arXiv 2310.05737) without its codebook and its changes of the frame.
+
+Its pixels are another VAE's latents, and what it compresses is the frame rate alone.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from mindspore import nn, ops
+
+from mg.models.layers.conv import CausalConv3d
+from mg.models.layers.norm import GroupNorm
+from mg.models.layers.resnet import resnet_blocks, start_certain
+
+EPS = 1e-5  # of the norms
+
+
+class Upsample(nn.Cell):
+    """A causal convolution to twice the channels, which become frames. (B, C, T, H, W) -> (B, C, 2 T, H, W)"""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = CausalConv3d(channels, 2 * channels)
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        y = self.conv(x).reshape(b, c, 2, t, h, w)
+        return ops.stack((y[:, :, 0], y[:, :, 1]), axis=3).reshape(b, c, 2 * t, h, w)
+
+
+class Encoder(nn.Cell):
+    """(B, in_channels, T, H, W) -> (B, out_channels, T / 2^m, H, W), T a multiple of 2^m
+
+    Args:
+        widths: channels of each level, the finest first.
+        halves: for each level but the last, whether the frame rate is halved behind it, m times in all.
+        num_res_blocks: of a level, and of the middle.
+        groups: of the norms.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        halves: Sequence[bool],
+        num_res_blocks: int,
+        groups: int,
+    ):
+        super().__init__()
+        self.conv_in = CausalConv3d(in_channels, widths[0], bias=False)
+        levels, width = [], widths[0]
+        for next_width, halved in zip(widths, (*halves, False)):
+            cells = OrderedDict(block=_blocks(width, next_width, num_res_blocks, groups))
+            width = next_width
+            if halved:
+                cells["downsample"] = CausalConv3d(width, width, stride=(2, 1, 1))
+            levels.append(nn.SequentialCell(cells))
+        self.down = nn.SequentialCell(levels)
+        self.mid = _blocks(width, width, num_res_blocks, groups)
+        self.norm_out = GroupNorm(width, groups, EPS)
+        self.conv_out = CausalConv3d(width, out_channels, kernel_size=1)
+
+    def construct(self, x):
+        h = self.mid(self.down(self.conv_in(x)))
+        return self.conv_out(ops.silu(self.norm_out(h)))
+
+
+class Decoder(nn.Cell):
+    """(B, in_channels, t, H, W) -> (B, out_channels, t * 2^m, H, W)
+
+    Args:
+        widths, halves, num_res_blocks, groups: the encoder's, which the decoder mirrors.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        halves: Sequence[bool],
+        num_res_blocks: int,
+        groups: int,
+    ):
+        super().__init__()
+        width = widths[-1]
+        self.conv_in = CausalConv3d(in_channels, width)
+        self.mid = _blocks(width, width, num_res_blocks, groups)
+        levels = []
+        for next_width, doubled in reversed(list(zip(widths, (False, *halves)))):
+            cells = OrderedDict(block=_blocks(width, next_width, num_res_blocks, groups))
+            width = next_width
+            if doubled:
+                cells["upsample"] = Upsample(width)
+            levels.insert(0, nn.SequentialCell(cells))
+        self.up = nn.CellList(levels)
+        self.num_levels = len(levels)
+        self.norm_out = GroupNorm(width, groups, EPS)
+        self.conv_out = CausalConv3d(width, out_channels)
+
+    def construct(self, z):
+        h = self.mid(self.conv_in(z))
+        for i in range(self.num_levels):
+            h = self.up[self.num_levels - 1 - i](h)  # the coarsest level first
+        return self.conv_out(ops.silu(self.norm_out(h)))
+
+
+class TemporalVAE(nn.Cell):
+    """Encoder and decoder of latents (B, channels, T, h, w), T a multiple of 2^m; not a model by itself.
+
+    Args:
+        channels: of what is encoded.
+        latent_channels: of what it is encoded to.
+        widths, halves, num_res_blocks, groups: the encoder's.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        latent_channels: int,
+        widths: Sequence[int],
+        halves: Sequence[bool],
+        num_res_blocks: int,
+        groups: int,
+    ):
+        super().__init__()
+        shape = (widths, halves, num_res_blocks, groups)
+        self.encoder = Encoder(channels, 2 * latent_channels, *shape)
+        self.quant_conv = CausalConv3d(2 * latent_channels, 2 * latent_channels, kernel_size=1)
+        self.post_quant_conv = CausalConv3d(latent_channels, latent_channels, kernel_size=1)
+        self.decoder = Decoder(latent_channels, channels, *shape)
+        start_certain(self.quant_conv)
+
+    def encode(self, x):
+        """Mean and log-variance along the channels, (B, 2 latent_channels, T / 2^m, h, w)"""
+        return self.quant_conv(self.encoder(x))
+
+    def decode(self, z):
+        """(B, latent_channels, t, h, w) -> (B, channels, t * 2^m, h, w)"""
+        return self.decoder(self.post_quant_conv(z))
+
+
+def _blocks(in_channels: int, out_channels: int, count: int, groups: int) -> nn.SequentialCell:
+    return resnet_blocks(in_channels, out_channels, count, groups, _conv, EPS)
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int = 3, zero: bool = False) -> CausalConv3d:
+    return CausalConv3d(in_channels, out_channels, kernel_size, bias=False, zero=zero)

@@ -1,0 +1,295 @@
+"""The video VAE of Open-Sora 1.2: SDXL's image VAE frame by frame, then a causal temporal VAE. 4x8x8, 4 channels.
+
+The spatial half is a `mg.models.image_vae`; the temporal half follows MAGVIT-v2 (arXiv 2310.05737). The defaults are
+the released checkpoint's, OpenSora-VAE-v1.2.
+
+    vae = create_model("temporal_vae", pretrained="OpenSora-VAE-v1.2/model.safetensors")
+    z, mean, logvar = vae.encode(x)                    # x (B, 3, T, H, W) in [-1, 1] -> (B, 4, t, H/8, W/8)
+    y = vae.decode(z, num_target_frames=x.shape[2])    # or vae(x)
+    flat = vae.spatial_vae(x)                          # what the spatial half alone gives back
+
+Time is cut into chunks of `micro_frame_size` frames, 17, that know nothing of each other and become 5 latent frames
+each; the rest of a clip becomes a quarter, rounded up. What a chunk lacks to a multiple of 4 is zeros before its first
+frame, in the spatial latents, and is cut off again after decoding. So to decode, one must know how many frames there
+were: by default all are given that the latents can stand for, 17 of 5 latent frames and 4 of a single one, an image's.
+Within a chunk the convolutions are causal, but the norms see all of it.
+
+Latents come as (z - shift) / scale, per channel, as Open-Sora's diffusion models want them; `decode` undoes it, and the
+training step's `latents` leaves it out. The first half's latents are its posterior's mean times
+`spatial_scaling_factor`: Open-Sora draws them from the posterior, whose deviation is small beside theirs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from mg.models.autoencoder import Encoded, VideoAutoencoder, sample
+from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.layers.resnet import ResnetBlock
+from mg.models.temporal_vae.blocks import TemporalVAE
+from mg.models.temporal_vae.weights import (
+    buffers_of,
+    config_from_open_sora,
+    config_to_open_sora,
+    from_open_sora,
+    parameter_shapes,
+    spatial_config,
+    to_open_sora,
+)
+from mg.models.tiling import TilingConfig, tiled_tensor
+
+TEMPORAL_VAE_CONFIG = {
+    "in_channels": 3,
+    "spatial_block_out_channels": [128, 256, 512, 512],
+    "spatial_layers_per_block": 2,
+    "spatial_latent_channels": 4,
+    "spatial_scaling_factor": 0.18215,
+    "latent_channels": 4,
+    "filters": 128,
+    "num_res_blocks": 4,
+    "channel_multipliers": [1, 2, 2, 4],
+    "temporal_downsample": [False, True, True],
+    "norm_num_groups": 32,
+    "micro_frame_size": 17,
+    "micro_batch_size": 4,
+    "shift": [-0.10, 0.34, 0.27, 0.98],
+    "scale": [3.85, 2.32, 2.33, 3.06],
+}
+
+
+class OpenSoraVAE(VideoAutoencoder):
+    """The spatial VAE and the temporal VAE in a row.
+
+    Args:
+        config: overrides of TEMPORAL_VAE_CONFIG: the spatial half's widths and blocks; the temporal half's `filters`,
+            `channel_multipliers`, blocks, and the levels that halve the frame rate; `micro_frame_size`, frames of a
+            chunk, null for whole clips; `micro_batch_size`, frames that the spatial half sees at once, null for all;
+            `shift` and `scale` of the latents, a number or one per channel.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        use_recompute: recompute activations in the backward pass in place of keeping them.
+        sample_deterministic: `encode` returns the posterior's mean as z.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters and norms stay fp32.
+
+    Raises:
+        ValueError: a config that cannot be built.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+
+    name = "temporal_vae"
+    default_config = TEMPORAL_VAE_CONFIG
+    scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
+    has_target = True
+    recomputed = (ResnetBlock,)
+    parts = {"image_vae": spatial_config}
+    default_tiling = TilingConfig(
+        encode_tile=0, encode_overlap=0, decode_tile=0, decode_overlap=0, spatial_tile=256, last="short"
+    )
+
+    def __init__(
+        self,
+        config: dict = TEMPORAL_VAE_CONFIG,
+        pretrained: str | Path | None = None,
+        use_recompute: bool = False,
+        sample_deterministic: bool = False,
+        dtype: str = "fp32",
+    ):
+        super().__init__(config, sample_deterministic)
+        config = self.config
+        _check(config)
+        self.latent_channels = config["latent_channels"]
+        self.spatial_compression = 2 ** (len(config["spatial_block_out_channels"]) - 1)
+        self.temporal_compression = 2 ** sum(config["temporal_downsample"])
+        self.shift, self.scale = (Tensor(_per_channel(config, key)) for key in ("shift", "scale"))  # (1, z, 1, 1, 1)
+        self.spatial_vae = ImageAutoencoder(spatial_config(config))
+        self.spatial_vae.micro_batch_size = config["micro_batch_size"]
+        self.temporal_vae = TemporalVAE(
+            config["spatial_latent_channels"],
+            self.latent_channels,
+            [config["filters"] * multiplier for multiplier in config["channel_multipliers"]],
+            config["temporal_downsample"],
+            config["num_res_blocks"],
+            config["norm_num_groups"],
+        )
+        self.finish(dtype, use_recompute, pretrained)
+
+    @staticmethod
+    def translate_config(config: dict) -> dict:
+        return config_from_open_sora(config) if "vae_2d" in config or "vae_temporal" in config else config
+
+    @staticmethod
+    def config_in_weights(state: Mapping) -> dict:
+        return buffers_of(state)
+
+    @staticmethod
+    def translate_weights(state: Mapping, config: dict) -> dict:
+        return from_open_sora(state, config)
+
+    @staticmethod
+    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(config)
+
+    @classmethod
+    def original_config(cls, config: dict) -> dict:
+        return config_to_open_sora(config, TEMPORAL_VAE_CONFIG)
+
+    @staticmethod
+    def original_weights(state: Mapping, config: dict) -> dict:
+        return to_open_sora(state, config)
+
+    # The interface.
+
+    def encode(self, x: Tensor) -> Encoded:
+        z, mean, logvar = super().encode(x)
+        return Encoded(*((value - self.shift) / self.scale for value in (z, mean)), logvar - 2 * ops.log(self.scale))
+
+    def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
+        return super().decode(self.unscaled(z), num_target_frames)
+
+    def unscaled(self, z):
+        return z * self.scale + self.shift
+
+    def scaling_for(self, mean, std, means, stds):
+        return {"shift": means, "scale": stds}
+
+    def latents(self, x, noise=None, valid=None):
+        x_z = self.spatial_latents(x)
+        if valid is not None:
+            x_z = x_z * valid.reshape(1, 1, -1, 1, 1)
+        mean, logvar = self.temporal_posterior(x_z)
+        z = mean if noise is None else sample(mean, logvar, noise)
+        return self.code(z, x.shape[2]), z, mean, logvar, x_z
+
+    def posterior(self, x):
+        return self.temporal_posterior(self.spatial_latents(x))
+
+    def features(self, code, frames):
+        return self.spatial_vae.features(code / self.config["spatial_scaling_factor"], frames)
+
+    def pixels(self, code, frames):
+        """Latents of the spatial half (B, 4, T, h, w) -> (B, 3, T, H, W)"""
+        return self.spatial_vae.pixels(code / self.config["spatial_scaling_factor"], frames)
+
+    @property
+    def pixel_decoder(self):
+        return self.spatial_vae.decoder
+
+    # The two halves.
+
+    def spatial_latents(self, x: Tensor) -> Tensor:
+        """(B, 3, T, H, W), of any size -> (B, 4, T, H/8, W/8), scaled by `spatial_scaling_factor`"""
+        return self.spatial_vae.posterior(x)[0] * self.config["spatial_scaling_factor"]
+
+    def temporal_posterior(self, x_z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 4, T, h, w) -> mean and log-variance of the latents, (B, z, t, h, w) each, of all chunks"""
+        moments = []
+        for start, stop in _chunks(x_z.shape[2], self.config["micro_frame_size"]):
+            chunk = x_z[:, :, start:stop]
+            b, c, frames, h, w = chunk.shape
+            front = -frames % self.temporal_compression
+            if front:
+                chunk = ops.cat((ops.zeros((b, c, front, h, w), chunk.dtype), chunk), axis=2)
+            moments.append(self._tiled(self.temporal_vae.encode, chunk))
+        return self.split_moments(ops.cat(moments, axis=2))
+
+    def code(self, z: Tensor, frames: int | None) -> Tensor:
+        """(B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w): `frames` if t is right for so many, else all
+        that the latents can stand for."""
+        size = self.config["micro_frame_size"] or z.shape[2] * self.temporal_compression
+        chunks = []
+        for i, (start, stop) in enumerate(_chunks(z.shape[2], -(-size // self.temporal_compression))):
+            decoded = self._tiled(self.temporal_vae.decode, z[:, :, start:stop]).astype(ms.float32)
+            kept = most = min(decoded.shape[2], size)
+            if frames is not None and decoded.shape[2] - self.temporal_compression < frames - i * size <= most:
+                kept = frames - i * size
+            chunks.append(decoded[:, :, decoded.shape[2] - kept :])
+        return ops.cat(chunks, axis=2)
+
+    def latent_shape(self, shape):
+        b, _, t, h, w = shape
+        chunks = _chunks(t, self.config["micro_frame_size"])
+        latent_frames = sum(-(-(stop - start) // self.temporal_compression) for start, stop in chunks)
+        s = self.spatial_compression
+        return b, self.latent_channels, latent_frames, -(-h // s), -(-w // s)
+
+    def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        frames = x.shape[2]
+        start = frames - frames % (self.config["micro_frame_size"] or frames + 1)  # of a last chunk that is not full
+        front = -(frames - start) % self.temporal_compression
+        aligned = np.concatenate([x[:, :, :start], *[x[:, :, start : start + 1]] * front, x[:, :, start:]], axis=2)
+        valid = np.ones(frames + front, np.float32)
+        valid[start : start + front] = 0
+        return aligned, valid
+
+    # Tiles.
+
+    def enable_tiling(self, **settings) -> None:
+        """Work tile by tile in space from now on, in either half. Time is cut into chunks in any case.
+
+        Args:
+            settings: fields of `mg.models.tiling.TilingConfig`, laid over `default_tiling`: spatial_tile,
+                spatial_overlap and last.
+
+        Raises:
+            ValueError: tiles along time, or sizes that are no multiples of the compression.
+        """
+        tiling = replace(self.default_tiling, **settings)
+        for key in ("encode_tile", "decode_tile"):
+            if getattr(tiling, key):
+                raise ValueError(
+                    f"{key} is {getattr(tiling, key)}; it must be 0: {self.name} cuts time into chunks by itself, of "
+                    "the config's micro_frame_size"
+                )
+        super().enable_tiling(**settings)
+        self.spatial_vae.enable_tiling(**vars(tiling))
+
+    def disable_tiling(self) -> None:
+        super().disable_tiling()
+        self.spatial_vae.disable_tiling()
+
+    def _tiled(self, fn, x):
+        """`fn` of latents whose height and width it keeps, tile by tile where that is on."""
+        if self.tiling is None:
+            return fn(x)
+        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
+        return tiled_tensor(fn, x, [replace(axis, up=1) for axis in axes])
+
+
+def _chunks(length: int, size: int | None) -> list[tuple[int, int]]:
+    """(start, stop) of chunks of `size`, the last one as short as it is; None makes one chunk."""
+    size = size or length
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _per_channel(config: dict, key: str) -> np.ndarray:
+    """A number, or one per channel, as (1, z or 1, 1, 1, 1)"""
+    return np.float32(config[key]).reshape(1, -1, 1, 1, 1)
+
+
+def _check(config: dict) -> None:
+    positive = ("in_channels", "spatial_layers_per_block", "spatial_latent_channels", "latent_channels", "filters",
+                "num_res_blocks", "norm_num_groups")  # fmt: skip
+    for key in (*positive, "micro_frame_size", "micro_batch_size"):
+        value = config[key]
+        if not (type(value) is int and value > 0 or value is None and key not in positive):
+            raise ValueError(f"temporal_vae config: {key} is {value}; it must be a whole number above 0")
+    multipliers, halves = config["channel_multipliers"], config["temporal_downsample"]
+    if not multipliers or not all(type(value) is int and value > 0 for value in multipliers):
+        raise ValueError(f"temporal_vae config: channel_multipliers is {multipliers}; it must be whole numbers above 0")
+    if len(halves) != len(multipliers) - 1 or not all(type(value) is bool for value in halves):
+        raise ValueError(
+            f"temporal_vae config: temporal_downsample is {halves}; it must be {len(multipliers) - 1} times true or "
+            "false, one less than channel_multipliers"
+        )
+    for key in ("shift", "scale"):
+        values = np.ravel(config[key])
+        if values.dtype.kind not in "iuf" or len(values) not in (1, config["latent_channels"]):
+            raise ValueError(
+                f"temporal_vae config: {key} is {config[key]}; it must be a number, or {config['latent_channels']}"
+            )
+    for key in ("scale", "spatial_scaling_factor"):
+        if not (np.ravel(config[key]) > 0).all():
+            raise ValueError(f"temporal_vae config: {key} is {config[key]}; it must be above 0")
