@@ -1,8 +1,8 @@
 """The models by name.
 
-create_model("tae")                                    # Movie Gen TAE, untrained
-create_model("tae", pretrained="tae.ckpt", ch=64)      # keywords override the config
-from_pretrained("outputs/tae/checkpoints/step_000100") # config and weights from a folder or file
+    create_model("tae")                                    # Movie Gen TAE, untrained
+    create_model("tae", pretrained="tae.ckpt", ch=64)      # keywords override the config
+    from_pretrained("outputs/tae/checkpoints/step_000100") # config and weights from a folder or file
 """
 
 from pathlib import Path
