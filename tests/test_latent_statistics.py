@@ -19,6 +19,15 @@ from mg.models import create_model, from_pretrained
 
 ROOT = Path(__file__).parents[1]
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
+TEMPORAL_VAE = {
+    "spatial_block_out_channels": [32, 32],
+    "spatial_layers_per_block": 1,
+    "filters": 32,
+    "channel_multipliers": [1, 1],
+    "temporal_downsample": [True],
+    "num_res_blocks": 1,
+    "micro_frame_size": 5,
+}
 RNG = np.random.default_rng(0)
 
 
@@ -125,6 +134,30 @@ def test_where_the_caller_scales_the_factors_are_the_inverse_and_the_mean(clips,
     assert described["meaning"].startswith("for the caller") and described["replaced"]["scaling_factor"] == 1.5305
 
 
+def test_factors_per_channel_bring_each_channel_to_mean_0_and_deviation_1(clips, tmp_path, monkeypatch, capsys):
+    create_model("temporal_vae", **TEMPORAL_VAE).save_pretrained(tmp_path / "vae")
+    arguments = ["--ckpt_path", tmp_path / "vae", "--csv_path", clips / "index.csv", "--save_dir", tmp_path / "scaled"]
+    assert run_tool(monkeypatch, *arguments, "--image_size", 0, "--crop", "False") == 0
+    model, plain = from_pretrained(tmp_path / "scaled"), from_pretrained(tmp_path / "vae")
+    assert len(model.config["shift"]) == len(model.config["scale"]) == 4
+    x = videos(clips, configure(clips, tmp_path / "vae", tmp_path))
+    z = latents(model, x)
+    np.testing.assert_allclose(z.mean(1), 0, atol=1e-4)
+    np.testing.assert_allclose(z.std(1), 1, rtol=1e-4)
+    unscaled = np.concatenate([plain.latents(video)[2].asnumpy().reshape(4, -1) for video in x], axis=1)
+    np.testing.assert_allclose(model.config["shift"], unscaled.mean(1), atol=1e-5)
+    for video in x:  # decode undoes what encode did
+        z, frames = model.encode(video).mean, video.shape[2]
+        expected = plain.decode(plain.encode(video).mean, frames).asnumpy()
+        np.testing.assert_allclose(model.decode(z, frames).asnumpy(), expected, atol=1e-4)
+
+    described = json.loads((tmp_path / "scaled" / "latent_statistics.json").read_text())
+    assert described["shift"] == described["channel_mean"] and described["scale"] == described["channel_std"]
+    assert described["replaced"] == {key: plain.config[key] for key in ("shift", "scale")}
+    said = capsys.readouterr().out
+    assert "shift " + " ".join(f"{value:.6g}" for value in described["shift"]) in said
+
+
 def run_tool(monkeypatch, *arguments):
     """The exit code of tools/latent_statistics.py, run in this process: MindSpore lets the device be chosen only once."""
     monkeypatch.setattr("mg.runtime.setup", lambda *_: None)
@@ -157,5 +190,10 @@ def test_the_checkpoints_own_folder_is_refused(clips, checkpoint):
 
 
 def test_equal_latents_have_no_factor():
-    with pytest.raises(ValueError, match=r"all latents are 2.0: no scaling_factor"):
+    with pytest.raises(ValueError, match=r"all latents are 2.0: no factor"):
         scaling(None, Moments.of(np.full((1, 2, 1, 1, 3), 2.0)))
+
+
+def test_a_channel_that_never_changes_keeps_its_scale():
+    z = np.array([[[[[1.0, 1.0]]], [[[0.0, 4.0]]]]])  # (1, 2, 1, 1, 2)
+    assert scaling(create_model("temporal_vae", **TEMPORAL_VAE), Moments.of(z)) == {"shift": [1, 2], "scale": [1, 2]}

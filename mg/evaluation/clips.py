@@ -1,8 +1,10 @@
 """Clips of a CSV and the model that is to see them: what every evaluation has in common.
 
-model = load_model(config)
-for batch, size in group_by_shape(read_clips(rows, config, on_error), config.batch_size):
-    ...
+    model = load_model(config)
+    for batch, x in batches(rows, config, on_error):    # x (B, 3, T, H, W)
+        ...
+
+A clip that cannot be read goes to `on_error`, and the others go on.
 """
 
 from collections import deque
@@ -29,7 +31,7 @@ class ModelConfig:
 
     Args:
         from_pretrained: checkpoint: a file, or a folder that `save_pretrained` wrote.
-        name: dc_ae | image_vae | tae; by default what the config beside the checkpoint says, else tae.
+        name: dc_ae | image_vae | tae | temporal_vae; by default what the config beside the checkpoint says, else tae.
         config: keys to lay over that config.
         dtype: precision of convolutions and products.
         use_spatial_tiling: run frames larger than a tile in tiles, which bounds the memory.

@@ -1,15 +1,17 @@
-"""Mean and standard deviation of a model's latents over the clips of a CSV, and the scaling_factor that follows.
+"""Mean and standard deviation of a model's latents over the clips of a CSV, and the scaling that follows from them.
 
-A diffusion model is trained on latents of about unit variance; an autoencoder's have any. `scaling_factor` brings them
-there, and each kind of model has its own convention for it:
+A diffusion model is trained on latents of about unit variance; an autoencoder's have any. Factors in the model's config
+bring them there, and each kind of model has its own convention for them:
 
     Video DC-AE                scaling_factor = std              encode divides by it, decode multiplies; no shift
     TAE, image VAE (SD's)      scaling_factor = 1 / std,         left to the caller: z = (z - shift_factor) *
                                shift_factor = mean               scaling_factor, undone before decoding
+    Open-Sora 1.2 VAE          shift = mean, scale = std,        encode gives (z - shift) / scale, decode undoes it
+                               one of each per channel
 
-Reconstructions do not depend on it. Deviations are about the mean of all latents, over all channels and positions, and
-divided by the count. Everything is summed in float64, clip by clip (Chan, Golub and LeVeque 1979), so that clips of
-any shape and order count alike.
+Reconstructions do not depend on them. Deviations are about the mean, of each channel or of all latents, over all
+positions, and divided by the count. Everything is summed in float64, clip by clip (Chan, Golub and LeVeque 1979), so
+that clips of any shape and order count alike.
 """
 
 import json
@@ -36,7 +38,7 @@ class StatisticsConfig(ClipsConfig):
     """Measure the latents of a video autoencoder over the clips of a CSV.
 
     Args:
-        output_path: folder for the model with the new scaling_factor in its config, which `from_pretrained` takes, and
+        output_path: folder for the model with the new factors in its config, which `from_pretrained` takes, and
             latent_statistics.json.
     """
 
@@ -85,7 +87,7 @@ class Statistics:
     failures: list[tuple[str, str]]
 
 
-def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict[str, float]]:
+def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
     """Measure the clips of `config.csv_path`, and write the model with its new factors to `config.output_path`.
 
     Returns:
@@ -99,14 +101,11 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict[str, float]]
         raise ValueError(f"output_path is {folder}, where the checkpoint lies; give another folder")
     rows = read_index(config.csv_path, config.video_folder)
     model = load_model(config)
-    replaced = {key: model.config[key] for key in ("scaling_factor", "shift_factor") if key in model.config}
-    if model.scales_latents and model.config["scaling_factor"] is not None:
-        _logger.info("the model's own scaling_factor, %s, is undone: latents unscaled", model.config["scaling_factor"])
-
     statistics = measure(model, rows, config)
     if statistics.channels is None:
         return statistics, {}
     factors = scaling(model, statistics.channels)
+    replaced = {key: model.config[key] for key in factors}
     model.config = {**model.config, **factors}
     model.save_pretrained(folder)
     overall = statistics.channels.over_channels()
@@ -118,7 +117,7 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict[str, float]]
         "mean": float(overall.mean),
         "std": float(overall.std),
         **factors,
-        "meaning": meaning(model),
+        "meaning": model.scaling,
         "replaced": replaced,
         "values_per_channel": statistics.channels.count,
         "channel_mean": statistics.channels.mean.tolist(),
@@ -139,11 +138,10 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
         statistics.failures.append((rows[index].name, one_line(error)))
         _logger.warning("%s: %s", rows[index].name, one_line(error))
 
-    factor = (model.config["scaling_factor"] or 1.0) if model.scales_latents else 1.0
     for batch, x in batches(rows, config, on_error):
         z, mean, _ = model.encode(ms.Tensor(x))
-        z = (z if config.sample_posterior else mean).asnumpy().astype(np.float64) * factor  # (B, C, t, h, w)
-        for clip, latents in zip(batch, z):
+        unscaled = model.unscaled(z if config.sample_posterior else mean).asnumpy()  # (B, C, t, h, w)
+        for clip, latents in zip(batch, unscaled):
             if not np.isfinite(latents).all():
                 on_error(clip.index, ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32"))
                 continue
@@ -153,8 +151,10 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
     return statistics
 
 
-def scaling(model: VideoAutoencoder, channels: Moments) -> dict[str, float]:
+def scaling(model: VideoAutoencoder, channels: Moments) -> dict:
     """The keys of the model's config that bring latents of these statistics to unit variance.
+
+    A channel that never changes counts as one of unit variance, since nothing could bring it there.
 
     Raises:
         ValueError: all latents are equal.
@@ -162,12 +162,7 @@ def scaling(model: VideoAutoencoder, channels: Moments) -> dict[str, float]:
     overall = channels.over_channels()
     mean, std = float(overall.mean), float(overall.std)
     if not std > 0:
-        raise ValueError(f"all latents are {mean}: no scaling_factor brings them to unit variance")
-    return {"scaling_factor": std} if model.scales_latents else {"scaling_factor": 1 / std, "shift_factor": mean}
-
-
-def meaning(model: VideoAutoencoder) -> str:
-    """What this model's factors are for, in one line."""
-    if model.scales_latents:
-        return "encode divides latents by scaling_factor, decode multiplies them by it"
-    return "for the caller: z = (z - shift_factor) * scaling_factor after encode, undone before decode"
+        raise ValueError(f"all latents are {mean}: no factor brings them to unit variance")
+    return model.scaling_for(
+        mean, std, channels.mean.tolist(), [deviation or 1.0 for deviation in channels.std.tolist()]
+    )
