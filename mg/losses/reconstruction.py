@@ -1,8 +1,12 @@
-"""The loss of a video autoencoder: L1 + LPIPS + KL + outlier penalty.
+"""The loss of a video autoencoder: L1 + LPIPS + KL + outlier penalty, and two more where there are two stages.
 
 L1 and KL are summed over a frame and averaged over frames, as in latent diffusion (arXiv 2112.10752); the distance of
 LPIPS, one number per frame, counts for every value of it. The outlier penalty is Movie Gen's (arXiv 2410.13720,
 section 3.1.1): it presses on latents that stand out of their frame, which would show as bright spots.
+
+A model of two stages has a target, the latents of its first stage, and its code, what the second gives back of them.
+Open-Sora 1.2 trains the second stage on their distance before it trains on pixels, and first of all keeps the latents
+of an image like its target: the identity loss.
 """
 
 from dataclasses import dataclass
@@ -19,57 +23,103 @@ class LossConfig:
     """Weights of the loss; a weight of 0 leaves its term out.
 
     Args:
-        perceptual_weight: of LPIPS (VGG16).
+        pixel_weight: of L1 and LPIPS together; 0 trains a model of two stages without making pixels.
+        perceptual_weight: of LPIPS (VGG16), beside L1's 1.
         lpips_weights: LPIPS' weights as `tools/convert_lpips.py` writes them.
         kl_weight: of the KL divergence from a standard normal.
+        kl_per_clip: sum the divergence over a clip and average over clips, as Open-Sora 1.2 does, in place of over a
+            frame and over frames.
         outlier_weight: of Movie Gen's outlier penalty (the paper's weight is 1e5).
         outlier_range: latents within this many standard deviations of their frame's mean are not penalised.
         outlier_per_channel: judge each latent value by its own channel, as mindone does, in place of the paper's norm
             over the channels.
+        latent_weight: of the L1 distance between the first stage's latents and what the second gives back of them,
+            summed over a frame and averaged over frames.
+        identity_weight: of the same distance between an image's first latents and its last; videos have none.
+        detach_latents: let no gradient into the first stage through the latents that are compared with.
     """
 
+    pixel_weight: float = 1.0
     perceptual_weight: float = 1.0
     lpips_weights: str = "models/lpips_vgg.safetensors"
     kl_weight: float = 1e-6
+    kl_per_clip: bool = False
     outlier_weight: float = 0.0
     outlier_range: float = 3.0
     outlier_per_channel: bool = False
+    latent_weight: float = 0.0
+    identity_weight: float = 0.0
+    detach_latents: bool = True
 
     def __post_init__(self):
-        for name in ("perceptual_weight", "kl_weight", "outlier_weight", "outlier_range"):
+        for name in ("pixel_weight", "perceptual_weight", "kl_weight", "outlier_weight", "outlier_range",
+                     "latent_weight", "identity_weight"):  # fmt: skip
             require(getattr(self, name) >= 0, self, name, "at least 0")
 
 
 class AutoencoderLoss(nn.Cell):
     """Loss of a reconstruction and of its latents, in fp32.
 
-    Inputs: x, y (B, 3, T, H, W) in [-1, 1]; z, mean, logvar (B, z, t, h, w); without a posterior logvar is None, and
-    there is no KL.
+    Inputs: x, y (B, 3, T, H, W) in [-1, 1], y None where the loss has no pixels; z, mean, logvar (B, z, t, h, w);
+    without a posterior logvar is None, and there is no KL; code, target (B, c, T, h, w), of a model of two stages;
+    valid (T,), 1 for the frames that count and 0 for others, None for all. Latents all count.
 
     Returns:
-        The loss to minimise, and its unweighted terms as a (4,) vector in the order of `terms`.
-    """
+        The loss to minimise, and its unweighted terms as a vector in the order of `terms`.
 
-    terms = ("l1", "lpips", "kl", "outlier")
+    Attributes:
+        terms: l1 and lpips with pixels, kl, outlier, then latent and identity where one of these has a weight.
+        pixels, latents: whether the loss has terms of the reconstruction, and of code and target.
+    """
 
     def __init__(self, config: LossConfig):
         super().__init__()
         self.config = config
-        self.lpips = LPIPS("vgg", config.lpips_weights) if config.perceptual_weight else None
+        self.pixels = config.pixel_weight > 0
+        self.latents = config.latent_weight > 0 or config.identity_weight > 0
+        self.terms = ("l1", "lpips") if self.pixels else ()
+        self.terms += ("kl", "outlier")
+        self.terms += ("latent", "identity") if self.latents else ()
+        self.lpips = LPIPS("vgg", config.lpips_weights) if self.pixels and config.perceptual_weight else None
 
-    def construct(self, x, y, z, mean, logvar):
+    def construct(self, x, y, z, mean, logvar, code=None, target=None, valid=None):
+        config = self.config
         b, c, t, h, w = x.shape
-        l1 = ops.abs(x - y).mean()
-        zero = ops.zeros((), ms.float32)
-        perceptual = self.lpips(_frames(x), _frames(y)).mean() if self.lpips is not None else zero
-        kl = zero if logvar is None else 0.5 * (mean.square() + ops.exp(logvar) - 1.0 - logvar).sum() / (b * t)
-        outlier = self._outlier_penalty(z) if self.config.outlier_weight else zero
-        loss = (
-            (l1 + self.config.perceptual_weight * perceptual) * (c * h * w)
-            + self.config.kl_weight * kl
-            + self.config.outlier_weight * outlier
-        )
-        return loss, ops.stop_gradient(ops.stack((l1, perceptual, kl, outlier)))
+        loss = zero = ops.zeros((), ms.float32)
+        terms = ()
+        if self.pixels:
+            l1 = _mean(ops.abs(x - y), valid)
+            perceptual = zero
+            if self.lpips is not None:
+                distance = self.lpips(_frames(x), _frames(y))  # (B*T, 1, 1, 1)
+                perceptual = _mean(distance.reshape(b, 1, t, 1, 1), valid)
+            loss = config.pixel_weight * (l1 + config.perceptual_weight * perceptual) * (c * h * w)
+            terms = (l1, perceptual)
+
+        kl = zero
+        if logvar is not None:
+            frames = t if valid is None else valid.sum()
+            kl = 0.5 * (mean.square() + ops.exp(logvar) - 1.0 - logvar).sum() / b
+            kl = kl if config.kl_per_clip else kl / frames
+        outlier = self._outlier_penalty(z) if config.outlier_weight else zero
+        loss = loss + config.kl_weight * kl + config.outlier_weight * outlier
+        terms = terms + (kl, outlier)
+
+        if self.latents:
+            target = ops.stop_gradient(target) if config.detach_latents else target
+            latent = _mean(ops.abs(target - code), valid) * _size(target) if config.latent_weight else zero
+            identity = self._identity(target, z, valid) if config.identity_weight else zero
+            loss = loss + config.latent_weight * latent + config.identity_weight * identity
+            terms = terms + (latent, identity)
+        return loss, ops.stop_gradient(ops.stack(terms))
+
+    def _identity(self, target: Tensor, z: Tensor, valid: Tensor | None) -> Tensor:
+        """|target - z| of images, summed over one; an image may stand behind frames that do not count"""
+        frames = target.shape[2]
+        if z.shape[2] > 1 or (valid is None and frames > 1):
+            return ops.zeros((), ms.float32)
+        distance = ops.abs(target[:, :, frames - 1 :] - z).mean() * _size(target)
+        return distance if valid is None else distance * (valid.sum() == 1).astype(ms.float32)
 
     def _outlier_penalty(self, z: Tensor) -> Tensor:
         """mean over positions of max(|z - mean| - r std, 0), mean and std taken over each frame"""
@@ -87,3 +137,16 @@ def _frames(x: Tensor) -> Tensor:
     """(B, C, T, H, W) -> (B*T, C, H, W)"""
     b, c, t, h, w = x.shape
     return x.transpose(0, 2, 1, 3, 4).reshape(b * t, c, h, w)
+
+
+def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean of (B, C, T, H, W), over the valid frames"""
+    if valid is None:
+        return values.mean()
+    return (values.mean(axis=(0, 1, 3, 4)) * valid).sum() / valid.sum()
+
+
+def _size(x: Tensor) -> int:
+    """Values of a frame of (B, C, T, H, W)"""
+    _, c, _, h, w = x.shape
+    return c * h * w

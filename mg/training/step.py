@@ -200,7 +200,7 @@ class TrainStep:
         self.updater = Updater(model.trainable_params(), config, total_steps, dtype, world_size, config.ema_decay)
         self.discriminator = self.discriminator_updater = None
         share = 1 / config.accumulation
-        self._accumulate = _Accumulate(model, loss, self.updater, share)
+        self._accumulate = _Accumulate(model, loss, self.updater, share, judged=adversary is not None)
         if adversary is not None:
             self.discriminator = adversary.discriminator
             updates = max(total_steps - adversary.disc_loss.disc_start, 1)
@@ -212,27 +212,35 @@ class TrainStep:
         self._reports: list[tuple[tuple[str, ...], Tensor]] = []
         self._statistics: list[tuple[Updater, tuple[Tensor, ...]]] = []
 
-    def accumulate(self, x: np.ndarray, noise: np.ndarray, generator: np.random.Generator | None = None) -> None:
+    def accumulate(
+        self,
+        x: np.ndarray,
+        noise: np.ndarray,
+        generator: np.random.Generator | None = None,
+        valid: np.ndarray | None = None,
+    ) -> None:
         """Add a batch's gradients.
 
         Args:
             x: (B, 3, T, H, W) in [-1, 1].
             noise: standard normal, of the latents' shape.
             generator: draws what the discriminator's dropout leaves out; without one it has no dropout.
+            valid: (T,), which frames count, where the model has aligned them; not with an adversary.
         """
         video, noise = Tensor(x), Tensor(noise)
+        valid = None if valid is None else Tensor(valid)
         if self.adversary is not None and self.done >= self.adversary.gen_loss.gen_start:
             masks = self._masks(x.shape, generator)
             scale = self.updater.loss_scale()
-            report, y, statistics = self._compete(video, noise, scale, Tensor(0.0, ms.float32), *masks)
+            report, *made, statistics = self._compete(video, noise, scale, Tensor(0.0, ms.float32), *masks)
             self._reports.append((self._compete.terms, report))
             self._statistics.append((self.updater, statistics))
         else:
-            report, y = self._accumulate(video, noise, self.updater.loss_scale())
+            report, *made = self._accumulate(video, noise, self.updater.loss_scale(), valid)
             self._reports.append((self._accumulate.terms, report))
         if self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start:
             masks = self._masks(x.shape, generator) + self._masks(x.shape, generator)
-            report, *statistics = self._judge(video, y, self.discriminator_updater.loss_scale(), *masks)
+            report, *statistics = self._judge(video, *made, self.discriminator_updater.loss_scale(), *masks)
             self._reports.append((self._judge.terms, report))
             self._statistics += [(self.discriminator_updater, each) for each in statistics]
 
@@ -283,25 +291,27 @@ class _Gather(nn.Cell):
 
 
 class _Accumulate(_Gather):
-    """The autoencoder's gradients under its loss. Returns the loss and its terms, a vector, and the reconstruction."""
+    """The autoencoder's gradients under its loss. Returns the loss and its terms, a vector, and the reconstruction if
+    it is `judged`; where neither the loss nor a judge sees pixels none are made."""
 
-    def __init__(self, model, loss, updater, share):
+    def __init__(self, model, loss, updater, share, judged):
         super().__init__(updater, share)
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.judged = model, loss, judged
         self.terms = ("loss", *loss.terms)
         self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
 
-    def _scaled_loss(self, x, noise, scale):
-        code, z, mean, logvar, target = self.model.latents(x, noise)
-        y = self.model.reconstruct(code, x.shape)
-        loss, terms = self.loss(x, y, z, mean, logvar)
-        return loss * scale, loss, terms, y
+    def _scaled_loss(self, x, noise, scale, valid):
+        code, z, mean, logvar, target = self.model.latents(x, noise, valid)
+        y = self.model.reconstruct(code, x.shape) if self.loss.pixels or self.judged else None
+        loss, terms = self.loss(x, y, z, mean, logvar, code, target, valid)
+        outputs = (loss * scale, loss, terms)
+        return outputs + (y,) if self.judged else outputs
 
-    def construct(self, x, noise, scale):
-        outputs, gradients = self.differentiate(x, noise, scale)
-        loss, terms, y = outputs[1:]
+    def construct(self, x, noise, scale, valid):
+        outputs, gradients = self.differentiate(x, noise, scale, valid)
+        loss, terms = outputs[1:3]
         self.gather(loss, gradients)
-        return ops.cat((loss.reshape(1), terms)), y
+        return (ops.cat((loss.reshape(1), terms)),) + outputs[3:]
 
 
 class _Compete(_Gather):
@@ -323,7 +333,7 @@ class _Compete(_Gather):
         h = self.model.features(code, x.shape[2])
         y = self.model.picture(h, x.shape)
         reconstruction, fake = self.balance(y, ops.stop_gradient(h), scale, probe)
-        loss, terms = self.loss(x, reconstruction, z, mean, logvar)
+        loss, terms = self.loss(x, reconstruction, z, mean, logvar, code, target)
         logits, statistics = self.discriminator.forward(fake, masks)
         generator = generator_loss(logits)
         return (loss + generator) * scale, loss, terms, generator, y, statistics
