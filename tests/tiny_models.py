@@ -2,11 +2,18 @@
 
 _WIDTHS, _DEPTHS = [32, 32, 32, 32, 64, 64], [1] * 6
 
-# The one that tests/data/dc_ae holds the original's weights of.
+# The ones that tests/data/dc_ae and tests/data/temporal_vae hold the originals' weights of.
 DC_AE = {
     "encoder_width_list": _WIDTHS,
     "encoder_depth_list": _DEPTHS,
     "decoder_width_list": _WIDTHS,
     "decoder_depth_list": _DEPTHS,
     "latent_channels": 16,
+}
+TEMPORAL_VAE = {
+    "spatial_block_out_channels": [32, 32, 32, 64],
+    "spatial_layers_per_block": 1,
+    "filters": 32,
+    "channel_multipliers": [1, 1, 1, 2],
+    "num_res_blocks": 1,
 }

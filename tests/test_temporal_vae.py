@@ -1,0 +1,415 @@
+"""The Open-Sora 1.2 VAE equals the original, names, numbers and latents; its chunks, their padding, and what sees what."""
+
+import json
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, ops
+from tiny_models import TEMPORAL_VAE as TINY
+
+from mg.checkpoints import CheckpointError, read_state_dict
+from mg.models import create_model, from_pretrained
+from mg.models.layers.conv import CausalConv3d
+from mg.models.temporal_vae.blocks import Upsample
+from mg.models.temporal_vae.temporal_vae import TEMPORAL_VAE_CONFIG, OpenSoraVAE
+from mg.models.temporal_vae.weights import parameter_shapes, to_open_sora
+
+DATA = Path(__file__).parent / "data"
+ORIGINAL = DATA / "temporal_vae" / "weights.safetensors"
+TOLERANCE = 1e-4  # of the output's scale
+SMALL = {
+    "spatial_block_out_channels": [32, 32],
+    "spatial_layers_per_block": 1,
+    "filters": 32,
+    "channel_multipliers": [1, 1, 1],
+    "temporal_downsample": [True, True],
+    "num_res_blocks": 1,
+}
+
+
+def data(name: str) -> np.ndarray:
+    return np.load(DATA / "temporal_vae" / f"{name}.npy")
+
+
+def relative_error(found: Tensor, wanted: np.ndarray) -> float:
+    assert tuple(found.shape) == tuple(wanted.shape)
+    return float(np.abs(found.asnumpy() - wanted).max() / np.abs(wanted).max())
+
+
+def video(*shape: int, seed: int = 0) -> Tensor:
+    return Tensor(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The original's weights: no layer is zero, as some are in an untrained model."""
+    return create_model("temporal_vae", ORIGINAL, **TINY)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A half of two levels each, all its parameters random."""
+    model, rng = create_model("temporal_vae", **SMALL), np.random.default_rng(0)
+    for name, p in model.named_weights():
+        p.set_data(Tensor(rng.normal(float(name.endswith("gamma")), 0.1, p.shape).astype(np.float32)))
+    return model
+
+
+# Equal to the original.
+
+
+def test_every_step_equals_the_originals(mode):
+    model = create_model("temporal_vae", ORIGINAL, **TINY)
+    x = Tensor(data("x"))
+    x_z_rec, z, mean, logvar, x_z = model.latents(x)
+    y = model.reconstruct(x_z_rec, x.shape)
+    for found, name in ((x_z, "x_z"), (z, "z"), (mean, "z"), (x_z_rec, "x_z_rec"), (y, "y"), (model(x), "y")):
+        assert relative_error(found, data(name)) < TOLERANCE, name
+    encoded = model.encode(x)
+    assert relative_error(encoded.mean, data("z_scaled")) < TOLERANCE
+    assert relative_error(model.decode(Tensor(data("z_scaled")), num_target_frames=20), data("y")) < TOLERANCE
+    assert np.allclose(encoded.logvar.asnumpy(), (logvar - 2 * ops.log(model.scale)).asnumpy(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_spatial_half_equals_diffusers_in_sdxls_config(tmp_path, mode):
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    sdxl = diffusers.AutoencoderKL(
+        block_out_channels=[128, 256, 512, 512],
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=1024,
+        scaling_factor=0.13025,
+    ).eval()
+    sdxl.save_pretrained(tmp_path)
+    x = video(1, 3, 2, 24, 40)
+    with torch.no_grad():
+        images = torch.from_numpy(x.asnumpy()[0].swapaxes(0, 1))
+        posterior = sdxl.encode(images).latent_dist
+        decoded = sdxl.decode(posterior.mean).sample.numpy().swapaxes(0, 1)[None]
+    moments = posterior.parameters.numpy().swapaxes(0, 1)[None]
+
+    vae = create_model("temporal_vae", filters=32, num_res_blocks=1, channel_multipliers=[1, 1, 1, 1])
+    vae.spatial_vae.load_weights(tmp_path)
+    parameters = list(vae.spatial_vae.get_parameters())
+    assert (len(parameters), sum(p.size for p in parameters)) == (248, 83_653_863)
+    mean, logvar = vae.spatial_vae.posterior(x)
+    assert relative_error(mean, moments[:, :4]) < TOLERANCE
+    assert relative_error(logvar, moments[:, 4:]) < TOLERANCE
+    assert relative_error(vae.spatial_vae.decode(Tensor(moments[:, :4])), decoded) < TOLERANCE
+    assert relative_error(vae.spatial_latents(x), moments[:, :4] * 0.18215) < TOLERANCE
+
+
+def test_the_default_is_the_released_checkpoint():
+    stored = dict(line.split(" ", 1) for line in (DATA / "temporal_vae_names.txt").read_text().splitlines())
+    shapes = parameter_shapes(TEMPORAL_VAE_CONFIG)
+    nothing = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    found = {name: array.shape for name, array in to_open_sora(nothing, TEMPORAL_VAE_CONFIG).items()}
+    assert found == {name: tuple(json.loads(f"[{shape.strip('(),')}]")) for name, shape in stored.items()}
+    sizes = {
+        part: [int(np.prod(shape)) for name, shape in shapes.items() if name.startswith(part)]
+        for part in ("spatial_vae", "temporal_vae.encoder", "temporal_vae.decoder", "temporal_vae", "")
+    }
+    assert {part: (len(each), sum(each)) for part, each in sizes.items()} == {
+        "spatial_vae": (248, 83_653_863),
+        "temporal_vae.encoder": (131, 144_421_128),
+        "temporal_vae.decoder": (132, 165_265_924),
+        "temporal_vae": (267, 309_687_144),
+        "": (515, 393_341_007),
+    }
+
+
+def test_the_table_of_names_is_the_models(model):
+    assert {name: tuple(p.shape) for name, p in model.named_weights()} == parameter_shapes(model.config)
+    assert {p.name for p in model.get_parameters()} == set(parameter_shapes(model.config))
+
+
+@pytest.mark.slow
+def test_the_model_of_full_size_is_built_and_runs():
+    model = create_model("temporal_vae")
+    parameters = list(model.get_parameters())
+    assert (len(parameters), sum(p.size for p in parameters)) == (515, 393_341_007)
+    assert model(video(1, 3, 5, 16, 16)).shape == (1, 3, 5, 16, 16)
+
+
+def test_what_is_saved_is_read_again_to_the_bit(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert isinstance(again, OpenSoraVAE) and again.config == model.config
+    for (name, a), (other, b) in zip(model.named_weights(), again.named_weights(), strict=True):
+        assert name == other and np.array_equal(a.asnumpy(), b.asnumpy())
+
+
+def test_the_originals_tensors_scale_and_shift_become_config(tmp_path):
+    state = dict(read_state_dict(ORIGINAL))
+    assert {"scale", "shift"} < state.keys()
+    config = {**TEMPORAL_VAE_CONFIG, **TINY}
+    assert OpenSoraVAE.config_in_weights(state) == {key: config[key] for key in ("scale", "shift")}
+    assert set(OpenSoraVAE.translate_weights(state, config)) == set(parameter_shapes(config))
+    state["scale"], state["shift"] = np.float32(2.5), np.float32(0)  # as they are where training leaves them
+    assert OpenSoraVAE.config_in_weights(state) == {"scale": 2.5, "shift": 0.0}
+    model = create_model("temporal_vae", scale=2.5, shift=0.0, **SMALL)
+    x = video(1, 3, 4, 8, 8)
+    assert np.allclose(model.encode(x).mean.asnumpy(), model.latents(x)[2].asnumpy() / 2.5, atol=1e-6)
+
+
+def test_weights_of_another_size_are_refused_by_name():
+    with pytest.raises(CheckpointError, match=r"does not fit this temporal_vae: .*temporal_vae.encoder.conv_in.weight"):
+        create_model("temporal_vae", ORIGINAL, **{**TINY, "filters": 64})
+    with pytest.raises(CheckpointError, match=r"does not fit this temporal_vae: .*spatial_vae.encoder.conv_in.weight"):
+        create_model("temporal_vae", ORIGINAL, **{**TINY, "spatial_block_out_channels": [64, 64, 64, 128]})
+
+
+# Lengths.
+
+
+@pytest.mark.parametrize("micro_frame_size, lengths", [(17, range(1, 41)), (None, (1, 6, 17, 40))])
+def test_every_length_is_cut_into_chunks_padded_in_front_and_trimmed(small, micro_frame_size, lengths, monkeypatch):
+    monkeypatch.setitem(small.config, "micro_frame_size", micro_frame_size)
+    raw, size = small.temporal_vae, micro_frame_size or 40
+    for frames in lengths:
+        x_z = video(1, 4, frames, 2, 2).asnumpy()
+        moments, decoded = [], []
+        for start in range(0, frames, size):
+            chunk = x_z[:, :, start : start + size]
+            front = -chunk.shape[2] % 4
+            chunk = raw.encode(Tensor(np.pad(chunk, [(0, 0), (0, 0), (front, 0), (0, 0), (0, 0)])))
+            moments.append(chunk.asnumpy())
+            decoded.append(raw.decode(chunk[:, :4]).asnumpy()[:, :, front:])
+        moments, decoded = np.concatenate(moments, axis=2), np.concatenate(decoded, axis=2)
+        mean, logvar = small.temporal_posterior(Tensor(x_z))
+        assert np.allclose(np.concatenate([mean.asnumpy(), logvar.asnumpy()], axis=1), moments, atol=1e-6)
+        assert mean.shape == small.latent_shape((1, 3, frames, 4, 4))
+        found = small.code(mean, frames)
+        assert found.shape == x_z.shape and np.allclose(found.asnumpy(), decoded, atol=1e-5)
+        whole = small.code(mean, None)  # as many frames as the latents can stand for
+        assert frames <= whole.shape[2] < frames + 4 and small.latent_shape((1, 3, whole.shape[2], 4, 4)) == mean.shape
+
+
+@pytest.mark.parametrize("frames", [1, 4, 19])
+def test_any_length_and_size_comes_back_as_it_was(small, frames):
+    x = video(2, 3, frames, 7, 10)
+    z, mean, logvar = small.encode(x)
+    assert z.shape == mean.shape == logvar.shape == small.latent_shape(x.shape)
+    assert z.shape[2:] == ({1: 1, 4: 1, 19: 6}[frames], 4, 5)
+    assert small(x).shape == x.shape
+    assert small.decode(z, num_target_frames=frames).shape == (2, 3, frames, 8, 10)
+    assert small.decode(z).shape == (2, 3, {1: 4, 4: 4, 19: 21}[frames], 8, 10)
+
+
+def test_fewer_frames_than_the_latents_stand_for_are_the_first(small):
+    z = small.encode(video(1, 3, 21, 4, 4)).mean
+    whole = small.decode(z).asnumpy()
+    assert np.array_equal(small.decode(z, num_target_frames=9).asnumpy(), whole[:, :, :9])
+    assert np.array_equal(small.decode(z, num_target_frames=99).asnumpy(), whole)
+    first, last = small.decode(z, num_target_frames=19).asnumpy(), whole[:, :, 19:]
+    assert np.array_equal(first[:, :, :17], whole[:, :, :17])
+    assert np.allclose(first[:, :, 17:], last, atol=1e-6)  # of 2 frames in the last latent frame, they are the last
+
+
+@pytest.mark.parametrize("frames", [1, 3, 16, 17, 18, 34])
+def test_a_clip_of_an_aligned_length_has_the_same_latents(small, frames):
+    x = video(1, 3, frames, 4, 4).asnumpy()
+    aligned, valid = small.align_frames(x)
+    assert valid.shape == (aligned.shape[2],) and np.array_equal(aligned[:, :, valid > 0], x)
+    code, z, mean, logvar, target = small.latents(Tensor(aligned), None, Tensor(valid))
+    wanted = small.latents(Tensor(x))
+    for found, same in ((z, wanted[1]), (mean, wanted[2]), (logvar, wanted[3])):
+        assert found.shape == same.shape and np.allclose(found.asnumpy(), same.asnumpy(), atol=1e-5)
+    for found, same in ((code, wanted[0]), (target, wanted[4])):
+        assert np.allclose(found.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=1e-5)
+    y, same = small.reconstruct(code, aligned.shape), small.reconstruct(wanted[0], x.shape)
+    assert np.allclose(y.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("micro_frame_size, lengths", [(17, 10), (None, 9)])
+def test_lengths_up_to_34_align_to_few(small, micro_frame_size, lengths, monkeypatch):
+    monkeypatch.setitem(small.config, "micro_frame_size", micro_frame_size)
+    aligned = [small.align_frames(np.zeros((1, 3, frames, 1, 1), np.float32))[0].shape[2] for frames in range(1, 35)]
+    assert len(set(aligned)) == lengths
+    assert all(0 <= length - frames < 4 for frames, length in enumerate(aligned, start=1))
+
+
+# What sees what.
+
+
+def test_no_convolution_looks_ahead(model):
+    """Changing frame k changes no output that stands for frames before it, and does change the one at it."""
+    convolutions = {name: cell for name, cell in model.cells_and_names() if isinstance(cell, CausalConv3d)}
+    assert len(convolutions) == 32
+    for name, conv in convolutions.items():
+        x = video(1, conv.weight.shape[1], 6, 2, 2)
+        before = conv(x).asnumpy()
+        for k in range(6):
+            changed = Tensor(np.where(np.arange(6).reshape(1, 1, 6, 1, 1) == k, 2.0, x.asnumpy()).astype(np.float32))
+            differs = (conv(changed).asnumpy() != before).any(axis=(0, 1, 3, 4))
+            assert not differs[: k // conv.stride].any() and differs[k // conv.stride], (name, k)
+
+
+def test_a_doubled_frame_rate_looks_no_further(model):
+    ups = [cell for _, cell in model.cells_and_names() if isinstance(cell, Upsample)]
+    assert len(ups) == 2
+    for up in ups:
+        x = video(1, up.conv.weight.shape[1], 4, 2, 2).asnumpy()
+        before = up(Tensor(x)).asnumpy()
+        x[:, :, 2] += 1
+        differs = (up(Tensor(x)).asnumpy() != before).any(axis=(0, 1, 3, 4))
+        assert differs.tolist() == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("k", [0, 16, 17, 33, 36])
+def test_a_frame_reaches_its_own_chunk_alone(small, k):
+    """Norms span the frames of a chunk, so that within it even latents before the frame may change."""
+    x = video(1, 3, 37, 4, 4).asnumpy()
+    mean, y = small.encode(Tensor(x)).mean.asnumpy(), small(Tensor(x)).asnumpy()
+    x[:, :, k] += 0.5
+    latents = (small.encode(Tensor(x)).mean.asnumpy() != mean).any(axis=(0, 1, 3, 4))
+    frames = (small(Tensor(x)).asnumpy() != y).any(axis=(0, 1, 3, 4))
+    chunk = k // 17
+    assert latents[5 * chunk : 5 * chunk + 5].any() and frames[k]
+    assert not np.delete(latents, range(5 * chunk, min(5 * chunk + 5, len(latents)))).any()
+    assert not np.delete(frames, range(17 * chunk, min(17 * chunk + 17, 37))).any()
+
+
+def test_clips_of_a_batch_do_not_see_each_other(small):
+    x = video(2, 3, 6, 4, 4)
+    together = small(x).asnumpy()
+    for i in range(2):
+        assert np.abs(small(x[i : i + 1]).asnumpy() - together[i : i + 1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 5])
+def test_micro_batches_change_nothing(small, micro_batch_size, monkeypatch):
+    x = video(2, 3, 5, 6, 4)
+    monkeypatch.setattr(small.spatial_vae, "micro_batch_size", None)
+    mean, y = small.encode(x).mean.asnumpy(), small(x).asnumpy()
+    monkeypatch.setattr(small.spatial_vae, "micro_batch_size", micro_batch_size)
+    seen, encoder = [], type(small.spatial_vae.encoder).construct
+    monkeypatch.setattr(
+        type(small.spatial_vae.encoder), "construct", lambda self, x: (seen.append(x.shape[0]), encoder(self, x))[1]
+    )
+    assert np.allclose(small.encode(x).mean.asnumpy(), mean, atol=1e-5)
+    assert seen == [micro_batch_size] * -(-10 // micro_batch_size)
+    assert np.allclose(small(x).asnumpy(), y, atol=1e-4)
+
+
+# Tiles.
+
+
+@pytest.fixture
+def tiled(small):
+    """A function that tiles the model until the end of the test."""
+    yield small.enable_tiling
+    small.disable_tiling()
+
+
+@pytest.mark.parametrize("height, width", [(8, 40), (33, 20)])
+def test_tiles_give_the_untiled_shape(small, tiled, height, width):
+    x = video(1, 3, 6, height, width)
+    tiled(spatial_tile=16, spatial_overlap=8)
+    assert small.encode(x).mean.shape == small.latent_shape(x.shape)
+    assert small(x).shape == small.spatial_vae(x).shape == x.shape
+    assert small.decode(small.encode(x).mean, num_target_frames=6).shape == (1, 3, 6, height + height % 2, width)
+
+
+def test_tiles_without_overlap_are_clips_of_their_own(small, tiled):
+    x = video(1, 3, 6, 8, 16)
+    halves = [small(x[..., start : start + 8]).asnumpy() for start in (0, 8)]
+    one = small(x).asnumpy()
+    tiled(spatial_tile=8, spatial_overlap=0)
+    assert np.allclose(small(x).asnumpy(), np.concatenate(halves, axis=4), atol=1e-4)
+    tiled(spatial_tile=16)
+    assert np.array_equal(small(x).asnumpy(), one)  # all of it in one tile
+
+
+@pytest.mark.parametrize("key", ["encode_tile", "decode_tile"])
+def test_tiles_along_time_are_refused(small, key):
+    with pytest.raises(ValueError, match=f"{key} is 32; it must be 0: temporal_vae cuts time into chunks by itself"):
+        small.enable_tiling(**{key: 32})
+    with pytest.raises(ValueError, match="spatial_tile is 15; it must be a positive multiple of 2"):
+        small.enable_tiling(spatial_tile=15)
+    assert small.tiling is None and small.spatial_vae.tiling is None
+
+
+# Precision and training.
+
+
+@pytest.mark.parametrize("dtype, bound", [("bf16", 0.03), ("fp16", 0.01)])
+def test_low_precision_stays_near_and_gives_fp32(dtype, bound):
+    model = create_model("temporal_vae", ORIGINAL, dtype, **TINY)
+    z, y = model.encode(Tensor(data("x"))).mean, model.decode(Tensor(data("z_scaled")), 20)
+    assert z.dtype == y.dtype == ms.float32
+    assert all(p.dtype == ms.float32 for p in model.get_parameters())
+    for found, wanted in ((z, data("z_scaled")), (y, data("y"))):
+        assert 1e-6 < relative_error(found, wanted) < bound  # really low, and no lower than it should be
+
+
+def test_noise_is_added_to_the_mean_by_the_posteriors_deviation(small):
+    x = video(1, 3, 6, 4, 4)
+    noise = video(*small.latent_shape(x.shape), seed=1)
+    code, z, mean, logvar, _ = small.latents(x, noise)
+    assert np.allclose(z.asnumpy(), (mean + ops.exp(0.5 * logvar) * noise).asnumpy(), atol=1e-6)
+    assert np.allclose(small.code(z, 6).asnumpy(), code.asnumpy(), atol=1e-6)
+
+
+def test_an_untrained_posterior_is_certain():
+    logvar = create_model("temporal_vae", **SMALL).latents(video(1, 3, 4, 4, 4))[3].asnumpy()
+    assert np.array_equal(logvar, np.full_like(logvar, -6))
+
+
+# Layers.
+
+
+def test_causal_convolutions_equal_torchs():
+    torch = pytest.importorskip("torch")
+    for kernel, stride in ((3, 1), (3, 2), (1, 1)):
+        conv = CausalConv3d(3, 4, kernel, (stride, 1, 1))
+        theirs = torch.nn.Conv3d(3, 4, kernel, (stride, 1, 1), (0, kernel // 2, kernel // 2))
+        x = video(2, 3, 6, 5, 4)
+        with torch.no_grad():
+            theirs.weight.copy_(torch.from_numpy(conv.weight.asnumpy()))
+            theirs.bias.normal_()
+            conv.bias.set_data(Tensor(theirs.bias.numpy()))
+        leaf = torch.from_numpy(x.asnumpy()).requires_grad_()
+        wanted = theirs(torch.nn.functional.pad(leaf, (0, 0, 0, 0, kernel - stride, 0)))
+        wanted.square().sum().backward()
+        for whole in (False, True):  # as on CPUs, and as on NPUs and GPUs
+            conv.whole = whole
+            assert relative_error(conv(x), wanted.detach().numpy()) < 1e-5
+            gradient = ms.grad(lambda x: conv(x).square().sum())(x)
+            assert relative_error(gradient, leaf.grad.numpy()) < 1e-5
+
+
+def test_frames_come_out_of_channels_as_in_the_original():
+    up, x = Upsample(3), video(2, 3, 2, 2, 4)
+    channels = up.conv(x).asnumpy()  # (B, 6, T, H, W): channel 2 c + i is frame i of channel c
+    wanted = channels.reshape(2, 3, 2, 2, 2, 4).transpose(0, 1, 3, 2, 4, 5).reshape(2, 3, 4, 2, 4)
+    assert np.array_equal(up(x).asnumpy(), wanted)
+
+
+# Configs that cannot be built.
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"spatial_block_out_channels": [32, 48]}, "spatial_block_out_channels is .*; it must be .* multiples"),
+        ({"channel_multipliers": []}, "channel_multipliers is .*; it must be whole numbers above 0"),
+        ({"temporal_downsample": [True]}, "temporal_downsample is .*; it must be 2 times true or false"),
+        ({"micro_frame_size": 0}, "micro_frame_size is 0; it must be a whole number above 0"),
+        ({"num_res_blocks": None}, "num_res_blocks is None; it must be a whole number above 0"),
+        ({"scale": [1, 2]}, r"scale is \[1, 2\]; it must be a number, or 4"),
+        ({"scale": [1, 2, 3, 0]}, r"scale is \[1, 2, 3, 0\]; it must be above 0"),
+        ({"shift": "none"}, "shift is none; it must be a number, or 4"),
+        ({"filters": 40}, "40 channels cannot be normalised in 32 groups"),
+        ({"microframe_size": 4}, "temporal_vae has no config key 'microframe_size'; did you mean 'micro_frame_size'?"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        create_model("temporal_vae", **{**SMALL, **config})
