@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_models
 
 from mg.checkpoints import read_state_dict, write_state_dict
 from mg.models import create_model, from_pretrained
 from mg.models.dc_ae.dc_ae import VideoDCAE
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.tae.tae import TemporalAutoencoder
+from mg.models.temporal_vae.temporal_vae import TEMPORAL_VAE_CONFIG, OpenSoraVAE
+from mg.models.temporal_vae.weights import config_from_open_sora, config_to_open_sora
 
 ROOT = Path(__file__).parents[1]
-MODELS = {model.name: model for model in (VideoDCAE, ImageAutoencoder, TemporalAutoencoder)}
+MODELS = {model.name: model for model in (VideoDCAE, ImageAutoencoder, TemporalAutoencoder, OpenSoraVAE)}
 CONFIGS = {
     "dc_ae": {
         "encoder_width_list": [32, 32, 32, 32, 64, 64],
@@ -27,11 +30,26 @@ CONFIGS = {
     },
     "image_vae": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "norm_num_groups": 8, "z_channels": 4},
     "tae": {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
+    "temporal_vae": {
+        "spatial_block_out_channels": [32, 64],
+        "spatial_layers_per_block": 1,
+        "filters": 32,
+        "channel_multipliers": [1, 2, 1],
+        "temporal_downsample": [True, False],
+        "num_res_blocks": 2,
+        "micro_frame_size": None,
+        "shift": [0.1, -0.2, 0.3, 0.0],
+        "scale": [1.5, 2.25, 3.1, 0.7],
+    },
 }
 AN_ORIGINAL_NAME = {  # as the originals' own files have it, and ours
     "dc_ae": ("decoder.stages.0.op_list.0.main.conv.conv.bias", "decoder.stages.0.upsample.conv.bias"),
     "image_vae": ("encoder.down_blocks.0.resnets.0.norm1.weight", "encoder.down.0.block.0.norm1.gamma"),
     "tae": ("encoder.conv_in.conv_temp.weight", "encoder.conv_in.conv_temp.weight"),
+    "temporal_vae": (
+        "temporal_vae.decoder.conv_blocks.0.conv.weight",
+        "temporal_vae.decoder.up.1.upsample.conv.weight",
+    ),
 }
 
 
@@ -160,7 +178,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list, str]]:
         "no config": (["dc_ae", bare, new], "put its config beside it"),
         "another model": (["tae", good, new], "holds another model than 'tae'"),
         "strange config": (["dc_ae", strange, new], "strange.json: dc_ae has no config key 'latents'"),
-        "no model": (["dcae", good, new], "there is no model 'dcae'; the models are dc_ae, image_vae, tae"),
+        "no model": (["dcae", good, new], "there is no model 'dcae'; the models are dc_ae, image_vae, tae,"),
     }
 
 
@@ -183,14 +201,74 @@ def test_the_command_of_the_specification(tmp_path):
     assert_equal(read_state_dict(tmp_path / "x.ckpt"), random_weights("dc_ae"))
 
 
-def test_the_originals_own_file_there_and_back_is_bit_equal(tmp_path, convert):
-    data = ROOT / "tests" / "data" / "dc_ae"
+@pytest.mark.parametrize("name, config", [("dc_ae", tiny_models.DC_AE), ("temporal_vae", tiny_models.TEMPORAL_VAE)])
+def test_the_originals_own_file_there_and_back_is_bit_equal(tmp_path, convert, name, config):
+    data = ROOT / "tests" / "data" / name
     source = tmp_path / "original.safetensors"
     source.write_bytes((data / "weights.safetensors").read_bytes())
-    sizes = {"widths": [32, 32, 32, 32, 64, 64], "depths": [1] * 6}
-    config = {f"{part}_{kind[:-1]}_list": sizes[kind] for part in ("encoder", "decoder") for kind in sizes}
-    source.with_suffix(".json").write_text(json.dumps({**config, "latent_channels": 16}))
-    assert convert("dc_ae", source, tmp_path / "ours.ckpt") == 0
-    assert from_pretrained(tmp_path / "ours.ckpt").latent_channels == 16
-    assert convert("dc_ae", tmp_path / "ours.ckpt", tmp_path / "again.safetensors", "--to", "original") == 0
+    source.with_suffix(".json").write_text(json.dumps(config))
+    assert convert(name, source, tmp_path / "ours.ckpt") == 0
+    model = from_pretrained(tmp_path / "ours.ckpt")
+    assert model.name == name and config.items() <= model.config.items()
+    assert convert(name, tmp_path / "ours.ckpt", tmp_path / "again.safetensors", "--to", "original") == 0
     assert_equal(read_state_dict(tmp_path / "again.safetensors"), read_state_dict(data / "weights.safetensors"))
+
+
+# Open-Sora 1.2's VAE: a folder as it is published, and its spatial half, which is an image VAE.
+
+
+def test_a_published_folder_of_open_sora_is_known_by_its_config(tmp_path, convert):
+    source = write(tmp_path / "ours.ckpt", "temporal_vae", random_weights("temporal_vae"))
+    assert convert("temporal_vae", source, tmp_path / "hub", "--to", "original") == 0
+    described = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert described["model_type"] == "VideoAutoencoderPipeline" and described["micro_frame_size"] is None
+    model = from_pretrained(tmp_path / "hub")
+    assert model.name == "temporal_vae" and CONFIGS["temporal_vae"].items() <= model.config.items()
+    assert_equal({n: p.asnumpy() for n, p in model.named_weights()}, random_weights("temporal_vae"))
+
+
+def test_the_released_sizes_need_not_be_said():
+    described = config_to_open_sora(TEMPORAL_VAE_CONFIG, TEMPORAL_VAE_CONFIG)
+    assert described["vae_temporal"] == {"type": "VAE_Temporal_SD", "from_pretrained": None}
+    assert {**TEMPORAL_VAE_CONFIG, **config_from_open_sora(described)} == TEMPORAL_VAE_CONFIG
+    with pytest.raises(ValueError, match="vae_2d is .*VideoAutoencoderKLTemporalDecoder.*; only VideoAutoencoderKL"):
+        config_from_open_sora({"vae_2d": {"type": "VideoAutoencoderKLTemporalDecoder"}})
+
+
+def test_the_tensors_scale_and_shift_win_over_the_config_beside(tmp_path, convert):
+    config = {**TEMPORAL_VAE_CONFIG, **CONFIGS["temporal_vae"]}
+    state = OpenSoraVAE.original_weights(
+        random_weights("temporal_vae"), {**config, "scale": 2.0, "shift": [1, 2, 3, 4]}
+    )
+    source = write(tmp_path / "original.safetensors", "temporal_vae", state)
+    assert convert("temporal_vae", source, tmp_path / "ours.ckpt") == 0
+    stored = json.loads((tmp_path / "ours.json").read_text())
+    assert (stored["scale"], stored["shift"]) == (2.0, [1.0, 2.0, 3.0, 4.0])
+
+
+@pytest.mark.parametrize("to", ["ours", "original"])
+def test_the_spatial_half_comes_out_as_an_image_vae_and_goes_in_again(tmp_path, convert, to):
+    ours = random_weights("temporal_vae")
+    source = write(tmp_path / "ours.ckpt", "temporal_vae", ours)
+    assert convert("temporal_vae", source, tmp_path / "pipeline", "--to", to) == 0
+    assert convert("image_vae", tmp_path / "pipeline", tmp_path / "sdxl", "--to", "original") == 0
+    described = json.loads((tmp_path / "sdxl" / "config.json").read_text())
+    assert described["block_out_channels"] == [32, 64] and described["use_quant_conv"]
+    names = set(read_state_dict(tmp_path / "sdxl"))
+    assert "quant_conv.weight" in names and "decoder.up_blocks.1.resnets.1.conv1.weight" in names
+
+    spatial = from_pretrained(tmp_path / "pipeline", "image_vae")
+    model = create_model("temporal_vae", **CONFIGS["temporal_vae"])
+    before = {n: p.asnumpy().copy() for n, p in model.named_weights() if n.startswith("temporal_vae.")}
+    model.spatial_vae.load_weights(tmp_path / "sdxl")
+    after = {n: p.asnumpy() for n, p in model.named_weights()}
+    wanted = {n: value for n, value in ours.items() if n.startswith("spatial_vae.")}
+    assert_equal(after, {**wanted, **before})
+    assert_equal({f"spatial_vae.{n}": p.asnumpy() for n, p in spatial.named_weights()}, wanted)
+
+
+def test_a_spatial_half_alone_is_no_whole_model(tmp_path, convert, capsys):
+    write(tmp_path / "image.ckpt", "image_vae", random_weights("image_vae"))
+    assert convert("image_vae", tmp_path / "image.ckpt", tmp_path / "sdxl", "--to", "original") == 0
+    assert convert("temporal_vae", tmp_path / "sdxl", tmp_path / "new.ckpt") == 2
+    assert "holds another model than 'temporal_vae'" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Convert a model's weights from the original's names to ours, or back with --to original.
 
     python tools/convert_checkpoint.py --model dc_ae --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
+    python tools/convert_checkpoint.py --model temporal_vae --src OpenSora-VAE-v1.2 --target models/temporal_vae.ckpt
     python tools/convert_checkpoint.py --model image_vae --src sd3.5_vae --target models/image_vae.ckpt
     python tools/convert_checkpoint.py --model image_vae --src outputs/image_vae/image_vae.ckpt \
         --target assets/image_vae --to original --dtype fp16
@@ -8,7 +9,8 @@
 A target that ends in .ckpt or .safetensors is one file with its config beside it, X.json for X.ckpt; any other is a
 folder, with config.json and the weights under the name that the original's library looks for. The config beside the
 source says what its sizes are; without one they are taken for the released checkpoint's. There and back, every tensor
-is the same to the last bit.
+is the same to the last bit. The spatial half of an Open-Sora 1.2 VAE is an image VAE: with --model image_vae it is taken
+out of the whole.
 """
 
 import json
@@ -35,7 +37,7 @@ class Options:
 
     Attributes:
         model: whose weights they are: dc_ae (the original is Open-Sora 2.0's Video DC-AE), image_vae (diffusers'
-            AutoencoderKL) or tae (mindone's TAE).
+            AutoencoderKL), tae (mindone's TAE) or temporal_vae (Open-Sora 1.2's VideoAutoencoderPipeline).
         src: .safetensors, .pt, .pth, .bin or .ckpt file, or folder, in the original's names or in ours.
         target: .safetensors or .ckpt file, or folder, to write.
         to: whose names the target has.

@@ -46,8 +46,7 @@ def create_model(
 def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp32", **config) -> VideoAutoencoder:
     """Build the model whose weights lie at `path`, a file or folder; `name` says which where its config does not."""
     stored = find_config(path)
-    named = read_config(stored).get("model") if stored else None
-    return create_model(name or named or "tae", path, dtype, **config)
+    return create_model(name or (stored and _described(read_config(stored))) or "tae", path, dtype, **config)
 
 
 def model_class(name: str) -> type[VideoAutoencoder]:
@@ -69,10 +68,17 @@ def stored_config(pretrained: str | Path, name: str) -> dict:
     """
     model, path = model_class(name), find_config(pretrained)
     config = read_config(path) if path else {}
-    kind = config.pop("model", name)
-    if kind in _MODELS and name in _MODELS[kind].parts:
-        config = _MODELS[kind].parts[name](merge_config(_MODELS[kind].default_config, config, kind))
-    elif kind != name:
+    whole = _MODELS.get(_described(config) or name)
+    config.pop("model", None)
+    if whole is not None and name in whole.parts:
+        config = whole.parts[name](merge_config(whole.default_config, whole.translate_config(config), whole.name))
+    elif whole is not model:
         raise CheckpointError(f"{pretrained} holds another model than {name!r}: see {path}")
     with open_state_dict(pretrained) as state:
         return model.translate_config(config) | model.config_in_weights(state)
+
+
+def _described(config: dict) -> str | None:
+    """The name of the model that a config is of, ours or an original's; None where it does not say."""
+    originals = (model.name for model in _MODELS.values() if model.is_original_config(config))
+    return config.get("model") or next(originals, None)

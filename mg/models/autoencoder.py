@@ -135,6 +135,11 @@ class VideoAutoencoder(nn.Cell):
     # What files of the original hold. All are functions of a config: nothing is built for a conversion.
 
     @staticmethod
+    def is_original_config(config: dict) -> bool:
+        """Whether a config without our `model` key is what the original writes for this model."""
+        return False
+
+    @staticmethod
     def translate_config(config: dict) -> dict:
         """This model's config from the original's, as it stands beside weights; one that is already ours passes."""
         return config

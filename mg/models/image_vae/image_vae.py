@@ -75,6 +75,10 @@ class ImageAutoencoder(VideoAutoencoder):
         self.finish(dtype, use_recompute, pretrained)
 
     @staticmethod
+    def is_original_config(config: dict) -> bool:
+        return "block_out_channels" in config and config.get("_class_name", "AutoencoderKL") == "AutoencoderKL"
+
+    @staticmethod
     def translate_config(config: dict) -> dict:
         return config_from_diffusers(config) if "block_out_channels" in config else config
 

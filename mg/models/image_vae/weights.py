@@ -96,7 +96,7 @@ def image_vae_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """Find the image VAE in `state` and give it our names. What is missing or mis-shaped is in the report.
+    """Find the image VAE in `state` and give it our names. What is missing or of another shape is in the report.
 
     Args:
         state: in diffusers' names, new or old; in latent diffusion's, also as the part of a single-file checkpoint
@@ -124,7 +124,7 @@ def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, 
             report.mismatched.append((source, array.shape, shape))
         else:
             report.used.append(source)
-            renamed[name] = array.astype(np.float32, copy=False)
+        renamed[name] = array.astype(np.float32, copy=False)
     report.unexpected = [name for name in state if name not in taken]
     return renamed, report
 

@@ -117,8 +117,12 @@ class OpenSoraVAE(VideoAutoencoder):
         self.finish(dtype, use_recompute, pretrained)
 
     @staticmethod
-    def translate_config(config: dict) -> dict:
-        return config_from_open_sora(config) if "vae_2d" in config or "vae_temporal" in config else config
+    def is_original_config(config: dict) -> bool:
+        return "vae_2d" in config or "vae_temporal" in config
+
+    @classmethod
+    def translate_config(cls, config: dict) -> dict:
+        return config_from_open_sora(config) if cls.is_original_config(config) else config
 
     @staticmethod
     def config_in_weights(state: Mapping) -> dict:
