@@ -421,6 +421,31 @@ def test_dc_aes_training_configs_name_every_option_and_hold_the_recipe(name, fra
         assert (config.disc_loss_config.disc_start, config.disc_loss_config.disc_loss_type) == (0, "hinge")
 
 
+def test_the_temporal_vaes_training_configs_name_every_option_and_hold_the_recipe():
+    first, second, third = stages = [read_config("temporal_vae", f"stage{number}") for number in (1, 2, 3)]
+    for number, config in enumerate(stages, 1):
+        assert (config.model.name, config.model.dtype, config.grad_checkpoint) == ("temporal_vae", "bf16", True)
+        assert config.output_path == f"outputs/temporal_vae_stage{number}"
+        assert config.model.config["micro_frame_size"] == 17
+        assert config.model.config["micro_batch_size"] is None
+        assert (config.data.image_size, config.data.crop_size, config.data.sample_stride) == (256, 256, 1)
+        assert (config.data.batch_size, config.optim.accumulation, config.ckpt_save_steps) == (1, 1, 1000)
+        assert (config.optim.lr, config.optim.beta1, config.optim.beta2) == (1e-5, 0.9, 0.999)
+        assert (config.optim.clip_norm, config.optim.weight_decay, config.optim.ema_decay) == (1.0, 0, 0)
+        assert (config.loss.perceptual_weight, config.loss.kl_weight, config.loss.kl_per_clip) == (0.1, 1e-6, True)
+        assert config.loss.detach_latents
+    losses = [(c.loss.pixel_weight, c.loss.latent_weight, c.loss.identity_weight) for c in stages]
+    assert losses == [(0, 1, 1), (0, 1, 0), (1, 0, 0)]
+    frames = [(c.data.sample_n_frames, c.data.random_frames, c.data.image_ratio) for c in stages]
+    assert frames == [(17, False, 0.2), (17, False, 0.2), (34, True, 0)]
+    assert [(c.epochs, c.max_steps) for c in stages] == [(100, 380_000), (100, 260_000), (100, 540_000)]
+    assert [c.model.freeze for c in stages] == [["spatial_vae"], [], []]
+    assert (first.model.from_pretrained, first.model.spatial_from_pretrained) == (None, "models/sdxl_vae")
+    for before, after in ((first, second), (second, third)):  # each begins with the weights that the last one wrote
+        assert after.model.from_pretrained == f"{before.output_path}/temporal_vae.ckpt"
+        assert after.model.spatial_from_pretrained is None
+
+
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder with scripts/, configs/, a small inflated TAE and LPIPS weights under models/, and a data set."""

@@ -1,8 +1,9 @@
 """Batches of clips and images from an index: deterministic, resumable at any step, the same for any number of workers.
 
 The batch of global step s on rank r is a pure function of (seed, s, r, world_size): nothing depends on what was read
-before or by whom. Each step is an image step or a video step on all ranks alike. Steps 0 .. s-1 hold exactly
-floor(s * image_ratio) image steps, evenly spread, so the ratio holds on any number of devices.
+before or by whom. Each step is an image step or a video step on all ranks alike, and its clips have one number of
+frames. Steps 0 .. s-1 hold exactly floor(s * image_ratio) image steps, evenly spread, so the ratio holds on any number
+of devices.
 
 Video steps draw from the videos, image steps from the images and from random frames of the videos. Each of these two
 pools goes through an epoch of its own: a seeded permutation in which every row comes once over all ranks, then wraps
@@ -38,6 +39,8 @@ class DataConfig:
 
     Attributes:
         sample_n_frames: frames per clip on a video step.
+        random_frames: draw the number of frames of each video step from 1 to sample_n_frames, one for all its clips;
+            videos need be no longer than that.
         sample_stride: every how many frames of the file one is taken.
         max_sample_stride: if set, the stride is drawn from sample_stride to this, as far as the video is long enough.
         fps_max: frame rate above which a video is thinned to every n-th frame, n = ceil(fps / fps_max); strides count
@@ -57,6 +60,7 @@ class DataConfig:
     """
 
     sample_n_frames: int = 16
+    random_frames: bool = False
     sample_stride: int = 1
     max_sample_stride: int | None = None
     fps_max: float | None = None
@@ -144,6 +148,16 @@ class ClipLoader:
         """Whether the global step draws images; the same on every rank."""
         return self._image_steps_before(step + 1) > self._image_steps_before(step)
 
+    def num_frames(self, step: int) -> int:
+        """Frames of every clip of the global step; the same on every rank."""
+        if self.is_image_step(step):
+            return 1
+        if not self.config.random_frames:
+            return self.config.sample_n_frames
+        # The tail tells this generator from those of the clips, which have four numbers.
+        rng = np.random.default_rng((self.seed, step, 0, 0, 1))
+        return int(rng.integers(1, self.config.sample_n_frames + 1))
+
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """The batches of steps start_step, start_step + 1, ... without end, read a few ahead by `num_workers` threads.
 
@@ -184,6 +198,7 @@ class ClipLoader:
     def _load(self, step: int) -> tuple[np.ndarray | None, list[str], dict[str, str]]:
         """Read the batch of a step: x (None if too many files are bad), names, and the files that failed on the way."""
         images = self.is_image_step(step)
+        length = self.num_frames(step)
         pool, batch_size = self._pool(images)
         pool_step = self._image_steps_before(step) if images else step - self._image_steps_before(step)
         epoch, step_in_epoch = divmod(pool_step, self._pool_steps(images))
@@ -193,7 +208,7 @@ class ClipLoader:
         for i in range(batch_size):
             slot = self.rank * batch_size + i  # over all ranks
             place = order[(step_in_epoch * batch_size * self.world_size + slot) % len(pool)]
-            clip, name = self._load_first_readable(pool, int(place), images, (self.seed, step, slot), failed)
+            clip, name = self._load_first_readable(pool, int(place), length, (self.seed, step, slot), failed)
             if clip is None:
                 return None, [], failed
             clips.append(clip)
@@ -201,7 +216,7 @@ class ClipLoader:
         return np.stack(clips), names, failed  # (B, 3, T, H, W)
 
     def _load_first_readable(
-        self, pool: list[IndexRow], place: int, image: bool, key: tuple[int, ...], failed: dict[str, str]
+        self, pool: list[IndexRow], place: int, length: int, key: tuple[int, ...], failed: dict[str, str]
     ) -> tuple[np.ndarray | None, str]:
         """The row at `place`, or else the next one that can be read; (None, "") when too many in a row cannot.
 
@@ -210,25 +225,24 @@ class ClipLoader:
         for attempt in range(len(pool)):
             row = pool[(place + attempt) % len(pool)]
             try:
-                return self._load_row(row, image, np.random.default_rng((*key, attempt))), row.name
+                return self._load_row(row, length, np.random.default_rng((*key, attempt))), row.name
             except VideoError as error:
                 failed[row.name] = str(error)
                 if len(failed) > self.config.max_bad_share * self._num_files:
                     break
         return None, ""
 
-    def _load_row(self, row: IndexRow, image: bool, rng: np.random.Generator) -> np.ndarray:
-        """One row as a tensor, float32 (3, T, H, W)."""
+    def _load_row(self, row: IndexRow, length: int, rng: np.random.Generator) -> np.ndarray:
+        """So many frames of a row as a tensor, float32 (3, T, H, W)."""
         if is_image(row.path):
             frames = self._cache.read(row.path)[None]  # (1, H, W, 3)
         else:
             with open_video(row.path) as video:
-                indices = [int(rng.integers(video.num_frames))] if image else self._clip_indices(row, video, rng)
-                frames = video.read(indices)  # (T, H, W, 3)
+                frames = video.read(self._clip_indices(row, video, length, rng))  # (T, H, W, 3)
         return self._transform(frames, rng)
 
-    def _clip_indices(self, row: IndexRow, video, rng: np.random.Generator) -> list[int]:
-        length, stride = self.config.sample_n_frames, self.config.sample_stride
+    def _clip_indices(self, row: IndexRow, video, length: int, rng: np.random.Generator) -> list[int]:
+        stride = self.config.sample_stride
         interval = frame_interval(video.fps, self.config.fps_max)
         needed = (length - 1) * stride * interval + 1
         if video.num_frames < needed:

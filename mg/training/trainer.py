@@ -42,6 +42,9 @@ class ModelConfig:
     Args:
         name: which model, see `mg.models.list_models`.
         from_pretrained: weights to start from, a file or folder; null starts from random ones.
+        spatial_from_pretrained: weights of the spatial half of a model of two, an image VAE's file or folder; they
+            are laid over those of from_pretrained.
+        freeze: parts of the model whose parameters stay as they are, e.g. [spatial_vae].
         config: overrides of the model's config.
         dtype: precision of convolutions and products; parameters, norms and losses stay in fp32.
         disc_off_grad_ckpt: leave what stands before the decoder's last convolution out of grad_checkpoint.
@@ -49,6 +52,8 @@ class ModelConfig:
 
     name: str = "tae"
     from_pretrained: str | None = None
+    spatial_from_pretrained: str | None = None
+    freeze: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     disc_off_grad_ckpt: bool = False
@@ -161,11 +166,13 @@ def train(config: TrainConfig) -> Path:
 
     settings = config.model
     model = create_model(settings.name, newest or settings.from_pretrained, settings.dtype, **settings.config)
+    _check_loss(config, model)
+    if settings.spatial_from_pretrained is not None:
+        _load_spatial(model, settings.spatial_from_pretrained, resumed=newest is not None)
+    _freeze(model, settings.freeze)
     model.set_train()
     if config.grad_checkpoint:
         model.recompute_activations(output=not settings.disc_off_grad_ckpt)
-    if config.loss.kl_weight and not model.has_posterior:
-        raise TrainingError(f"loss.kl_weight is {config.loss.kl_weight}; it must be 0, {model.name} has no posterior")
     loss, adversary = AutoencoderLoss(config.loss), _adversary(config, resumed=newest is not None)
     step = TrainStep(model, loss, config.optim, total, settings.dtype, worker.world_size, adversary)
     progress = Progress(**load_checkpoint(newest, model, step)) if newest else Progress()
@@ -178,7 +185,7 @@ def train(config: TrainConfig) -> Path:
             return weights
         _write_config(output / "config.json", config, progress.step)
         _logger.info(
-            "%s: %.1fM parameters, %d rows, updates %d to %d of %d x %d, %s mode on %s",
+            "%s: %.1fM trained parameters, %d rows, updates %d to %d of %d x %d, %s mode on %s",
             model.name,
             sum(p.size for p in step.updater.parameters) / 1e6,
             len(rows),
@@ -215,13 +222,21 @@ def _updates(
     rank: int,
 ) -> Iterator[StepResult]:
     """Make the updates that are left of `total`, and move `progress` on before the result of each is given out."""
-    per_update = config.optim.accumulation
+    per_update, first = config.optim.accumulation, progress.step
+    shapes = set()
+    says = _logger.info if rank == 0 else _logger.debug
+    aligned = config.data.random_frames and config.discriminator is None
     with closing(loader.batches(progress.step * per_update)) as batches, _CtrlC() as ctrl_c:
         while progress.step < total:
             for batch in islice(batches, per_update):
+                x, valid = model.align_frames(batch.x) if aligned else (batch.x, None)
+                if x.shape not in shapes:
+                    shapes.add(x.shape)
+                    at_cost = "; the step is compiled for it" if config.mode == "graph" else ""
+                    says("update %d: the first batch of shape %s%s", progress.step + 1, x.shape, at_cost)
                 generator = np.random.default_rng([config.seed, batch.step, rank])
-                noise = generator.standard_normal(model.latent_shape(batch.x.shape), dtype=np.float32)
-                step.accumulate(batch.x, noise, generator)
+                noise = generator.standard_normal(model.latent_shape(x.shape), dtype=np.float32)
+                step.accumulate(x, noise, generator, valid)
             result = step.update()
             progress.count(result)
             yield result
@@ -235,6 +250,46 @@ def _updates(
                         f"{whose} loss or its gradient was not finite in {left_out} updates in a row, the last being "
                         f"number {progress.step}; lower --{section}.lr, or train in fp32 or bf16"
                     )
+    says("batches of %d shapes in %d updates", len(shapes), total - first)
+
+
+def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
+    """Raise TrainingError where the model has not what the loss is of."""
+
+    def require_model(holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise TrainingError(f"loss.{name} is {getattr(config.loss, name)}; it must be {wanted}")
+
+    loss = config.loss
+    require_model(model.has_posterior or not loss.kl_weight, "kl_weight", f"0, {model.name} has no posterior")
+    for name in ("latent_weight", "identity_weight"):
+        no_target = f"0, {model.name} has no first stage whose latents could be compared with"
+        require_model(model.has_target or not getattr(loss, name), name, no_target)
+    judged = config.discriminator is not None
+    require_model(loss.pixel_weight > 0 or not judged, "pixel_weight", "above 0 with a discriminator")
+    trains = loss.pixel_weight > 0 or loss.latent_weight > 0 or loss.identity_weight > 0
+    require_model(trains, "pixel_weight", "above 0 where latent_weight and identity_weight are 0")
+
+
+def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:
+    """Lay an image VAE's weights over the spatial half's; resumed, that has those of the checkpoint."""
+    if not hasattr(model, "spatial_vae"):
+        raise TrainingError(f"model.spatial_from_pretrained is {path}; it must be null, {model.name} has one half only")
+    if not resumed:
+        model.spatial_vae.load_weights(path)
+
+
+def _freeze(model: VideoAutoencoder, parts: list[str]) -> None:
+    """Train nothing whose name begins with one of `parts`."""
+    for part in parts:
+        parameters = [p for name, p in model.named_weights() if f"{name}.".startswith(f"{part}.")]
+        if not parameters:
+            there = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in model.named_weights()))
+            raise TrainingError(f"model.freeze names {part!r}, which {model.name} has not; its parts are {there}")
+        for parameter in parameters:
+            parameter.requires_grad = False
+    if not model.trainable_params():
+        raise TrainingError(f"model.freeze is {parts}; it must leave some of {model.name} to train")
 
 
 def _adversary(config: TrainConfig, resumed: bool) -> Adversary | None:
