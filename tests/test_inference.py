@@ -12,11 +12,12 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from mindspore import ops
 
 from mg.config import parse_config
 from mg.data.video import open_video, read_image, write_image, write_video
 from mg.evaluation import clips, reconstruction
-from mg.evaluation.clips import Clip, ModelConfig, TileFields, group_by_shape
+from mg.evaluation.clips import Clip, ModelConfig, TileFields, group_by_shape, load_clip
 from mg.evaluation.reconstruction import (
     InferenceConfig,
     Report,
@@ -28,8 +29,8 @@ from mg.evaluation.reconstruction import (
     score,
     side_by_side,
 )
+from mg.losses.reconstruction import LossConfig
 from mg.models import create_model
-from mg.models.autoencoder import Encoded
 from mg.models.tiling import TilingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -65,23 +66,25 @@ def videos(tmp_path):
 class Offset:
     """A model that adds a constant, padding as a real one does, and notes what it was shown."""
 
+    name = "offset"
     temporal_compression, spatial_compression = 8, 8
-    has_posterior = True
+    has_posterior, has_target = True, False
 
     def __init__(self, offset=0.1):
         self.offset, self.shapes, self.tiling = offset, [], None
 
-    def __call__(self, x):
+    def latent_shape(self, shape):
+        return (*shape[:3], shape[3] + -shape[3] % 8, shape[4] + -shape[4] % 8)
+
+    def latents(self, x, noise=None):
         self.shapes.append(x.shape)
-        return x + self.offset
-
-    def encode(self, x):
-        pad = [(0, 0)] * 3 + [(0, -x.shape[3] % 8), (0, -x.shape[4] % 8)]
+        pad = [(0, wanted - size) for size, wanted in zip(x.shape, self.latent_shape(x.shape))]
         mean = ms.Tensor(np.pad(x.asnumpy(), pad, mode="edge"))
-        return Encoded(mean + 0.5, mean, None)
+        z = mean if noise is None else mean + 0.5 + 0 * noise
+        return z, z, mean, ops.zeros_like(mean), None
 
-    def decode(self, z, num_target_frames=None):
-        return (z + self.offset)[:, :, :num_target_frames]
+    def reconstruct(self, code, shape):
+        return (code + self.offset)[..., : shape[3], : shape[4]]
 
     def enable_tiling(self, **settings):
         self.tiling = TilingConfig(**settings)
@@ -205,23 +208,76 @@ def test_a_reconstruction_that_is_not_finite_is_an_error_row(tmp_path, videos, m
     assert read_metrics(tmp_path)[1]["mean"] == {}
 
 
+def test_a_loss_that_is_not_finite_is_an_error_row(tmp_path, videos, models):
+    models["tae.ckpt"] = Offset(np.inf)
+    report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], loss=LossConfig(perceptual_weight=0)))
+    assert "the loss is not finite" in report.results[0].error
+    rows, summary = read_metrics(tmp_path)
+    assert rows[0]["psnr"] == rows[0]["loss"] == "" and summary["loss"] == {}
+
+
 def test_the_mean_is_decoded_unless_a_sample_is_wanted():
-    x = np.zeros((1, 3, 2, 16, 16), np.float32)
-    assert reconstruct(Offset(0.1), x).max() == pytest.approx(0.1)
-    assert reconstruct(Offset(0.1), x, sample_posterior=True).max() == pytest.approx(0.6)
-    assert reconstruct(Offset(5), x).max() == 1  # clipped
+    x = np.zeros((1, 3, 2, 17, 16), np.float32)
+    assert reconstruct(Offset(0.1), x)[0].asnumpy().max() == pytest.approx(0.1)
+    sampled, _ = reconstruct(Offset(0.1), x, sample_posterior=True)
+    assert sampled.shape == x.shape and sampled.asnumpy().max() == pytest.approx(0.6)
     model = Offset(0.1)
     model.has_posterior = False
-    assert reconstruct(model, x, sample_posterior=True).max() == pytest.approx(0.1)  # there is nothing to sample
+    y, _ = reconstruct(model, x, sample_posterior=True)  # there is nothing to sample
+    assert y.asnumpy().max() == pytest.approx(0.1)
 
 
-def test_a_model_reconstructs_at_its_own_way_where_nothing_is_sampled():
-    x = np.zeros((1, 3, 1, 17, 16), np.float32)
-    model = Offset(0.1)
-    reconstruct(model, x)
-    assert model.shapes == [x.shape]
-    assert reconstruct(model, x, sample_posterior=True).shape == x.shape
-    assert model.shapes == [x.shape]
+def test_scores_are_of_the_clipped_reconstruction_and_losses_of_the_whole_from_one_pass(tmp_path, videos, models):
+    models["tae.ckpt"] = Offset(3)
+    loss = LossConfig(perceptual_weight=0, kl_weight=0.5)
+    options = dict(num_frames=5, batch_size=2, save_videos=False)
+    report = reconstruct_csv(configure(tmp_path, videos, ["a/x.mp4", "broken.mp4", "c.mp4"], loss=loss, **options))
+    assert models["tae.ckpt"].shapes == [(2, 3, 5, 32, 32)]
+    rows, summary = read_metrics(tmp_path)
+    x = np.stack(
+        [load_clip(videos / name, configure(tmp_path, videos, [], **options))[0] for name in ("a/x.mp4", "c.mp4")]
+    )
+    kl = 0.5 * (x**2).sum((1, 2, 3, 4)) / 5
+    for row, clip, divergence in zip((rows[0], rows[2]), x, kl):
+        assert float(row["psnr"]) == pytest.approx(score(clip, np.ones_like(clip))[0], abs=1e-4)
+        assert float(row["loss_l1"]) == pytest.approx(3, rel=1e-5)
+        assert float(row["loss_pixel"]) == pytest.approx(3 * 3 * 32 * 32, rel=1e-5)
+        assert float(row["loss_kl"]) == pytest.approx(divergence, rel=1e-5)
+        assert float(row["loss"]) == pytest.approx(3 * 3 * 32 * 32 + 0.5 * divergence, rel=1e-5)
+    assert rows[1]["loss"] == rows[1]["loss_kl"] == ""
+    assert summary["loss"]["kl"] == pytest.approx(kl.mean(), rel=1e-5)
+    assert f"mean kl: {summary['loss']['kl']:.6g}" in format_table(report)
+
+
+def test_without_a_loss_nothing_of_it_is_written(tmp_path, videos, models):
+    report = reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], save_videos=False))
+    rows, summary = read_metrics(tmp_path)
+    assert list(rows[0]) == ["name", "output", "status", "frames", "height", "width", "psnr", "ssim", "error"]
+    assert "loss" not in summary and "loss" not in format_table(report)
+
+
+def test_folders_may_stand_beside_the_output_folder(tmp_path, videos, models):
+    reconstruct_csv(configure(tmp_path, videos, ["c.mp4", "still.png"], separate_folders=True))
+    for folder in ("out_ori", "out_rec", "out/side_by_side"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["c.mp4", "still.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.csv", "metrics.json", "side_by_side"]
+    assert not (tmp_path / "out_spatial").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(spatial=True), "spatial is true, but offset has no spatial half"),
+        (dict(loss=LossConfig(perceptual_weight=0, latent_weight=1)), "loss.latent_weight .* offset has no two stages"),
+        (dict(loss=LossConfig(lpips_weights="nowhere.safetensors")), "nowhere.safetensors"),
+    ],
+)
+def test_what_a_model_cannot_be_asked_for_is_said_before_anything_is_written(
+    tmp_path, videos, models, options, message
+):
+    with pytest.raises(ValueError, match=message):
+        reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], separate_folders=True, **options))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.csv", "videos"]
 
 
 def test_tiles_are_set_on_every_model_only_where_they_are_enabled(tmp_path, videos, models):

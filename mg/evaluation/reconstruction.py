@@ -1,26 +1,30 @@
-"""Reconstruct the clips of a CSV, measure PSNR and SSIM, and write what is seen beside what was given.
+"""Reconstruct the clips of a CSV, measure PSNR, SSIM and the loss, and write what is seen beside what was given.
 
 Under the output folder:
 
     reconstruction/NAME.mp4  original/NAME.mp4  side_by_side/NAME.mp4      (.png where the input is an image)
+    spatial/NAME.mp4         if asked for: what the spatial half of a model of two stages gives back alone
     metrics.csv              one row per line of the index, errors included
     metrics.json             means per method, counts, failures, and the configuration
 
+With `separate_folders` the first kinds lie beside the output folder, under one name in each, for a benchmark of two
+folders: OUTPUT_rec/NAME.mp4, OUTPUT_ori/NAME.mp4 and OUTPUT_spatial/NAME.mp4.
+
 Metrics compare the float reconstruction, clipped to [-1, 1] and brought to [0, 1] (not rounded to 8 bits), with the
 original in [0, 1] as the model was given it, resized and cropped: per frame, then the mean over frames, then over
-clips.
+clips. Losses are those of training, of the reconstruction before it is clipped, and come from the same pass.
 """
 
 import csv
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
-import mindspore as ms
 import numpy as np
+from mindspore import Tensor, ops
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
@@ -30,13 +34,20 @@ from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
 from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, one_line
 from mg.evaluation.metrics import SSIM_WINDOW, psnr, ssim
+from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
 
 _logger = logging.getLogger(__name__)
 
+ORIGINAL = "original"
 RECONSTRUCTION = "reconstruction"
+SPATIAL = "spatial"
 BASELINE = "baseline"
+SIDE_BY_SIDE = "side_by_side"
 LABEL_HEIGHT = 20
+
+# What `separate_folders` puts behind the output folder's name.
+SUFFIXES = {ORIGINAL: "_ori", RECONSTRUCTION: "_rec", SPATIAL: "_spatial"}
 
 # What a frame without any error counts as, so that a mean stays a number.
 PSNR_CEILING = 100.0
@@ -49,6 +60,10 @@ class InferenceConfig(ClipsConfig):
     Args:
         compare: another checkpoint to show and measure beside, or a list of them, under the same settings.
         baseline: measure and show an area average at the model's compression, brought back by interpolation, too.
+        spatial: measure and show what the spatial half of a model of two stages gives back alone, too.
+        loss: weights of the loss to measure; null measures none.
+        separate_folders: write reconstructions to OUTPUT_rec, originals to OUTPUT_ori and what the spatial half gives
+            back to OUTPUT_spatial, in place of folders within OUTPUT; metrics and side-by-sides stay there.
         save_videos: write reconstructions, originals and side-by-sides; otherwise metrics only.
         fps: frame rate to write; by default that of the frames taken.
 
@@ -58,6 +73,9 @@ class InferenceConfig(ClipsConfig):
 
     compare: list[str] | str = field(default_factory=list)
     baseline: bool = False
+    spatial: bool = False
+    loss: LossConfig | None = None
+    separate_folders: bool = False
     save_videos: bool = True
     fps: float | None = None
 
@@ -72,7 +90,8 @@ class InferenceConfig(ClipsConfig):
 
 @dataclass
 class Result:
-    """One line of the index: `scores` maps a method to (psnr, ssim); `error` says why there are none."""
+    """One line of the index: `scores` maps a method to (psnr, ssim), `losses` a loss to its value; `error` says why
+    there are none."""
 
     name: str
     output: str
@@ -80,15 +99,18 @@ class Result:
     height: int = 0
     width: int = 0
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
 
 @dataclass
 class Report:
-    """Results in the order of the index. The first of `methods` is the reconstruction itself."""
+    """Results in the order of the index. The first of `methods` is the reconstruction itself; `losses` are its losses'
+    names."""
 
     methods: list[str]
     results: list[Result]
+    losses: list[str] = field(default_factory=list)
 
     @property
     def succeeded(self) -> list[Result]:
@@ -105,6 +127,51 @@ class Report:
         rows = {method: [result.scores[method] for result in self.succeeded] for method in self.methods}
         return {method: tuple(float(value) for value in np.mean(scores, axis=0)) for method, scores in rows.items()}
 
+    def mean_losses(self) -> dict[str, float]:
+        """The mean of every loss over the clips that worked; empty where none did."""
+        if not self.succeeded:
+            return {}
+        return {name: float(np.mean([result.losses[name] for result in self.succeeded])) for name in self.losses}
+
+
+class Losses:
+    """The loss of a reconstruction, its unweighted terms, and two figures that a loss is made of, by their `names`.
+
+    `pixel` is L1 and weighted LPIPS, summed over a frame; `latent`, of a model of two stages, what the second stage
+    loses of the first one's latents: both as they are, with or without a weight in the loss.
+
+    Raises:
+        ValueError: weights of a second stage for a model that has none, or missing weights of LPIPS.
+    """
+
+    def __init__(self, config: LossConfig, model: VideoAutoencoder):
+        self.config, self.loss, self.latent = config, AutoencoderLoss(config), None
+        if self.loss.latents and not model.has_target:
+            raise ValueError(f"loss.latent_weight and loss.identity_weight must be 0: {model.name} has no two stages")
+        self.names = ["loss", *["pixel"] * self.loss.pixels, *self.loss.terms]
+        if model.has_target:
+            nothing = {f"{term}_weight": 0 for term in ("pixel", "kl", "outlier", "identity")}
+            self.latent = AutoencoderLoss(replace(config, **nothing, latent_weight=1))
+            self.names = list(dict.fromkeys([*self.names, "latent"]))
+
+    def __call__(self, x: Tensor, y: Tensor, latents: tuple[Tensor | None, ...]) -> dict[str, float]:
+        """Of x and y, (B, 3, T, H, W), and what the model's `latents` gave of x.
+
+        Raises:
+            ValueError: one of them is not finite.
+        """
+        code, z, mean, logvar, target = latents
+        loss, terms = self.loss(x, y, z, mean, logvar, code, target)
+        found = {"loss": float(loss.asnumpy()), **dict(zip(self.loss.terms, terms.asnumpy().tolist()))}
+        if self.loss.pixels:
+            _, c, _, h, w = x.shape
+            found["pixel"] = (found["l1"] + self.config.perceptual_weight * found["lpips"]) * (c * h * w)
+        if self.latent:
+            found["latent"] = float(self.latent(x, None, z, mean, logvar, code, target)[0].asnumpy())
+        if not np.isfinite(list(found.values())).all():
+            raise ValueError("the loss is not finite; with dtype fp16, try bf16 or fp32")
+        return {name: found[name] for name in self.names}
+
 
 def reconstruct_csv(config: InferenceConfig) -> Report:
     """Reconstruct every line of `config.csv_path` and write all files under `config.output_path`.
@@ -116,39 +183,71 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     """
     rows = read_index(config.csv_path, config.video_folder)
     models = load_models(config)
-    methods = list(models) + [BASELINE] * config.baseline
+    model, compared = models[RECONSTRUCTION], list(models)[1:]
+    if config.spatial and not model.has_target:
+        raise ValueError(f"spatial is true, but {model.name} has no spatial half that could work alone; turn it off")
+    losses = Losses(config.loss, model) if config.loss else None
+    methods = [RECONSTRUCTION, *[SPATIAL] * config.spatial, *compared, *[BASELINE] * config.baseline]
     results = [Result(row.name, output) for row, output in zip(rows, output_names([row.name for row in rows]))]
-    report = Report(methods, results)
-    folder = Path(config.output_path)
-    folder.mkdir(parents=True, exist_ok=True)
+    report = Report(methods, results, losses.names if losses else [])
+    Path(config.output_path).mkdir(parents=True, exist_ok=True)
 
     for batch, x in batches(rows, config, lambda index, error: _fail(results[index], error)):
-        outputs = {name: reconstruct(model, x, config.sample_posterior) for name, model in models.items()}
+        y, latents = reconstruct(model, x, config.sample_posterior)
+        outputs = {RECONSTRUCTION: y}
+        if config.spatial:
+            outputs[SPATIAL] = model.reconstruct(latents[-1], x.shape)
+        for name in compared:
+            outputs[name] = reconstruct(models[name], x, config.sample_posterior)[0]
+        outputs = {name: np.clip(value.asnumpy(), -1, 1) for name, value in outputs.items()}
         if config.baseline:
-            factors = models[RECONSTRUCTION].temporal_compression, models[RECONSTRUCTION].spatial_compression
+            factors = model.temporal_compression, model.spatial_compression
             outputs[BASELINE] = area_trilinear_baseline(x[: len(batch)], *factors)
         for i, clip in enumerate(batch):
-            _score_and_save(clip, results[clip.index], {name: y[i] for name, y in outputs.items()}, folder, config)
+            result = results[clip.index]
+            result.frames, result.height, result.width = clip.x.shape[1:]
+            try:
+                scores = {name: score(clip.x, value[i]) for name, value in outputs.items()}
+                found = losses(Tensor(clip.x[None]), *_one_of(i, (y, latents))) if losses else {}
+            except ValueError as error:
+                _fail(result, error)
+                continue
+            result.scores, result.losses = scores, found
+            if config.save_videos:
+                _save(clip, result.output, {name: value[i] for name, value in outputs.items()}, config)
 
-    _write_metrics(report, folder, config)
+    _write_metrics(report, config)
     return report
 
 
 def load_models(config: InferenceConfig) -> dict[str, VideoAutoencoder]:
     """The model under "reconstruction" and the compared ones under their files' names, ready to run."""
-    compared = unique([Path(path).stem for path in config.compare], taken=("original", RECONSTRUCTION, BASELINE))
+    compared = unique([Path(path).stem for path in config.compare], taken=(ORIGINAL, RECONSTRUCTION, SPATIAL, BASELINE))
     paths = [config.model.from_pretrained, *config.compare]
     return {label: load_model(config, path) for label, path in zip([RECONSTRUCTION, *compared], paths)}
 
 
-def reconstruct(model: VideoAutoencoder, x: np.ndarray, sample_posterior: bool = False) -> np.ndarray:
-    """(B, 3, T, H, W) in [-1, 1] -> the model's reconstruction of the same shape, float32, clipped to that range"""
-    t, h, w = x.shape[2:]
+def output_folders(config: InferenceConfig) -> dict[str, Path]:
+    """Where the files of each kind are written."""
+    kinds = [ORIGINAL, RECONSTRUCTION, *[SPATIAL] * config.spatial]
+    folder = Path(config.output_path)
+    folders = {kind: Path(f"{folder}{SUFFIXES[kind]}") if config.separate_folders else folder / kind for kind in kinds}
+    return {**folders, SIDE_BY_SIDE: folder / SIDE_BY_SIDE}
+
+
+def reconstruct(
+    model: VideoAutoencoder, x: np.ndarray, sample_posterior: bool = False
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """One pass: (B, 3, T, H, W) in [-1, 1] -> the reconstruction of the same shape, fp32, not clipped; and the latents.
+
+    Returns:
+        The reconstruction, and what the model's `latents` gave.
+    """
+    x, noise = Tensor(x), None
     if sample_posterior and model.has_posterior:
-        y = model.decode(model.encode(ms.Tensor(x)).z, num_target_frames=t)[..., :h, :w]
-    else:
-        y = model(ms.Tensor(x))
-    return np.clip(y.astype(ms.float32).asnumpy(), -1, 1)
+        noise = ops.standard_normal(model.latent_shape(x.shape))
+    latents = model.latents(x, noise)
+    return model.reconstruct(latents[0], x.shape), latents
 
 
 def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -191,7 +290,7 @@ def side_by_side(columns: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def format_table(report: Report) -> str:
-    """PSNR and SSIM of every clip and method and their means, and what failed, as aligned text."""
+    """PSNR and SSIM of every clip and method and their means, the means of the losses, and what failed, as text."""
     lines = [["clip", *(f"{method} {metric}" for method in report.methods for metric in ("PSNR", "SSIM"))]]
     entries = [(result.output, result.scores) for result in report.succeeded]
     for name, scores in [*entries, ("mean", report.means())] if entries else []:
@@ -199,33 +298,27 @@ def format_table(report: Report) -> str:
         lines.append([name, *(text for decibels, ratio in values for text in (f"{decibels:.2f}", f"{ratio:.4f}"))])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text += [f"mean {name}: {value:.6g}" for name, value in report.mean_losses().items()]
     text += [f"failed: {result.name}: {result.error}" for result in report.failed]
     return "\n".join(text)
 
 
-def _score_and_save(
-    clip: Clip, result: Result, outputs: dict[str, np.ndarray], folder: Path, config: InferenceConfig
-) -> None:
-    result.frames, result.height, result.width = clip.x.shape[1:]
-    try:
-        result.scores = {method: score(clip.x, y) for method, y in outputs.items()}
-    except ValueError as error:
-        return _fail(result, error)
-    if not config.save_videos:
-        return None
-    original, *others = (to_uint8_frames(video) for video in (clip.x, *outputs.values()))
-    columns = dict(zip(("original", *outputs), (original, *others)))
-    for kind, frames in [
-        ("original", original),
-        (RECONSTRUCTION, columns[RECONSTRUCTION]),
-        ("side_by_side", side_by_side(columns)),
-    ]:
-        path = folder / kind / result.output
-        path.parent.mkdir(exist_ok=True)
+def _one_of(i: int, values):
+    """Number i of a batch, as a batch of one, of every tensor in nested tuples."""
+    if isinstance(values, tuple):
+        return tuple(_one_of(i, value) for value in values)
+    return None if values is None else values[i : i + 1]
+
+
+def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: InferenceConfig) -> None:
+    columns = {kind: to_uint8_frames(video) for kind, video in {ORIGINAL: clip.x, **outputs}.items()}
+    for kind, folder in output_folders(config).items():
+        frames = side_by_side(columns) if kind == SIDE_BY_SIDE else columns[kind]
+        folder.mkdir(exist_ok=True)
         if clip.still:
-            write_image(path.with_name(path.name + ".png"), frames[0])
+            write_image(folder / f"{name}.png", frames[0])
         else:
-            write_video(path.with_name(path.name + ".mp4"), frames, config.fps or clip.fps)
+            write_video(folder / f"{name}.mp4", frames, config.fps or clip.fps)
 
 
 def _fail(result: Result, error: Exception) -> None:
@@ -244,14 +337,17 @@ def _label(frames: np.ndarray, text: str) -> np.ndarray:
     return np.concatenate([np.broadcast_to(strip, (len(frames), *strip.shape)), frames], axis=1)
 
 
-def _write_metrics(report: Report, folder: Path, config: InferenceConfig) -> None:
+def _write_metrics(report: Report, config: InferenceConfig) -> None:
+    folder = Path(config.output_path)
     with atomic_write(folder / "metrics.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         suffixes = {method: "" if method == RECONSTRUCTION else f"_{method}" for method in report.methods}
         scores = [f"{metric}{suffix}" for suffix in suffixes.values() for metric in ("psnr", "ssim")]
-        writer.writerow(["name", "output", "status", "frames", "height", "width", *scores, "error"])
+        losses = ["loss" if name == "loss" else f"loss_{name}" for name in report.losses]
+        writer.writerow(["name", "output", "status", "frames", "height", "width", *scores, *losses, "error"])
         for result in report.results:
             values = [value for method in report.methods for value in result.scores.get(method, ("", ""))]
+            values += [result.losses.get(name, "") for name in report.losses]
             status = "error" if result.error else "ok"
             size = [result.frames, result.height, result.width]
             writer.writerow([result.name, result.output, status, *size, *values, result.error])
@@ -260,6 +356,7 @@ def _write_metrics(report: Report, folder: Path, config: InferenceConfig) -> Non
         "succeeded": len(report.succeeded),
         "failed": len(report.failed),
         "mean": {method: {"psnr": p, "ssim": s} for method, (p, s) in report.means().items()},
+        **({"loss": report.mean_losses()} if report.losses else {}),
         "failures": [{"name": result.name, "error": result.error} for result in report.failed],
         "config": to_dict(config),
     }
