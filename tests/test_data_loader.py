@@ -181,6 +181,42 @@ def test_a_clip_too_short_once_it_is_thinned_is_counted(folder):
         take(loader, 1)
 
 
+def test_random_numbers_of_frames_are_a_function_of_seed_and_step_for_all_clips_and_ranks(folder):
+    cfg = config(image_ratio=0.2, random_frames=True, sample_n_frames=5)
+    loaders = [ClipLoader(mixed(folder), cfg, 3, rank, world_size=2) for rank in range(2)]
+    drawn = [loaders[0].num_frames(step) for step in range(200)]
+    assert drawn == [loaders[1].num_frames(step) for step in range(200)]
+    assert drawn != [ClipLoader(mixed(folder), cfg, 4).num_frames(step) for step in range(200)]
+    videos_only = [frames for step, frames in enumerate(drawn) if not loaders[0].is_image_step(step)]
+    assert len(videos_only) == 160 and len(drawn) - len(videos_only) == 40
+    assert all(drawn[step] == 1 for step in range(200) if loaders[0].is_image_step(step))
+    counts = np.bincount(videos_only, minlength=6)
+    assert counts[0] == 0 and len(counts) == 6 and counts[1:].min() > 16  # 32 each on average
+    for loader in loaders:
+        whole = take(loader, 8)
+        assert [batch.x.shape for batch in whole] == [(2, 3, frames, 24, 24) for frames in drawn[:8]]
+        assert_equal(take(loader, 3, start=5), whole[5:])
+
+
+def test_a_video_need_be_no_longer_than_the_frames_that_are_drawn(folder):
+    loader = ClipLoader(rows_of(folder, "v0.mp4"), config(random_frames=True, sample_n_frames=12, image_ratio=0.0))
+    lengths = [loader.num_frames(step) for step in range(40)]
+    assert max(lengths) == 12 and 10 in lengths
+    for step, length in enumerate(lengths):
+        if length <= 10:
+            assert take(loader, 1, step)[0].x.shape[2] == length
+    with pytest.raises(DataError, match="too short: 10 frames, 12 needed"):
+        take(loader, 1, lengths.index(12))
+
+
+def test_what_is_drawn_of_a_clip_does_not_hang_on_its_length(folder):
+    """The number of frames has a generator of its own: a clip of one length starts anywhere."""
+    cfg = dict(image_ratio=0.0, batch_size=1, random_crop=False, image_size=40, crop_size=40, flip=False)
+    loader = ClipLoader(rows_of(folder, "v0.mp4"), config(**cfg, random_frames=True, sample_n_frames=4))
+    steps = [step for step in range(160) if loader.num_frames(step) == 2]
+    assert {frame_numbers(take(loader, 1, step)[0].x[0])[0] for step in steps} == set(range(9))
+
+
 def test_bad_files_are_named_once_and_replaced(folder, caplog):
     rows = rows_of(folder, "v0.mp4", "empty.mp4", "text.mp4", "v1.mp4")
     loader = ClipLoader(rows, config(image_ratio=0.0))

@@ -1,4 +1,4 @@
-"""The reconstruction loss is the formula that its docstring gives, term by term, and its weights are switches."""
+"""The autoencoder's loss is the formula that its docstring gives, term by term, and its weights are switches."""
 
 import mindspore as ms
 import numpy as np
@@ -23,10 +23,21 @@ def inputs():
     return x, y, z, mean, logvar
 
 
-def compute(**config):
+def two_stages(frames: int = SHAPE[2]):
+    """code and target of a model of two stages (B, z, T, h, w)"""
+    shape = (*LATENT[:2], frames, *LATENT[3:])
+    return np.random.default_rng(2).standard_normal((2, *shape)).astype(np.float32)
+
+
+def evaluate(config: dict, *values):
+    """Loss and terms of arrays, or None, in the order of the loss' inputs."""
     loss = AutoencoderLoss(LossConfig(**{"perceptual_weight": 0, "kl_weight": 0, **config}))
-    value, terms = loss(*map(Tensor, inputs()))
-    return float(value.asnumpy()), dict(zip(loss.terms, terms.asnumpy().tolist()))
+    value, terms = loss(*(None if v is None else Tensor(v) for v in values))
+    return float(value.asnumpy()), dict(zip(loss.terms, terms.asnumpy().tolist(), strict=True))
+
+
+def compute(**config):
+    return evaluate(config, *inputs())
 
 
 def numpy_outlier(z, reach, per_channel):
@@ -136,7 +147,96 @@ def test_missing_lpips_weights_name_the_tool_and_the_switch(tmp_path):
     AutoencoderLoss(LossConfig(lpips_weights=str(tmp_path / "none.safetensors"), perceptual_weight=0))
 
 
-@pytest.mark.parametrize("name", ["perceptual_weight", "kl_weight", "outlier_weight", "outlier_range"])
+# Models of two stages.
+
+
+def test_the_distance_of_first_latents_is_summed_over_a_frame_and_averaged_over_frames(mode):
+    code, target = two_stages()
+    wanted = np.abs(target - code).sum() / (2 * 5)
+    plain, terms = compute()
+    assert "latent" not in terms
+    loss, terms = evaluate({"latent_weight": 0.5}, *inputs(), code, target)
+    assert terms["latent"] == pytest.approx(wanted, rel=1e-5) and terms["identity"] == 0
+    assert loss - plain == pytest.approx(0.5 * wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("valid", [None, [0, 0, 0, 1]])
+def test_an_image_keeps_its_first_latents_also_behind_frames_that_do_not_count(mode, valid):
+    x, y, z, mean, logvar = inputs()
+    frames = len(valid or [1])
+    code, target = two_stages(frames)
+    z, mean, logvar = (v[:, :, :1] for v in (z, mean, logvar))
+    values = (x[:, :, :frames], y[:, :, :frames], z, mean, logvar, code, target)
+    values += (None if valid is None else np.float32(valid),)
+    wanted = np.abs(target[:, :, -1:] - z).sum() / 2
+    loss, terms = evaluate({"identity_weight": 0.5, "pixel_weight": 0}, *values)
+    assert terms["identity"] == pytest.approx(wanted, rel=1e-5) and terms["latent"] == 0
+    assert loss == pytest.approx(0.5 * wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("valid", [None, [1, 1, 1, 1], [0, 0, 1, 1]])
+def test_a_video_need_not_keep_its_first_latents(valid):
+    x, y, z, mean, logvar = inputs()
+    code, target = two_stages(4)
+    values = (x[:, :, :4], y[:, :, :4], z[:, :, :1], mean[:, :, :1], logvar[:, :, :1], code, target)
+    values += (None if valid is None else np.float32(valid),)
+    assert evaluate({"identity_weight": 1.0}, *values)[1]["identity"] == 0
+    short, terms = evaluate({"identity_weight": 1.0}, *inputs(), *two_stages())
+    assert terms["identity"] == 0 and short == compute()[0]
+
+
+def test_the_pixels_weight_is_of_l1_and_lpips_together(lpips_file):
+    settings = {"perceptual_weight": 0.5, "lpips_weights": lpips_file}
+    whole, terms = compute(**settings)
+    half, same = compute(**settings, pixel_weight=0.5)
+    assert half == pytest.approx(whole / 2, rel=1e-6) and same == terms
+
+
+def test_without_pixels_there_is_no_reconstruction_and_no_lpips(mode, tmp_path):
+    x, _, *latents = inputs()
+    missing = {"perceptual_weight": 1.0, "lpips_weights": str(tmp_path / "none.safetensors")}
+    loss, terms = evaluate({**missing, "pixel_weight": 0, "latent_weight": 1.0}, x, None, *latents, *two_stages())
+    assert list(terms) == ["kl", "outlier", "latent", "identity"]
+    assert loss == pytest.approx(terms["latent"], rel=1e-6)
+
+
+def test_kl_may_be_summed_over_a_clip():
+    frame, terms = compute(kl_weight=1.0)
+    clip, per_clip = compute(kl_weight=1.0, kl_per_clip=True)
+    assert per_clip["kl"] == pytest.approx(5 * terms["kl"], rel=1e-5)
+    assert clip - frame == pytest.approx(4 * terms["kl"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kl_per_clip", [False, True])
+def test_frames_that_do_not_count_might_as_well_not_be_there(mode, lpips_file, kl_per_clip):
+    config = dict(
+        perceptual_weight=0.5, lpips_weights=lpips_file, kl_weight=0.1, kl_per_clip=kl_per_clip, outlier_weight=1e3,
+        latent_weight=0.3, pixel_weight=0.7,
+    )  # fmt: skip
+    x, y, *latents = inputs()
+    code, target = two_stages()
+    kept, valid = [0, 1, 4], np.float32([1, 1, 0, 0, 1])
+    wanted, terms = evaluate(config, x[:, :, kept], y[:, :, kept], *latents, code[:, :, kept], target[:, :, kept])
+    loss, found = evaluate(config, x, y, *latents, code, target, valid)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    assert found == pytest.approx(terms, rel=1e-5) and min(terms[name] for name in terms if name != "identity") > 0
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_the_latents_that_are_compared_with_may_learn_too(detached):
+    config = LossConfig(pixel_weight=0, kl_weight=0, latent_weight=1.0, detach_latents=detached)
+    loss = AutoencoderLoss(config)
+    x, _, z, mean, logvar = map(Tensor, inputs())
+    code, target = map(Tensor, two_stages())
+    to_code, to_target = ms.grad(lambda c, t: loss(x, None, z, mean, logvar, c, t)[0], (0, 1))(code, target)
+    assert np.abs(to_code.asnumpy()).max() > 0
+    assert (np.abs(to_target.asnumpy()).max() > 0) == (not detached)
+
+
+WEIGHTS = "pixel_weight perceptual_weight kl_weight outlier_weight outlier_range latent_weight identity_weight".split()
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
 def test_a_negative_weight_is_an_error(name):
     with pytest.raises(ValueError, match=f"{name} is -1; it must be at least 0"):
         LossConfig(**{name: -1})

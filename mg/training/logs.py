@@ -12,6 +12,12 @@ from tqdm import tqdm
 
 from mg.checkpoints import atomic_write
 
+# What the curve may be of, and its unit: the first of these that a run's loss has.
+MEASURES = {
+    "l1": "mean absolute error, pixels in [-1, 1]",
+    "latent": "absolute error of the first stage's latents, summed over a frame",
+}
+
 
 class RunLog:
     """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`.
@@ -25,13 +31,13 @@ class RunLog:
         records = read_log(self.path, start_step)
         with atomic_write(self.path) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-        self._points = [(record["step"], record["l1"]) for record in records if record["l1"] is not None]
+        self._points = {name: [] for name in MEASURES}
         self._file = open(self.path, "a", encoding="utf-8")
         # A kill may take points that TensorBoard's writer still had in its queue: they come from log.jsonl again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._board = SummaryWriter(str(folder / "tensorboard"))
         for record in records:
-            self._draw_on_board(record)
+            self._draw(record)
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
 
     def add(self, step: int, scalars: dict[str, float]) -> None:
@@ -40,16 +46,18 @@ class RunLog:
         record = {"step": step, **finite}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        if finite["l1"] is not None:
-            self._points.append((step, finite["l1"]))
-        self._draw_on_board(record)
-        self._bar.set_postfix({"loss": f"{scalars['loss']:.1f}", "l1": f"{scalars['l1']:.4f}"}, refresh=False)
+        self._draw(record)
+        shown = {"loss": f"{scalars['loss']:.1f}"}
+        if "l1" in scalars:
+            shown["l1"] = f"{scalars['l1']:.4f}"
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
     def save(self) -> None:
         """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""
         os.fsync(self._file.fileno())
-        draw_curve(self._points, self.folder / "loss.png")
+        name = next((name for name in MEASURES if self._points[name]), "l1")
+        draw_curve(self._points[name], MEASURES[name], self.folder / "loss.png")
 
     def close(self) -> None:
         self._bar.close()
@@ -57,7 +65,11 @@ class RunLog:
         self._file.close()
         self._board.close()
 
-    def _draw_on_board(self, record: dict) -> None:
+    def _draw(self, record: dict) -> None:
+        """Add an update to the curve and to TensorBoard."""
+        for name, points in self._points.items():
+            if record.get(name) is not None:
+                points.append((record["step"], record[name]))
         for name, value in record.items():
             if name != "step" and value is not None:
                 self._board.add_scalar(name, value, record["step"])
@@ -76,8 +88,8 @@ def read_log(path: Path, before_step: int) -> list[dict]:
     return records
 
 
-def draw_curve(points: list[tuple[int, float]], path: Path) -> None:
-    """The mean absolute error over the updates, (update, value) each, with its running mean, as a PNG."""
+def draw_curve(points: list[tuple[int, float]], unit: str, path: Path) -> None:
+    """A measure over the updates, (update, value) each, with its running mean, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,7 +107,7 @@ def draw_curve(points: list[tuple[int, float]], path: Path) -> None:
         axes.set_yscale("log")
         axes.legend()
     axes.set_xlabel("update")
-    axes.set_ylabel("mean absolute error, pixels in [-1, 1]")
+    axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120)
