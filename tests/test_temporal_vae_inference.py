@@ -46,9 +46,8 @@ def workplace(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LPIPS, "_load", lambda *_: None)
         shapes = {name: p.shape for name, p in LPIPS("vgg", "").parameters_dict().items()}
-    lpips = {
-        name: np.abs(rng.standard_normal(shape, np.float32)) / np.prod(shape[1:]) for name, shape in shapes.items()
-    }
+    scales = {name: 20 if name.startswith("linear") else 1 / np.prod(shape[1:]) for name, shape in shapes.items()}
+    lpips = {name: np.abs(rng.normal(0, scales[name], shape)).astype(np.float32) for name, shape in shapes.items()}
     write_state_dict(folder / "models" / "lpips_vgg.safetensors", lpips)
 
     t, y, x = np.meshgrid(np.arange(7), np.arange(32), np.arange(40), indexing="ij")
@@ -65,7 +64,7 @@ def workplace(tmp_path_factory):
 
 
 def run_script(monkeypatch, workplace, config, folder, *options) -> int:
-    """The exit code of the issue's command, run in this process where models/ holds LPIPS' weights, at 32 pixels."""
+    """The command's exit code, run in this process where models/ holds LPIPS' weights, at 32 pixels."""
     arguments = ["--config", CONFIGS / config, "--ckpt_path", workplace / "vae.safetensors", "--save_dir", folder]
     arguments += ["--data_path", workplace / "videos" / "index.csv", "--image_size=32", *options]
     monkeypatch.setattr("mg.runtime.setup", lambda *_: None)  # MindSpore lets the device be chosen only once
@@ -94,7 +93,7 @@ def check_rows(workplace, folder, num_frames, perceptual_weight, said):
         y = model.reconstruct(code, (1, *x.shape))
         value, terms = loss(Tensor(x[None]), y, z, mean, logvar, code, target)
         l1, lpips, kl, outlier = terms.asnumpy().tolist()
-        assert kl > 0 and outlier == 0 and (lpips > 0) == (perceptual_weight > 0)
+        assert kl > 0 and outlier == 0 and (lpips > 0.1) == (perceptual_weight > 0)
         wanted = {"loss": float(value), "loss_l1": l1, "loss_lpips": lpips, "loss_kl": kl, "loss_outlier": 0}
         wanted["loss_pixel"] = wanted["loss"] - 1e-6 * kl
         wanted["loss_latent"] = np.abs(target.asnumpy() - code.asnumpy()).sum((1, 3, 4)).mean()
@@ -108,6 +107,7 @@ def check_rows(workplace, folder, num_frames, perceptual_weight, said):
         key = "loss" if name == "loss" else f"loss_{name}"
         assert mean == pytest.approx(np.mean([total[key] for total in totals]), rel=1e-3)
         assert f"mean {name}: {mean:.6g}\n" in said
+    assert summary["config"]["loss"]["kl_weight"] == 1e-6
     assert list(summary["loss"]) == ["loss", "pixel", "l1", "lpips", "kl", "outlier", "latent"]
     return rows
 
