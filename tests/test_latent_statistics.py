@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from tiny_models import DC_AE
+from tiny_models import SMALL_TEMPORAL_VAE as TEMPORAL_VAE
 
 from mg.data.index import read_index
 from mg.data.video import write_image, write_video
@@ -19,15 +20,6 @@ from mg.models import create_model, from_pretrained
 
 ROOT = Path(__file__).parents[1]
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
-TEMPORAL_VAE = {
-    "spatial_block_out_channels": [32, 32],
-    "spatial_layers_per_block": 1,
-    "filters": 32,
-    "channel_multipliers": [1, 1],
-    "temporal_downsample": [True],
-    "num_res_blocks": 1,
-    "micro_frame_size": 5,
-}
 RNG = np.random.default_rng(0)
 
 

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, ops
+from tiny_models import SMALL_TEMPORAL_VAE
 from tiny_models import TEMPORAL_VAE as TINY
 
 from mg import runtime
@@ -24,15 +25,13 @@ DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "temporal_vae" / "weights.safetensors"
 TOLERANCE = 1e-4  # of the output's scale
 SMALL = {
-    "spatial_block_out_channels": [32, 32],
-    "spatial_layers_per_block": 1,
-    "filters": 32,
+    **SMALL_TEMPORAL_VAE,
     "channel_multipliers": [1, 1, 1],
     "temporal_downsample": [True, True],
-    "num_res_blocks": 1,
+    "micro_frame_size": 17,
 }
 
-SMALLEST = {**SMALL, "channel_multipliers": [1, 1], "temporal_downsample": [True], "micro_frame_size": 3}
+SMALLEST = {**SMALL_TEMPORAL_VAE, "micro_frame_size": 3}
 
 
 def data(name: str) -> np.ndarray:
@@ -174,27 +173,53 @@ def test_weights_of_another_size_are_refused_by_name():
 # Lengths.
 
 
-@pytest.mark.parametrize("micro_frame_size, lengths", [(17, range(1, 41)), (None, (1, 6, 17, 40))])
-def test_every_length_is_cut_into_chunks_padded_in_front_and_trimmed(small, micro_frame_size, lengths, monkeypatch):
+@pytest.mark.parametrize("micro_frame_size", [17, None])
+def test_every_length_is_cut_into_chunks_padded_in_front_and_trimmed(small, micro_frame_size, monkeypatch):
+    """What the networks are given, frames numbered from 1 and zeros between, and what is kept of theirs."""
+    given, made = [], []
+
+    def encode(x):
+        given.append(x.asnumpy()[0, 0, :, 0, 0].astype(int).tolist())
+        return ops.zeros((1, 8, x.shape[2] // 4, 1, 1))
+
+    def decode(z):
+        made.append(list(range(100 * len(made), 100 * len(made) + 4 * z.shape[2])))
+        return Tensor(np.float32(made[-1]).reshape(1, 1, -1, 1, 1))
+
     monkeypatch.setitem(small.config, "micro_frame_size", micro_frame_size)
-    raw, size = small.temporal_vae, micro_frame_size or 40
-    for frames in lengths:
-        x_z = video(1, 4, frames, 2, 2).asnumpy()
-        moments, decoded = [], []
-        for start in range(0, frames, size):
-            chunk = x_z[:, :, start : start + size]
-            front = -chunk.shape[2] % 4
-            chunk = raw.encode(Tensor(np.pad(chunk, [(0, 0), (0, 0), (front, 0), (0, 0), (0, 0)])))
-            moments.append(chunk.asnumpy())
-            decoded.append(raw.decode(chunk[:, :4]).asnumpy()[:, :, front:])
-        moments, decoded = np.concatenate(moments, axis=2), np.concatenate(decoded, axis=2)
-        mean, logvar = small.temporal_posterior(Tensor(x_z))
-        assert np.allclose(np.concatenate([mean.asnumpy(), logvar.asnumpy()], axis=1), moments, atol=1e-6)
-        assert mean.shape == small.latent_shape((1, 3, frames, 4, 4))
-        found = small.code(mean, frames)
-        assert found.shape == x_z.shape and np.allclose(found.asnumpy(), decoded, atol=1e-5)
-        whole = small.code(mean, None)  # as many frames as the latents can stand for
-        assert frames <= whole.shape[2] < frames + 4 and small.latent_shape((1, 3, whole.shape[2], 4, 4)) == mean.shape
+    monkeypatch.setattr(small.temporal_vae, "encode", encode)
+    monkeypatch.setattr(small.temporal_vae, "decode", decode)
+    for frames in range(1, 41):
+        given.clear(), made.clear()
+        numbers = np.arange(1, frames + 1)
+        size = micro_frame_size or frames
+        chunks = [numbers[start : start + size].tolist() for start in range(0, frames, size)]
+        mean, _ = small.temporal_posterior(
+            Tensor(np.float32(np.tile(numbers.reshape(1, 1, -1, 1, 1), (1, 4, 1, 1, 1))))
+        )
+        assert given == [[0] * (-len(chunk) % 4) + chunk for chunk in chunks]
+        assert mean.shape[2] == small.latent_shape((1, 3, frames, 2, 2))[2]
+        kept = small.code(mean, frames).asnumpy().ravel().tolist()
+        assert kept == [number for chunk, each in zip(chunks, made) for number in each[-len(chunk) :]]
+        most = small.code(mean, None).shape[2]  # as many frames as the latents can stand for
+        assert most == frames + (
+            -frames % 4 if micro_frame_size is None else -len(chunks[-1]) % 4 * (len(chunks[-1]) < 17)
+        )
+
+
+@pytest.mark.parametrize("frames", [6, 18])
+def test_chunks_are_clips_of_their_own_for_the_networks(small, frames):
+    x_z, raw = video(1, 4, frames, 2, 2).asnumpy(), small.temporal_vae
+    mean, logvar = small.temporal_posterior(Tensor(x_z))
+    moments, decoded = [], []
+    for chunk in np.split(x_z, range(17, frames, 17), axis=2):
+        front = -chunk.shape[2] % 4
+        found = raw.encode(Tensor(np.pad(chunk, [(0, 0), (0, 0), (front, 0), (0, 0), (0, 0)])))
+        moments.append(found.asnumpy())
+        decoded.append(raw.decode(found[:, :4]).asnumpy()[:, :, front:])
+    found = np.concatenate([mean.asnumpy(), logvar.asnumpy()], axis=1)
+    assert np.allclose(found, np.concatenate(moments, axis=2), atol=1e-5)
+    assert np.allclose(small.code(mean, frames).asnumpy(), np.concatenate(decoded, axis=2), atol=1e-4)
 
 
 @pytest.mark.parametrize("frames", [1, 4, 19])
@@ -314,7 +339,7 @@ def tiled(small):
     small.disable_tiling()
 
 
-@pytest.mark.parametrize("height, width", [(8, 40), (33, 20)])
+@pytest.mark.parametrize("height, width", [(8, 36), (25, 10)])
 def test_tiles_give_the_untiled_shape(small, tiled, height, width):
     x = video(1, 3, 6, height, width)
     tiled(spatial_tile=16, spatial_overlap=8)

@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
+from tiny_models import SMALL_TEMPORAL_VAE as TINY
 
 from mg import runtime
 from mg.checkpoints import write_state_dict
@@ -24,15 +25,6 @@ from mg.models.temporal_vae.temporal_vae import OpenSoraVAE
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs" / "temporal_vae" / "inference"
-TINY = {
-    "spatial_block_out_channels": [32, 32],
-    "spatial_layers_per_block": 1,
-    "filters": 32,
-    "channel_multipliers": [1, 1],
-    "temporal_downsample": [True],
-    "num_res_blocks": 1,
-    "micro_frame_size": 5,
-}
 
 
 @pytest.fixture(scope="module")

@@ -17,3 +17,13 @@ TEMPORAL_VAE = {
     "channel_multipliers": [1, 1, 1, 2],
     "num_res_blocks": 1,
 }
+# The smallest of its kind: 2x2x2, chunks of 5 frames.
+SMALL_TEMPORAL_VAE = {
+    "spatial_block_out_channels": [32, 32],
+    "spatial_layers_per_block": 1,
+    "filters": 32,
+    "channel_multipliers": [1, 1],
+    "temporal_downsample": [True],
+    "num_res_blocks": 1,
+    "micro_frame_size": 5,
+}

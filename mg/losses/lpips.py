@@ -74,7 +74,7 @@ class LPIPS(nn.Cell):
         if not path.is_file():
             raise LPIPSWeightsError(
                 f"no LPIPS weights at '{path}': make them with tools/convert_lpips.py from torchvision's "
-                f"{BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth, or train without LPIPS "
+                f"{BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth, or do without LPIPS "
                 "(--loss.perceptual_weight 0)"
             )
         parameters = self.parameters_dict()
