@@ -369,7 +369,7 @@ def test_every_option_has_a_help_text(capsys):
     for name in ("model.from_pretrained", "model.use_spatial_tiling", "csv_path", "tiling.encode_tile", "fps"):
         after = text.split(f"--{name} ", 1)[1].split(maxsplit=1)[1]  # past the placeholder
         assert after[0].islower() or after.startswith("CSV"), (name, after[:40])
-    assert "Also --ckpt_path." in text and "Also --save_dir, --save-dir." in text
+    assert "Also --ckpt_path, --ckpt-path." in text and "Also --save_dir, --save-dir." in text
 
 
 def run_script(monkeypatch, *arguments):

@@ -109,10 +109,12 @@ class ClipsConfig:
 
     aliases: ClassVar[dict[str, str]] = {
         "data_path": "csv_path",
+        "data-path": "csv_path",
         "dataset.data_path": "csv_path",
         "save_dir": "output_path",
         "save-dir": "output_path",
         "ckpt_path": "model.from_pretrained",
+        "ckpt-path": "model.from_pretrained",
     }
 
     model: ModelConfig

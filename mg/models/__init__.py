@@ -3,6 +3,8 @@
     create_model("tae")                                    # Movie Gen TAE, untrained
     create_model("tae", pretrained="tae.ckpt", ch=64)      # keywords override the config
     from_pretrained("outputs/tae/checkpoints/step_000100") # config and weights from a folder or file
+
+All of them share the interface of `mg.models.autoencoder`.
 """
 
 from pathlib import Path
