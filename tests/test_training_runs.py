@@ -229,6 +229,47 @@ def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog)
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
 
 
+def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_path, data, monkeypatch, caplog):
+    class Stop(Exception):
+        pass
+
+    def stopping(root, model, train_step, run, keep, save=trainer.save_checkpoint):
+        if run["step"] == 6:
+            raise Stop
+        save(root, model, train_step, run, keep)
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    settings = [*data, "--data.random_frames", "--data.sample_n_frames=3", "--seed=0"]
+    settings += ["--max_steps=8", "--ckpt_save_steps=3"]
+    with caplog.at_level("INFO"):
+        records = short_run(whole, *settings)
+    assert "shapes of batches: 3 in 8 updates" in caplog.text
+    for frames in (1, 2, 3):
+        assert caplog.text.count(f"the first batch of shape (1, 3, {frames}, 16, 16); the step is compiled") == 1
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):  # updates 4 to 6 are made again
+        patch.setattr(trainer, "save_checkpoint", stopping)
+        short_run(stopped, *settings)
+    assert len(read_records(stopped)) == 6
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert short_run(stopped, *settings, "--resume") == records
+    assert "shapes of batches: 3 in 5 updates" in caplog.text
+    assert_same_weights(weights(stopped), weights(whole))
+
+
+def test_frozen_parts_stay_as_they_were(tmp_path, data):
+    create_model("two_convs").save_weights(tmp_path / "start.ckpt")
+    start = read_state_dict(tmp_path / "start.ckpt")
+    options = [f"--model.from_pretrained={tmp_path}/start.ckpt", "--model.freeze=[encoder]", "--optim.ema_decay=0.5"]
+    short_run(tmp_path / "run", *data, *options, "--max_steps=3", "--ckpt_save_steps=2")
+    short_run(tmp_path / "run", *data, *options, "--max_steps=4", "--resume")
+    end = weights(tmp_path / "run")
+    assert end.keys() == start.keys()
+    for name, value in start.items():
+        assert np.array_equal(end[name], value) == name.startswith("encoder."), name
+
+
 @pytest.mark.slow
 def test_a_tae_killed_with_sigkill_resumes_to_the_bit(tmp_path, data):
     """In graph mode, with fp16 and its loss scale, EMA, accumulation and images; killed between two checkpoints."""
@@ -316,6 +357,13 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
         (["--model.name", "vae"], "there is no model 'vae'; the models are "),
         (["--model.config.z_chanels", "3"], "two_convs has no config key 'z_chanels'; did you mean 'z_channels'?"),
         (["--loss.perceptual_weight", "1"], "tools/convert_lpips.py"),
+        (["--loss.latent_weight=1"], "loss.latent_weight is 1.0; it must be 0, two_convs has no first stage"),
+        (["--loss.identity_weight=1"], "loss.identity_weight is 1.0; it must be 0, two_convs has no first stage"),
+        (["--loss.pixel_weight=0"], "loss.pixel_weight is 0.0; it must be above 0 where latent_weight and identity"),
+        (["--loss.pixel_weight=0", "--discriminator.ndf=4"], "pixel_weight is 0.0; it must be above 0 with a discrim"),
+        (["--model.freeze=[decodr]"], "names 'decodr', which two_convs has not; its parts are encoder, decoder"),
+        (["--model.freeze=[encoder, decoder]"], "must leave some of two_convs to train"),
+        (["--model.spatial_from_pretrained=x"], "is x; it must be null, two_convs has one half only"),
         (["--max_steps", "0"], "max_steps is 0; it must be at least 1"),
         (["--discriminator.ndff", "4"], "unknown option 'discriminator.ndff'; did you mean 'discriminator.ndf'?"),
         (["--discriminator.ndf", "few"], "discriminator.ndf is 'few'; it must be a whole number"),

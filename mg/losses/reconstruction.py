@@ -67,6 +67,9 @@ class AutoencoderLoss(nn.Cell):
     Returns:
         The loss to minimise, and its unweighted terms as a vector in the order of `terms`.
 
+    Raises:
+        ValueError: an identity weight, but target and z differ in their channels.
+
     Attributes:
         terms: l1 and lpips with pixels, kl, outlier, then latent and identity where one of these has a weight.
         pixels, latents: whether the loss has terms of the reconstruction, and of code and target.
@@ -118,6 +121,11 @@ class AutoencoderLoss(nn.Cell):
         frames = target.shape[2]
         if z.shape[2] > 1 or (valid is None and frames > 1):
             return ops.zeros((), ms.float32)
+        if target.shape[1] != z.shape[1]:
+            raise ValueError(
+                f"identity_weight must be 0: the first stage's latents have {target.shape[1]} channels and the second's "
+                f"{z.shape[1]}"
+            )
         distance = ops.abs(target[:, :, frames - 1 :] - z).mean() * _size(target)
         return distance if valid is None else distance * (valid.sum() == 1).astype(ms.float32)
 

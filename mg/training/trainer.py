@@ -250,7 +250,7 @@ def _updates(
                         f"{whose} loss or its gradient was not finite in {left_out} updates in a row, the last being "
                         f"number {progress.step}; lower --{section}.lr, or train in fp32 or bf16"
                     )
-    says("batches of %d shapes in %d updates", len(shapes), total - first)
+    says("shapes of batches: %d in %d updates", len(shapes), total - first)
 
 
 def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
