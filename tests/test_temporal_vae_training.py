@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from mindspore.common import api
+from tiny_models import SMALL_TEMPORAL_VAE
 from training_runs import read_records, write_data
 
 from mg import runtime
@@ -22,15 +23,11 @@ from mg.training.optim import OptimConfig
 from mg.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]
-TINY = {  # 2x2x2, chunks of 5 frames
+TINY = {
+    **SMALL_TEMPORAL_VAE,
     "spatial_block_out_channels": [8, 8],
-    "spatial_layers_per_block": 1,
     "filters": 8,
-    "channel_multipliers": [1, 1],
-    "temporal_downsample": [True],
-    "num_res_blocks": 1,
-    "norm_num_groups": 4,
-    "micro_frame_size": 5,
+    "norm_num_groups": 4,  # of two channels: a bias before a norm of one alone would never move
     "micro_batch_size": None,
 }
 LATENTS = dict(pixel_weight=0, kl_weight=0, latent_weight=1.0)
@@ -178,7 +175,7 @@ def test_a_hundred_random_lengths_compile_once_per_aligned_shape(monkeypatch):
 def train(stage: int, workplace: Path, *options: object) -> tuple[dict[str, np.ndarray], list[dict], str]:
     """Train by a shipped config; returns the weights, the log and the terminal."""
     command = [sys.executable, ROOT / "scripts" / "train_vae.py", "--config"]
-    command += [ROOT / "configs" / "temporal_vae" / "train" / f"stage{stage}.yaml", "--data_path", "train.csv"]
+    command += [ROOT / "configs" / "temporal_vae" / "train" / f"stage{stage}.yaml", "--data-path", "train.csv"]
     command += ["--video_folder", "videos", "--model.config", json.dumps(TINY), "--model.dtype=fp32", "--device=cpu"]
     command += ["--data.image_size=8", "--data.crop_size=8", "--data.num_workers=1", "--optim.lr=1e-3", *options]
     result = subprocess.run([*map(str, command)], cwd=workplace, capture_output=True, text=True)

@@ -88,7 +88,11 @@ class TrainConfig:
         jit_level: how far the graph is fused: O0, O1, or O2 (Ascend only).
     """
 
-    aliases: ClassVar[dict[str, str]] = {"data_path": "csv_path", "dataset.data_path": "csv_path"}
+    aliases: ClassVar[dict[str, str]] = {
+        "data_path": "csv_path",
+        "data-path": "csv_path",
+        "dataset.data_path": "csv_path",
+    }
 
     csv_path: str
     output_path: str = "outputs/train"
