@@ -197,7 +197,7 @@ class OpenSoraVAE(VideoAutoencoder):
             if front:
                 chunk = ops.cat((ops.zeros((b, c, front, h, w), chunk.dtype), chunk), axis=2)
             moments.append(self._tiled(self.temporal_vae.encode, chunk))
-        return self.split_moments(ops.cat(moments, axis=2))
+        return self.split_moments(_in_a_row(moments))
 
     def code(self, z: Tensor, frames: int | None) -> Tensor:
         """(B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w): `frames` if t is right for so many, else all
@@ -210,7 +210,7 @@ class OpenSoraVAE(VideoAutoencoder):
             if frames is not None and decoded.shape[2] - self.temporal_compression < frames - i * size <= most:
                 kept = frames - i * size
             chunks.append(decoded[:, :, decoded.shape[2] - kept :])
-        return ops.cat(chunks, axis=2)
+        return _in_a_row(chunks)
 
     def latent_shape(self, shape):
         b, _, t, h, w = shape
@@ -266,6 +266,11 @@ def _chunks(length: int, size: int | None) -> list[tuple[int, int]]:
     """(start, stop) of chunks of `size`, the last one as short as it is; None makes one chunk."""
     size = size or length
     return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _in_a_row(chunks: list[Tensor]) -> Tensor:
+    """Joined along time; one alone as it is, since MindSpore 2.10 warns of the gradient of a cat of one."""
+    return ops.cat(chunks, axis=2) if len(chunks) > 1 else chunks[0]
 
 
 def _per_channel(config: dict, key: str) -> np.ndarray:
