@@ -31,7 +31,7 @@ class Affine(nn.Cell):
         self.bias = Parameter(Tensor(np.zeros(3, np.float32)), name="bias")
         self.dtype = ms.float16 if half else ms.float32
 
-    def latents(self, x, noise, valid=None):
+    def latents(self, x, noise, valid=None, detached=False):
         y = x.astype(self.dtype) * self.weight.astype(self.dtype) + self.bias.reshape(1, 3, 1, 1, 1).astype(self.dtype)
         return y.astype(ms.float32), noise, ops.zeros_like(noise), ops.zeros_like(noise), None
 

@@ -36,7 +36,9 @@ class LossConfig:
         latent_weight: of the L1 distance between the first stage's latents and what the second gives back of them,
             summed over a frame and averaged over frames.
         identity_weight: of the same distance between an image's first latents and its last; videos have none.
-        detach_latents: let no gradient into the first stage through the latents that are compared with.
+        detach_latents: let these two distances train the second stage alone: no gradient into the first through the
+            latents that are compared with and, without pixels, none at all. Nothing else would keep it from latents
+            that are easily given back, and say nothing.
     """
 
     pixel_weight: float = 1.0
@@ -73,6 +75,7 @@ class AutoencoderLoss(nn.Cell):
     Attributes:
         terms: l1 and lpips with pixels, kl, outlier, then latent and identity where one of these has a weight.
         pixels, latents: whether the loss has terms of the reconstruction, and of code and target.
+        detached: whether no gradient is to come into the first stage of a model of two.
     """
 
     def __init__(self, config: LossConfig):
@@ -80,6 +83,7 @@ class AutoencoderLoss(nn.Cell):
         self.config = config
         self.pixels = config.pixel_weight > 0
         self.latents = config.latent_weight > 0 or config.identity_weight > 0
+        self.detached = config.detach_latents and not self.pixels
         self.terms = ("l1", "lpips") if self.pixels else ()
         self.terms += ("kl", "outlier")
         self.terms += ("latent", "identity") if self.latents else ()

@@ -268,12 +268,13 @@ class VideoAutoencoder(nn.Cell):
         return self.reconstruct(code, x.shape), z, mean, logvar
 
     def latents(
-        self, x: Tensor, noise: Tensor | None = None, valid: Tensor | None = None
+        self, x: Tensor, noise: Tensor | None = None, valid: Tensor | None = None, detached: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """The first half of `forward`: all but what makes pixels.
 
         Args:
             valid: what `align_frames` gave beside x.
+            detached: let no gradient into the first stage of a model of two.
 
         Returns:
             What pixels are made of (z, or what a model of two stages makes of z), z, mean, logvar, and what the first

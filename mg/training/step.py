@@ -301,7 +301,7 @@ class _Accumulate(_Gather):
         self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
 
     def _scaled_loss(self, x, noise, scale, valid):
-        code, z, mean, logvar, target = self.model.latents(x, noise, valid)
+        code, z, mean, logvar, target = self.model.latents(x, noise, valid, self.loss.detached)
         y = self.model.reconstruct(code, x.shape) if self.loss.pixels or self.judged else None
         loss, terms = self.loss(x, y, z, mean, logvar, code, target, valid)
         outputs = (loss * scale, loss, terms)

@@ -159,8 +159,10 @@ class OpenSoraVAE(VideoAutoencoder):
     def scaling_for(self, mean, std, means, stds):
         return {"shift": means, "scale": stds}
 
-    def latents(self, x, noise=None, valid=None):
+    def latents(self, x, noise=None, valid=None, detached=False):
         x_z = self.spatial_latents(x)
+        if detached:
+            x_z = ops.stop_gradient(x_z)
         if valid is not None:
             x_z = x_z * valid.reshape(1, 1, -1, 1, 1)
         mean, logvar = self.temporal_posterior(x_z)
