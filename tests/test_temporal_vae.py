@@ -1,4 +1,4 @@
-"""The Open-Sora 1.2 VAE equals the original, names, numbers and latents; its chunks, their padding, and what sees what."""
+"""The Open-Sora 1.2 VAE equals the original, names, numbers and latents; its chunks, and what sees what."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,6 @@ def test_every_step_equals_the_originals(mode):
     assert np.allclose(encoded.logvar.asnumpy(), (logvar - 2 * ops.log(model.scale)).asnumpy(), atol=1e-5)
 
 
-@pytest.mark.slow
 def test_the_spatial_half_equals_diffusers_in_sdxls_config(tmp_path, mode):
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     torch.manual_seed(0)
@@ -134,7 +133,6 @@ def test_the_table_of_names_is_the_models(model):
     assert {p.name for p in model.get_parameters()} == set(parameter_shapes(model.config))
 
 
-@pytest.mark.slow
 def test_the_model_of_full_size_is_built_and_runs():
     model = create_model("temporal_vae")
     parameters = list(model.get_parameters())

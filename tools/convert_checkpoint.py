@@ -9,8 +9,8 @@
 A target that ends in .ckpt or .safetensors is one file with its config beside it, X.json for X.ckpt; any other is a
 folder, with config.json and the weights under the name that the original's library looks for. The config beside the
 source says what its sizes are; without one they are taken for the released checkpoint's. There and back, every tensor
-is the same to the last bit. The spatial half of an Open-Sora 1.2 VAE is an image VAE: with --model image_vae it is taken
-out of the whole.
+is the same to the last bit. The spatial half of an Open-Sora 1.2 VAE is an image VAE: --model image_vae takes it out of
+the whole.
 """
 
 import json

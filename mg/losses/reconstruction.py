@@ -127,7 +127,7 @@ class AutoencoderLoss(nn.Cell):
             return ops.zeros((), ms.float32)
         if target.shape[1] != z.shape[1]:
             raise ValueError(
-                f"identity_weight must be 0: the first stage's latents have {target.shape[1]} channels and the second's "
+                f"identity_weight must be 0: the first stage's latents have {target.shape[1]} channels, the second's "
                 f"{z.shape[1]}"
             )
         distance = ops.abs(target[:, :, frames - 1 :] - z).mean() * _size(target)

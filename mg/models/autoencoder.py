@@ -297,7 +297,8 @@ class VideoAutoencoder(nn.Cell):
         return _crop(self.pixel_decoder.picture(h).astype(ms.float32), shape)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and log-variance of the latents of a clip of any size, or the latents and None; tiled where that is on."""
+        """Mean and log-variance of the latents of a clip of any size, or the latents and None; in tiles where those are
+        on."""
         x = self._pad(x)
         if self.tiling is None:
             moments = self.encode_moments(x)

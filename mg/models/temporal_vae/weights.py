@@ -140,8 +140,8 @@ def _blocks(name: str, original: str, width: int, next_width: int, count: int) -
         width = next_width
 
 
-# Configs. Open-Sora's says what is trained and run with, and takes the sizes of both halves from elsewhere: the released
-# ones. Others stand under the same two sections, in diffusers' and in the original's names.
+# Configs. Open-Sora's takes the sizes of both halves from elsewhere: the released ones. Where they differ they are said
+# in the same two sections, in diffusers' and in the original's names.
 
 _SPATIAL_KEYS = {
     "block_out_channels": "spatial_block_out_channels",
