@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import logging
 import re
 import sys
@@ -19,7 +20,7 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     """Fill the dataclass `cls` from the command line and the YAML file that `--config` names.
 
     Later arguments win over earlier ones, and over the file where it stands before them. A switch may be written
-    `--flag`, `--flag true` or `--flag=False`.
+    `--flag`, `--flag true` or `--flag=False`, a list `--list a b c`, `--list=a b c` or `--list "[a, b, c]"`.
 
     An option may have other names, on the command line and as keys of a file: the class attribute
     `aliases: ClassVar[dict[str, str]]` maps them to the option's own, dotted where they lie in a section.
@@ -58,7 +59,7 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     actions |= {alias: actions[name] for alias, name in aliases.items()}
     argv = _read_files(_rename_arguments(sys.argv[1:] if argv is None else argv, aliases), aliases)
     try:
-        parsed = parser.parse_args(_spell_out_switches(argv, actions))
+        parsed = parser.parse_args(_spell_out_switches(_join_lists(argv, actions), actions))
     except ArgumentError as error:
         raise ValueError(_explain(str(error), actions)) from error
     for field in fields(cls):
@@ -189,6 +190,28 @@ def _no_section(name: str, value: Any) -> str:
 
 def _two_values(given: dict[str, Any]) -> str:
     return " and ".join(f"{name} is {value!r}" for name, value in given.items()) + ", but they are one option"
+
+
+def _join_lists(argv: list[str], actions: dict) -> list[str]:
+    """`--list a b` -> `--list=["a", "b"]`, where --list takes a list; what is written as a list already stays."""
+    joined, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        option, equals, value = argument.partition("=")
+        hint = getattr(actions.get(option.removeprefix("--")), "_typehint", None) if option.startswith("--") else None
+        lists = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
+        if not lists:
+            joined.append(argument)
+            continue
+        values = [value] if equals else []
+        while rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+        if len(values) > 1 or (hint in lists and values and not values[0].startswith("[")):
+            numbers = get_args(lists[0])[0] in (int, float)
+            joined.append(f"{option}=[{', '.join(values if numbers else map(json.dumps, values))}]")
+        else:
+            joined += [f"{option}={value}" for value in values] or [option]
+    return joined
 
 
 def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:

@@ -39,6 +39,9 @@ class Options:
         mode: how.
         pair: two numbers.
         gait: which.
+        paths: where to.
+        steps: how far each.
+        beside: with whom, one or several.
         section: the section.
     """
 
@@ -51,6 +54,9 @@ class Options:
     pair: tuple[float, float] | None = None
     section: Section = field(default_factory=Section)
     gait: Literal["trot", "pace"] | None = None
+    paths: list[str] = field(default_factory=list)
+    steps: list[int] | None = None
+    beside: list[str] | str = ""
 
     def __post_init__(self):
         require(self.count >= 0, self, "count", "at least 0")
@@ -97,6 +103,24 @@ def test_switches_may_be_bare_or_spelled_out(on, off):
     assert parse("--name", "x", *on).fast is True
     assert parse("--name", "x", *on, *off).fast is False
     assert parse(*off, "--name", "x").fast is False
+
+
+@pytest.mark.parametrize("given", [["--paths", "a,b: c", "1"], ["--paths=a,b: c", "1"], ["--paths", '["a,b: c", "1"]']])
+def test_lists_may_be_written_with_spaces_or_in_brackets(write, given):
+    assert parse(*given, "--name", "x").paths == ["a,b: c", "1"]
+    assert parse("--name", "x", *given, "--count", "4").paths == ["a,b: c", "1"]
+    assert parse("--config", write({"name": "x", "paths": ["file"]}), *given).paths == ["a,b: c", "1"]
+
+
+def test_a_list_of_one_or_of_numbers_and_one_that_may_be_a_text():
+    assert parse("--name", "x", "--paths", "a b").paths == ["a b"]
+    assert parse("--name", "x", "--paths", "[]").paths == []
+    assert parse("--name", "x", "--steps", "1", "-2").steps == [1, -2]
+    assert parse("--name", "x", "--steps", "null").steps is None
+    assert parse("--name", "x", "--beside", "a").beside == "a"
+    assert parse("--name", "x", "--beside", "a", "b").beside == ["a", "b"]
+    with pytest.raises(ValueError, match="steps is"):
+        parse("--name", "x", "--steps", "1", "two")
 
 
 @pytest.mark.parametrize(
