@@ -55,15 +55,21 @@ class LPIPS(nn.Cell):
 
     def construct(self, x: Tensor, y: Tensor) -> Tensor:
         """x, y: (N, 3, H, W) in [-1, 1]. Returns (N, 1, 1, 1), zero for equal images."""
-        # The images run separately: the one that needs no gradient then costs no backward pass.
-        x_taps = self.backbone(self._standardise(x))
-        y_taps = self.backbone(self._standardise(y))
         distance = 0.0
-        for x_tap, y_tap, linear in zip(x_taps, y_taps, self.linear):
-            difference = ops.square(unit_length(x_tap) - unit_length(y_tap))  # (N, C, H, W)
+        for difference, linear in zip(self._differences(x, y), self.linear):
             # The 1x1 linear layer and the spatial mean commute; taking the mean first spares a full-size product.
             distance += linear(difference.mean((2, 3)))  # (N, 1)
         return distance.reshape(-1, 1, 1, 1)
+
+    def _differences(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """Squared differences of the features at each depth, (N, C_k, H_k, W_k)."""
+        # The images run separately: the one that needs no gradient then costs no backward pass.
+        x_taps = self.backbone(self._standardise(x))
+        y_taps = self.backbone(self._standardise(y))
+        differences = ()
+        for x_tap, y_tap in zip(x_taps, y_taps):
+            differences += (ops.square(unit_length(x_tap) - unit_length(y_tap)),)
+        return differences
 
     def _standardise(self, image: Tensor) -> Tensor:
         if min(image.shape[2:]) < self.min_size:
@@ -73,15 +79,32 @@ class LPIPS(nn.Cell):
     def _load(self, net: str, path: Path) -> None:
         if not path.is_file():
             raise LPIPSWeightsError(
-                f"no LPIPS weights at '{path}': make them with tools/convert_lpips.py from torchvision's "
-                f"{BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth, or do without LPIPS "
-                "(--loss.perceptual_weight 0)"
+                f"{how_to_make_weights(net, path)}, or do without LPIPS (--loss.perceptual_weight 0)"
             )
         parameters = self.parameters_dict()
         tensors, _ = _read(path, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, net)
         for name, parameter in parameters.items():
             parameter.set_data(Tensor(tensors[name], ms.float32))
             parameter.requires_grad = False
+
+
+class LPIPSMaps(LPIPS):
+    """The same distance before it is averaged over the image: where, and at which depth, two images differ."""
+
+    def construct(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """x, y: (N, 3, H, W) in [-1, 1]. Returns a map per depth, (N, H_k, W_k); their means sum to the distance."""
+        maps = ()
+        for difference, linear in zip(self._differences(x, y), self.linear):
+            maps += ((difference * linear.weight.reshape(1, -1, 1, 1)).sum(1),)
+        return maps
+
+
+def how_to_make_weights(net: str, path: str | Path) -> str:
+    """What to say of a weight file that is not there, in one line."""
+    return (
+        f"no LPIPS weights at '{path}': make them with tools/convert_lpips.py --net {net} from torchvision's "
+        f"{BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth"
+    )
 
 
 def unit_length(features: Tensor) -> Tensor:
