@@ -78,30 +78,57 @@ class TileFields:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-@dataclass
-class ClipsConfig:
-    """A model, the clips that it is to see, and how they are read.
+@dataclass(kw_only=True)
+class ClipOptions:
+    """How clips are read, and on what they run.
 
     Args:
-        model: the autoencoder.
-        csv_path: CSV with a column `video` or `path`.
         video_folder: folder that the paths in the CSV are relative to; by default the CSV's own.
-        output_path: folder to write to.
         device: auto takes ascend, gpu or cpu, the first that is there.
         mode: graph compiles once per shape, pynative runs op by op.
-        seed: for sampling.
-        sample_posterior: take samples of the latents; by default their mean. Without a posterior (Video DC-AE) there
-            is nothing to sample.
-        batch_size: clips of equal shape to run at once.
         num_frames: frames of a clip, from the beginning; by default the whole video. Images pass at any setting.
         frame_stride: take every n-th frame.
         fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame.
         image_size: short side after resizing, in pixels; 0 keeps the size of the video.
         crop: crop the middle to a square; otherwise the aspect is kept.
+        num_workers: threads that read ahead.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    video_folder: str | None = None
+    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    mode: Literal["graph", "pynative"] = "graph"
+    num_frames: int | None = None
+    frame_stride: int = 1
+    fps_max: float | None = None
+    image_size: int = 256
+    crop: bool = True
+    num_workers: int = 2
+
+    def __post_init__(self):
+        for name in ("num_frames", "frame_stride", "num_workers"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.fps_max is None or self.fps_max > 0, self, "fps_max", "above 0")
+        require(self.image_size >= 0, self, "image_size", "at least 1, or 0")
+
+
+@dataclass
+class ClipsConfig(ClipOptions):
+    """A model, the clips that it is to see, and how they are read.
+
+    Args:
+        model: the autoencoder.
+        csv_path: CSV with a column `video` or `path`.
+        output_path: folder to write to.
+        seed: for sampling.
+        sample_posterior: take samples of the latents; by default their mean. Without a posterior (Video DC-AE) there
+            is nothing to sample.
+        batch_size: clips of equal shape to run at once.
         enable_tile: run in tiles, which bounds the memory; in place of model.use_spatial_tiling and
             model.use_temporal_tiling.
         tiling: where the tiles of enable_tile lie.
-        num_workers: threads that read ahead.
 
     Raises:
         ValueError: a setting out of its range.
@@ -119,27 +146,16 @@ class ClipsConfig:
 
     model: ModelConfig
     csv_path: str
-    video_folder: str | None = None
     output_path: str = "samples"
-    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
-    mode: Literal["graph", "pynative"] = "graph"
     seed: int = 42
     sample_posterior: bool = False
     batch_size: int = 1
-    num_frames: int | None = None
-    frame_stride: int = 1
-    fps_max: float | None = None
-    image_size: int = 256
-    crop: bool = True
     enable_tile: bool = False
     tiling: TileFields = field(default_factory=TileFields)
-    num_workers: int = 2
 
     def __post_init__(self):
-        for name in ("batch_size", "num_frames", "frame_stride", "num_workers"):
-            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
-        require(self.fps_max is None or self.fps_max > 0, self, "fps_max", "above 0")
-        require(self.image_size >= 0, self, "image_size", "at least 1, or 0")
+        super().__post_init__()
+        require(self.batch_size >= 1, self, "batch_size", "at least 1")
         if self.enable_tile and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
             raise ValueError(
                 "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to say where the "
@@ -177,7 +193,7 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
     return model
 
 
-def load_clip(path: Path, config: ClipsConfig) -> tuple[np.ndarray, float]:
+def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
     """A video or image as the model takes it.
 
     Returns:
@@ -225,7 +241,7 @@ def batches(
             progress.update(len(batch))
 
 
-def read_clips(rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None]) -> Iterator[Clip]:
+def read_clips(rows: list[IndexRow], config: ClipOptions, on_error: Callable[[int, Exception], None]) -> Iterator[Clip]:
     """Clips in the order of the index, read ahead by threads."""
     with ThreadPoolExecutor(config.num_workers) as pool:
         pending = deque()
