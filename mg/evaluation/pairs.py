@@ -1,0 +1,307 @@
+"""Measure the videos and images of one folder against those of another, paired by name.
+
+    OUTPUT/metrics.csv     one row per name: its measures, or why there are none
+    OUTPUT/metrics.json    means, what each figure is, what was left out, counts, failures, and the configuration
+
+Both sides are read alike: the first frames, the short side resized, the middle cropped, in [0, 1]. Measures are means
+over the frames of a video, then over videos.
+"""
+
+import csv
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from mg.checkpoints import atomic_write
+from mg.config import require, to_dict
+from mg.data.transforms import center_crop, resize_short_side
+from mg.data.video import IMAGE_SUFFIXES, VideoError, is_image, open_video, read_image
+from mg.evaluation.clips import one_line
+from mg.evaluation.measures import Measures, MeasuresConfig
+
+_logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = {
+    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm",
+    ".wmv", ".y4m",
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(MeasuresConfig):
+    """Measure the videos and images of a folder against those of the same names in another.
+
+    Args:
+        real_video_dir: folder of the originals.
+        generated_video_dir: folder of what is to be measured.
+        output_path: folder to write to; by default one beside the generated videos', GENERATED_metrics.
+        num_frames: frames to compare, from the beginning, in videos that must have them; by default whole videos, which
+            must be of one length. Images pass at any setting.
+        sample_rate: take every n-th frame.
+        sample_fps: frame rate of the videos, as the original names it. No measure depends on it: it is written down.
+        resolution: short side after resizing, in pixels; 0 keeps the size of the files.
+        crop_size: side of the square that is cropped out of the middle; 0 keeps the whole frame.
+        batch_size: pairs that are read at the same time, ahead of the measuring; no figure depends on it.
+        device: for LPIPS; auto takes ascend, gpu or cpu, the first that is there; cuda is another name of gpu.
+        mode: graph compiles LPIPS once per shape, pynative runs op by op.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    real_video_dir: str
+    generated_video_dir: str
+    output_path: str | None = None
+    num_frames: int | None = None
+    sample_rate: int = 1
+    sample_fps: float | None = None
+    resolution: int = 0
+    crop_size: int = 0
+    batch_size: int = 1
+    device: Literal["auto", "ascend", "gpu", "cuda", "cpu"] = "auto"
+    mode: Literal["graph", "pynative"] = "graph"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_frames", "sample_rate", "batch_size"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("resolution", "crop_size"):
+            require(getattr(self, name) >= 0, self, name, "at least 1, or 0")
+        if 0 < self.resolution < self.crop_size:
+            raise ValueError(f"crop_size is {self.crop_size}; it must be at most the resolution, {self.resolution}")
+        require(self.sample_fps is None or self.sample_fps > 0, self, "sample_fps", "above 0")
+        self.device = "gpu" if self.device == "cuda" else self.device
+        self.output_path = self.output_path or f"{os.path.abspath(self.generated_video_dir)}_metrics"
+
+
+@dataclass
+class Row:
+    """One name: its files (None where there is none), its measures, or the error that it has none for."""
+
+    name: str
+    real: Path | None
+    generated: Path | None
+    frames: int = 0
+    height: int = 0
+    width: int = 0
+    measures: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def status(self) -> str:
+        if self.real is None or self.generated is None:
+            return "unpaired"
+        return "error" if self.error else "ok"
+
+
+@dataclass
+class Folders:
+    """What lies in two folders: a row per name, in their order, and per folder what is no video and no image."""
+
+    rows: list[Row]
+    others: dict[Path, list[str]]
+
+
+@dataclass
+class PairsReport:
+    """Measured rows. `names` are the measures taken, `left_out` those that could not be."""
+
+    names: list[str]
+    left_out: dict[str, str]
+    described: dict[str, str]
+    folders: Folders
+
+    def rows(self, status: str) -> list[Row]:
+        """Those of one status: ok, error or unpaired."""
+        return [row for row in self.folders.rows if row.status == status]
+
+    def values(self, name: str) -> list[float]:
+        """A measure's figures, of the rows that have it."""
+        return [row.measures[name] for row in self.rows("ok") if name in row.measures]
+
+    def means(self) -> dict[str, float]:
+        """Per measure the mean over the rows that have it; a measure that none has is not there."""
+        return {name: float(np.mean(self.values(name))) for name in self.names if self.values(name)}
+
+
+def find_pairs(real: str | Path, generated: str | Path) -> Folders:
+    """Pair the videos and images of two folders by their names without suffix. Hidden files do not count.
+
+    A name that only one folder has, or that one folder has twice, becomes a row with an error.
+
+    Raises:
+        ValueError: one of the folders is not there.
+    """
+    sides, others = [], {}
+    for folder in map(Path, (real, generated)):
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+        named: dict[str, list[Path]] = {}
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+                named.setdefault(path.stem, []).append(path)
+            else:
+                others.setdefault(folder, []).append(path.name)
+        sides.append((folder, named))
+    (_, reals), (_, generateds) = sides
+    rows = []
+    for name in sorted(reals.keys() | generateds.keys()):
+        row = Row(name, *(named[name][0] if name in named else None for _, named in sides))
+        for folder, named in sides:
+            if name not in named:
+                row.error = f"nothing of this name in {folder}"
+            elif len(named[name]) > 1:
+                row.error = row.error or f"{folder} has {' and '.join(path.name for path in named[name])} of this name"
+        rows.append(row)
+    return Folders(rows, others)
+
+
+def evaluate_folders(config: EvaluateConfig) -> PairsReport:
+    """Measure every pair and write the metrics under `config.output_path`.
+
+    A pair that cannot be read or compared becomes a row with an error; the others go on.
+
+    Raises:
+        ValueError: a folder is missing, or no measure can be taken, before anything is written.
+    """
+    folders = find_pairs(config.real_video_dir, config.generated_video_dir)
+    measures = Measures(config)
+    if not measures.names:
+        raise ValueError(f"nothing can be measured: {'; '.join(dict.fromkeys(measures.left_out.values()))}")
+    rows = [row for row in folders.rows if not row.error]
+    for row, pair in tqdm(_read_ahead(rows, config), total=len(rows), desc="pairs", unit="pair"):
+        try:
+            real, generated = pair.result()
+            _check_comparable(real, generated)
+            row.frames, row.height, row.width = real.shape[:3]
+            row.measures = measures.of(real, generated)
+        except (ValueError, OSError) as error:
+            row.error = one_line(error)
+            _logger.warning("%s: %s", row.name, row.error)
+    report = PairsReport(measures.names, measures.left_out, measures.describe(), folders)
+    _write_metrics(report, config)
+    return report
+
+
+def read_frames(path: Path, config: EvaluateConfig) -> np.ndarray:
+    """The frames of a video or image that are compared, float32 (T, H, W, 3) in [0, 1].
+
+    Raises:
+        VideoError: the file cannot be decoded, has too few frames or too small ones.
+    """
+    if is_image(path):
+        frames = read_image(path)[None]  # (T, H, W, 3)
+    else:
+        with open_video(path) as video:
+            indices = range(0, video.num_frames, config.sample_rate)[: config.num_frames]
+            if len(indices) < (config.num_frames or 1):
+                needed = (config.num_frames - 1) * config.sample_rate + 1
+                raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
+            frames = video.read(indices)
+    if config.resolution:
+        frames = resize_short_side(frames, config.resolution)
+    if config.crop_size:
+        if min(frames.shape[1:3]) < config.crop_size:
+            raise VideoError(f"{path}: frames of {_size(frames)} are smaller than crop_size, {config.crop_size}")
+        frames = center_crop(frames, config.crop_size)
+    return frames.astype(np.float32) / 255
+
+
+def format_table(report: PairsReport, config: EvaluateConfig) -> str:
+    """Every measured pair and the means, what the figures are, and what was left out, failed or unpaired, as text."""
+    titles = {"flolpips": f"flolpips ({config.flow})"}
+    lines = [["video", *(titles.get(name, name) for name in report.names)]]
+    entries = [(row.name, row.measures) for row in report.rows("ok")]
+    for name, values in [*entries, ("mean", report.means())] if entries else []:
+        lines.append([name, *(_figure(key, values) for key in report.names)])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text += [f"{name}: {line}" for name, line in report.described.items()]
+    for name, values in ((name, report.values(name)) for name in report.names):
+        if len(values) < len(entries):
+            text.append(f"{name}: of {len(values)} of {len(entries)} pairs; a single frame has none")
+    text += [f"left out: {name}: {reason}" for name, reason in report.left_out.items()]
+    text += [f"failed: {row.name}: {row.error}" for row in report.rows("error")]
+    text += [f"unpaired: {row.name}: {row.error}" for row in report.rows("unpaired")]
+    for folder, names in report.folders.others.items():
+        shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        text.append(f"not looked at: {folder}: {len(names)} that are neither videos nor images by suffix ({shown})")
+    return "\n".join(text)
+
+
+def _read_ahead(rows: list[Row], config: EvaluateConfig) -> Iterator[tuple[Row, Future]]:
+    """Rows in their order, each with the frames of its two files to come."""
+    with ThreadPoolExecutor(config.batch_size) as pool:
+        pending = deque()
+        for row in rows:
+            pending.append((row, pool.submit(_read_pair, row, config)))
+            if len(pending) > config.batch_size:
+                yield pending.popleft()
+        while pending:
+            yield pending.popleft()
+
+
+def _read_pair(row: Row, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:
+    return read_frames(row.real, config), read_frames(row.generated, config)
+
+
+def _check_comparable(real: np.ndarray, generated: np.ndarray) -> None:
+    if real.shape[1:] != generated.shape[1:]:
+        raise ValueError(
+            f"frames of {_size(real)} and {_size(generated)} cannot be compared; resolution and crop_size bring them "
+            "to one size"
+        )
+    if len(real) != len(generated):
+        raise ValueError(
+            f"{len(real)} and {len(generated)} frames cannot be compared; num_frames says how many to take of both"
+        )
+
+
+def _size(frames: np.ndarray) -> str:
+    return f"{frames.shape[2]}x{frames.shape[1]}"
+
+
+def _figure(name: str, values: dict[str, float]) -> str:
+    return f"{values[name]:.{2 if name == 'psnr' else 4}f}" if name in values else "-"
+
+
+def _write_metrics(report: PairsReport, config: EvaluateConfig) -> None:
+    folder = Path(config.output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    flow = ["flow"] if "flolpips" in report.names else []  # beside the figure that rests on it
+    with atomic_write(folder / "metrics.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        size = ["frames", "height", "width"]
+        writer.writerow(["name", "real", "generated", "status", *size, *report.names, *flow, "error"])
+        for row in report.folders.rows:
+            files = [file.name if file else "" for file in (row.real, row.generated)]
+            values = [row.measures.get(name, "") for name in report.names]
+            values += [config.flow if "flolpips" in row.measures else "" for _ in flow]
+            writer.writerow([row.name, *files, row.status, row.frames, row.height, row.width, *values, row.error])
+    summary = {
+        "names": len(report.folders.rows),
+        "measured": len(report.rows("ok")),
+        "failed": len(report.rows("error")),
+        "unpaired": len(report.rows("unpaired")),
+        "mean": report.means(),
+        "videos": {name: len(report.values(name)) for name in report.names},
+        "measures": report.described,
+        "left_out": report.left_out,
+        "failures": [{"name": row.name, "error": row.error} for row in report.rows("error")],
+        "unpaired_names": [{"name": row.name, "error": row.error} for row in report.rows("unpaired")],
+        "not_looked_at": {str(folder): names for folder, names in report.folders.others.items()},
+        "config": to_dict(config),
+    }
+    with atomic_write(folder / "metrics.json") as path:
+        path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
