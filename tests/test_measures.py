@@ -6,7 +6,7 @@ from lpips_weights import write_random_weights
 from mindspore import Tensor
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mg.evaluation.measures import CHUNK, METRICS, Measures, MeasuresConfig
+from mg.evaluation.measures import METRICS, Measures, MeasuresConfig
 from mg.losses.lpips import LPIPS, LPIPSWeightsError
 
 
@@ -46,13 +46,24 @@ def test_every_measure_is_the_mean_of_its_definition_over_the_frames(weights, mo
     assert found["lpips"] == pytest.approx(LPIPS("alex", weights)(x, y).asnumpy().mean(), rel=1e-5)
 
 
-def test_long_videos_run_in_chunks_of_one_shape_and_count_every_frame_once(weights, monkeypatch):
+def test_lpips_looks_through_the_network_asked_for(weights, tmp_path):
+    real, generated = video_pair(2, 32, 36)
+    vgg = write_random_weights(tmp_path / "lpips_vgg.safetensors", "vgg")
+    measures = Measures(MeasuresConfig(["lpips"], "vgg", str(vgg)))
+    x, y = (Tensor(video.transpose(0, 3, 1, 2) * 2 - 1) for video in (real, generated))
+    assert measures.of(real, generated)["lpips"] == pytest.approx(LPIPS("vgg", vgg)(x, y).asnumpy().mean(), rel=1e-5)
+    assert "vgg" in measures.describe()["lpips"]
+
+
+@pytest.mark.parametrize("limit, sizes", [(4 * 31 * 31, [3, 3]), (5 * 31 * 31, [5]), (100, [1] * 5)])
+def test_long_videos_run_in_chunks_of_one_shape_and_count_every_frame_once(limit, sizes, weights, monkeypatch):
+    monkeypatch.setattr("mg.evaluation.measures.CHUNK_PIXELS", limit)
     measures = Measures(MeasuresConfig(["lpips"], lpips_weights=weights))
     network, shapes = measures._lpips, []
     monkeypatch.setattr(measures, "_lpips", lambda x, y: shapes.append(x.shape) or network(x, y))
-    real, generated = video_pair(CHUNK + 1, 31, 31)
+    real, generated = video_pair(5, 31, 31)
     found = measures.of(real, generated)["lpips"]
-    assert len(shapes) == 2 and len(set(shapes)) == 1
+    assert [shape[0] for shape in shapes] == sizes
     single = [measures.of(real[t : t + 1], generated[t : t + 1])["lpips"] for t in range(len(real))]
     assert found == pytest.approx(np.mean(single), rel=1e-6)
 
@@ -108,12 +119,17 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(metric):
         MeasuresConfig(metric)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(bad):
-    real, generated = video_pair(2, 12, 12)
+@pytest.mark.parametrize(
+    "bad, message", [(np.nan, "not finite"), (np.inf, "not finite"), (-0.5, r"\[0, 1\], got -0.5"), (2, r"to 2")]
+)
+@pytest.mark.parametrize("metric", ["psnr", "lpips"])
+def test_values_that_are_no_levels_are_refused(metric, bad, message, weights):
+    real, generated = video_pair(2, 31, 31)
     generated[1, 2, 3] = bad
-    with pytest.raises(ValueError, match="generated video has values that are not finite"):
-        Measures(MeasuresConfig(["psnr"])).of(real, generated)
+    with pytest.raises(ValueError, match=f"the generated video .*{message}"):
+        Measures(MeasuresConfig([metric], lpips_weights=weights)).of(real, generated)
+    with pytest.raises(ValueError, match="the real video .*no floats: uint8"):
+        Measures(MeasuresConfig([metric], lpips_weights=weights)).of(real.astype(np.uint8), real.astype(np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12, 3), (2, 12, 13, 3), (2, 12, 12, 1), (0, 12, 12, 3), (12, 12, 3)])

@@ -16,15 +16,15 @@ from mindspore import Tensor
 from mg.config import require
 from mg.evaluation.flolpips import flolpips
 from mg.evaluation.flow import FLOW_TITLES, optical_flow
-from mg.evaluation.metrics import psnr, ssim
+from mg.evaluation.metrics import RANGE_TOLERANCE, psnr, ssim
 from mg.evaluation.reconstruction import PSNR_CEILING
 from mg.losses.lpips import LPIPSMaps, how_to_make_weights
 
 METRICS = ("psnr", "ssim", "lpips", "flolpips")
 LEARNED = ("lpips", "flolpips")  # what needs the weights of LPIPS
 
-# Frames that LPIPS takes at once, at most.
-CHUNK = 16
+# Pixels that LPIPS takes at once, frames times height times width, unless a single frame has more.
+CHUNK_PIXELS = 16 * 256 * 256
 
 
 @dataclass
@@ -122,12 +122,15 @@ class Measures:
         if real.shape != generated.shape or real.ndim != 4 or real.shape[-1] != 3 or not real.size:
             raise ValueError(f"videos to compare must both be (T, H, W, 3), got {real.shape} and {generated.shape}")
         for label, video in (("real", real), ("generated", generated)):
-            if not np.isfinite(video).all():
-                raise ValueError(f"the {label} video has values that are not finite")
+            if not np.issubdtype(video.dtype, np.floating) or not np.isfinite(video).all():
+                raise ValueError(f"the {label} video has values that are not finite, or no floats: {video.dtype}")
+            if video.min() < -RANGE_TOLERANCE or video.max() > 1 + RANGE_TOLERANCE:
+                raise ValueError(f"the {label} video must lie in [0, 1], got {video.min():.4g} to {video.max():.4g}")
 
     def _maps(self, real: np.ndarray, generated: np.ndarray) -> list[np.ndarray]:
         """LPIPS' maps per depth, (T, h, w), in chunks of one size: a compiled network meets one shape per video's."""
-        size = math.ceil(len(real) / math.ceil(len(real) / CHUNK))
+        most = max(1, CHUNK_PIXELS // (real.shape[1] * real.shape[2]))
+        size = math.ceil(len(real) / math.ceil(len(real) / most))
         chunks = []
         for start in range(0, len(real), size):
             indices = np.minimum(np.arange(start, start + size), len(real) - 1)  # the last frame fills the last chunk
