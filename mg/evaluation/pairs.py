@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
-from mg.data.transforms import center_crop, resize_short_side
-from mg.data.video import IMAGE_SUFFIXES, VideoError, is_image, open_video, read_image
-from mg.evaluation.clips import one_line
+from mg.data.transforms import center_crop
+from mg.data.video import IMAGE_SUFFIXES, VideoError
+from mg.evaluation.clips import ClipOptions, load_clip, one_line
 from mg.evaluation.measures import Measures, MeasuresConfig
 
 _logger = logging.getLogger(__name__)
@@ -141,30 +141,36 @@ def find_pairs(real: str | Path, generated: str | Path) -> Folders:
     Raises:
         ValueError: one of the folders is not there.
     """
-    sides, others = [], {}
-    for folder in map(Path, (real, generated)):
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder")
-        named: dict[str, list[Path]] = {}
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith("."):
-                continue
-            if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-                named.setdefault(path.stem, []).append(path)
-            else:
-                others.setdefault(folder, []).append(path.name)
-        sides.append((folder, named))
-    (_, reals), (_, generateds) = sides
+    folders = [Path(real), Path(generated)]
+    sides, others = zip(*map(_list_files, folders))
     rows = []
-    for name in sorted(reals.keys() | generateds.keys()):
-        row = Row(name, *(named[name][0] if name in named else None for _, named in sides))
-        for folder, named in sides:
-            if name not in named:
-                row.error = f"nothing of this name in {folder}"
-            elif len(named[name]) > 1:
-                row.error = row.error or f"{folder} has {' and '.join(path.name for path in named[name])} of this name"
-        rows.append(row)
-    return Folders(rows, others)
+    for name in sorted({*sides[0], *sides[1]}):
+        found = [side.get(name, []) for side in sides]
+        errors = [_fault(folder, files) for folder, files in zip(folders, found) if len(files) != 1]
+        rows.append(Row(name, *(files[0] if files else None for files in found), error="; ".join(errors)))
+    return Folders(rows, {folder: names for folder, names in zip(folders, others) if names})
+
+
+def _fault(folder: Path, files: list[Path]) -> str:
+    if not files:
+        return f"nothing of this name in {folder}"
+    return f"{folder} has {' and '.join(file.name for file in files)} of this name"
+
+
+def _list_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The videos and images of a folder by their names without suffix, and what else is there."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    named: dict[str, list[Path]] = {}
+    others = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+            named.setdefault(path.stem, []).append(path)
+        else:
+            others.append(path.name)
+    return named, others
 
 
 def evaluate_folders(config: EvaluateConfig) -> PairsReport:
@@ -200,22 +206,16 @@ def read_frames(path: Path, config: EvaluateConfig) -> np.ndarray:
     Raises:
         VideoError: the file cannot be decoded, has too few frames or too small ones.
     """
-    if is_image(path):
-        frames = read_image(path)[None]  # (T, H, W, 3)
-    else:
-        with open_video(path) as video:
-            indices = range(0, video.num_frames, config.sample_rate)[: config.num_frames]
-            if len(indices) < (config.num_frames or 1):
-                needed = (config.num_frames - 1) * config.sample_rate + 1
-                raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
-            frames = video.read(indices)
-    if config.resolution:
-        frames = resize_short_side(frames, config.resolution)
+    options = ClipOptions(
+        num_frames=config.num_frames, frame_stride=config.sample_rate, image_size=config.resolution, crop=False
+    )
+    x, _ = load_clip(path, options)
+    frames = (x.transpose(1, 2, 3, 0) + 1) / 2  # (T, H, W, 3)
     if config.crop_size:
         if min(frames.shape[1:3]) < config.crop_size:
             raise VideoError(f"{path}: frames of {_size(frames)} are smaller than crop_size, {config.crop_size}")
         frames = center_crop(frames, config.crop_size)
-    return frames.astype(np.float32) / 255
+    return frames
 
 
 def format_table(report: PairsReport, config: EvaluateConfig) -> str:
