@@ -52,7 +52,9 @@ class VideoAutoencoder(nn.Cell):
         scaling: what brings the latents to about unit variance, in one line: the config's keys, and who applies them.
         has_target: the model has two stages, and the second is trained to give back the latents of the first.
         keeps_images: a single frame passes by all that changes the frame rate, and decodes to a single frame.
-        frame_multiple: clips are padded to a multiple of so many frames.
+        lead: 1 where the first frame has a latent frame of its own, and temporal_compression frames each later one;
+            else 0.
+        frame_multiple: clips are padded to a multiple of so many frames, the lead aside.
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
         default_tiling: what `enable_tiling` starts from.
         original_file: the weights' file in the original's folders.
@@ -69,6 +71,7 @@ class VideoAutoencoder(nn.Cell):
     scaling = "for the caller: z = (z - shift_factor) * scaling_factor after encode, undone before decode"
     has_target = False
     keeps_images = False
+    lead = 0
     frame_multiple = 1
     recomputed: tuple[type[nn.Cell], ...] = ()
     default_tiling = TilingConfig()
@@ -100,7 +103,8 @@ class VideoAutoencoder(nn.Cell):
         return z
 
     def decode_latents(self, z: Tensor, still: bool = False) -> Tensor:
-        """(B, z, t, h, w) -> (B, 3, t * temporal_compression, h * spatial_compression, w * spatial_compression)
+        """(B, z, t, h, w) -> (B, 3, T, H, W), T being lead + (t - lead) * temporal_compression, and H and W h and w
+        times spatial_compression.
 
         Args:
             still: z is an image's, t = 1 and so is T; only for models that keep images.
@@ -221,9 +225,9 @@ class VideoAutoencoder(nn.Cell):
             x: (B, 3, T, H, W) in [-1, 1], of any size; an image is T = 1.
 
         Returns:
-            z, mean and logvar, (B, z, ceil(T / temporal_compression), ceil(H / s), ceil(W / s)) each in fp32; z is a
-            sample of the posterior, or its mean where the model was built with sample_deterministic. Without a
-            posterior z is the mean, and logvar None.
+            z, mean and logvar, each of the shape that `latent_shape` gives and in fp32; z is a sample of the posterior,
+            or its mean where the model was built with sample_deterministic. Without a posterior z is the mean, and
+            logvar None.
         """
         check_video(x, self.config["in_channels"], "x")
         mean, logvar = self.posterior(x)
@@ -303,7 +307,7 @@ class VideoAutoencoder(nn.Cell):
         if self.tiling is None:
             moments = self.encode_moments(x)
         else:
-            axes = self.tiling.encode_axes(self.temporal_compression, self.spatial_compression)
+            axes = self.tiling.encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
             moments = tiled_tensor(self.encode_moments, x, axes)
         return self.split_moments(moments)
 
@@ -320,7 +324,7 @@ class VideoAutoencoder(nn.Cell):
         still = self._is_still(code, frames)
         if self.tiling is None:
             return self.decode_latents(code, still).astype(ms.float32)
-        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
+        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression, self.lead)
         if still:  # one frame from one latent frame: time is no axis to tile
             axes = [axis for axis in axes if axis.dim != 2]
         return tiled_tensor(partial(self.decode_latents, still=still), code, axes).astype(ms.float32)
@@ -337,7 +341,7 @@ class VideoAutoencoder(nn.Cell):
         """The shape of the latents of a (B, C, T, H, W) video."""
         b, _, t, h, w = shape
         c, s = self.temporal_compression, self.spatial_compression
-        return b, self.latent_channels, -(-t // c), -(-h // s), -(-w // s)
+        return b, self.latent_channels, self.lead - (self.lead - t) // c, -(-h // s), -(-w // s)
 
     @property
     def pixel_decoder(self) -> nn.Cell:
@@ -374,7 +378,7 @@ class VideoAutoencoder(nn.Cell):
             ValueError: sizes that are no multiples of the compression.
         """
         tiling = replace(self.default_tiling, **settings)
-        tiling.encode_axes(self.temporal_compression, self.spatial_compression)
+        tiling.encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
         self.tiling = tiling
 
     def disable_tiling(self) -> None:
@@ -387,7 +391,8 @@ class VideoAutoencoder(nn.Cell):
     def _pad(self, x):
         """Repeat the last frame, row and column up to whole latents; temporal layers of some models take any length."""
         b, c, t, h, w = x.shape
-        behind, bottom, right = -t % self.frame_multiple, -h % self.spatial_compression, -w % self.spatial_compression
+        s = self.spatial_compression
+        behind, bottom, right = (self.lead - t) % self.frame_multiple, -h % s, -w % s
         if behind and not (self.keeps_images and t == 1):
             x = ops.cat((x,) + (x[:, :, -1:],) * behind, axis=2)
         if bottom:

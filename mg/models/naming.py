@@ -23,6 +23,11 @@ def conv3d(name: str, original: str, in_channels: int, channels: int, kernel: in
     return Layer(name, original, shapes | ({"bias": (channels,)} if bias else {}))
 
 
+def linear(name: str, original: str, channels: int) -> Layer:
+    """A linear layer that keeps the number of channels."""
+    return Layer(name, original, {"weight": (channels, channels), "bias": (channels,)})
+
+
 def norm(name: str, original: str, channels: int) -> Layer:
     return Layer(name, original, {"gamma": (channels,), "beta": (channels,)})
 

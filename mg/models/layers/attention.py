@@ -1,8 +1,8 @@
-"""Single-head attention within a frame, over its pixels, and along time, over the frames of each pixel."""
+"""Single-head attention: within a frame, over its pixels; along time, over a pixel's frames; over both, causal."""
 
 import mindspore as ms
 from mindspore import Parameter, nn, ops
-from mindspore.common.initializer import TruncatedNormal, initializer
+from mindspore.common.initializer import HeNormal, TruncatedNormal, initializer
 
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.norm import GroupNorm
@@ -68,6 +68,36 @@ class TemporalAttention(nn.Cell):
         y = self.norm(x).transpose(0, 3, 4, 2, 1).reshape(b * h * w, t, c)  # (B*H*W, T, C)
         y = self.proj_out(self.attention(self.to_q(y), self.to_k(y), self.to_v(y)))
         return x + y.reshape(b, h, w, t, c).transpose(0, 4, 3, 1, 2)
+
+
+class CausalAttention(nn.Cell):
+    """Residual attention over the pixels of all frames, of which each sees those of its own frame and of earlier ones.
+
+    The queries go frame by frame, each with the keys that it may see: there is no mask, half the products of one are
+    saved, and of the (T*H*W)^2 scores only H*W * T*H*W exist at once; for the backward pass, half of all are kept.
+    Its output projection starts at zero: no effect.
+    """
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(channels, groups)
+        self.q = Dense(channels, HeNormal(nonlinearity="linear"))
+        self.k = Dense(channels, HeNormal(nonlinearity="linear"))
+        self.v = Dense(channels, HeNormal(nonlinearity="linear"))
+        self.attention = DotProductAttention()
+        self.proj_out = Dense(channels)
+
+    def construct(self, x):
+        b, c, t, h, w = x.shape
+        y = self.norm(x).transpose(0, 2, 3, 4, 1).reshape(b, t * h * w, c)  # (B, T*H*W, C)
+        q, k, v = self.q(y), self.k(y), self.v(y)
+        frames = ()
+        for i in range(t):
+            start, stop = i * h * w, (i + 1) * h * w
+            frames += (self.attention(q[:, start:stop], k[:, :stop], v[:, :stop]),)  # (B, H*W, C)
+        # One alone as it is: MindSpore 2.10 warns of the gradient of a cat of one.
+        y = self.proj_out(ops.cat(frames, axis=1) if t > 1 else frames[0])
+        return x + y.reshape(b, t, h, w, c).transpose(0, 4, 1, 2, 3)
 
 
 def _pixels(x):

@@ -27,9 +27,10 @@ def _bias(channels: int) -> Parameter:
     return Parameter(initializer("zeros", (channels,)), name="bias")
 
 
-def repeat_edges(x, before: int, after: int):
-    """Repeat the edge frames, `before` the first and `after` the last. (B, C, T, N) -> (B, C, before + T + after, N)"""
-    return ops.cat((x[:, :, :1],) * before + (x,) + (x[:, :, -1:],) * after, axis=2)
+def repeat_edges(x, axis: int, before: int, after: int):
+    """Repeat the first slice along `axis` `before` more times, and the last one `after`."""
+    first, last = ops.narrow(x, axis, 0, 1), ops.narrow(x, axis, x.shape[axis] - 1, 1)
+    return ops.cat((first,) * before + (x,) + (last,) * after, axis)
 
 
 class SpatialConv(PrecisionCell):
@@ -91,7 +92,7 @@ class TemporalConv(PrecisionCell):
         b, c, t, h, w = x.shape
         x = self.cast(x).reshape(b, c, t, h * w)
         if self.margin:
-            x = repeat_edges(x, self.margin, self.margin)
+            x = repeat_edges(x, 2, self.margin, self.margin)
         weight = self.cast(self.weight).reshape(c, c, self.kernel_size, 1)
         x = self.cast(ops.bias_add(self.conv(x, weight), self.cast(self.bias)))  # (B, C, T', H*W)
         return x.reshape(b, c, -1, h, w)
@@ -170,12 +171,14 @@ class Conv3d(PrecisionCell):
 
 
 class CausalConv3d(Conv3d):
-    """A dense Conv3d of which no frame sees a later one: in time all its zeros, kernel_size - stride, stand in front.
+    """A dense Conv3d of which no frame sees a later one: what it adds in time all stands in front.
 
     It starts at N(0, 1 / fan_in).
 
     Args:
         zero: start at zero, as the last layer of a residual branch does here.
+        padding: "zeros", of which kernel_size - stride stand in front: k * stride frames become k. Or "replicate", which
+            repeats the edges, the first frame kernel_size - 1 times: k * stride + 1 frames become k + 1.
     """
 
     def __init__(
@@ -186,14 +189,23 @@ class CausalConv3d(Conv3d):
         stride: tuple[int, int, int] = (1, 1, 1),
         bias: bool = True,
         zero: bool = False,
+        padding: str = "zeros",
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias, weight_init=_start(zero))
-        self.before, self.behind = kernel_size - stride[0], 0
-        pad = (0, 0) + (kernel_size // 2,) * 4
+        margin = kernel_size // 2
+        self.before, self.behind, self.repeated = kernel_size - stride[0], 0, 0
+        if padding == "replicate":  # before the convolution, which then adds nothing of its own
+            self.before, self.repeated, margin = 0, margin, 0
+        pad = (0, 0) + (margin,) * 4
         self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=pad, stride=stride)
+        self.conv_frames = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=pad[2:], stride=stride[1:])
 
     def construct(self, x):
-        if self.whole and self.before:  # not the operator's own padding, which devices want alike on both sides
+        if self.repeated:
+            x = repeat_edges(x, 2, self.kernel_size - 1, 0)
+            x = repeat_edges(x, 3, self.repeated, self.repeated)
+            x = repeat_edges(x, 4, self.repeated, self.repeated)
+        elif self.whole and self.before:  # not the operator's own padding, which devices want alike on both sides
             b, c, _, h, w = x.shape
             x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
         return super().construct(x)
