@@ -13,13 +13,14 @@ import tiny_models
 from mg.checkpoints import read_state_dict, write_state_dict
 from mg.models import create_model, from_pretrained
 from mg.models.dc_ae.dc_ae import VideoDCAE
+from mg.models.hunyuan_vae.hunyuan_vae import HunyuanVAE
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.tae.tae import TemporalAutoencoder
 from mg.models.temporal_vae.temporal_vae import TEMPORAL_VAE_CONFIG, OpenSoraVAE
 from mg.models.temporal_vae.weights import config_from_open_sora, config_to_open_sora
 
 ROOT = Path(__file__).parents[1]
-MODELS = {model.name: model for model in (VideoDCAE, ImageAutoencoder, TemporalAutoencoder, OpenSoraVAE)}
+MODELS = {model.name: model for model in (VideoDCAE, HunyuanVAE, ImageAutoencoder, TemporalAutoencoder, OpenSoraVAE)}
 CONFIGS = {
     "dc_ae": {
         "encoder_width_list": [32, 32, 32, 32, 64, 64],
@@ -27,6 +28,13 @@ CONFIGS = {
         "encoder_depth_list": [1, 2, 1, 1, 2, 1],
         "decoder_depth_list": [2, 1, 1, 1, 1, 2],
         "latent_channels": 16,
+    },
+    "hunyuan_vae": {
+        "block_out_channels": [8, 12, 16],
+        "layers_per_block": 2,
+        "norm_num_groups": 4,
+        "latent_channels": 3,
+        "spatial_compression_ratio": 2,
     },
     "image_vae": {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "norm_num_groups": 8, "z_channels": 4},
     "tae": {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
@@ -44,6 +52,7 @@ CONFIGS = {
 }
 AN_ORIGINAL_NAME = {  # as the originals' own files have it, and ours
     "dc_ae": ("decoder.stages.0.op_list.0.main.conv.conv.bias", "decoder.stages.0.upsample.conv.bias"),
+    "hunyuan_vae": ("decoder.up_blocks.1.upsamplers.0.conv.conv.bias", "decoder.up.1.upsample.conv.bias"),
     "image_vae": ("encoder.down_blocks.0.resnets.0.norm1.weight", "encoder.down.0.block.0.norm1.gamma"),
     "tae": ("encoder.conv_in.conv_temp.weight", "encoder.conv_in.conv_temp.weight"),
     "temporal_vae": (
@@ -178,7 +187,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list, str]]:
         "no config": (["dc_ae", bare, new], "put its config beside it"),
         "another model": (["tae", good, new], "holds another model than 'tae'"),
         "strange config": (["dc_ae", strange, new], "strange.json: dc_ae has no config key 'latents'"),
-        "no model": (["dcae", good, new], "there is no model 'dcae'; the models are dc_ae, image_vae, tae,"),
+        "no model": (["dcae", good, new], "there is no model 'dcae'; the models are dc_ae, hunyuan_vae, image_vae,"),
     }
 
 
@@ -272,3 +281,36 @@ def test_a_spatial_half_alone_is_no_whole_model(tmp_path, convert, capsys):
     assert convert("image_vae", tmp_path / "image.ckpt", tmp_path / "sdxl", "--to", "original") == 0
     assert convert("temporal_vae", tmp_path / "sdxl", tmp_path / "new.ckpt") == 2
     assert "holds another model than 'temporal_vae'" in capsys.readouterr().err
+
+
+# HunyuanVideo's VAE: one list of names in diffusers' folder and Open-Sora's file, a prefix before each in Tencent's.
+
+
+def test_diffusers_reads_the_folder_that_is_written_for_it(tmp_path, convert):
+    diffusers = pytest.importorskip("diffusers")
+    ours = random_weights("hunyuan_vae")
+    source = write(tmp_path / "ours.ckpt", "hunyuan_vae", ours)
+    assert convert("hunyuan_vae", source, tmp_path / "hub", "--to", "original") == 0
+    theirs, info = diffusers.AutoencoderKLHunyuanVideo.from_pretrained(tmp_path / "hub", output_loading_info=True)
+    assert not any(info.values()) and CONFIGS["hunyuan_vae"].items() <= dict(theirs.config).items()
+    read = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
+    assert_equal(read, HunyuanVAE.original_weights(ours, {**HunyuanVAE.default_config, **CONFIGS["hunyuan_vae"]}))
+
+    theirs.save_pretrained(tmp_path / "again")
+    assert from_pretrained(tmp_path / "again").name == "hunyuan_vae"
+    assert convert("hunyuan_vae", tmp_path / "again", tmp_path / "again.ckpt") == 0
+    assert_equal(read_state_dict(tmp_path / "again.ckpt"), ours)
+
+
+def test_tencents_file_is_read_with_its_prefix_and_what_stands_beside(tmp_path, convert, capsys):
+    torch = pytest.importorskip("torch")
+    ours, config = random_weights("hunyuan_vae"), {**HunyuanVAE.default_config, **CONFIGS["hunyuan_vae"]}
+    state = {f"vae.{name}": torch.from_numpy(p) for name, p in HunyuanVAE.original_weights(ours, config).items()}
+    torch.save({"state_dict": {**state, "loss.logvar": torch.zeros(1)}, "epoch": 3}, tmp_path / "pytorch_model.pt")
+    described = {**config, "_class_name": "AutoencoderKLCausal3D", "sample_size": 256, "sample_tsize": 64}
+    described["time_compression_ratio"] = described.pop("temporal_compression_ratio")
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert convert("hunyuan_vae", tmp_path / "pytorch_model.pt", tmp_path / "ours" / "vae.ckpt") == 0
+    assert "1 left over (loss.logvar)" in capsys.readouterr().out
+    assert_equal(read_state_dict(tmp_path / "ours" / "vae.ckpt"), ours)
+    assert json.loads((tmp_path / "ours" / "vae.json").read_text()) == {"model": "hunyuan_vae", **config}

@@ -27,3 +27,6 @@ SMALL_TEMPORAL_VAE = {
     "num_res_blocks": 1,
     "micro_frame_size": 5,
 }
+HUNYUAN_VAE = {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
+# The smallest of its kind: 4x2x2; only the last change of time changes the frame too.
+SMALL_HUNYUAN_VAE = {**HUNYUAN_VAE, "block_out_channels": [8, 8, 16], "spatial_compression_ratio": 2}

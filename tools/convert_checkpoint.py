@@ -2,6 +2,8 @@
 
     python tools/convert_checkpoint.py --model dc_ae --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
     python tools/convert_checkpoint.py --model temporal_vae --src OpenSora-VAE-v1.2 --target models/temporal_vae.ckpt
+    python tools/convert_checkpoint.py --model hunyuan_vae --src hunyuan_vae.safetensors \
+        --target models/hunyuan_vae.ckpt
     python tools/convert_checkpoint.py --model image_vae --src sd3.5_vae --target models/image_vae.ckpt
     python tools/convert_checkpoint.py --model image_vae --src outputs/image_vae/image_vae.ckpt \
         --target assets/image_vae --to original --dtype fp16
@@ -36,7 +38,8 @@ class Options:
     """What to convert.
 
     Attributes:
-        model: whose weights they are: dc_ae (the original is Open-Sora 2.0's Video DC-AE), image_vae (diffusers'
+        model: whose weights they are: dc_ae (the original is Open-Sora 2.0's Video DC-AE), hunyuan_vae (diffusers'
+            AutoencoderKLHunyuanVideo, Open-Sora 2.0's and Tencent's files of it), image_vae (diffusers'
             AutoencoderKL), tae (mindone's TAE) or temporal_vae (Open-Sora 1.2's VideoAutoencoderPipeline).
         src: .safetensors, .pt, .pth, .bin or .ckpt file, or folder, in the original's names or in ours.
         target: .safetensors or .ckpt file, or folder, to write.

@@ -12,11 +12,12 @@ from pathlib import Path
 from mg.checkpoints import CheckpointError, find_config, open_state_dict, read_config
 from mg.models.autoencoder import VideoAutoencoder, merge_config
 from mg.models.dc_ae.dc_ae import VideoDCAE
+from mg.models.hunyuan_vae.hunyuan_vae import HunyuanVAE
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.tae.tae import TemporalAutoencoder
 from mg.models.temporal_vae.temporal_vae import OpenSoraVAE
 
-_MODELS = {model.name: model for model in (TemporalAutoencoder, VideoDCAE, OpenSoraVAE, ImageAutoencoder)}
+_MODELS = {model.name: model for model in (TemporalAutoencoder, VideoDCAE, OpenSoraVAE, HunyuanVAE, ImageAutoencoder)}
 
 
 def list_models() -> list[str]:

@@ -1,0 +1,136 @@
+"""The VAE of HunyuanVideo (arXiv 2412.03603): 4x8x8 compression, 16 channels, causal in time.
+
+Latent diffusion's autoencoder in three dimensions; HunyuanVideo and Open-Sora 2.0 make their videos of its latents. The
+defaults are the released checkpoint's. Its weights stand under Tencent's community licence and are not shipped here.
+
+    vae = create_model("hunyuan_vae", pretrained="hunyuan_vae.safetensors")
+    z, mean, logvar = vae.encode(x)        # x (B, 3, 4 k + 1, H, W) in [-1, 1] -> (B, 16, k + 1, H/8, W/8)
+    y = vae.decode(z, num_target_frames=x.shape[2])
+
+The first frame becomes a latent frame of its own, so that an image is a clip of one frame; every 4 later ones become
+one. Clips of another length than 4 k + 1 repeat their last frame, and are cropped back. No convolution and no attention
+looks ahead, but the norms see the whole clip.
+
+Latents come as they are: the caller multiplies them by the config's `scaling_factor`, 0.476986, as diffusers' pipelines
+do; Open-Sora's own `encode` does so itself.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mg.models.autoencoder import VideoAutoencoder
+from mg.models.hunyuan_vae.blocks import Conv, Decoder, Encoder
+from mg.models.hunyuan_vae.weights import (
+    CLASSES,
+    check_config,
+    config_from_diffusers,
+    config_to_diffusers,
+    factors,
+    from_diffusers,
+    parameter_shapes,
+    to_diffusers,
+)
+from mg.models.layers.attention import CausalAttention
+from mg.models.layers.resnet import ResnetBlock, start_certain
+from mg.models.tiling import TilingConfig
+
+HUNYUAN_VAE_CONFIG = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 16,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.476986,
+    "spatial_compression_ratio": 8,
+    "temporal_compression_ratio": 4,
+    "mid_block_add_attention": True,
+}
+
+
+class HunyuanVAE(VideoAutoencoder):
+    """The causal video VAE of HunyuanVideo.
+
+    Args:
+        config: overrides of HUNYUAN_VAE_CONFIG, in the names of diffusers' config.json: widths of the levels, the
+            finest first; blocks of a level; `scaling_factor`, for the caller.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        use_recompute: recompute activations in the backward pass in place of keeping them.
+        sample_deterministic: `encode` returns the posterior's mean as z.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters, norms and softmax stay fp32.
+
+    Raises:
+        ValueError: a config that cannot be built.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+
+    name = "hunyuan_vae"
+    default_config = HUNYUAN_VAE_CONFIG
+    scaling = "for the caller: z * scaling_factor after encode, undone before decode"
+    lead = 1
+    recomputed = (ResnetBlock, CausalAttention)
+    default_tiling = TilingConfig(
+        encode_tile=64, encode_overlap=16, decode_tile=64, decode_overlap=16, spatial_tile=256, last="short"
+    )
+    original_file = "diffusion_pytorch_model.safetensors"
+
+    def __init__(
+        self,
+        config: dict = HUNYUAN_VAE_CONFIG,
+        pretrained: str | Path | None = None,
+        use_recompute: bool = False,
+        sample_deterministic: bool = False,
+        dtype: str = "fp32",
+    ):
+        super().__init__(config, sample_deterministic)
+        config = self.config
+        check_config(config)
+        self.latent_channels = config["latent_channels"]
+        self.spatial_compression = config["spatial_compression_ratio"]
+        self.temporal_compression = self.frame_multiple = config["temporal_compression_ratio"]
+        shape = (
+            config["block_out_channels"],
+            factors(config),
+            config["layers_per_block"],
+            config["norm_num_groups"],
+            config["mid_block_add_attention"],
+        )
+        self.encoder = Encoder(config["in_channels"], 2 * self.latent_channels, *shape)
+        self.quant_conv = Conv(2 * self.latent_channels, 2 * self.latent_channels, kernel_size=1)
+        self.post_quant_conv = Conv(self.latent_channels, self.latent_channels, kernel_size=1)
+        self.decoder = Decoder(self.latent_channels, config["out_channels"], *shape)
+        start_certain(self.quant_conv)
+        self.finish(dtype, use_recompute, pretrained)
+
+    @staticmethod
+    def is_original_config(config: dict) -> bool:
+        return config.get("_class_name") in CLASSES
+
+    @classmethod
+    def translate_config(cls, config: dict) -> dict:
+        return config_from_diffusers(config) if cls.is_original_config(config) else config
+
+    @staticmethod
+    def translate_weights(state: Mapping, config: dict) -> dict:
+        return from_diffusers(state, config)
+
+    @staticmethod
+    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+        return parameter_shapes(config)
+
+    @classmethod
+    def original_config(cls, config: dict) -> dict:
+        return config_to_diffusers(config)
+
+    @staticmethod
+    def original_weights(state: Mapping, config: dict) -> dict:
+        return to_diffusers(state, config)
+
+    def encode_moments(self, x):
+        return self.quant_conv(self.encoder(x))
+
+    def before_decoder(self, z):
+        return self.post_quant_conv(z)
+
+    def scaling_for(self, mean, std, means, stds):
+        return {"scaling_factor": 1 / std}
