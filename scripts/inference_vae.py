@@ -9,6 +9,7 @@ The second writes the folders samples/vae_video_ori, _rec and _spatial, and the 
 """
 
 from mg.config import parse_config, run_command_line
+from mg.evaluation.benchmark import report_command
 from mg.evaluation.reconstruction import InferenceConfig, format_table, output_folders, reconstruct_csv
 from mg.runtime import setup
 
@@ -22,6 +23,8 @@ def main() -> int:
     print(f"{len(report.succeeded)} of {len(report.results)} clips reconstructed; see {config.output_path}")
     if config.separate_folders and config.save_videos:
         print("videos and images:", *output_folders(config).values())
+    if report.succeeded:
+        print("for a report to look at, with speed, memory and error maps:", report_command(config), sep="\n    ")
     return 0 if report.succeeded else 1
 
 

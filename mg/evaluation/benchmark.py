@@ -1,0 +1,545 @@
+"""Reconstruct the same clips with several models, and measure quality, speed and memory.
+
+Under the output folder:
+
+    results.csv     one row per video and model, written once it is measured: a run that was killed goes on behind it
+    summary.json    per model means, counts, failures, compression, speed and memory; how all this was measured
+    report.html     the same to look at, with the worst, the median and the best clip; it needs no other file
+    settings.json   what the rows depend on: a run with other settings is refused
+    clips/          originals, reconstructions and error maps, from which the report takes its pictures
+
+Models run one after the other, a clip at a time. A clip that cannot be read or reconstructed becomes a row with an
+error, and a model that cannot be built a line in the summary; the others go on.
+"""
+
+import contextlib
+import ctypes
+import gc
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import mindspore as ms
+import numpy as np
+from tqdm import tqdm
+
+from mg import runtime
+from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config
+from mg.config import parse_config, require
+from mg.data.index import IndexRow, read_index
+from mg.data.transforms import to_uint8_frames
+from mg.data.video import write_image, write_video
+from mg.evaluation.baseline import area_trilinear_baseline
+from mg.evaluation.clips import Clip, ClipOptions, load_model, one_line, read_clips
+from mg.evaluation.measures import METRICS, Measures, MeasuresConfig
+from mg.evaluation.metrics import SSIM_WINDOW
+from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
+from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
+from mg.evaluation.results import OK, Row, append_row, check_settings, read_rows, write_rows, write_settings
+
+_logger = logging.getLogger(__name__)
+
+WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json"}
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig(MeasuresConfig, ClipOptions):
+    """Reconstruct the same clips with several models, and measure quality, speed and memory.
+
+    Args:
+        csv_path: CSV with a column `video` or `path`.
+        models: one or more inference configs, runs of scripts/inference_vae.py by their metrics.json, and checkpoints.
+            FILE.yaml=CHECKPOINT lays other weights over a config, or those that it does not name. What a file says of
+            the model and its tiles counts; the clips are those of the options here.
+        baseline: area averages over cells of so many frames x pixels, brought back by interpolation, to measure
+            beside, such as 8x8.
+        output_path: folder to write to.
+        resume: go on from the rows that lie there; otherwise they go.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {
+        "data_path": "csv_path",
+        "data-path": "csv_path",
+        "save_dir": "output_path",
+        "save-dir": "output_path",
+    }
+
+    csv_path: str
+    models: list[str]
+    baseline: list[str] = field(default_factory=list)
+    output_path: str = "outputs/benchmark"
+    resume: bool = True
+
+    def __post_init__(self):
+        MeasuresConfig.__post_init__(self)
+        ClipOptions.__post_init__(self)
+        require(bool(self.models), self, "models", "one or more inference configs or checkpoints")
+        large_enough = self.image_size == 0 or self.image_size >= SSIM_WINDOW
+        require(large_enough, self, "image_size", f"at least {SSIM_WINDOW}, or 0")
+        for text in self.baseline:
+            sizes = text.split("x")
+            right = len(sizes) == 2 and all(size.isdecimal() and int(size) for size in sizes)
+            require(right, self, "baseline", "one or more cells, frames x pixels, such as 8x8")
+
+
+@dataclass
+class Contestant:
+    """A model by its label, and what settles what it does: `settings`. Without `config` it is a baseline of `cell`."""
+
+    label: str
+    settings: dict
+    config: InferenceConfig | None = None
+    cell: tuple[int, int] = (1, 1)
+
+
+@dataclass
+class Benchmark:
+    """What a run found: `rows` of all models and videos, by model and in the order of the index, and the `summary`."""
+
+    rows: list[Row]
+    summary: dict
+    report: Path
+
+    @property
+    def complete(self) -> bool:
+        """Whether every model reconstructed at least one clip."""
+        return all(model["succeeded"] for model in self.summary["models"].values())
+
+
+def run_benchmark(config: BenchmarkConfig) -> Benchmark:
+    """Measure all models on all clips, save those that have rows in `config.output_path`; write summary and report.
+
+    Raises:
+        ValueError, OSError: an index, a model's file or results that cannot be used, before anything is measured.
+    """
+    index = read_index(config.csv_path, config.video_folder)
+    outputs = output_names([row.name for row in index])
+    contestants = read_contestants(config)
+    measures = Measures(config)
+    folder = Path(config.output_path)
+    results = folder / "results.csv"
+    settings = _settings(config, index, contestants, measures)
+    rows = {(row.model, row.output): row for row in (read_rows(results) if config.resume else [])}
+    if rows:
+        check_settings(folder / "settings.json", settings)
+    write_settings(folder / "settings.json", settings)
+    write_rows(results, rows.values())  # without a row that was cut short
+
+    broken = {}
+    for contestant in contestants:
+        todo = [i for i, output in enumerate(outputs) if (contestant.label, output) not in rows]
+        if not todo:
+            continue
+        _free_memory()
+        try:
+            model = _Baseline(*contestant.cell) if contestant.config is None else _Timed(contestant.config)
+        except ValueError as error:
+            broken[contestant.label] = one_line(error)
+            _logger.warning("%s: %s", contestant.label, one_line(error))
+            continue
+        blank = [Row(index[i].name, outputs[i], contestant.label) for i in todo]
+        for row in _measure(model, [index[i] for i in todo], blank, config, measures, folder / "clips"):
+            append_row(results, row)
+            rows[row.model, row.output] = row
+        del model
+
+    ordered = [rows[key] for key in ((c.label, output) for c in contestants for output in outputs) if key in rows]
+    summary = summarize(ordered, contestants, settings, measures, broken)
+    with atomic_write(folder / "summary.json") as path:
+        path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_report(folder / "report.html", summary, ordered, folder / "clips")
+    return Benchmark(ordered, summary, folder / "report.html")
+
+
+def report_command(config: InferenceConfig) -> str:
+    """The command that makes a report of the models and clips of a run of scripts/inference_vae.py."""
+    run = f"{Path(config.output_path) / 'metrics.json'}"
+    words = ["--csv_path", config.csv_path, "--models", run, *(f"{run}={checkpoint}" for checkpoint in config.compare)]
+    for option in fields(ClipOptions):
+        value = getattr(config, option.name)
+        if value != option.default:
+            words += [f"--{option.name}", str(value)]
+    words += ["--output_path", str(Path(config.output_path) / "benchmark")]
+    return shlex.join(["python", "scripts/benchmark.py", *words])
+
+
+# Which models.
+
+
+def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
+    """The models of `config.models` and its baselines, under labels of their own. No weights are loaded.
+
+    Raises:
+        ValueError, OSError: a file that is not there or cannot be used.
+    """
+    read = [_read_model(text) for text in config.models]
+    labels = unique([label for label, _ in read] + [f"baseline_{text}" for text in config.baseline], taken=[ORIGINAL])
+    contestants = []
+    for label, (_, inference) in zip(labels, read):
+        contestants.append(Contestant(label, _describe(inference), inference))
+    for label, text in zip(labels[len(read) :], config.baseline):
+        frames, pixels = map(int, text.split("x"))
+        settings = {"name": f"area average over {frames}x{pixels}x{pixels}, then trilinear interpolation"}
+        contestants.append(Contestant(label, settings, cell=(frames, pixels)))
+    return contestants
+
+
+def _read_model(text: str) -> tuple[str, InferenceConfig]:
+    """A label and the inference config that one of `models` stands for."""
+    found = re.fullmatch(r"(.*?\.(?:yaml|yml|json))(?:=(.+))?", text)
+    file, checkpoint = found.groups() if found and not Path(text).is_dir() else (None, text)
+    if file is None:
+        given = []
+    elif file.endswith(".json"):
+        content = read_config(file).get("config", {})
+        given = [f"--{key}={json.dumps(content[key])}" for key in ("model", "enable_tile", "tiling") if key in content]
+    else:
+        given = ["--config", file]
+    try:
+        inference = parse_config(InferenceConfig, "", ["--ckpt_path=", "--csv_path=", *given])
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith(file) else f"{file}: {error}") from None
+    inference.model.from_pretrained = checkpoint or inference.model.from_pretrained
+    if not inference.model.from_pretrained:
+        raise ValueError(f"{file} names no checkpoint: write {file}=CHECKPOINT, or model.from_pretrained into the file")
+    if checkpoint:
+        return _stem(Path(checkpoint)), inference
+    label = Path(file).resolve().parent.name if file.endswith(".json") else Path(file).stem
+    name = inference.model.name or ""  # shipped configs are called video.yaml
+    return (label if name in label else f"{name}_{label}"), inference
+
+
+def _stem(path: Path) -> str:
+    """A checkpoint's name: a folder's may hold points."""
+    return path.resolve().name if path.is_dir() else path.stem
+
+
+def _describe(inference: InferenceConfig) -> dict:
+    """What the model's figures depend on."""
+    settings = inference.model
+    path = Path(settings.from_pretrained)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    beside = find_config(path)
+    stored = read_config(beside) if beside else {}
+    tiling = {key: value for key, value in vars(settings).items() if "tile" in key or "tiling" in key}
+    if not (settings.use_spatial_tiling or settings.use_temporal_tiling):
+        tiling = {}
+    return {
+        "name": settings.name or stored.get("model"),
+        "checkpoint": str(path),
+        "sha256": _sha256(path),
+        "dtype": settings.dtype,
+        "tiling": inference.tiling.given() or "the model's own" if inference.enable_tile else tiling or "none",
+        "config": {**stored, **settings.config},
+    }
+
+
+def _sha256(path: Path) -> str:
+    """The hash of a file, as sha256sum has it; of a folder, that of the names and hashes of its weights and configs."""
+    if path.is_file():
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            for block in iter(partial(file.read, 2**20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES and file.is_file())
+    text = "".join(f"{file.relative_to(path).as_posix()} {_sha256(file)}\n" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _settings(
+    config: BenchmarkConfig, index: list[IndexRow], contestants: list[Contestant], measures: Measures
+) -> dict:
+    """What rows depend on: with other settings they must not be mixed."""
+    names = "\n".join(row.name for row in index)
+    return {
+        "videos": {
+            "count": len(index),
+            "names": hashlib.sha256(names.encode()).hexdigest(),
+            "folder": str(Path(config.video_folder or Path(config.csv_path).parent).resolve()),
+        },
+        "clips": {
+            name: getattr(config, name) for name in ("num_frames", "frame_stride", "fps_max", "image_size", "crop")
+        },
+        "measures": measures.describe(),
+        "device": runtime.device(),
+        "mode": "graph" if runtime.is_graph_mode() else "pynative",
+        "models": {contestant.label: contestant.settings for contestant in contestants},
+    }
+
+
+# Measuring.
+
+
+@dataclass
+class _Pass:
+    """One pass of a clip through a model: `y` (3, T, H, W), not clipped, the latents' shape, and what it took: the
+    fields of a row."""
+
+    y: np.ndarray
+    latents: tuple[int, ...]
+    took: dict[str, float | int | str] = field(default_factory=dict)
+
+
+class _Timed:
+    """A model, each pass of which is timed once its shape ran before: the first run of a shape compiles."""
+
+    def __init__(self, config: InferenceConfig):
+        self.model = load_model(config)
+        self.model.sample_deterministic = True
+        self.cell = self.model.temporal_compression, self.model.spatial_compression
+        self._seen: set[tuple] = set()
+
+    def __call__(self, x: np.ndarray) -> _Pass:
+        _reset_peak_memory()
+        if x.shape not in self._seen:
+            self._run(x)
+            self._seen.add(x.shape)
+        found = self._run(x)
+        found.took |= _peak_memory()
+        return found
+
+    def _run(self, x: np.ndarray) -> _Pass:
+        _, frames, height, width = x.shape
+        start = time.perf_counter()
+        z = self.model.encode(ms.Tensor(x[None])).z
+        ms.runtime.synchronize()
+        between = time.perf_counter()
+        y = self.model.decode(z, frames)[:, :, :, :height, :width].asnumpy()
+        end = time.perf_counter()
+        return _Pass(y[0], z.shape[1:], {"encode_seconds": between - start, "decode_seconds": end - between})
+
+
+class _Baseline:
+    """Cells' averages, interpolated: a floor for quality. Its speed and memory say nothing and are not measured."""
+
+    def __init__(self, frames: int, pixels: int):
+        self.cell = frames, pixels
+
+    def __call__(self, x: np.ndarray) -> _Pass:
+        frames, pixels = self.cell
+        sizes = (-(-size // cell) for size, cell in zip(x.shape[1:], (frames, pixels, pixels)))
+        return _Pass(area_trilinear_baseline(x, frames, pixels), (x.shape[0], *sizes))
+
+
+def _measure(
+    model: "_Timed | _Baseline",
+    index: list[IndexRow],
+    rows: list[Row],
+    config: BenchmarkConfig,
+    measures: Measures,
+    folder: Path,
+) -> Iterator[Row]:
+    """The `rows`, one for each line of the index, filled and in the order in which they are done."""
+    done = []
+    with tqdm(total=len(rows), desc=rows[0].model, unit="clip") as progress:
+
+        def on_error(number: int, error: Exception) -> None:
+            rows[number].error = one_line(error)
+            _logger.warning("%s: %s: %s", rows[number].model, rows[number].name, rows[number].error)
+            done.append(rows[number])
+
+        def take() -> Iterator[Row]:
+            yield from done
+            progress.update(len(done))
+            done.clear()
+
+        for clip in read_clips(index, config, on_error):
+            yield from take()
+            try:
+                _fill(rows[clip.index], model, clip, measures, folder)
+                done.append(rows[clip.index])
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:  # of this clip; others may be smaller
+                on_error(clip.index, error)
+            yield from take()
+        yield from take()
+
+
+def _fill(row: Row, model, clip: Clip, measures: Measures, folder: Path) -> None:
+    row.frames, row.height, row.width = clip.x.shape[1:]
+    row.fps = clip.fps or 1.0
+    found = model(clip.x)
+    y = np.clip(found.y, -1, 1)
+    real, generated = ((video.transpose(1, 2, 3, 0) + 1) / 2 for video in (clip.x, y))  # (T, H, W, 3)
+    figures = measures.of(real, generated)
+    _write(clip_file(folder, row, ORIGINAL), to_uint8_frames(clip.x), row.fps)
+    _write(clip_file(folder, row, RECONSTRUCTION), to_uint8_frames(y), row.fps)
+    _write(clip_file(folder, row, ERROR_MAP), error_map(real, generated), row.fps)
+    for name, value in {**figures, **found.took}.items():
+        setattr(row, name, value)
+    row.latents = "x".join(map(str, found.latents))
+    row.cell = "x".join(map(str, (*model.cell, model.cell[1])))
+    row.status = OK
+
+
+def error_map(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """The absolute difference, averaged over colours, as a colour: black is none, the brightest `ERROR_MAP_RANGE`.
+
+    Args:
+        real, generated: floats (T, H, W, 3) in [0, 1].
+
+    Returns:
+        uint8 (T, H, W, 3).
+    """
+    levels = np.abs(real - generated).mean(-1) * (255 / ERROR_MAP_RANGE)  # (T, H, W)
+    levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
+    return np.stack([cv2.cvtColor(cv2.applyColorMap(x, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for x in levels])
+
+
+def _write(path: Path, frames: np.ndarray, fps: float) -> None:
+    if path.suffix == ".png":
+        write_image(path, frames[0])
+    else:
+        write_video(path, frames, fps)
+
+
+def _reset_peak_memory() -> None:
+    ms.runtime.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # then the peak is that of the process's whole life
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
+
+
+def _peak_memory() -> dict[str, int | str]:
+    """Bytes, and whose: the device's where MindSpore counts them, which it does not on a CPU, else the process's, as
+    Linux counts them; none where neither is known."""
+    allocated = ms.runtime.max_memory_allocated()
+    if allocated:
+        return {"peak_memory": allocated, "memory_of": "device"}
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        resident = next(line for line in lines if line.startswith("VmHWM"))
+        return {"peak_memory": 1024 * int(resident.split()[1]), "memory_of": "process"}
+    return {}
+
+
+def _free_memory() -> None:
+    """Give back what the last model left, as far as that goes, so that the next one's peak is its own."""
+    gc.collect()
+    ms.runtime.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's; it would keep what is free
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+# Summing up.
+
+
+def summarize(
+    rows: list[Row], contestants: list[Contestant], settings: dict, measures: Measures, broken: dict[str, str]
+) -> dict:
+    """What summary.json holds: per model its figures, and how they came about."""
+    return {
+        "videos": settings["videos"]["count"],
+        "models": {
+            contestant.label: {
+                **contestant.settings,
+                "device": settings["device"],
+                "mode": settings["mode"],
+                **_figures([row for row in rows if row.model == contestant.label]),
+                **({"error": broken[contestant.label]} if contestant.label in broken else {}),
+            }
+            for contestant in contestants
+        },
+        "left_out": {**measures.left_out, **broken},
+        "measures": measures.describe(),
+        "protocol": _protocol(settings),
+        "machine": {
+            "device": settings["device"],
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "mindspore": ms.__version__,
+        },
+        "settings": {key: value for key, value in settings.items() if key != "models"},
+    }
+
+
+def format_summary(summary: dict) -> str:
+    """The models' figures, what was left out and what failed, as text."""
+    heads = ["model", *summary["measures"], "compression", "encode/s", "decode/s", "MiB", "videos"]
+    lines = [heads]
+    for label, model in summary["models"].items():
+        figures = [model["mean"].get(name) for name in summary["measures"]]
+        figures += [model["compression"] and model["compression"]["ratio"]]
+        figures += [model["encode_frames_per_second"], model["decode_frames_per_second"]]
+        figures += [model["peak_memory"] and model["peak_memory"]["bytes"] / 2**20]
+        texts = ["-" if value is None else f"{value:.4g}" for value in figures]
+        lines.append([label, *texts, f"{model['succeeded']} of {summary['videos']}"])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text += [f"left out: {name}: {why}" for name, why in summary["left_out"].items()]
+    for label, model in summary["models"].items():
+        text += [f"failed: {label}: {failure['name']}: {failure['error']}" for failure in model["failures"]]
+    return "\n".join(text)
+
+
+def _figures(rows: list[Row]) -> dict:
+    good = [row for row in rows if row.ok]
+    taken = {name: [getattr(row, name) for row in good if getattr(row, name) is not None] for name in METRICS}
+    shapes = Counter(f"{row.frames}x{row.height}x{row.width}" for row in good)
+    found = {
+        "videos": len(rows),
+        "succeeded": len(good),
+        "failed": len(rows) - len(good),
+        "failures": [{"name": row.name, "error": row.error} for row in rows if not row.ok],
+        "frames": sum(row.frames for row in good),
+        "resolutions": dict(shapes),
+        "mean": {name: float(np.mean(values)) for name, values in taken.items() if values},
+        "measured_videos": {name: len(values) for name, values in taken.items() if values},
+        "encode_frames_per_second": _rate(good, "encode_seconds"),
+        "decode_frames_per_second": _rate(good, "decode_seconds"),
+        "compression": None,
+        "peak_memory": None,
+    }
+    if good:
+        values, latent_values = sum(row.values for row in good), sum(row.latent_values for row in good)
+        found["compression"] = {
+            "ratio": values / latent_values,
+            "values_per_pixel": 3 * latent_values / values,
+            "cell": good[0].cell,
+            "channels": int(good[0].latents.split("x")[0]),
+        }
+    peaks = [(row.peak_memory, row.memory_of) for row in good if row.peak_memory]
+    if peaks:
+        found["peak_memory"] = dict(zip(("bytes", "of"), max(peaks)))
+    return found
+
+
+def _rate(rows: list[Row], seconds: str) -> float | None:
+    timed = [row for row in rows if getattr(row, seconds)]
+    return sum(row.frames for row in timed) / sum(getattr(row, seconds) for row in timed) if timed else None
+
+
+def _protocol(settings: dict) -> dict[str, str]:
+    clips = settings["clips"]
+    frames = f"the first {clips['num_frames']} frames" if clips["num_frames"] else "all frames"
+    thinned = f", every {clips['frame_stride']}. of them" if clips["frame_stride"] > 1 else ""
+    thinned += f", thinned to at most {clips['fps_max']:g} per second" if clips["fps_max"] else ""
+    size = f"short side {clips['image_size']} pixels" if clips["image_size"] else "own size"
+    crop = ", middle square" if clips["crop"] else ""
+    return {
+        "clips": f"{frames}{thinned}; {size}{crop}; a video counts only with all of these frames decoded",
+        "quality": "float reconstruction from the posterior's mean, clipped to [0, 1] and not rounded, against the "
+        "clip as the model was given it; means over the frames, then over the videos",
+        "compression": "values of the videos (3 per pixel) by values of their latents, padding included; the cell is "
+        "frames x height x width of a latent",
+        "speed": "frames of all clips by seconds of all clips, one clip at a time, each shape having run once before; "
+        "encoding is from an array of the host to latents on the device, decoding from there to an array of the host",
+        "memory": "peak while a clip is encoded and decoded, the largest of all clips: of the device where MindSpore "
+        "counts it, else all that is resident of the process: Python, libraries, and a little that models before left",
+        "error maps": f"absolute difference averaged over colours; black 0, brightest {ERROR_MAP_RANGE:g} or more of 1",
+    }

@@ -1,0 +1,360 @@
+"""A benchmark as one HTML file that opens from disk: a table, plots, and clips that play in step.
+
+The page is report.html beside this file. Plots are SVG, pictures are part of the file, and its content security policy
+lets nothing be loaded from anywhere.
+"""
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from mg.checkpoints import atomic_write
+from mg.evaluation.results import Row
+
+# The kinds of pictures that are kept of a clip.
+ORIGINAL = "original"
+RECONSTRUCTION = "reconstruction"
+ERROR_MAP = "error"
+
+# The difference, of values in [0, 1], that an error map shows at its brightest.
+ERROR_MAP_RANGE = 0.2
+
+# Okabe and Ito's colours, which the colour-blind can tell apart too, and shapes for when they come round again.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b5b95")
+SHAPES = ("circle", "square", "diamond")
+
+# name -> title, unit, and whether more is better.
+MEASURES = {
+    "psnr": ("PSNR", "dB", True),
+    "ssim": ("SSIM", "", True),
+    "lpips": ("LPIPS", "", False),
+    "flolpips": ("FloLPIPS", "", False),
+}
+ARROWS = {True: "\N{UPWARDS ARROW}", False: "\N{DOWNWARDS ARROW}"}  # where the better figures are
+NOTHING = "\N{EN DASH}"
+
+
+def clip_file(folder: Path, row: Row, kind: str) -> Path:
+    """Where a picture of a row's clip lies: an image of a single frame, else a video."""
+    owner = {ORIGINAL: ORIGINAL, RECONSTRUCTION: row.model, ERROR_MAP: f"{row.model}_{ERROR_MAP}"}[kind]
+    return folder / owner / f"{row.output}{'.png' if row.frames == 1 else '.mp4'}"
+
+
+def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> None:
+    """Write the report of a benchmark, whole or not at all.
+
+    Args:
+        summary: what summary.json holds.
+        rows: of all models and videos.
+        clips: the folder that `clip_file` finds pictures in; a clip without them is not shown.
+    """
+    labels = list(summary["models"])
+    measured = [name for name in MEASURES if any(name in model["mean"] for model in summary["models"].values())]
+    template = Template(resources.files("mg.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
+    page = template.substitute(
+        subtitle=escape(_subtitle(summary)),
+        table=_table(summary, measured),
+        left_out=_left_out(summary["left_out"]),
+        legend=_legend(labels),
+        rates="".join(_rate_plot(summary, name) for name in measured) or _nothing("No clip was reconstructed."),
+        videos="".join(_video_plot(rows, labels, name) for name in measured) or _nothing("No clip was reconstructed."),
+        clips="".join(_clip(title, group, clips) for title, group in choose_clips(rows, clips))
+        or _nothing("There are no pictures of any clip."),
+        error_range=f"{ERROR_MAP_RANGE:g}",
+        failures=_failures(summary["models"]),
+        protocol=_definitions({**summary["measures"], **summary["protocol"]}),
+        models=_definitions({label: _described(model) for label, model in summary["models"].items()}),
+        machine=escape(", ".join(f"{key} {value}" for key, value in summary["machine"].items())),
+    )
+    with atomic_write(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def choose_clips(rows: list[Row], clips: Path) -> list[tuple[str, list[Row]]]:
+    """The worst, the median and the best clip by the mean PSNR over models: a title and the rows of each.
+
+    Of clips with pictures, those that most models reconstructed; fewer than three where there are fewer.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds = (ORIGINAL, RECONSTRUCTION, ERROR_MAP)
+        if row.ok and row.psnr is not None and all(clip_file(clips, row, kind).is_file() for kind in kinds):
+            groups.setdefault(row.output, []).append(row)
+    most = max(map(len, groups.values()), default=0)
+    ranked = sorted((group for group in groups.values() if len(group) == most), key=_mean_psnr)
+    if len(ranked) == 1:
+        return [("The only clip", ranked[0])]
+    picked = {"Worst": 0, "Median": (len(ranked) - 1) // 2, "Best": len(ranked) - 1} if ranked else {}
+    if len(ranked) == 2:
+        del picked["Median"]
+    return [(title, ranked[place]) for title, place in picked.items()]
+
+
+def _mean_psnr(group: list[Row]) -> float:
+    return sum(row.psnr for row in group) / len(group)
+
+
+# Text and tables.
+
+
+def _subtitle(summary: dict) -> str:
+    models, videos = len(summary["models"]), summary["videos"]
+    counted = f"{models} {'model' if models == 1 else 'models'}, {videos} {'video' if videos == 1 else 'videos'}"
+    return f"{counted}: {summary['protocol']['clips']}"
+
+
+def _nothing(text: str) -> str:
+    return f'<p class="muted">{escape(text)}</p>'
+
+
+def _table(summary: dict, measured: list[str]) -> str:
+    models = summary["models"]
+    best = {}
+    for name in measured:
+        means = {label: model["mean"][name] for label, model in models.items() if name in model["mean"]}
+        if len(means) > 1:
+            best[name] = (max if MEASURES[name][2] else min)(means.values())
+    heads = ["Model", *map(_axis, measured)]
+    heads += ["Compression", "Encode frames/s", "Decode frames/s", "Peak memory", "Videos", "Failures"]
+    lines = ["<tr>" + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads) + "</tr>"]
+    for number, (label, model) in enumerate(models.items()):
+        cells = [_sized(model["mean"].get(name), name, best.get(name)) for name in measured]
+        cells += [_compression(model["compression"]), _speed(model["encode_frames_per_second"])]
+        cells += [_speed(model["decode_frames_per_second"]), _memory(model["peak_memory"])]
+        cells += [f"{model['succeeded']} of {summary['videos']}", _failed(model)]
+        dtype = f" <small>{escape(model['dtype'])}</small>" if "dtype" in model else ""
+        head = f'<th scope="row">{_chip(number)}{escape(label)}{dtype}</th>'
+        lines.append(f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return f"<table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table>"
+
+
+def _sized(value: float | None, name: str, best: float | None) -> str:
+    if value is None:
+        return NOTHING
+    text = _figure(value, name)
+    return f"<strong>{text}</strong>" if value == best else text
+
+
+def _figure(value: float, name: str) -> str:
+    return f"{value:.2f}" if name == "psnr" else f"{value:.4f}"
+
+
+def _compression(found: dict | None) -> str:
+    if found is None:
+        return NOTHING
+    times = "\N{MULTIPLICATION SIGN}"
+    cell = escape(found["cell"]).replace("x", times)
+    return f"{found['ratio']:.4g}:1 <small>{cell}, {found['channels']} channels</small>"
+
+
+def _speed(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3g}"
+
+
+def _memory(found: dict | None) -> str:
+    if found is None:
+        return NOTHING
+    return f"{found['bytes'] / 2**30:.2f} GiB <small>{escape(found['of'])}</small>"
+
+
+def _failed(model: dict) -> str:
+    if "error" in model:
+        return "<strong>not built</strong>"
+    return str(model["failed"])
+
+
+def _left_out(left_out: dict[str, str]) -> str:
+    if not left_out:
+        return ""
+    items = "".join(f"<li><b>{escape(_title(name))}</b>: {escape(why)}</li>" for name, why in left_out.items())
+    return f'<div class="note"><p>Left out:</p><ul>{items}</ul></div>'
+
+
+def _title(name: str) -> str:
+    return MEASURES[name][0] if name in MEASURES else name
+
+
+def _failures(models: dict[str, dict]) -> str:
+    lines = [(label, f) for label, model in models.items() for f in model["failures"]]
+    if not lines:
+        return _nothing("None.")
+    cells = ((label, failure["name"], failure["error"]) for label, failure in lines)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>" for texts in cells)
+    head = "<tr><th>Model</th><th>Video</th><th>What was wrong</th></tr>"
+    return f'<table class="texts"><thead>{head}</thead><tbody>{body}</tbody></table>'
+
+
+def _described(model: dict) -> str:
+    keys = ("name", "checkpoint", "sha256", "dtype", "tiling", "device", "mode", "resolutions")
+    return ", ".join(f"{key} {model[key]}" for key in keys if model.get(key))
+
+
+def _definitions(entries: dict[str, str]) -> str:
+    items = (f"<dt>{escape(_title(name))}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
+    return f"<dl>{''.join(items)}</dl>"
+
+
+# Plots.
+
+WIDTH, HEIGHT = 460, 280
+LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 42
+
+
+def _legend(labels: list[str]) -> str:
+    return "".join(f"<span>{_chip(number)}{escape(label)}</span>" for number, label in enumerate(labels))
+
+
+def _chip(number: int) -> str:
+    return f'<svg class="chip" viewBox="-6 -6 12 12" aria-hidden="true">{_mark(0, 0, number, 4.5)}</svg>'
+
+
+def _mark(x: float, y: float, number: int, radius: float = 4.5, title: str = "") -> str:
+    color, shape = COLORS[number % len(COLORS)], SHAPES[number // len(COLORS) % len(SHAPES)]
+    inner = f"<title>{escape(title)}</title>" if title else ""
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{color}">{inner}</circle>'
+    turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if shape == "diamond" else ""
+    corner = f'x="{x - radius:.1f}" y="{y - radius:.1f}" width="{2 * radius}" height="{2 * radius}"'
+    return f'<rect {corner} fill="{color}"{turn}>{inner}</rect>'
+
+
+def _rate_plot(summary: dict, name: str) -> str:
+    """A point per model: compression on a logarithmic axis, against the mean of a measure."""
+    points = [
+        (number, label, model["compression"]["ratio"], model["mean"][name])
+        for number, (label, model) in enumerate(summary["models"].items())
+        if name in model["mean"]
+    ]
+    x_range = _widened([math.log(ratio) for _, _, ratio, _ in points], at_least=0.7)
+    y_range = _widened([value for *_, value in points], at_least=1 if name == "psnr" else 0.01)
+    to_x, to_y = _scale(x_range, LEFT, WIDTH - RIGHT), _scale(y_range, HEIGHT - BOTTOM, TOP)
+    x_ticks = [(to_x(math.log(tick)), f"{tick:g}:1") for tick in _log_ticks(*map(math.exp, x_range))]
+    marks = [
+        _mark(to_x(math.log(ratio)), to_y(value), number, 6, f"{label}: {_figure(value, name)} at {ratio:.4g}:1")
+        for number, label, ratio, value in points
+    ]
+    title = f"{_axis(name)} over compression"
+    return _plot(title, "values of the video by values of the latents", x_ticks, y_range, to_y, "".join(marks))
+
+
+def _video_plot(rows: list[Row], labels: list[str], name: str) -> str:
+    """A line per model over the videos, sorted by the mean over models."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if row.ok and getattr(row, name) is not None:
+            found.setdefault(row.output, {})[row.model] = row
+    groups = sorted(found.values(), key=lambda group: sum(getattr(row, name) for row in group.values()) / len(group))
+    y_range = _widened(
+        [getattr(row, name) for group in groups for row in group.values()], 1 if name == "psnr" else 0.01
+    )
+    to_x = _scale((-0.5, len(groups) - 0.5), LEFT, WIDTH - RIGHT)
+    to_y = _scale(y_range, HEIGHT - BOTTOM, TOP)
+    radius = 3.5 if len(groups) <= 60 else 1.5
+    drawn = []
+    for number, label in enumerate(labels):
+        points = [(to_x(i), to_y(getattr(group[label], name)), group[label])
+                  for i, group in enumerate(groups) if label in group]  # fmt: skip
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+        drawn.append(f'<polyline points="{line}" fill="none" stroke="{COLORS[number % len(COLORS)]}"/>')
+        for x, y, row in points:
+            drawn.append(_mark(x, y, number, radius, f"{label}: {_figure(getattr(row, name), name)}, {row.name}"))
+    return _plot(f"{_axis(name)} of every video", "videos, from the least to the greatest mean over models", [],
+                 y_range, to_y, "".join(drawn))  # fmt: skip
+
+
+def _axis(name: str) -> str:
+    title, unit, more_is_better = MEASURES[name]
+    return f"{title}{f' ({unit})' if unit else ''} {ARROWS[more_is_better]}"
+
+
+def _plot(
+    title: str,
+    x_title: str,
+    x_ticks: list[tuple[float, str]],
+    y_range: tuple[float, float],
+    to_y: Callable[[float], float],
+    content: str,
+) -> str:
+    parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
+    ticks = _ticks(*y_range)
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 3
+    for tick in ticks:
+        y = to_y(tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.{digits}f}</text>')
+    for x, text in x_ticks:
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_title)}</text>')
+    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
+    return f"{head}{''.join(parts)}{content}</svg>"
+
+
+def _widened(values: Sequence[float], at_least: float) -> tuple[float, float]:
+    """From the least to the greatest value with a tenth around them, and no less than `at_least` apart."""
+    low, high = min(values), max(values)
+    around = max((high - low) * 0.1, (at_least - (high - low)) / 2)
+    return low - around, high + around
+
+
+def _scale(values: tuple[float, float], start: float, stop: float) -> Callable[[float], float]:
+    low, high = values
+    return lambda value: start + (value - low) / (high - low) * (stop - start)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Three to eight round numbers within a range."""
+    step = 10 ** math.floor(math.log10((high - low) / 3))
+    step *= next(factor for factor in (5, 2, 1) if (high - low) / (step * factor) >= 3)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of two within a range, every second or third of them where they are many."""
+    powers = [2.0**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    return powers[:: -(-len(powers) // 8)] if powers else []
+
+
+# Pictures.
+
+
+def _clip(title: str, group: list[Row], clips: Path) -> str:
+    row = group[0]
+    shape = f"{row.frames} {'frame' if row.frames == 1 else 'frames'} of {row.height} x {row.width}"
+    mean = "mean PSNR over models" if len(group) > 1 else "PSNR"
+    figures = [_figure_of(clip_file(clips, row, ORIGINAL), "original", "")]
+    for row in group:
+        measured = [f"{MEASURES[name][0]} {_figure(getattr(row, name), name)}"
+                    for name in MEASURES if getattr(row, name) is not None]  # fmt: skip
+        both = _media(clip_file(clips, row, RECONSTRUCTION)) + _media(clip_file(clips, row, ERROR_MAP))
+        figures.append(_figure_of(both, row.model, ", ".join(measured)))
+    head = f"<h3>{escape(title)}: {escape(row.name)} <small>{mean} {_mean_psnr(group):.2f} dB, {shape}</small></h3>"
+    controls = _CONTROLS.substitute(last=row.frames - 1) if row.frames > 1 else ""
+    data = f'data-fps="{row.fps:g}" data-frames="{row.frames}"'
+    return f'<section class="clip" {data}>{head}<div class="panels">{"".join(figures)}</div>{controls}</section>'
+
+
+_CONTROLS = Template(
+    '<div class="controls"><button type="button" class="play">Play</button>'
+    '<input type="range" class="scrub" min="0" max="$last" value="0" step="1" aria-label="frame">'
+    '<output class="frame">0</output>'
+    '<label>speed <select class="speed"><option value="1">1</option><option value="0.5">1/2</option>'
+    '<option value="0.25">1/4</option><option value="0.125">1/8</option></select></label></div>'
+)
+
+
+def _figure_of(content: Path | str, name: str, figures: str) -> str:
+    media = _media(content) if isinstance(content, Path) else content
+    return f"<figure>{media}<figcaption><b>{escape(name)}</b> {escape(figures)}</figcaption></figure>"
+
+
+def _media(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    if path.suffix == ".png":
+        return f'<img alt="" src="data:image/png;base64,{data}">'
+    return f'<video muted playsinline preload="auto" src="data:video/mp4;base64,{data}"></video>'

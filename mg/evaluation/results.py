@@ -1,0 +1,175 @@
+"""The rows of a benchmark: a CSV with one per video and model, which a killed run leaves in order."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from mg.checkpoints import atomic_write
+
+OK, ERROR = "ok", "error"
+
+
+@dataclass
+class Row:
+    """What one model made of one video; None, and an empty cell of the CSV, where there is nothing to say.
+
+    Attributes:
+        name: the video, as the index has it.
+        output: its file name, without suffix, under the output folder.
+        model: the model's label.
+        status: ok, or error: then `error` says why, in one line, and the figures are None.
+        frames, height, width, fps: the clip's, as the model saw it.
+        psnr, ssim, lpips, flolpips: means over the frames.
+        encode_seconds, decode_seconds: without what a first clip of its shape takes.
+        latents: channels x t x h x w.
+        cell: frames x height x width of the pixels that a latent stands for.
+        peak_memory: bytes while it was encoded and decoded, of the device or of the process: `memory_of`.
+    """
+
+    name: str
+    output: str
+    model: str
+    status: str = ERROR
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
+    psnr: float | None = None
+    ssim: float | None = None
+    lpips: float | None = None
+    flolpips: float | None = None
+    encode_seconds: float | None = None
+    decode_seconds: float | None = None
+    latents: str = ""
+    cell: str = ""
+    peak_memory: int | None = None
+    memory_of: str = ""
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == OK
+
+    @property
+    def values(self) -> int:
+        """Of the video."""
+        return 3 * self.frames * self.height * self.width
+
+    @property
+    def latent_values(self) -> int:
+        product = 1
+        for size in self.latents.split("x"):
+            product *= int(size)
+        return product
+
+
+COLUMNS = [field.name for field in fields(Row)]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole rows of a results file, in their order; none where there is no file.
+
+    A last row that was cut short, by a kill, is left out.
+
+    Raises:
+        ValueError: a file of another kind.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = list(csv.reader(io.StringIO(text, newline="")))
+    if lines and not (text.endswith("\n") and len(lines[-1]) == len(COLUMNS)):
+        lines.pop()
+    if not lines:
+        return []
+    if lines[0] != COLUMNS:
+        raise ValueError(f"{path}: its columns are not those of a benchmark's results; give another output_path")
+    try:
+        return [_row(values) for values in lines[1:]]
+    except ValueError as error:
+        raise ValueError(f"{path}: a row cannot be read ({error}); mend it, or give another output_path") from None
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a results file, whole or not at all."""
+    with atomic_write(path) as temporary:
+        text = "".join(map(_line, [COLUMNS, *map(_values, rows)]))
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row to a results file, and wait until it is on disk."""
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        file.write(_line(_values(row)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_settings(path: Path, settings: dict) -> None:
+    """Write the settings that rows depend on beside them, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def check_settings(path: Path, settings: dict) -> None:
+    """Make sure that the settings that rows were made with are these.
+
+    Raises:
+        ValueError: they are not; the message names what differs.
+    """
+    try:
+        before = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({error}), and nothing else says what the results beside it are of"
+        raise ValueError(f"{path}: {reason}; give another output_path") from None
+    now = _flat(json.loads(json.dumps(settings)))
+    differing = [
+        f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{path}: the results there were made with other settings: {'; '.join(differing[:3])}{more}. "
+            "Give the same settings, another output_path, or resume=False"
+        )
+
+
+def _row(values: list[str]) -> Row:
+    if len(values) != len(COLUMNS):
+        raise ValueError(f"{len(values)} cells in place of {len(COLUMNS)}: {','.join(values)[:80]}")
+    row = Row(*(_read(field.type, text) for field, text in zip(fields(Row), values)))
+    if row.status not in (OK, ERROR):
+        raise ValueError(f"status {row.status!r}")
+    return row
+
+
+def _read(kind, text: str) -> str | int | float | None:
+    if kind is str:
+        return text
+    if not text:
+        return None
+    return int(text) if kind == int | None else float(text)
+
+
+def _values(row: Row) -> list:
+    return ["" if value is None else value for value in vars(row).values()]
+
+
+def _line(values: list) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
+
+
+def _flat(value, prefix: str = "") -> dict[str, str]:
+    """Nested dicts as dotted names -> text."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): str(value)}
+    return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}{name}.").items()}
