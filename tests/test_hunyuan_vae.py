@@ -168,11 +168,13 @@ def test_the_table_of_names_is_the_models(model):
 
 
 @pytest.mark.slow
-def test_the_model_of_full_size_is_built_and_runs():
-    model = create_model("hunyuan_vae")
+def test_the_model_of_full_size_equals_diffusers(tmp_path):
+    original = Original(HUNYUAN_VAE_CONFIG)
+    original.model.save_pretrained(tmp_path)
+    model = from_pretrained(tmp_path)
     parameters = list(model.get_parameters())
     assert (len(parameters), sum(p.size for p in parameters)) == (248, 246_478_803)
-    assert model(video(1, 3, 5, 16, 24)).shape == (1, 3, 5, 16, 24)
+    assert_equal(model, original, video(1, 3, 5, 16, 24))
 
 
 def test_what_is_saved_is_read_again_to_the_bit(model, tmp_path):
