@@ -18,6 +18,7 @@ from mg.models.hunyuan_vae.blocks import Conv, Upsample
 from mg.models.hunyuan_vae.hunyuan_vae import HUNYUAN_VAE_CONFIG, HunyuanVAE
 from mg.models.hunyuan_vae.weights import factors, parameter_shapes, to_diffusers
 from mg.models.layers.attention import CausalAttention, DotProductAttention
+from mg.models.layers.conv import CausalConv3d
 from mg.models.tiling import TilingConfig
 from mg.training.optim import OptimConfig
 from mg.training.step import TrainStep
@@ -237,7 +238,7 @@ def changed(fn, x: np.ndarray, k: int) -> list[bool]:
 
 
 def test_no_convolution_looks_ahead(model):
-    convolutions = {name: cell for name, cell in model.cells_and_names() if isinstance(cell, Conv.func)}
+    convolutions = {name: cell for name, cell in model.cells_and_names() if isinstance(cell, CausalConv3d)}
     assert len(convolutions) == 46
     for name, conv in convolutions.items():
         x = video(1, conv.weight.shape[1], 5, 4, 4).asnumpy()
@@ -443,6 +444,11 @@ def test_convolutions_that_repeat_the_edges_equal_torchs(kernel, stride):
             assert relative_error(gradient, leaf.grad.numpy()) < 1e-5
 
 
+def test_a_padding_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="padding is 'edge'; it must be zeros or replicate"):
+        CausalConv3d(2, 2, padding="edge")
+
+
 # Configs.
 
 
@@ -450,6 +456,7 @@ def test_convolutions_that_repeat_the_edges_equal_torchs(kernel, stride):
     "config, message",
     [
         ({"latent_channels": 0}, "latent_channels is 0; it must be a whole number above 0"),
+        ({"block_out_channels": None}, "block_out_channels is None; it must be 3 multiples of 4"),
         ({"block_out_channels": [8, 8]}, r"block_out_channels is \[8, 8\]; it must be 3 multiples of 4"),
         ({"block_out_channels": [8, 8, 18]}, "block_out_channels is .*; it must be 3 multiples of 4, norm_num_groups"),
         ({"temporal_compression_ratio": 8}, "temporal_compression_ratio is 8; it must be 4"),
@@ -479,6 +486,7 @@ def test_the_config_of_diffusers_and_of_tencent_are_read():
         "up_block_types": ["UpDecoderBlockCausal3D"] * 4,
     }
     assert {**HUNYUAN_VAE_CONFIG, **HunyuanVAE.translate_config(tencents)} == HUNYUAN_VAE_CONFIG
+    assert HunyuanVAE.translate_config({"_class_name": "AutoencoderKLHunyuanVideo"}) == {}  # all is the default
     with pytest.raises(CheckpointError, match="act_fn is gelu; only a VAE where it is silu can be built"):
         HunyuanVAE.translate_config({**released, "act_fn": "gelu"})
     with pytest.raises(CheckpointError, match="down_block_types is .*DownEncoderBlock2D"):

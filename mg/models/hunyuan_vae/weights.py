@@ -4,12 +4,14 @@ diffusers' folder, Open-Sora 2.0's `hunyuan_vae.safetensors` and Tencent's `pyto
 last with `vae.` before each. Ours are latent diffusion's, as in `mg.models.layers.resnet`: levels count from the finest
 in the decoder too.
 
-    theirs                                               here
+    theirs                                                     here
+    encoder.down_blocks.1.resnets.0.conv1.conv.weight          encoder.down.1.block.0.conv1.weight
     encoder.down_blocks.1.resnets.0.conv_shortcut.conv.weight  encoder.down.1.block.0.nin_shortcut.weight
-    encoder.down_blocks.1.downsamplers.0.conv.conv.weight  encoder.down.1.downsample.weight
-    encoder.mid_block.attentions.0.to_out.0.weight       encoder.mid.attn_1.proj_out.weight
-    decoder.up_blocks.0.upsamplers.0.conv.conv.weight    decoder.up.3.upsample.conv.weight
-    decoder.conv_norm_out.weight                         decoder.norm_out.gamma
+    encoder.down_blocks.1.downsamplers.0.conv.conv.weight      encoder.down.1.downsample.weight
+    encoder.mid_block.resnets.0.norm1.weight                   encoder.mid.block_1.norm1.gamma
+    encoder.mid_block.attentions.0.to_out.0.weight             encoder.mid.attn_1.proj_out.weight
+    decoder.up_blocks.0.upsamplers.0.conv.conv.weight          decoder.up.3.upsample.conv.weight
+    decoder.conv_norm_out.weight                               decoder.norm_out.gamma
 """
 
 from collections.abc import Iterator, Mapping
@@ -131,16 +133,15 @@ def config_from_diffusers(config: Mapping) -> dict:
     Raises:
         CheckpointError: it describes what cannot be built here.
     """
-    levels = len(config.get("block_out_channels", ()))
     down, up = _BLOCKS[config["_class_name"]]
-    for key, value in (("act_fn", "silu"), ("down_block_types", [down] * levels), ("up_block_types", [up] * levels)):
-        if config.get(key, value) != value:
+    single = {"act_fn": "silu", "down_block_types": down, "up_block_types": up}
+    for key, value in single.items():
+        if any(found != value for found in np.ravel(config.get(key, value))):
             raise CheckpointError(f"{key} is {config[key]}; only a VAE where it is {value} can be built")
-    left_out = ("act_fn", "down_block_types", "up_block_types", *_LEFT_OUT)
     return {
         _THEIR_KEYS.get(key, key): value
         for key, value in config.items()
-        if key not in left_out and not key.startswith("_")
+        if key not in single and key not in _LEFT_OUT and not key.startswith("_")
     }
 
 
@@ -150,7 +151,7 @@ def check_config(config: Mapping) -> None:
         if type(config[key]) is not int or config[key] <= 0:
             raise ValueError(f"hunyuan_vae config: {key} is {config[key]}; it must be a whole number above 0")
     widths, groups = config["block_out_channels"], config["norm_num_groups"]
-    if len(widths) < 3 or any(type(width) is not int or width <= 0 or width % groups for width in widths):
+    if np.size(widths) < 3 or any(type(width) is not int or width <= 0 or width % groups for width in widths):
         raise ValueError(
             f"hunyuan_vae config: block_out_channels is {widths}; it must be 3 multiples of {groups}, norm_num_groups, "
             "or more"

@@ -192,6 +192,8 @@ class CausalConv3d(Conv3d):
         padding: str = "zeros",
     ):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias, weight_init=_start(zero))
+        if padding not in ("zeros", "replicate"):
+            raise ValueError(f"padding is {padding!r}; it must be zeros or replicate")
         margin = kernel_size // 2
         self.before, self.behind, self.repeated = kernel_size - stride[0], 0, 0
         if padding == "replicate":  # before the convolution, which then adds nothing of its own
