@@ -110,8 +110,8 @@ def test_without_a_number_of_frames_one_frame_and_an_image_are_clips_too(tmp_pat
     found = run_benchmark(configure(["one.mp4", "still.png", "a.mp4"], num_frames=None))
     assert [(row.frames, row.status) for row in found.rows] == [(1, "ok"), (1, "ok"), (6, "ok")] * 2
     kept = tmp_path / "out" / "clips"
-    assert sorted(path.name for path in (kept / "first").iterdir()) == ["a.mp4", "one.png", "still.png"]
-    assert open_video(kept / "first_error" / "a.mp4").num_frames == 6 and (kept / "original" / "one.png").is_file()
+    assert sorted(path.name for path in (kept / "reconstruction" / "first").iterdir()) == ["a.mp4", "one.png", "still.png"]
+    assert open_video(kept / "error_map" / "first" / "a.mp4").num_frames == 6 and (kept / "original" / "one.png").is_file()
 
 
 def test_a_measure_without_its_weights_is_left_out_and_said_so(tmp_path, configure):

@@ -6,7 +6,7 @@ Under the output folder:
     summary.json    per model means, counts, failures, compression, speed and memory; how all this was measured
     report.html     the same to look at, with the worst, the median and the best clip; it needs no other file
     settings.json   what the rows depend on: a run with other settings is refused
-    clips/          originals, reconstructions and error maps, from which the report takes its pictures
+    clips/          original/, and reconstruction/ and error_map/ by model: the report's pictures are of these
 
 Models run one after the other, a clip at a time. A clip that cannot be read or reconstructed becomes a row with an
 error, and a model that cannot be built a line in the summary; the others go on.
@@ -188,7 +188,7 @@ def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
         ValueError, OSError: a file that is not there or cannot be used.
     """
     read = [_read_model(text) for text in config.models]
-    labels = unique([label for label, _ in read] + [f"baseline_{text}" for text in config.baseline], taken=[ORIGINAL])
+    labels = unique([label for label, _ in read] + [f"baseline_{text}" for text in config.baseline])
     contestants = []
     for label, (_, inference) in zip(labels, read):
         contestants.append(Contestant(label, _describe(inference), inference))
@@ -201,7 +201,7 @@ def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
 
 def _read_model(text: str) -> tuple[str, InferenceConfig]:
     """A label and the inference config that one of `models` stands for."""
-    found = re.fullmatch(r"(.*?\.(?:yaml|yml|json))(?:=(.+))?", text)
+    found = re.fullmatch(r"(.*?(?:\.yaml|\.yml|metrics\.json))(?:=(.+))?", text)
     file, checkpoint = found.groups() if found and not Path(text).is_dir() else (None, text)
     if file is None:
         given = []
@@ -307,10 +307,10 @@ class _Timed:
         self._seen: set[tuple] = set()
 
     def __call__(self, x: np.ndarray) -> _Pass:
-        _reset_peak_memory()
         if x.shape not in self._seen:
             self._run(x)
             self._seen.add(x.shape)
+        _reset_peak_memory()
         found = self._run(x)
         found.took |= _peak_memory()
         return found

@@ -18,7 +18,7 @@ from mg.evaluation.results import Row
 # The kinds of pictures that are kept of a clip.
 ORIGINAL = "original"
 RECONSTRUCTION = "reconstruction"
-ERROR_MAP = "error"
+ERROR_MAP = "error_map"
 
 # The difference, of values in [0, 1], that an error map shows at its brightest.
 ERROR_MAP_RANGE = 0.2
@@ -40,8 +40,8 @@ NOTHING = "\N{EN DASH}"
 
 def clip_file(folder: Path, row: Row, kind: str) -> Path:
     """Where a picture of a row's clip lies: an image of a single frame, else a video."""
-    owner = {ORIGINAL: ORIGINAL, RECONSTRUCTION: row.model, ERROR_MAP: f"{row.model}_{ERROR_MAP}"}[kind]
-    return folder / owner / f"{row.output}{'.png' if row.frames == 1 else '.mp4'}"
+    of_kind = folder / kind if kind == ORIGINAL else folder / kind / row.model
+    return of_kind / f"{row.output}{'.png' if row.frames == 1 else '.mp4'}"
 
 
 def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> None:
