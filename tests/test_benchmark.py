@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import runpy
 import shlex
@@ -110,8 +111,14 @@ def test_without_a_number_of_frames_one_frame_and_an_image_are_clips_too(tmp_pat
     found = run_benchmark(configure(["one.mp4", "still.png", "a.mp4"], num_frames=None))
     assert [(row.frames, row.status) for row in found.rows] == [(1, "ok"), (1, "ok"), (6, "ok")] * 2
     kept = tmp_path / "out" / "clips"
-    assert sorted(path.name for path in (kept / "reconstruction" / "first").iterdir()) == ["a.mp4", "one.png", "still.png"]
-    assert open_video(kept / "error_map" / "first" / "a.mp4").num_frames == 6 and (kept / "original" / "one.png").is_file()
+    assert sorted(path.name for path in (kept / "reconstruction" / "first").iterdir()) == [
+        "a.mp4",
+        "one.png",
+        "still.png",
+    ]
+    assert (
+        open_video(kept / "error_map" / "first" / "a.mp4").num_frames == 6 and (kept / "original" / "one.png").is_file()
+    )
 
 
 def test_a_measure_without_its_weights_is_left_out_and_said_so(tmp_path, configure):
@@ -234,6 +241,23 @@ def test_a_process_that_was_killed_leaves_rows_to_go_on_from(tmp_path, configure
     found = run_benchmark(options)
     assert results.read_bytes().startswith(kept) and len(found.rows) == len(read_csv(tmp_path)) == 16
     assert [row.output for row in found.rows][:4] == ["a", "b", "a_2", "b_2"] and found.complete
+
+
+def test_ctrl_c_ends_a_compiled_run_in_order(tmp_path, configure, checkpoints):
+    code = """
+import os, runpy, signal, sys
+import training_runs
+from mg.evaluation import benchmark
+append = benchmark.append_row
+benchmark.append_row = lambda *row: (append(*row), os.kill(os.getpid(), signal.SIGINT))
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+    script = str(ROOT / "scripts" / "benchmark.py")
+    command = [sys.executable, "-c", code, script, *arguments(configure(["a.mp4", "b.mp4"], models=checkpoints[:1]))]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 130 and done.stderr.endswith("interrupted\n"), done.stderr
+    assert "Traceback" not in done.stderr and len(read_csv(tmp_path)) == 1
 
 
 def arguments(config: BenchmarkConfig) -> list[str]:

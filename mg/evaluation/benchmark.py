@@ -22,6 +22,8 @@ import os
 import platform
 import re
 import shlex
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -319,7 +321,7 @@ class _Timed:
         _, frames, height, width = x.shape
         start = time.perf_counter()
         z = self.model.encode(ms.Tensor(x[None])).z
-        ms.runtime.synchronize()
+        z.asnumpy()  # waits until it is there
         between = time.perf_counter()
         y = self.model.decode(z, frames)[:, :, :, :height, :width].asnumpy()
         end = time.perf_counter()
@@ -363,7 +365,8 @@ def _measure(
         for clip in read_clips(index, config, on_error):
             yield from take()
             try:
-                _fill(rows[clip.index], model, clip, measures, folder)
+                with _ctrl_c_kept():
+                    _fill(rows[clip.index], model, clip, measures, folder)
                 done.append(rows[clip.index])
             except (ValueError, OSError, RuntimeError, MemoryError) as error:  # of this clip; others may be smaller
                 on_error(clip.index, error)
@@ -409,8 +412,20 @@ def _write(path: Path, frames: np.ndarray, fps: float) -> None:
         write_video(path, frames, fps)
 
 
+@contextlib.contextmanager
+def _ctrl_c_kept() -> Iterator[None]:
+    """MindSpore's compiler leaves a handler behind that kills the process at once, in silence: put ours back."""
+    try:
+        yield
+    finally:
+        handler = signal.getsignal(signal.SIGINT)  # Python's view, which that handler is no part of
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def _reset_peak_memory() -> None:
-    ms.runtime.reset_peak_memory_stats()
+    if runtime.device() != "cpu":
+        ms.runtime.reset_peak_memory_stats()
     with contextlib.suppress(OSError):  # then the peak is that of the process's whole life
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
 
@@ -418,7 +433,7 @@ def _reset_peak_memory() -> None:
 def _peak_memory() -> dict[str, int | str]:
     """Bytes, and whose: the device's where MindSpore counts them, which it does not on a CPU, else the process's, as
     Linux counts them; none where neither is known."""
-    allocated = ms.runtime.max_memory_allocated()
+    allocated = 0 if runtime.device() == "cpu" else ms.runtime.max_memory_allocated()
     if allocated:
         return {"peak_memory": allocated, "memory_of": "device"}
     with contextlib.suppress(OSError, StopIteration):
@@ -431,7 +446,8 @@ def _peak_memory() -> dict[str, int | str]:
 def _free_memory() -> None:
     """Give back what the last model left, as far as that goes, so that the next one's peak is its own."""
     gc.collect()
-    ms.runtime.empty_cache()
+    if runtime.device() != "cpu":
+        ms.runtime.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # glibc's; it would keep what is free
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -538,7 +554,7 @@ def _protocol(settings: dict) -> dict[str, str]:
         "compression": "values of the videos (3 per pixel) by values of their latents, padding included; the cell is "
         "frames x height x width of a latent",
         "speed": "frames of all clips by seconds of all clips, one clip at a time, each shape having run once before; "
-        "encoding is from an array of the host to latents on the device, decoding from there to an array of the host",
+        "encoding is from pixels to latents, decoding the way back, each with its copies to and from the host",
         "memory": "peak while a clip is encoded and decoded, the largest of all clips: of the device where MindSpore "
         "counts it, else all that is resident of the process: Python, libraries, and a little that models before left",
         "error maps": f"absolute difference averaged over colours; black 0, brightest {ERROR_MAP_RANGE:g} or more of 1",
