@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import yaml
 from mindspore import Tensor
 from training_runs import TwoConvs
 
+from mg.config import parse_config
 from mg.data.video import open_video, write_image, write_video
 from mg.evaluation import benchmark
 from mg.evaluation.baseline import area_trilinear_baseline
@@ -326,6 +328,15 @@ def test_the_shipped_configurations_are_models_of_a_benchmark(path, configure, c
     shipped = yaml.safe_load(path.read_text())["model"]
     assert contestant.label == "first" and contestant.settings["dtype"] == shipped["dtype"]
     assert contestant.config.model.name == shipped["name"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_benchmarks_are_valid_and_say_all_there_is_to_say(path):
+    given = ["--config", str(path), "--csv_path", "index.csv", "--models", "a.yaml", "b.ckpt"]
+    config = parse_config(BenchmarkConfig, "", given)
+    assert config.models == ["a.yaml", "b.ckpt"]
+    brought = {"csv_path", "video_folder", "models", "output_path"}
+    assert set(yaml.safe_load(path.read_text())) == {option.name for option in fields(config)} - brought
 
 
 @pytest.mark.parametrize(
