@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from lpips_weights import write_random_weights
 from mindspore import Tensor
 from training_runs import TwoConvs
 
@@ -23,7 +24,14 @@ from mg.config import parse_config
 from mg.data.video import open_video, write_image, write_video
 from mg.evaluation import benchmark
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.benchmark import BenchmarkConfig, error_map, read_contestants, report_command, run_benchmark
+from mg.evaluation.benchmark import (
+    BenchmarkConfig,
+    error_map,
+    format_summary,
+    read_contestants,
+    report_command,
+    run_benchmark,
+)
 from mg.evaluation.clips import ModelConfig, load_clip
 from mg.evaluation.metrics import psnr
 from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
@@ -129,6 +137,16 @@ def test_a_measure_without_its_weights_is_left_out_and_said_so(tmp_path, configu
     assert "none.safetensors" in summary["left_out"]["lpips"] and list(summary["measures"]) == ["psnr"]
     assert "lpips" not in summary["models"]["first"]["mean"]
     assert "none.safetensors" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_flolpips_stands_beside_the_flow_it_rests_on(tmp_path, configure):
+    weights = write_random_weights(tmp_path / "lpips.safetensors")
+    options = dict(metric=["psnr", "flolpips"], lpips_weights=str(weights), flow="farneback")
+    found = run_benchmark(configure(["a.mp4", "still.png"], models=configure().models[:1], **options))
+    assert [(row["flow"], bool(row["flolpips"])) for row in read_csv(tmp_path)] == [("farneback", True), ("", False)]
+    assert found.summary["models"]["first"]["measured_videos"] == {"psnr": 2, "flolpips": 1}
+    assert "flolpips (farneback)" in format_summary(found.summary)
+    assert "FloLPIPS (farneback)" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_baseline_has_its_cells_compression_and_no_speed(configure, videos):

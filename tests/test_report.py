@@ -19,7 +19,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the
 
 def make_row(name: str, model: str, psnr: float, frames: int = 6) -> Row:
     size = dict(frames=frames, height=32, width=32, fps=12.0)
-    return Row(name, name.removesuffix(".mp4").replace("/", "_"), model, "ok", **size, psnr=psnr, ssim=psnr / 40)
+    figures = dict(psnr=psnr, ssim=psnr / 40, flolpips=0.1 if frames > 1 else None)
+    return Row(name, name.removesuffix(".mp4").replace("/", "_"), model, "ok", **size, **figures)
 
 
 def make_summary(rows: list[Row], models: list[str], failures: dict[str, str] = {}, left_out: dict = {}) -> dict:
@@ -27,7 +28,8 @@ def make_summary(rows: list[Row], models: list[str], failures: dict[str, str] = 
     summary = {"videos": len({row.name for row in rows} | set(failures)), "models": {}, "left_out": left_out}
     for number, label in enumerate(models):
         good = [row for row in rows if row.model == label]
-        means = {name: float(np.mean([getattr(row, name) for row in good])) for name in ("psnr", "ssim") if good}
+        taken = {name: [getattr(row, name) for row in good] for name in ("psnr", "ssim", "flolpips")}
+        means = {name: float(np.mean(values)) for name, values in taken.items() if values and None not in values}
         compression = {"ratio": 96.0 * (number + 1), "values_per_pixel": 0.03, "cell": "8x8x8", "channels": 16}
         summary["models"][label] = {
             "dtype": "fp32",
@@ -41,7 +43,12 @@ def make_summary(rows: list[Row], models: list[str], failures: dict[str, str] = 
             "compression": compression if good else None,
             "peak_memory": {"bytes": 3 * 2**30, "of": "device"} if good else None,
         }
-    described = {"measures": {"psnr": "dB"}, "protocol": {"clips": "all frames"}, "machine": {"device": "cpu"}}
+    described = {
+        "measures": {"psnr": "dB"},
+        "protocol": {"clips": "all frames"},
+        "machine": {"device": "cpu"},
+        "flow": "dis",
+    }
     return {**summary, **described}
 
 
@@ -106,14 +113,14 @@ def test_table_plots_and_three_clips_are_there(make):
     page = make(ROWS, MODELS)
     for text in ("22.00", "27.00", "96:1", "192:1", "12.5", "3.00 GiB", "5 of 5", "2 models, 5 videos: all frames"):
         assert text in page.text
-    assert sum(attributes.get("class") == "plot" for _, attributes in page.elements) == 4
+    assert sum(attributes.get("class") == "plot" for _, attributes in page.elements) == 6
     sections = [attributes for tag, attributes in page.elements if tag == "section"]
     assert [section["data-frames"] for section in sections] == ["6"] * 3
     assert page.count("video") == 3 * (1 + 2 * 2) and page.count("img") == 0
     for title in ("Worst: v0.mp4", "Median: v2.mp4", "Best: v4.mp4"):
         assert title in page.text
-    titles = page.text.count("two: 29.00, v4.mp4")
-    assert titles == 1  # a point of the plot says which video it is
+    assert page.text.count("two: 29.00, v4.mp4") == 1  # a point of the plot says which video it is
+    assert page.text.count("FloLPIPS") == page.text.count("FloLPIPS (dis)") > 3  # never without its flow
 
 
 def test_nothing_is_loaded_from_anywhere(make, tmp_path):

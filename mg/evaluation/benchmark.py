@@ -386,6 +386,7 @@ def _fill(row: Row, model, clip: Clip, measures: Measures, folder: Path) -> None
     _write(clip_file(folder, row, ERROR_MAP), error_map(real, generated), row.fps)
     for name, value in {**figures, **found.took}.items():
         setattr(row, name, value)
+    row.flow = measures.config.flow if "flolpips" in figures else ""
     row.latents = "x".join(map(str, found.latents))
     row.cell = "x".join(map(str, (*model.cell, model.cell[1])))
     row.status = OK
@@ -472,6 +473,7 @@ def summarize(
             for contestant in contestants
         },
         "left_out": {**measures.left_out, **broken},
+        "flow": measures.config.flow,
         "measures": measures.describe(),
         "protocol": _protocol(settings),
         "machine": {
@@ -486,8 +488,8 @@ def summarize(
 
 def format_summary(summary: dict) -> str:
     """The models' figures, what was left out and what failed, as text."""
-    heads = ["model", *summary["measures"], "compression", "encode/s", "decode/s", "MiB", "videos"]
-    lines = [heads]
+    measured = [f"{name} ({summary['flow']})" if name == "flolpips" else name for name in summary["measures"]]
+    lines = [["model", *measured, "compression", "encode/s", "decode/s", "MiB", "videos"]]
     for label, model in summary["models"].items():
         figures = [model["mean"].get(name) for name in summary["measures"]]
         figures += [model["compression"] and model["compression"]["ratio"]]

@@ -27,12 +27,12 @@ ERROR_MAP_RANGE = 0.2
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b5b95")
 SHAPES = ("circle", "square", "diamond")
 
-# name -> title, unit, and whether more is better.
+# name -> title, unit, whether more is better, and how far apart the ends of its axis are at least.
 MEASURES = {
-    "psnr": ("PSNR", "dB", True),
-    "ssim": ("SSIM", "", True),
-    "lpips": ("LPIPS", "", False),
-    "flolpips": ("FloLPIPS", "", False),
+    "psnr": ("PSNR", "dB", True, 1.0),
+    "ssim": ("SSIM", "", True, 0.01),
+    "lpips": ("LPIPS", "", False, 0.01),
+    "flolpips": ("FloLPIPS", "", False, 0.01),
 }
 ARROWS = {True: "\N{UPWARDS ARROW}", False: "\N{DOWNWARDS ARROW}"}  # where the better figures are
 NOTHING = "\N{EN DASH}"
@@ -52,21 +52,24 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
         rows: of all models and videos.
         clips: the folder that `clip_file` finds pictures in; a clip without them is not shown.
     """
-    labels = list(summary["models"])
+    labels, flow = list(summary["models"]), summary["flow"]
     measured = [name for name in MEASURES if any(name in model["mean"] for model in summary["models"].values())]
     template = Template(resources.files("mg.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
     page = template.substitute(
         subtitle=escape(_subtitle(summary)),
         table=_table(summary, measured),
-        left_out=_left_out(summary["left_out"]),
+        left_out=_left_out(summary["left_out"], flow),
         legend=_legend(labels),
         rates="".join(_rate_plot(summary, name) for name in measured) or _nothing("No clip was reconstructed."),
-        videos="".join(_video_plot(rows, labels, name) for name in measured) or _nothing("No clip was reconstructed."),
-        clips="".join(_clip(title, group, clips) for title, group in choose_clips(rows, clips))
+        videos="".join(_video_plot(rows, labels, name, flow) for name in measured)
+        or _nothing("No clip was reconstructed."),
+        clips="".join(_clip(title, group, clips, flow) for title, group in choose_clips(rows, clips))
         or _nothing("There are no pictures of any clip."),
         error_range=f"{ERROR_MAP_RANGE:g}",
         failures=_failures(summary["models"]),
-        protocol=_definitions({**summary["measures"], **summary["protocol"]}),
+        protocol=_definitions(
+            {_title(name, flow): text for name, text in {**summary["measures"], **summary["protocol"]}.items()}
+        ),
         models=_definitions({label: _described(model) for label, model in summary["models"].items()}),
         machine=escape(", ".join(f"{key} {value}" for key, value in summary["machine"].items())),
     )
@@ -118,7 +121,7 @@ def _table(summary: dict, measured: list[str]) -> str:
         means = {label: model["mean"][name] for label, model in models.items() if name in model["mean"]}
         if len(means) > 1:
             best[name] = (max if MEASURES[name][2] else min)(means.values())
-    heads = ["Model", *map(_axis, measured)]
+    heads = ["Model", *(_axis(name, summary["flow"]) for name in measured)]
     heads += ["Compression", "Encode frames/s", "Decode frames/s", "Peak memory", "Videos", "Failures"]
     lines = ["<tr>" + "".join(f'<th scope="col">{escape(head)}</th>' for head in heads) + "</tr>"]
     for number, (label, model) in enumerate(models.items()):
@@ -167,15 +170,17 @@ def _failed(model: dict) -> str:
     return str(model["failed"])
 
 
-def _left_out(left_out: dict[str, str]) -> str:
+def _left_out(left_out: dict[str, str], flow: str) -> str:
     if not left_out:
         return ""
-    items = "".join(f"<li><b>{escape(_title(name))}</b>: {escape(why)}</li>" for name, why in left_out.items())
+    items = "".join(f"<li><b>{escape(_title(name, flow))}</b>: {escape(why)}</li>" for name, why in left_out.items())
     return f'<div class="note"><p>Left out:</p><ul>{items}</ul></div>'
 
 
-def _title(name: str) -> str:
-    return MEASURES[name][0] if name in MEASURES else name
+def _title(name: str, flow: str) -> str:
+    """A measure's name, and that of the estimator of optical flow where it rests on one."""
+    title = MEASURES[name][0] if name in MEASURES else name
+    return f"{title} ({flow})" if name == "flolpips" else title
 
 
 def _failures(models: dict[str, dict]) -> str:
@@ -194,7 +199,7 @@ def _described(model: dict) -> str:
 
 
 def _definitions(entries: dict[str, str]) -> str:
-    items = (f"<dt>{escape(_title(name))}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
+    items = (f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
     return f"<dl>{''.join(items)}</dl>"
 
 
@@ -230,27 +235,25 @@ def _rate_plot(summary: dict, name: str) -> str:
         if name in model["mean"]
     ]
     x_range = _widened([math.log(ratio) for _, _, ratio, _ in points], at_least=0.7)
-    y_range = _widened([value for *_, value in points], at_least=1 if name == "psnr" else 0.01)
+    y_range = _widened([value for *_, value in points], at_least=MEASURES[name][3])
     to_x, to_y = _scale(x_range, LEFT, WIDTH - RIGHT), _scale(y_range, HEIGHT - BOTTOM, TOP)
     x_ticks = [(to_x(math.log(tick)), f"{tick:g}:1") for tick in _log_ticks(*map(math.exp, x_range))]
     marks = [
         _mark(to_x(math.log(ratio)), to_y(value), number, 6, f"{label}: {_figure(value, name)} at {ratio:.4g}:1")
         for number, label, ratio, value in points
     ]
-    title = f"{_axis(name)} over compression"
+    title = f"{_axis(name, summary['flow'])} over compression"
     return _plot(title, "values of the video by values of the latents", x_ticks, y_range, to_y, "".join(marks))
 
 
-def _video_plot(rows: list[Row], labels: list[str], name: str) -> str:
+def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str:
     """A line per model over the videos, sorted by the mean over models."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         if row.ok and getattr(row, name) is not None:
             found.setdefault(row.output, {})[row.model] = row
     groups = sorted(found.values(), key=lambda group: sum(getattr(row, name) for row in group.values()) / len(group))
-    y_range = _widened(
-        [getattr(row, name) for group in groups for row in group.values()], 1 if name == "psnr" else 0.01
-    )
+    y_range = _widened([getattr(row, name) for group in groups for row in group.values()], MEASURES[name][3])
     to_x = _scale((-0.5, len(groups) - 0.5), LEFT, WIDTH - RIGHT)
     to_y = _scale(y_range, HEIGHT - BOTTOM, TOP)
     radius = 3.5 if len(groups) <= 60 else 1.5
@@ -262,13 +265,13 @@ def _video_plot(rows: list[Row], labels: list[str], name: str) -> str:
         drawn.append(f'<polyline points="{line}" fill="none" stroke="{COLORS[number % len(COLORS)]}"/>')
         for x, y, row in points:
             drawn.append(_mark(x, y, number, radius, f"{label}: {_figure(getattr(row, name), name)}, {row.name}"))
-    return _plot(f"{_axis(name)} of every video", "videos, from the least to the greatest mean over models", [],
+    return _plot(f"{_axis(name, flow)} of every video", "videos, from the least to the greatest mean over models", [],
                  y_range, to_y, "".join(drawn))  # fmt: skip
 
 
-def _axis(name: str) -> str:
-    title, unit, more_is_better = MEASURES[name]
-    return f"{title}{f' ({unit})' if unit else ''} {ARROWS[more_is_better]}"
+def _axis(name: str, flow: str) -> str:
+    _, unit, more_is_better, _ = MEASURES[name]
+    return f"{_title(name, flow)}{f' ({unit})' if unit else ''} {ARROWS[more_is_better]}"
 
 
 def _plot(
@@ -296,10 +299,11 @@ def _plot(
 
 
 def _widened(values: Sequence[float], at_least: float) -> tuple[float, float]:
-    """From the least to the greatest value with a tenth around them, and no less than `at_least` apart."""
+    """From the least to the greatest value with a tenth around them, no less than `at_least` apart, and not below 0
+    where no value is."""
     low, high = min(values), max(values)
     around = max((high - low) * 0.1, (at_least - (high - low)) / 2)
-    return low - around, high + around
+    return low - around if low < 0 else max(0, low - around), high + around
 
 
 def _scale(values: tuple[float, float], start: float, stop: float) -> Callable[[float], float]:
@@ -323,13 +327,13 @@ def _log_ticks(low: float, high: float) -> list[float]:
 # Pictures.
 
 
-def _clip(title: str, group: list[Row], clips: Path) -> str:
+def _clip(title: str, group: list[Row], clips: Path, flow: str) -> str:
     row = group[0]
     shape = f"{row.frames} {'frame' if row.frames == 1 else 'frames'} of {row.height} x {row.width}"
     mean = "mean PSNR over models" if len(group) > 1 else "PSNR"
     figures = [_figure_of(clip_file(clips, row, ORIGINAL), "original", "")]
     for row in group:
-        measured = [f"{MEASURES[name][0]} {_figure(getattr(row, name), name)}"
+        measured = [f"{_title(name, flow)} {_figure(getattr(row, name), name)}"
                     for name in MEASURES if getattr(row, name) is not None]  # fmt: skip
         both = _media(clip_file(clips, row, RECONSTRUCTION)) + _media(clip_file(clips, row, ERROR_MAP))
         figures.append(_figure_of(both, row.model, ", ".join(measured)))

@@ -23,7 +23,7 @@ class Row:
         model: the model's label.
         status: ok, or error: then `error` says why, in one line, and the figures are None.
         frames, height, width, fps: the clip's, as the model saw it.
-        psnr, ssim, lpips, flolpips: means over the frames.
+        psnr, ssim, lpips, flolpips: means over the frames; `flow` is the estimator that flolpips rests on.
         encode_seconds, decode_seconds: without what a first clip of its shape takes.
         latents: channels x t x h x w.
         cell: frames x height x width of the pixels that a latent stands for.
@@ -42,6 +42,7 @@ class Row:
     ssim: float | None = None
     lpips: float | None = None
     flolpips: float | None = None
+    flow: str = ""
     encode_seconds: float | None = None
     decode_seconds: float | None = None
     latents: str = ""
