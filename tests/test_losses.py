@@ -188,7 +188,7 @@ def test_a_video_need_not_keep_its_first_latents(valid):
 def test_an_image_cannot_keep_latents_of_other_channels():
     x, y, z, mean, logvar = (v[:, :, :1] for v in inputs())
     code, target = (v[:, :3] for v in two_stages(1))
-    with pytest.raises(ValueError, match="identity_weight must be 0: .* have 3 channels and the second's 4"):
+    with pytest.raises(ValueError, match="identity_weight must be 0: .* have 3 channels, the second's 4"):
         evaluate({"identity_weight": 1.0}, x, y, z, mean, logvar, code, target)
 
 

@@ -28,6 +28,7 @@ _IN_FOLDERS = (  # the first that is there is taken
     "diffusion_pytorch_model.fp16.safetensors",
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.bin.index.json",
+    "pytorch_model.pt",  # Tencent's
 )
 
 

@@ -1,8 +1,10 @@
 """PSNR, SSIM, LPIPS and FloLPIPS of one video against another, by name: what the evaluations choose from.
 
-measures = Measures(MeasuresConfig(metric=["psnr", "lpips"]))
-measures.left_out                   # {"lpips": "no LPIPS weights at ..."} where there are none
-measures.of(real, generated)        # {"psnr": 31.4}
+    measures = Measures(MeasuresConfig(metric=["psnr", "lpips"]))
+    measures.left_out                   # {"lpips": "no LPIPS weights at ..."} where there are none
+    measures.of(real, generated)        # {"psnr": 31.4}
+
+The figures of a video are means over its frames.
 """
 
 import math
@@ -16,8 +18,7 @@ from mindspore import Tensor
 from mg.config import require
 from mg.evaluation.flolpips import flolpips
 from mg.evaluation.flow import FLOW_TITLES, optical_flow
-from mg.evaluation.metrics import RANGE_TOLERANCE, psnr, ssim
-from mg.evaluation.reconstruction import PSNR_CEILING
+from mg.evaluation.metrics import PSNR_CEILING, RANGE_TOLERANCE, psnr, ssim
 from mg.losses.lpips import LPIPSMaps, how_to_make_weights
 
 METRICS = ("psnr", "ssim", "lpips", "flolpips")

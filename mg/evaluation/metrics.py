@@ -13,6 +13,9 @@ SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
+# What a frame without any error counts as where a mean is to stay a number.
+PSNR_CEILING = 100.0
+
 # What rounding may add to a value that was clipped to [0, 1].
 RANGE_TOLERANCE = 1e-3
 

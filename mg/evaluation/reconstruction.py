@@ -33,7 +33,7 @@ from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
 from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, one_line
-from mg.evaluation.metrics import SSIM_WINDOW, psnr, ssim
+from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
 
@@ -48,9 +48,6 @@ LABEL_HEIGHT = 20
 
 # What `separate_folders` puts behind the output folder's name.
 SUFFIXES = {ORIGINAL: "_ori", RECONSTRUCTION: "_rec", SPATIAL: "_spatial"}
-
-# What a frame without any error counts as, so that a mean stays a number.
-PSNR_CEILING = 100.0
 
 
 @dataclass
