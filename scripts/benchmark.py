@@ -9,7 +9,8 @@ run was stopped.
 """
 
 from mg.config import parse_config, run_command_line
-from mg.evaluation.benchmark import BenchmarkConfig, format_summary, run_benchmark
+from mg.evaluation.benchmark import BenchmarkConfig, run_benchmark
+from mg.evaluation.summary import format_summary
 from mg.runtime import setup
 
 

@@ -27,7 +27,6 @@ from mg.evaluation.baseline import area_trilinear_baseline
 from mg.evaluation.benchmark import (
     BenchmarkConfig,
     error_map,
-    format_summary,
     read_contestants,
     report_command,
     run_benchmark,
@@ -35,6 +34,7 @@ from mg.evaluation.benchmark import (
 from mg.evaluation.clips import ModelConfig, load_clip
 from mg.evaluation.metrics import psnr
 from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
+from mg.evaluation.summary import format_summary
 from mg.models import create_model
 from mg.models.autoencoder import Encoded
 

@@ -18,14 +18,11 @@ import gc
 import hashlib
 import json
 import logging
-import os
-import platform
 import re
 import shlex
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -45,11 +42,12 @@ from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
 from mg.evaluation.clips import Clip, ClipOptions, load_model, one_line, read_clips
-from mg.evaluation.measures import METRICS, Measures, MeasuresConfig
+from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
 from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
 from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
 from mg.evaluation.results import OK, Row, append_row, check_settings, read_rows, write_rows, write_settings
+from mg.evaluation.summary import summarize
 
 _logger = logging.getLogger(__name__)
 
@@ -161,7 +159,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
         del model
 
     ordered = [rows[key] for key in ((c.label, output) for c in contestants for output in outputs) if key in rows]
-    summary = summarize(ordered, contestants, settings, measures, broken)
+    summary = summarize(ordered, settings, measures, broken)
     with atomic_write(folder / "summary.json") as path:
         path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     write_report(folder / "report.html", summary, ordered, folder / "clips")
@@ -451,113 +449,3 @@ def _free_memory() -> None:
         ms.runtime.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # glibc's; it would keep what is free
         ctypes.CDLL(None).malloc_trim(0)
-
-
-# Summing up.
-
-
-def summarize(
-    rows: list[Row], contestants: list[Contestant], settings: dict, measures: Measures, broken: dict[str, str]
-) -> dict:
-    """What summary.json holds: per model its figures, and how they came about."""
-    return {
-        "videos": settings["videos"]["count"],
-        "models": {
-            contestant.label: {
-                **contestant.settings,
-                "device": settings["device"],
-                "mode": settings["mode"],
-                **_figures([row for row in rows if row.model == contestant.label]),
-                **({"error": broken[contestant.label]} if contestant.label in broken else {}),
-            }
-            for contestant in contestants
-        },
-        "left_out": {**measures.left_out, **broken},
-        "flow": measures.config.flow,
-        "measures": measures.describe(),
-        "protocol": _protocol(settings),
-        "machine": {
-            "device": settings["device"],
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-            "mindspore": ms.__version__,
-        },
-        "settings": {key: value for key, value in settings.items() if key != "models"},
-    }
-
-
-def format_summary(summary: dict) -> str:
-    """The models' figures, what was left out and what failed, as text."""
-    measured = [f"{name} ({summary['flow']})" if name == "flolpips" else name for name in summary["measures"]]
-    lines = [["model", *measured, "compression", "encode/s", "decode/s", "MiB", "videos"]]
-    for label, model in summary["models"].items():
-        figures = [model["mean"].get(name) for name in summary["measures"]]
-        figures += [model["compression"] and model["compression"]["ratio"]]
-        figures += [model["encode_frames_per_second"], model["decode_frames_per_second"]]
-        figures += [model["peak_memory"] and model["peak_memory"]["bytes"] / 2**20]
-        texts = ["-" if value is None else f"{value:.4g}" for value in figures]
-        lines.append([label, *texts, f"{model['succeeded']} of {summary['videos']}"])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    text += [f"left out: {name}: {why}" for name, why in summary["left_out"].items()]
-    for label, model in summary["models"].items():
-        text += [f"failed: {label}: {failure['name']}: {failure['error']}" for failure in model["failures"]]
-    return "\n".join(text)
-
-
-def _figures(rows: list[Row]) -> dict:
-    good = [row for row in rows if row.ok]
-    taken = {name: [getattr(row, name) for row in good if getattr(row, name) is not None] for name in METRICS}
-    shapes = Counter(f"{row.frames}x{row.height}x{row.width}" for row in good)
-    found = {
-        "videos": len(rows),
-        "succeeded": len(good),
-        "failed": len(rows) - len(good),
-        "failures": [{"name": row.name, "error": row.error} for row in rows if not row.ok],
-        "frames": sum(row.frames for row in good),
-        "resolutions": dict(shapes),
-        "mean": {name: float(np.mean(values)) for name, values in taken.items() if values},
-        "measured_videos": {name: len(values) for name, values in taken.items() if values},
-        "encode_frames_per_second": _rate(good, "encode_seconds"),
-        "decode_frames_per_second": _rate(good, "decode_seconds"),
-        "compression": None,
-        "peak_memory": None,
-    }
-    if good:
-        values, latent_values = sum(row.values for row in good), sum(row.latent_values for row in good)
-        found["compression"] = {
-            "ratio": values / latent_values,
-            "values_per_pixel": 3 * latent_values / values,
-            "cell": good[0].cell,
-            "channels": int(good[0].latents.split("x")[0]),
-        }
-    peaks = [(row.peak_memory, row.memory_of) for row in good if row.peak_memory]
-    if peaks:
-        found["peak_memory"] = dict(zip(("bytes", "of"), max(peaks)))
-    return found
-
-
-def _rate(rows: list[Row], seconds: str) -> float | None:
-    timed = [row for row in rows if getattr(row, seconds)]
-    return sum(row.frames for row in timed) / sum(getattr(row, seconds) for row in timed) if timed else None
-
-
-def _protocol(settings: dict) -> dict[str, str]:
-    clips = settings["clips"]
-    frames = f"the first {clips['num_frames']} frames" if clips["num_frames"] else "all frames"
-    thinned = f", every {clips['frame_stride']}. of them" if clips["frame_stride"] > 1 else ""
-    thinned += f", thinned to at most {clips['fps_max']:g} per second" if clips["fps_max"] else ""
-    size = f"short side {clips['image_size']} pixels" if clips["image_size"] else "own size"
-    crop = ", middle square" if clips["crop"] else ""
-    return {
-        "clips": f"{frames}{thinned}; {size}{crop}; a video counts only with all of these frames decoded",
-        "quality": "float reconstruction from the posterior's mean, clipped to [0, 1] and not rounded, against the "
-        "clip as the model was given it; means over the frames, then over the videos",
-        "compression": "values of the videos (3 per pixel) by values of their latents, padding included; the cell is "
-        "frames x height x width of a latent",
-        "speed": "frames of all clips by seconds of all clips, one clip at a time, each shape having run once before; "
-        "encoding is from pixels to latents, decoding the way back, each with its copies to and from the host",
-        "memory": "peak while a clip is encoded and decoded, the largest of all clips: of the device where MindSpore "
-        "counts it, else all that is resident of the process: Python, libraries, and a little that models before left",
-        "error maps": f"absolute difference averaged over colours; black 0, brightest {ERROR_MAP_RANGE:g} or more of 1",
-    }
