@@ -268,6 +268,7 @@ def test_ctrl_c_ends_a_compiled_run_in_order(tmp_path, configure, checkpoints):
 import os, runpy, signal, sys
 import training_runs
 from mg.evaluation import benchmark
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells ignore it
 append = benchmark.append_row
 benchmark.append_row = lambda *row: (append(*row), os.kill(os.getpid(), signal.SIGINT))
 runpy.run_path(sys.argv.pop(1), run_name="__main__")

@@ -1,5 +1,5 @@
-"""Both stages of Video DC-AE from the command line, by the shipped configs at tiny sizes, killed and resumed: stage 1
-learns the quickstart's clips, stage 2 does not undo it and resumes to the bit."""
+"""Both stages of Video DC-AE from the command line, by the shipped configs at tiny sizes: stage 1 learns the quickstart's
+clips, stage 2 does not undo it; killed, it resumes to the bit."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def psnr(weights: Path, data: Path) -> float:
 
 
 @pytest.mark.slow
-def test_two_stages_learn_are_killed_and_resumed(tmp_path):
+def test_two_stages_learn_and_the_second_is_killed_and_resumed(tmp_path):
     make_clips(tmp_path / "clips", ClipSettings(train_clips=3, test_clips=0))
     data = tmp_path / "clips" / "train.csv"
     untrained = tmp_path / "untrained.ckpt"
@@ -58,8 +58,7 @@ def test_two_stages_learn_are_killed_and_resumed(tmp_path):
 
     first = tmp_path / "stage_1"
     options = ["--max_steps=150", "--ckpt_save_steps=40", "--optim.lr=1e-3"]
-    kill_after(start("video_dc_ae", data, first, *options), first, lines=50)
-    learned = finish(start("video_dc_ae", data, first, *options, "--resume"), first)
+    learned = finish(start("video_dc_ae", data, first, *options), first)
     records = read_records(first)
     assert [record["step"] for record in records] == list(range(150)) and records[-1]["skipped"] == 0
     losses = [record["loss"] for record in records]
