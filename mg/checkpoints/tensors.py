@@ -24,6 +24,7 @@ _NUMPY_TYPES = {
     "BOOL": "u1",
 }
 _NAMES = {np.dtype(code): name for name, code in _NUMPY_TYPES.items() if name not in ("BF16", "BOOL")}
+MAX_RANK = 32  # numpy's bound
 _FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 
@@ -60,6 +61,8 @@ def item_size(dtype: str) -> int:
 
 def check_size(name: str, dtype: str, shape: tuple[int, ...], num_bytes: int) -> None:
     """Raise unless `num_bytes` is what a tensor of that type and shape takes."""
+    if len(shape) > MAX_RANK:  # the product of millions of sizes would take forever
+        raise CheckpointError(f"{name}: has {len(shape)} dimensions; at most {MAX_RANK} can be read")
     wanted = math.prod(shape) * item_size(dtype)
     if min(shape, default=0) < 0 or wanted != num_bytes:
         raise CheckpointError(f"{name}: shape {shape} of {dtype} takes {wanted} bytes and it has {num_bytes}")

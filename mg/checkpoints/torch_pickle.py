@@ -3,7 +3,9 @@
 Since PyTorch 1.6 such a file is a zip: `data.pkl`, a pickle of the objects in which tensors point into storages, and
 one uncompressed record per storage, `data/<key>`. Before, it was a row of pickles with the storages behind them. The
 unpickler here knows the handful of names that a state dict takes and refuses every other: unpickling is safe only as
-long as nothing but these can be called. Tensors are views into their storages, so memory is bounded by the file.
+long as nothing but these can be called. It knows the opcodes that such a file takes, too, and keys of dicts that hash
+in no time: else a few hundred bytes can name a number of gigabytes, or a tuple that takes years to hash. Tensors are
+views into their storages, so time and memory are bounded by the file.
 """
 
 import functools
@@ -11,7 +13,6 @@ import io
 import logging
 import math
 import pickle
-import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mg.checkpoints.report import CheckpointError
-from mg.checkpoints.tensors import Source, StoredTensor, decode, item_size
+from mg.checkpoints.tensors import MAX_RANK, Source, StoredTensor, decode, item_size
 
 _logger = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ _DTYPES = {
     "bool": "BOOL",
 }
 _NAMES = frozenset(_DTYPES.values())
+_OPCODES = (
+    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "
+    "BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
+    "BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID REDUCE BUILD"
+).split()
+_LARGEST = 2**63 - 1
 
 
 class _Storage(NamedTuple):
@@ -111,7 +119,7 @@ def _check_bounds(name: str, tensor: _Tensor, records: dict[str, _Record]) -> No
     if storage.key not in records or records[storage.key].num_bytes != num_bytes:
         raise CheckpointError(f"{name}: its storage is not there, or not of the {num_bytes} bytes announced")
     if len(tensor.shape) != len(tensor.strides) or not all(
-        type(number) is int and number >= 0 for number in (tensor.offset, *tensor.shape, *tensor.strides)
+        type(number) is int and 0 <= number <= _LARGEST for number in (tensor.offset, *tensor.shape, *tensor.strides)
     ):
         raise CheckpointError(f"{name}: has an impossible shape, stride or offset")
     room = num_bytes // item_size(tensor.dtype)
@@ -142,8 +150,9 @@ def _open_zip(source: Source) -> tuple[object, dict[str, _Record]]:
 
 
 def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
-    stream = io.BytesIO(source.read(0, source.size))
-    if stream.getvalue()[:1] != pickle.PROTO or _unpickle(stream) != _LEGACY_MAGIC:
+    begins_well = source.read(0, min(1, source.size)) == pickle.PROTO
+    stream = io.BytesIO(source.read(0, source.size) if begins_well else b"")
+    if not begins_well or _unpickle(stream) != _LEGACY_MAGIC:
         raise CheckpointError("is not a file of PyTorch's, or is cut short")
     _unpickle(stream)  # protocol version
     _check_byte_order(_unpickle(stream)["little_endian"])
@@ -153,6 +162,8 @@ def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
     records = {}
     position = stream.tell()
     for key in keys:
+        if type(key) is not str or key not in seen:
+            raise CheckpointError("its list of storages is not that of its tensors")
         num_bytes = int.from_bytes(source.read(position, 8), "little") * item_size(seen[key].dtype)
         records[key] = _Record(num_bytes, functools.partial(source.read, position + 8, num_bytes))
         position += 8 + num_bytes
@@ -176,8 +187,9 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
     if inner:
         return _state_dict(found[inner[0]], f" under {inner[0]!r}")
     tensors = {name: value for name, value in found.items() if isinstance(value, _Tensor)}
-    for name, value in found.items():
-        if isinstance(value, dict) and any(isinstance(below, _Tensor) for below in value.values()):
+    dicts = {id(value): (name, value) for name, value in found.items() if isinstance(value, dict)}
+    for name, value in dicts.values():  # each once, however many names it has
+        if any(isinstance(below, _Tensor) for below in value.values()):
             raise CheckpointError(f"holds tensors{where} in a dict of their own ({str(name)[:64]}): which is wanted?")
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"holds no state dict{where}")
@@ -188,27 +200,64 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None):
     """The object of the pickle at the stream's position, which moves behind it; its storages go into `storages`."""
-    start, size = stream.tell(), len(stream.getvalue())
-    for opcode, argument, _ in pickletools.genops(stream):
-        # The interpreter's memo is an array as long as the greatest index, which a few bytes may set to 2**32.
-        if "PUT" in opcode.name and argument > size:
-            raise CheckpointError("its pickle is damaged")
-    data = stream.getvalue()[start : stream.tell()]
-    return _Unpickler(io.BytesIO(data), {} if storages is None else storages).load()
+    return _Unpickler(stream, {} if storages is None else storages).load()
 
 
-class _Unpickler(pickle.Unpickler):
-    """Admits what a state dict is made of: tensors, storages, plain containers. Nothing else can be called."""
+class _Unpickler(pickle._Unpickler):
+    """Admits what a state dict is made of: tensors, storages, plain containers. Nothing else can be called.
 
-    def __init__(self, file: io.BytesIO, storages: dict[str, _Storage]):
-        super().__init__(file, encoding="utf-8")
+    It is the standard library's interpreter in Python: the one in C lets no one see the opcodes and keys go by.
+    """
+
+    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
+
+    def __init__(self, stream: io.BytesIO, storages: dict[str, _Storage]):
+        super().__init__(stream, encoding="utf-8")
         self.storages = storages
+        self.copies_left = len(stream.getbuffer())
+
+    def load(self):
+        try:
+            return super().load()
+        except KeyError as error:
+            raise CheckpointError("its pickle is damaged, or holds what no state dict does") from error
+
+    def load_setitem(self) -> None:
+        self.check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self.check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_build(self) -> None:
+        """Attributes, such as a state dict's _metadata, are passed over."""
+        self.stack.pop()
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def check_keys(self, keys: list) -> None:
+        """Raise unless hashing them takes no longer than reading them did."""
+        for key in keys:
+            small = type(key) is int and abs(key) <= _LARGEST
+            if not small and type(key) not in (str, bytes, float, bool, type(None)):
+                raise CheckpointError(
+                    f"its pickle has a {type(key).__name__} as a key of a dict; a state dict has names"
+                )
+
+    def check_copy(self, items) -> None:
+        """Raise where the same items were copied again and again, so that more came out than the file holds."""
+        self.copies_left -= len(items)
+        if self.copies_left < 0:
+            raise CheckpointError("its pickle copies what it holds until no memory is left")
 
     def find_class(self, module: str, name: str):
         admitted = {
-            "collections.OrderedDict": OrderedDict,
+            "collections.OrderedDict": self.ordered_dict,
             "torch.Size": self.plain_tuple,
-            "torch.device": self.plain_text,
+            "torch.device": self.nothing,
             "torch._utils._rebuild_tensor": self.tensor,
             "torch._utils._rebuild_tensor_v2": self.tensor,
             "torch._utils._rebuild_tensor_v3": self.tensor_of_type,
@@ -226,7 +275,8 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid) -> _Storage:
         kind, dtype, key, _, count = pid[:5]
-        if kind != "storage" or dtype not in _NAMES or type(key) is not str or type(count) is not int or count < 0:
+        known = kind == "storage" and type(dtype) is str and dtype in _NAMES and type(key) is str
+        if not known or type(count) is not int or not 0 <= count <= _LARGEST:
             raise CheckpointError("its pickle refers to something that is not a storage")
         if len(pid) > 5 and pid[5] is not None:
             raise CheckpointError("holds views of storages as PyTorch 0.1 wrote them; save it again with a newer one")
@@ -238,10 +288,12 @@ class _Unpickler(pickle.Unpickler):
     def tensor(self, storage, offset, shape, strides, *_) -> _Tensor:
         if not isinstance(storage, _Storage):
             raise CheckpointError("its pickle builds a tensor from something that is not a storage")
+        if max(len(shape), len(strides)) > MAX_RANK:
+            raise CheckpointError(f"its pickle builds a tensor of more than {MAX_RANK} dimensions")
         return _Tensor(storage, storage.dtype, offset, tuple(shape), tuple(strides))
 
     def tensor_of_type(self, storage, offset, shape, strides, requires_grad, hooks, dtype, *_) -> _Tensor:
-        if dtype not in _NAMES:
+        if type(dtype) is not str or dtype not in _NAMES:
             raise CheckpointError("its pickle builds a tensor of no known type")
         return self.tensor(storage, offset, shape, strides)._replace(dtype=dtype)
 
@@ -250,8 +302,15 @@ class _Unpickler(pickle.Unpickler):
             raise CheckpointError("its pickle builds a parameter from something that is not a tensor")
         return tensor
 
+    def ordered_dict(self, pairs=()) -> OrderedDict:
+        self.check_copy(pairs)
+        pairs = list(pairs)
+        self.check_keys([key for key, _ in pairs])
+        return OrderedDict(pairs)
+
     def plain_tuple(self, items=()) -> tuple:
+        self.check_copy(items)
         return tuple(items)
 
-    def plain_text(self, *parts) -> str:
-        return ":".join(str(part) for part in parts if isinstance(part, (str, int)))
+    def nothing(self, *_) -> None:
+        """In place of what weights do without."""
