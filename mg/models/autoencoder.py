@@ -4,6 +4,8 @@
     z, mean, logvar = model.encode(x)      # x (B, 3, T, H, W) in [-1, 1]
     x = model.decode(z)                    # all frames that the latents stand for
     y = model(x)                           # reconstruction, at x's own length and size
+    for piece in model.encode_stream(read, num_frames):    # a video of any length, in constant memory
+        ...
 
 Called from Python, `encode` and `decode` run eager glue (padding, tiles, sampling) around two cells that graph mode
 compiles once per shape. Inside a larger graph, a training step's, use `forward`, or the two halves that it is made of,
@@ -13,7 +15,7 @@ compiles once per shape. Inside a larger graph, a training step's, use `forward`
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mg.checkpoints import CheckpointError, LoadReport, atomic_write, compare_names, read_state_dict, write_state_dict
 from mg.models.layers.precision import set_precision
-from mg.models.tiling import TilingConfig, tiled_tensor
+from mg.models.tiling import TilingConfig, tensor_stretches, tiled_tensor
 
 _logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class VideoAutoencoder(nn.Cell):
         latent_channels: z.
         has_posterior: the encoder gives a mean and a log-variance; without one it gives the latents themselves.
         scaling: what brings the latents to about unit variance, in one line: the config's keys, and who applies them.
+        applies_scaling: `encode` does, and `decode` undoes it.
         has_target: the model has two stages, and the second is trained to give back the latents of the first.
         keeps_images: a single frame passes by all that changes the frame rate, and decodes to a single frame.
         lead: 1 where the first frame has a latent frame of its own, and temporal_compression frames each later one;
@@ -69,6 +72,7 @@ class VideoAutoencoder(nn.Cell):
     latent_channels: int
     has_posterior = True
     scaling = "for the caller: z = (z - shift_factor) * scaling_factor after encode, undone before decode"
+    applies_scaling = False
     has_target = False
     keeps_images = False
     lead = 0
@@ -231,9 +235,13 @@ class VideoAutoencoder(nn.Cell):
         """
         check_video(x, self.config["in_channels"], "x")
         mean, logvar = self.posterior(x)
-        if logvar is None or self.sample_deterministic:
-            return Encoded(mean, mean, logvar)
-        return Encoded(sample(mean, logvar, ops.standard_normal(mean.shape)), mean, logvar)
+        certain = logvar is None or self.sample_deterministic
+        return self.encoded(mean, logvar, None if certain else ops.standard_normal(mean.shape))
+
+    def encoded(self, mean: Tensor, logvar: Tensor | None, noise: Tensor | None) -> Encoded:
+        """What `encode` returns for a posterior, with whatever scaling it applies; without noise z is the mean."""
+        z = mean if logvar is None or noise is None else sample(mean, logvar, noise)
+        return Encoded(z, mean, logvar)
 
     def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
         """Latents to videos.
@@ -248,6 +256,74 @@ class VideoAutoencoder(nn.Cell):
         """
         check_video(z, self.latent_channels, "z")
         return self.pixels(self.code(z, num_target_frames), num_target_frames)[:, :, :num_target_frames]
+
+    def encode_stream(
+        self, read: Callable[[int, int], np.ndarray], num_frames: int, seed: int | Sequence[int] | None = None
+    ) -> Iterator[Encoded]:
+        """`encode` of a video that is read by pieces: its latents by pieces, in memory that does not grow with it.
+
+        The pieces join to what `encode` gives in the same tiles. Along time a stream always works in tiles: in those
+        of `default_tiling` where none are on.
+
+        Args:
+            read: gives frames [start, stop) as float32 (B, 3, stop - start, H, W) in [-1, 1]; called in order, though
+                a piece may begin before the last one's end.
+            num_frames: of the video.
+            seed: take z as a sample of the posterior, by noise that depends on this and a latent's place alone; None
+                takes the mean, as does a model without a posterior.
+
+        Yields:
+            z, mean and logvar of a stretch along time, numpy arrays (B, z, t', h, w).
+        """
+        at = 0
+        for mean, logvar in self.posterior_stream(read, num_frames):
+            noise = None if seed is None else Tensor(noise_at(seed, at, mean.shape))
+            pieces = self.encoded(mean, logvar, noise)
+            at += mean.shape[2]
+            yield Encoded(*(piece if piece is None else piece.asnumpy() for piece in pieces))
+
+    def decode_stream(
+        self, read: Callable[[int, int], np.ndarray], num_latents: int, num_target_frames: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """`decode` of latents that are read by pieces: frames by pieces, in memory that does not grow with the video.
+
+        The pieces join to what `decode` gives in the same tiles; see `encode_stream`.
+
+        Args:
+            read: gives latent frames [start, stop) as float32 (B, z, stop - start, h, w), in order as there.
+            num_latents: latent frames of the video.
+            num_target_frames: as for `decode`.
+
+        Yields:
+            float32 (B, 3, T', H, W), about [-1, 1]: not clipped.
+        """
+        still = self.keeps_images and num_latents == 1 and num_target_frames in (None, 1)
+        if still:  # one frame from one latent frame: time is no axis to tile
+            yield self.decode(Tensor(read(0, 1)), num_target_frames).asnumpy()
+            return
+        axes = self._stream_tiling().decode_axes(self.temporal_compression, self.spatial_compression, self.lead)
+        left = num_target_frames
+        for pixels in tensor_stretches(self.decode_latents, read, num_latents, axes):
+            frames = pixels.astype(ms.float32).asnumpy()[:, :, :left]
+            if left is not None:
+                left -= frames.shape[2]
+            yield frames
+            if left == 0:
+                return
+
+    def posterior_stream(
+        self, read: Callable[[int, int], np.ndarray], num_frames: int
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """`posterior` by stretches along time."""
+        behind = self._frames_behind(num_frames)
+
+        def padded(start: int, stop: int) -> np.ndarray:
+            x = read(start, min(stop, num_frames))
+            return self._pad(Tensor(x), max(stop - num_frames, 0)).asnumpy()
+
+        axes = self._stream_tiling().encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
+        for moments in tensor_stretches(self.encode_moments, padded, num_frames + behind, axes):
+            yield self.split_moments(moments)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; tiled where that is on."""
@@ -303,7 +379,7 @@ class VideoAutoencoder(nn.Cell):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance of the latents of a clip of any size, or the latents and None; in tiles where those are
         on."""
-        x = self._pad(x)
+        x = self._pad(x, self._frames_behind(x.shape[2]))
         if self.tiling is None:
             moments = self.encode_moments(x)
         else:
@@ -388,12 +464,26 @@ class VideoAutoencoder(nn.Cell):
     def _is_still(self, z, frames):
         return self.keeps_images and z.shape[2] == 1 and frames in (None, 1)
 
-    def _pad(self, x):
-        """Repeat the last frame, row and column up to whole latents; temporal layers of some models take any length."""
+    def _stream_tiling(self) -> TilingConfig:
+        """The tiles that are on, and along time those of `default_tiling` where none are."""
+        default = self.default_tiling
+        tiling = self.tiling or replace(default, spatial_tile=0, spatial_overlap=None)
+        for side in ("encode", "decode"):
+            if not getattr(tiling, f"{side}_tile"):
+                times = {name: getattr(default, name) for name in (f"{side}_tile", f"{side}_overlap")}
+                tiling = replace(tiling, **times)
+        return tiling
+
+    def _frames_behind(self, frames):
+        """How many frames are missing to whole latents; temporal layers of some models take any length."""
+        return 0 if self.keeps_images and frames == 1 else (self.lead - frames) % self.frame_multiple
+
+    def _pad(self, x, behind):
+        """Repeat the last frame `behind` times, and the last row and column up to whole latents."""
         b, c, t, h, w = x.shape
         s = self.spatial_compression
-        behind, bottom, right = (self.lead - t) % self.frame_multiple, -h % s, -w % s
-        if behind and not (self.keeps_images and t == 1):
+        bottom, right = -h % s, -w % s
+        if behind:
             x = ops.cat((x,) + (x[:, :, -1:],) * behind, axis=2)
         if bottom:
             x = ops.cat((x,) + (x[:, :, :, -1:],) * bottom, axis=3)
@@ -405,6 +495,17 @@ class VideoAutoencoder(nn.Cell):
 def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """A sample of the posterior."""
     return mean + ops.exp(0.5 * logvar) * noise
+
+
+def noise_at(seed: int | Sequence[int], start: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal noise of a shape (B, z, t, h, w) whose first latent frame is the video's frame `start`: a frame's
+    noise depends on the seed and its place alone, not on the piece that it comes in."""
+    b, z, t, h, w = shape
+    seed = [seed] if isinstance(seed, int) else list(seed)
+    frames = [
+        np.random.default_rng([*seed, at]).standard_normal((b, z, h, w), np.float32) for at in range(start, start + t)
+    ]
+    return np.stack(frames, axis=2)
 
 
 def _crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:

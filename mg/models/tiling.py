@@ -9,7 +9,7 @@ paper (section 3.1.1), Open-Sora's Video DC-AE and HunyuanVideo. Axes are blende
 bilinear ramp at corners. (The latter two blend in place, so that there the tile to the left of a corner counts twice.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -86,28 +86,64 @@ def tiled(fn: Callable[[np.ndarray], np.ndarray], x: np.ndarray, axes: Sequence[
     """
     if not axes:
         return fn(np.ascontiguousarray(x))
-    axis, inner = axes[0], axes[1:]
-    length = x.shape[axis.dim] - axis.lead
+    axis = axes[0]
+    length = x.shape[axis.dim]
+    wanted = axis.scaled(length - axis.lead) + axis.lead
     joined, end = None, 0  # `end`: how far the output is filled
-    for start, stop in axis.plan(length):
-        part = tiled(fn, _along(x, axis.dim, start, stop + axis.lead), inner)
+    for stretch in stretches(fn, lambda start, stop: _along(x, axis.dim, start, stop), length, axes):
+        size = stretch.shape[axis.dim]
+        if size == wanted:
+            return stretch
+        if joined is None:
+            shape = list(stretch.shape)
+            shape[axis.dim] = wanted
+            joined = np.empty(shape, stretch.dtype)
+        _along(joined, axis.dim, end, end + size)[:] = stretch
+        end += size
+    return joined
+
+
+def stretches(
+    fn: Callable[[np.ndarray], np.ndarray],
+    read: Callable[[int, int], np.ndarray],
+    length: int,
+    axes: Sequence[Axis],
+) -> Iterator[np.ndarray]:
+    """`tiled` of an array that need not be there as a whole: read by pieces, and given back by pieces that join to it.
+
+    What stands before the next tile's start is finished: it comes once this tile has run. Only one tile, and what it
+    has in common with the next, is held at a time.
+
+    Args:
+        fn: as for `tiled`.
+        read: gives the samples [start, stop) along the first of `axes`; called once per tile, in order.
+        length: samples along that axis.
+        axes: one or more, outermost first.
+
+    Yields:
+        Stretches along the first axis, in order.
+
+    Raises:
+        ValueError: `fn` returned another length than the axis says.
+    """
+    axis, inner = axes[0], axes[1:]
+    tiles = axis.plan(length - axis.lead)
+    open_end = None  # of the tile before: what this one fades in over
+    for (start, stop), following in zip(tiles, [*tiles[1:], None]):
+        part = tiled(fn, read(start, stop + axis.lead), inner)
         expected = axis.scaled(stop - start) + axis.lead
         if part.shape[axis.dim] != expected:
             raise ValueError(
                 f"a tile of {stop - start + axis.lead} samples along dimension {axis.dim} came back with "
                 f"{part.shape[axis.dim]}; {expected} are right for down={axis.down}, up={axis.up}, lead={axis.lead}"
             )
-        if (start, stop) == (0, length):
-            return part
-        at = axis.scaled(start)
+        ready = expected if following is None else axis.scaled(following[0] - start) + axis.lead
         if start:
-            at, part = at + axis.lead, _along(part, axis.dim, axis.lead, None)
-        if joined is None:
-            shape = list(part.shape)
-            shape[axis.dim] = axis.scaled(length) + axis.lead
-            joined = np.empty(shape, part.dtype)
-        end = _lay(np.moveaxis(joined, axis.dim, 0), np.moveaxis(part, axis.dim, 0), at, end)
-    return joined
+            part, ready = _along(part, axis.dim, axis.lead, None), ready - axis.lead
+        if open_end is not None and open_end.shape[axis.dim]:
+            part = _fade(open_end, part, axis.dim)
+        yield _along(part, axis.dim, 0, ready)
+        open_end = _along(part, axis.dim, ready, None)
 
 
 def tiled_tensor(fn: Callable[[ms.Tensor], ms.Tensor], x: ms.Tensor, axes: Sequence[Axis]) -> ms.Tensor:
@@ -115,15 +151,33 @@ def tiled_tensor(fn: Callable[[ms.Tensor], ms.Tensor], x: ms.Tensor, axes: Seque
 
     The result has the dtype of what `fn` returns.
     """
-    dtypes = []
-
-    def on_host(tile: np.ndarray) -> np.ndarray:
-        result = fn(ms.Tensor(tile, dtype=x.dtype))
-        dtypes.append(result.dtype)
-        return result.astype(ms.float32).asnumpy()
-
+    on_host = _OnHost(fn, x.dtype)
     joined = tiled(on_host, x.astype(ms.float32).asnumpy(), axes)
-    return ms.Tensor(joined, dtype=dtypes[0])
+    return ms.Tensor(joined, dtype=on_host.result_dtype)
+
+
+def tensor_stretches(
+    fn: Callable[[ms.Tensor], ms.Tensor],
+    read: Callable[[int, int], np.ndarray],
+    length: int,
+    axes: Sequence[Axis],
+) -> Iterator[ms.Tensor]:
+    """`stretches` for a model's tensors; what is read is float32. They join to what `tiled_tensor` gives."""
+    on_host = _OnHost(fn, ms.float32)
+    for stretch in stretches(on_host, read, length, axes):
+        yield ms.Tensor(np.ascontiguousarray(stretch), dtype=on_host.result_dtype)
+
+
+class _OnHost:
+    """A function of tensors as one of float32 arrays; it notes the dtype of what it gave."""
+
+    def __init__(self, fn: Callable[[ms.Tensor], ms.Tensor], dtype):
+        self.fn, self.dtype, self.result_dtype = fn, dtype, None
+
+    def __call__(self, tile: np.ndarray) -> np.ndarray:
+        result = self.fn(ms.Tensor(tile, dtype=self.dtype))
+        self.result_dtype = result.dtype
+        return result.astype(ms.float32).asnumpy()
 
 
 @dataclass(frozen=True)
@@ -242,12 +296,11 @@ def _along(x: np.ndarray, dim: int, start: int, stop: int | None) -> np.ndarray:
     return x[(slice(None),) * dim + (slice(start, stop),)]
 
 
-def _lay(joined: np.ndarray, part: np.ndarray, at: int, end: int) -> int:
-    """Lay `part` into `joined` at `at` along the first axis, fading in up to `end`; the new end."""
-    shared = end - at
-    ramp = (np.arange(shared, dtype=np.float32) / max(shared, 1)).reshape(-1, *[1] * (part.ndim - 1))
-    standing = joined[at:end]
+def _fade(standing: np.ndarray, part: np.ndarray, dim: int) -> np.ndarray:
+    """`part`, faded in over what stands where it begins."""
+    shared = standing.shape[dim]
+    ramp = (np.arange(shared, dtype=np.float32) / shared).reshape(-1, *[1] * (part.ndim - 1 - dim))
+    fading = _along(part, dim, 0, shared)
     # In this form equal values stay equal to the last bit.
-    joined[at:end] = standing + ramp * (part[:shared] - standing)
-    joined[end : at + len(part)] = part[shared:]
-    return at + len(part)
+    faded = (standing + ramp * (fading - standing)).astype(part.dtype)
+    return np.concatenate([faded, _along(part, dim, shared, None)], axis=dim)

@@ -152,6 +152,7 @@ class VideoDCAE(VideoAutoencoder):
     temporal_compression = frame_multiple = 2 ** sum(TEMPORAL)
     has_posterior = False
     scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
+    applies_scaling = True
     keeps_images = True
     recomputed = (ResBlock, EfficientViTBlock, Downsample, Upsample)
     default_tiling = TilingConfig(

@@ -18,6 +18,7 @@ from mg.models.image_vae.weights import (
 )
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.tiling import TilingConfig
 
 IMAGE_VAE_CONFIG = {
     "z_channels": 16,
@@ -50,6 +51,7 @@ class ImageAutoencoder(VideoAutoencoder):
     default_config = IMAGE_VAE_CONFIG
     temporal_compression = 1
     recomputed = (ResnetBlock,)
+    default_tiling = TilingConfig(decode_overlap=0)  # frames know nothing of each other
     original_file = "diffusion_pytorch_model.safetensors"
     micro_batch_size: int | None = None
 

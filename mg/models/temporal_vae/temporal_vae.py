@@ -82,6 +82,7 @@ class OpenSoraVAE(VideoAutoencoder):
     name = "temporal_vae"
     default_config = TEMPORAL_VAE_CONFIG
     scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
+    applies_scaling = True
     has_target = True
     recomputed = (ResnetBlock,)
     parts = {"image_vae": spatial_config}
@@ -146,8 +147,8 @@ class OpenSoraVAE(VideoAutoencoder):
 
     # The interface.
 
-    def encode(self, x: Tensor) -> Encoded:
-        z, mean, logvar = super().encode(x)
+    def encoded(self, mean, logvar, noise):
+        z, mean, logvar = super().encoded(mean, logvar, noise)
         return Encoded(*((value - self.shift) / self.scale for value in (z, mean)), logvar - 2 * ops.log(self.scale))
 
     def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
@@ -183,6 +184,22 @@ class OpenSoraVAE(VideoAutoencoder):
     def pixel_decoder(self):
         return self.spatial_vae.decoder
 
+    # By pieces: chunks, which know nothing of each other. Without `micro_frame_size` there is one alone.
+
+    def posterior_stream(self, read, num_frames):
+        for start, stop in _chunks(num_frames, self.config["micro_frame_size"]):
+            yield self.posterior(Tensor(read(start, stop)))
+
+    def decode_stream(self, read, num_latents, num_target_frames=None):
+        left = num_target_frames
+        for start, stop in _chunks(num_latents, self._latent_chunk):
+            frames = self.decode(Tensor(read(start, stop)), left).asnumpy()
+            yield frames
+            if left is not None:
+                left -= frames.shape[2]
+                if left == 0:
+                    return
+
     # The two halves.
 
     def spatial_latents(self, x: Tensor) -> Tensor:
@@ -206,13 +223,19 @@ class OpenSoraVAE(VideoAutoencoder):
         that the latents can stand for."""
         size = self.config["micro_frame_size"] or z.shape[2] * self.temporal_compression
         chunks = []
-        for i, (start, stop) in enumerate(_chunks(z.shape[2], -(-size // self.temporal_compression))):
+        for i, (start, stop) in enumerate(_chunks(z.shape[2], self._latent_chunk)):
             decoded = self._tiled(self.temporal_vae.decode, z[:, :, start:stop]).astype(ms.float32)
             kept = most = min(decoded.shape[2], size)
             if frames is not None and decoded.shape[2] - self.temporal_compression < frames - i * size <= most:
                 kept = frames - i * size
             chunks.append(decoded[:, :, decoded.shape[2] - kept :])
         return _in_a_row(chunks)
+
+    @property
+    def _latent_chunk(self) -> int | None:
+        """Latent frames of a full chunk."""
+        size = self.config["micro_frame_size"]
+        return size and -(-size // self.temporal_compression)
 
     def latent_shape(self, shape):
         b, _, t, h, w = shape
