@@ -1,8 +1,10 @@
 """The one place that touches MindSpore's context: device, mode, seed, ranks, and what precision a device really has."""
 
+import ctypes
 import logging
 import os
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ _logger = logging.getLogger(__name__)
 
 DEVICES = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
+_ASCEND_DRIVER = "/dev/davinci_manager"
 PRECISIONS = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
 
@@ -36,7 +39,7 @@ def setup(
     """Choose device and mode, seed every generator, and join the other workers if `msrun` started this process.
 
     Args:
-        device: auto | ascend | gpu | cpu; auto takes the first of the three that is there.
+        device: auto | ascend | gpu | cpu; auto takes the first of the three that is there, gpu only with CUDA_HOME set.
         mode: graph (compiled once per shape) | pynative (op by op).
         seed: for Python, numpy and MindSpore alike, so that every worker starts from the same parameters.
         jit_level: O0 (op by op) | O1 (fused) | O2 (whole graph; Ascend with static shapes only).
@@ -81,19 +84,43 @@ def _choose_device(name: str) -> str:
         name = next(candidate for candidate in DEVICES if _seems_present(candidate))
     if name not in DEVICES:
         raise ValueError(f"device is {name!r}; it must be one of auto, {', '.join(DEVICES)}")
-    try:
-        ms.set_device(DEVICES[name])
-    except RuntimeError as error:
-        _logger.debug("set_device(%s)", name, exc_info=True)
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"MindSpore cannot use device {name!r} here ({reason}); use --device cpu") from error
-    return name
+    missing = _missing(name)
+    if missing is None:
+        try:
+            ms.set_device(DEVICES[name])
+            return name
+        except RuntimeError as error:
+            _logger.debug("set_device(%s)", name, exc_info=True)
+            libraries = re.findall(rf"libmindspore_{name}\S* failed\. ([^\n]*)", str(error))
+            missing = f"MindSpore cannot use it here ({(libraries or [' '.join(str(error).split())])[0][:160]})"
+    raise ValueError(f"device is {name!r}, but {missing}; docs/devices.md says what it takes. Or use --device cpu")
 
 
 def _seems_present(name: str) -> bool:
-    """Whether to try a device at all: MindSpore writes errors to the terminal where its libraries are missing."""
+    """Whether `auto` means this device."""
     if name == "ascend":
-        return Path("/dev/davinci_manager").exists()
-    if name == "gpu":
-        return "CUDA_HOME" in os.environ and Path("/dev/nvidiactl").exists()
-    return True
+        return Path(_ASCEND_DRIVER).exists()
+    return name == "cpu" or ("CUDA_HOME" in os.environ and _missing(name) is None)
+
+
+def _missing(name: str) -> str | None:
+    """What a device lacks here, and who brings it; looked at before MindSpore looks, which fills the terminal."""
+    if name == "ascend" and not Path(_ASCEND_DRIVER).exists():
+        return (
+            f"there is no Ascend NPU here, or no driver ({_ASCEND_DRIVER} is missing): install the driver, and the "
+            f"CANN that MindSpore {ms.__version__} is made for, and source CANN's set_env.sh"
+        )
+    if name == "gpu" and not _cuda_driver_works():
+        return "there is no NVIDIA GPU here, or no driver (libcuda.so.1 does not start)"
+    if name == "gpu" and not Path(os.environ.get("CUDA_HOME", ""), "bin", "nvcc").is_file():
+        home = os.environ.get("CUDA_HOME")
+        lacking = f"CUDA_HOME, {home}, has no bin/nvcc" if home else "CUDA_HOME is not set"
+        return f"{lacking}: python tools/make_cuda_home.py --target FOLDER makes one, and says what to set"
+    return None
+
+
+def _cuda_driver_works() -> bool:
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
+    except (OSError, AttributeError):
+        return False

@@ -63,7 +63,7 @@ PICKLES = {
         b"ccollections\nOrderedDict\n" + nested(b"2\x86", 60) + b"N\x86\x85\x85R."
     ),
     "a list that is copied a million times": (
-        b"ctorch\nSize\nq\0(" + b"N" * 20_000 + b"t\x85q\x01" + b"h\0h\x01R0" * 200_000 + b"."
+        b"ctorch\nSize\nq\0(" + b"N" * 20_000 + b"t\x85q\x01" + b"h\0h\x01R" * 200_000 + b"."
     ),
     "an array of 2^62 bytes": b"\x96" + (2**62).to_bytes(8, "little") + b".",
     "a memo of 2^32 slots": b"Nr\xff\xff\xff\xff.",
@@ -88,6 +88,16 @@ def test_a_tensor_of_a_million_dimensions_is_refused_at_once(tmp_path):
     value = b"\x0a\x01w\x12" + varint(len(tensor)) + tensor
     (tmp_path / "w.ckpt").write_bytes(b"\x0a" + varint(len(value)) + value)
     assert_refused_at_once(tmp_path / "w.ckpt")
+
+
+def test_a_zip_that_claims_gigabytes_for_a_record_is_refused_at_once(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+    data = bytearray((tmp_path / "w.pt").read_bytes())
+    compressed = data.rfind(b"PK\x01\x02") + 20
+    data[compressed : compressed + 4] = b"\xff\xff\xff\x7f"
+    (tmp_path / "w.pt").write_bytes(data)
+    assert_refused_at_once(tmp_path / "w.pt")
 
 
 def varint(value: int) -> bytes:

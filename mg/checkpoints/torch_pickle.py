@@ -136,7 +136,8 @@ def _open_zip(source: Source) -> tuple[object, dict[str, _Record]]:
         raise CheckpointError("is a zip file, but not one of PyTorch's: it has no data.pkl")
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
         raise CheckpointError("holds compressed records, which PyTorch never writes")
-    if sum(info.file_size for info in infos.values()) > source.size:
+    lengths = [info.file_size for info in infos.values()]
+    if sum(lengths) > source.size or lengths != [info.compress_size for info in infos.values()]:
         raise CheckpointError("announces more data than it has")
     folder = pickles[0].removesuffix("data.pkl")
     if folder + "byteorder" in infos:
