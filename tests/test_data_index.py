@@ -31,6 +31,29 @@ def test_captions_are_optional(tmp_path):
     assert index(tmp_path, "video\na.mp4\n")[0].caption == ""
 
 
+def test_the_three_forms_of_the_originals_are_read(tmp_path):
+    described = "path,text,num_frames,height,width,aspect_ratio,resolution,fps\n"
+    described += 'a.mp4,"x, y",51,720,1280,0.5625,921600,23.976\nb.png,,1.0,480,640,0.75,307200,0\nc.mp4,,,,nan,,,\n'
+    rows = index(tmp_path, described)
+    sizes = [(row.num_frames, row.height, row.width, row.fps) for row in rows]
+    assert sizes == [(51, 720, 1280, 23.976), (1, 480, 640, None), (None,) * 4]
+    assert isinstance(rows[1].num_frames, int)
+    for plain in ("video,caption\na.mp4,x\n", "path,text\na.mp4,x\n", "path\na.mp4\n"):
+        (row,) = index(tmp_path, plain)
+        assert (row.name, row.num_frames, row.height, row.width, row.fps) == ("a.mp4", *(None,) * 4)
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [("num_frames", "many"), ("num_frames", "0"), ("num_frames", "1.5"), ("height", "-2"), ("width", "inf"),
+     ("fps", "-1"), ("fps", "24 fps")],
+)  # fmt: skip
+def test_a_wrong_size_or_frame_rate_is_named_with_its_line_and_column(tmp_path, column, value):
+    message = f"set.csv, line 3: the column '{column}' is '{value}'; it must be a .*, or empty"
+    with pytest.raises(DataError, match=message):
+        index(tmp_path, f"path,{column}\na.mp4,\nb.mp4,{value}\n")
+
+
 def test_byte_order_mark_crlf_blank_lines_and_other_scripts(tmp_path):
     rows = index(tmp_path, "video,caption\r\nвидео 1.mp4,猫\r\n\r\n", "utf-8-sig")
     assert [(row.name, row.caption) for row in rows] == [("видео 1.mp4", "猫")]

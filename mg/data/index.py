@@ -1,6 +1,8 @@
-"""The CSV index of a data set: a column `video` or `path`, and optionally `caption` or `text`."""
+"""The CSV index of a data set: a column `video` or `path`, and optionally `caption` or `text`, and what is known of the
+files: `num_frames`, `height`, `width` and `fps`, as Open-Sora 2.0 writes them."""
 
 import csv
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +11,21 @@ from mg.data.errors import DataError
 
 PATH_COLUMNS = ("video", "path")
 CAPTION_COLUMNS = ("caption", "text")
+SIZE_COLUMNS = ("num_frames", "height", "width")
 
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One file: where it lies, its name as the CSV writes it, and its caption ("" if there is none)."""
+    """One file: where it lies, its name as the CSV writes it, its caption ("" if there is none), and as far as the CSV
+    says, its frames, its height and width in pixels and its frames per second."""
 
     path: Path
     name: str
     caption: str = ""
+    num_frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
 
 
 def read_index(csv_path: str | os.PathLike, video_folder: str | os.PathLike | None = None) -> list[IndexRow]:
@@ -29,7 +37,8 @@ def read_index(csv_path: str | os.PathLike, video_folder: str | os.PathLike | No
             absolute paths may lie anywhere.
 
     Raises:
-        DataError: no such CSV or folder, no path column, no row, an empty path, or one that leads outside the folder.
+        DataError: no such CSV or folder, no path column, no row, an empty path, one that leads outside the folder, or
+            a size or frame rate that is none.
     """
     csv_path = Path(csv_path)
     if not csv_path.is_file():
@@ -76,4 +85,21 @@ def _row(
     if not absolute_is_fine and not path.is_relative_to(folder):
         raise DataError(f"{csv_path}, line {line}: {name} leads outside the folder {folder}")
     caption = (record[caption_column] or "").strip() if caption_column else ""
-    return IndexRow(path, name, caption)
+    sizes = {column: _number(csv_path, line, record, column, whole=True) for column in SIZE_COLUMNS}
+    return IndexRow(path, name, caption, **sizes, fps=_number(csv_path, line, record, "fps", whole=False))
+
+
+def _number(csv_path: Path, line: int, record: dict, column: str, whole: bool) -> float | int | None:
+    """What a column says; None where there is no such column, or nothing in it: "", nan, or 0, an image's frame rate."""
+    text = (record.get(column) or "").strip()
+    if text.lower() in ("", "nan"):
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    wrong = not math.isfinite(number) or number < 0 or (whole and (number < 1 or number != int(number)))
+    if wrong:
+        wanted = "a whole number of at least 1" if whole else "a number above 0"
+        raise DataError(f"{csv_path}, line {line}: the column '{column}' is {text!r}; it must be {wanted}, or empty")
+    return (int(number) if whole else number) or None
