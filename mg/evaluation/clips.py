@@ -7,6 +7,7 @@
 A clip that cannot be read goes to `on_error`, and the others go on.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -202,21 +203,59 @@ def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
     Raises:
         VideoError: the file cannot be decoded or has too few frames.
     """
+    with open_clip(path, config) as clip:
+        return clip.read(0, clip.num_frames), clip.fps
+
+
+@contextlib.contextmanager
+def open_clip(path: Path, config: ClipOptions) -> Iterator["ClipReader"]:
+    """A video or image to be read by pieces, as the model takes it; raises as `load_clip` does."""
     if is_image(path):
-        frames, fps = read_image(path)[None], 1.0  # (T, H, W, C)
-    else:
-        with open_video(path) as video:
-            step = config.frame_stride * frame_interval(video.fps, config.fps_max)
-            indices = range(0, video.num_frames, step)[: config.num_frames]
-            if len(indices) < (config.num_frames or 1):
-                needed = ((config.num_frames or 1) - 1) * step + 1
-                raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
-            frames, fps = video.read(list(indices)), video.fps / step
-    if config.image_size:
-        frames = resize_short_side(frames, config.image_size)
-    if config.crop:
-        frames = center_crop(frames, min(frames.shape[1:3]))
-    return to_video_tensor(frames), fps
+        image = read_image(path)[None]  # (T, H, W, C)
+        yield ClipReader(lambda indices: image, range(1), 1.0, True, config)
+        return
+    with open_video(path) as video:
+        step = config.frame_stride * frame_interval(video.fps, config.fps_max)
+        indices = range(0, video.num_frames, step)[: config.num_frames]
+        if len(indices) < (config.num_frames or 1):
+            needed = ((config.num_frames or 1) - 1) * step + 1
+            raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
+        yield ClipReader(video.read, indices, video.fps / step, False, config)
+
+
+class ClipReader:
+    """An open clip: `num_frames`, `fps`, whether it is `still`, and `read`.
+
+    Args:
+        frames_at: gives the frames of some indices as uint8 (T, H, W, C).
+        indices: of the clip's frames.
+        config: how they are resized and cropped.
+    """
+
+    def __init__(
+        self, frames_at: Callable[[list[int]], np.ndarray], indices: range, fps: float, still: bool, config: ClipOptions
+    ):
+        self.num_frames, self.fps, self.still = len(indices), fps, still
+        self._frames_at, self._indices, self._config = frames_at, indices, config
+        self._last, self._end = None, 0  # the frames given last, and the end of their range
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Frames [start, stop) -> (3, stop - start, H, W), float32 in [-1, 1].
+
+        What this piece shares with the last one is not decoded again: read on in order, and a piece's frames are held.
+        """
+        kept = self._end - start if self._last is not None and self._end - len(self._last) <= start < self._end else 0
+        parts = [self._last[-kept:]] if kept else []
+        if start + kept < stop:
+            parts.append(self._prepared(self._frames_at(list(self._indices[start + kept : stop]))))
+        frames = (np.concatenate(parts) if len(parts) > 1 else parts[0])[: stop - start]
+        self._last, self._end = frames, stop
+        return to_video_tensor(frames)
+
+    def _prepared(self, frames: np.ndarray) -> np.ndarray:
+        if self._config.image_size:
+            frames = resize_short_side(frames, self._config.image_size)
+        return center_crop(frames, min(frames.shape[1:3])) if self._config.crop else frames
 
 
 def batches(
