@@ -125,6 +125,30 @@ def test_narrow_video_that_decord_cannot_read_is_read(tmp_path):
     assert psnr(open_video(tmp_path / "narrow.mp4").read(range(3)), moving_frames(3, 40, 48)) > 32
 
 
+def test_frames_by_pieces_make_the_same_file(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (11, 31, 50, 3), np.uint8)
+    write_video(tmp_path / "whole.mp4", frames, 12)
+    write_video(tmp_path / "pieces.mp4", (frames[i : i + 4] for i in range(0, 11, 4)), 12)
+    assert (tmp_path / "pieces.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "pieces, message",
+    [
+        (
+            [np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 9, 3), np.uint8)],
+            r"frames of \(8, 9\), the first one of \(8, 8\)",
+        ),
+        ([np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3))], "cannot write float64"),
+        ([], "there is no frame to write"),
+    ],
+)
+def test_pieces_that_do_not_fit_leave_no_file(tmp_path, pieces, message):
+    with pytest.raises(VideoError, match=message):
+        write_video(tmp_path / "video.mp4", iter(pieces), 12)
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_frame_is_a_video(tmp_path):
     write_video(tmp_path / "one.mp4", moving_frames(1), fps=12)
     reader = open_video(tmp_path / "one.mp4")

@@ -6,6 +6,7 @@ picture is a `VideoError` that names it. So is damage inside the stream, as far 
 decord's conceals much of it.
 """
 
+import itertools
 import math
 import os
 import re
@@ -271,24 +272,24 @@ def read_image(path: PathLike) -> np.ndarray:
         raise VideoError(f"{path}: not an image that can be decoded ({_reason(error)})") from None
 
 
-def write_video(path: PathLike, frames: np.ndarray, fps: float) -> None:
+def write_video(path: PathLike, frames: np.ndarray | Iterable[np.ndarray], fps: float) -> None:
     """Write uint8 RGB frames (T, H, W, 3) as H.264 that a browser plays (yuv420p, index first); whole or not at all.
 
-    H.264 wants even sides: an odd one is padded by repeating its last row or column.
+    Frames may come by pieces, an iterable of such arrays of one size: a video of any length takes as much memory as
+    one piece. H.264 wants even sides: an odd one is padded by repeating its last row or column.
     """
-    frames = _checked_frames(path, frames, dims=4)
-    if not len(frames):
-        raise VideoError(f"{path}: there is no frame to write")
     if not fps > 0:
         raise VideoError(f"{path}: fps is {fps}; it must be above 0")
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    pieces = _even_pieces(path, [frames] if isinstance(frames, np.ndarray) else frames)
+    first = next(pieces, None)
+    if first is None:
+        raise VideoError(f"{path}: there is no frame to write")
     with (
         atomic_write(path) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container,
     ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = first.shape[1:3]
         stream.pix_fmt = "yuv420p"
         # One thread and no macroblock tree (which reads memory that it never set) give the same bytes every time.
         stream.options = {"crf": "16", "x264-params": "mbtree=0"}
@@ -296,9 +297,22 @@ def write_video(path: PathLike, frames: np.ndarray, fps: float) -> None:
         # The matrix and range that the conversion from RGB uses, so that a player need not guess.
         stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
         stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for piece in itertools.chain([first], pieces):
+            for frame in piece:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+
+
+def _even_pieces(path: PathLike, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Those that have frames, padded to even sides."""
+    size = None
+    for piece in pieces:
+        piece = _checked_frames(path, piece, dims=4)
+        size = size or piece.shape[1:3]
+        if piece.shape[1:3] != size:
+            raise VideoError(f"{path}: a piece has frames of {piece.shape[1:3]}, the first one of {size}")
+        if len(piece):
+            yield np.pad(piece, ((0, 0), (0, size[0] % 2), (0, size[1] % 2), (0, 0)), mode="edge")
 
 
 def write_image(path: PathLike, image: np.ndarray) -> None:
