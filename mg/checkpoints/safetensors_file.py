@@ -4,33 +4,47 @@ Read here rather than by the safetensors package because numpy, and so that pack
 """
 
 import json
+import math
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from mg.checkpoints.report import CheckpointError
-from mg.checkpoints.tensors import Source, StoredTensor, check_size, decode, encode
+from mg.checkpoints.tensors import Source, StoredTensor, check_size, decode, encode, item_size
 
 _MAX_HEADER = 100_000_000  # the reference implementation's bound
 
 
+class Entry(NamedTuple):
+    """A tensor of a file: safetensors' name of its numbers, its shape, and the place of its first byte."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
 def read(source: Source) -> dict[str, StoredTensor]:
     """The tensors of an open safetensors file."""
+    return {name: StoredTensor(entry.shape, _reader(source, entry)) for name, entry in read_entries(source).items()}
+
+
+def read_entries(source: Source) -> dict[str, Entry]:
+    """Where the tensors of an open safetensors file lie, every size checked."""
     length = int.from_bytes(source.read(0, 8), "little")
     if length > _MAX_HEADER:
         raise CheckpointError(f"claims a header of {length} bytes: not a safetensors file")
     header = json.loads(source.read(8, length).decode("utf-8"), object_pairs_hook=_without_repetition)
     header.pop("__metadata__", None)
     start = 8 + length
-    tensors, spans = {}, []
+    entries, spans = {}, []
     for name, entry in header.items():
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if not all(type(number) is int for number in (*shape, begin, end)):
             raise CheckpointError(f"{name}: shape and data_offsets must be whole numbers")
         check_size(name, dtype, shape, end - begin)
         spans.append((begin, end))
-        tensors[name] = StoredTensor(shape, _reader(source, start + begin, end - begin, dtype, shape))
+        entries[name] = Entry(dtype, shape, start + begin)
     position = 0
     for begin, end in sorted(spans):
         if begin != position:
@@ -38,7 +52,18 @@ def read(source: Source) -> dict[str, StoredTensor]:
         position = end
     if start + position != source.size:
         raise CheckpointError(f"has {source.size} bytes where its header announces {start + position}: cut short?")
-    return tensors
+    return entries
+
+
+def read_stretch(source: Source, entry: Entry, start: int, stop: int) -> np.ndarray:
+    """[start, stop) along the second axis of a tensor, read alone; floating types as float32."""
+    rows, length, *rest = entry.shape
+    bytes_each = math.prod(rest) * item_size(entry.dtype)
+    parts = []
+    for row in range(rows):
+        offset = entry.offset + (row * length + start) * bytes_each
+        parts.append(decode(source.read(offset, (stop - start) * bytes_each), entry.dtype))
+    return np.stack(parts).reshape(rows, stop - start, *rest)
 
 
 def write(file: BinaryIO, tensors: Mapping[str, np.ndarray], dtype: str, metadata: Mapping[str, str] | None) -> None:
@@ -58,8 +83,102 @@ def write(file: BinaryIO, tensors: Mapping[str, np.ndarray], dtype: str, metadat
         file.write(array.tobytes())
 
 
-def _reader(source: Source, offset: int, count: int, dtype: str, shape: tuple[int, ...]):
-    return lambda: decode(source.read(offset, count), dtype).reshape(shape)
+class PieceWriter:
+    """Writes a file tensor by tensor, and each tensor by pieces along its second axis, in the memory of a piece.
+
+        writer = PieceWriter(file, "fp32", room=2**16)
+        writer.add("z", (16, 40, 32, 32))
+        writer.write("z", 0, piece)         # (16, 8, 32, 32)
+        ...
+        writer.finish()
+
+    The header, which says what no one knows before, comes last, into `room` bytes that are kept free for it in front.
+
+    Args:
+        file: open for writing, empty.
+        dtype: of the tensors, fp32 | fp16 | bf16.
+    """
+
+    def __init__(self, file: BinaryIO, dtype: str, room: int):
+        self.file, self.dtype, self.room = file, dtype, room
+        self.size = 0  # bytes of the tensors so far
+        self._header: dict[str, dict] = {}
+        self._missing: dict[str, int] = {}  # bytes of each tensor that are yet to come
+        self._code, one = encode("", np.zeros(1, np.float32), dtype)
+        self._item = one.itemsize
+
+    def __len__(self) -> int:
+        return len(self._header)
+
+    def num_bytes(self, shape: tuple[int, ...]) -> int:
+        """What a tensor of that shape takes."""
+        return math.prod(shape) * self._item
+
+    def has_room(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the header has room for more tensors of these names and shapes."""
+        header, at = dict(self._header), self.size
+        for name, shape in shapes.items():
+            header[name] = self._entry(shape, at)
+            at += self.num_bytes(shape)
+        return len(self._text(header)) <= self.room - 8
+
+    def add(self, name: str, shape: tuple[int, ...]) -> None:
+        """Announce a tensor; its place is behind those before it."""
+        if name in self._header:
+            raise CheckpointError(f"{name}: is there already")
+        self._header[name] = self._entry(shape, self.size)
+        self._missing[name] = self.num_bytes(shape)
+        self.size += self.num_bytes(shape)
+
+    def write(self, name: str, at: int, piece: np.ndarray) -> None:
+        """Write [at, at + n) along the second axis of a tensor, n being the piece's length there.
+
+        Raises:
+            CheckpointError: it does not fit there, or a number does not fit the dtype.
+        """
+        (rows, length, *rest), begin = self._header[name]["shape"], self._header[name]["data_offsets"][0]
+        if piece.shape[0] != rows or list(piece.shape[2:]) != rest or at + piece.shape[1] > length:
+            shape = (rows, length, *rest)
+            raise CheckpointError(f"{name}: a piece of shape {piece.shape} at {at} does not fit into {shape}")
+        _, coded = encode(name, piece, self.dtype)
+        for row in range(rows):
+            self.file.seek(self.room + begin + (row * length + at) * math.prod(rest) * self._item)
+            self.file.write(coded[row].tobytes())
+        self._missing[name] -= coded.nbytes
+
+    def drop(self, name: str) -> None:
+        """Take the last tensor away again."""
+        self.size = self._header.pop(name)["data_offsets"][0]
+        self._missing.pop(name)
+        self.file.truncate(self.room + self.size)
+
+    def finish(self) -> None:
+        """Write the header.
+
+        Raises:
+            CheckpointError: a tensor lacks pieces, or the header is longer than the room for it.
+        """
+        lacking = [name for name, count in self._missing.items() if count]
+        if lacking:
+            raise CheckpointError(f"{lacking[0]}: {self._missing[lacking[0]]} bytes of it were never written")
+        text = self._text(self._header)
+        if len(text) > self.room - 8:
+            raise CheckpointError(f"a header of {len(text)} bytes does not fit into the {self.room} kept for it")
+        self.file.seek(0)
+        self.file.write((self.room - 8).to_bytes(8, "little"))
+        self.file.write(text.ljust(self.room - 8))
+
+    def _entry(self, shape: tuple[int, ...], at: int) -> dict:
+        return {"dtype": self._code, "shape": list(shape), "data_offsets": [at, at + self.num_bytes(shape)]}
+
+    @staticmethod
+    def _text(header: dict) -> bytes:
+        return json.dumps(header, separators=(",", ":")).encode()
+
+
+def _reader(source: Source, entry: Entry):
+    count = math.prod(entry.shape) * item_size(entry.dtype)
+    return lambda: decode(source.read(entry.offset, count), entry.dtype).reshape(entry.shape)
 
 
 def _without_repetition(pairs: list[tuple]) -> dict:

@@ -25,7 +25,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -36,6 +35,7 @@ from tqdm import tqdm
 
 from mg import runtime
 from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config
+from mg.checkpoints.digest import sha256
 from mg.config import parse_config, require
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
@@ -50,8 +50,6 @@ from mg.evaluation.results import OK, Row, append_row, check_settings, read_rows
 from mg.evaluation.summary import summarize
 
 _logger = logging.getLogger(__name__)
-
-WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json"}
 
 
 @dataclass(kw_only=True)
@@ -243,24 +241,11 @@ def _describe(inference: InferenceConfig) -> dict:
     return {
         "name": settings.name or stored.get("model"),
         "checkpoint": str(path),
-        "sha256": _sha256(path),
+        "sha256": sha256(path),
         "dtype": settings.dtype,
         "tiling": inference.tiling.given() or "the model's own" if inference.enable_tile else tiling or "none",
         "config": {**stored, **settings.config},
     }
-
-
-def _sha256(path: Path) -> str:
-    """The hash of a file, as sha256sum has it; of a folder, that of the names and hashes of its weights and configs."""
-    if path.is_file():
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            for block in iter(partial(file.read, 2**20), b""):
-                digest.update(block)
-        return digest.hexdigest()
-    files = sorted(file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES and file.is_file())
-    text = "".join(f"{file.relative_to(path).as_posix()} {_sha256(file)}\n" for file in files)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _settings(

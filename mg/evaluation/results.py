@@ -117,8 +117,11 @@ def write_settings(path: Path, settings: dict) -> None:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def check_settings(path: Path, settings: dict) -> None:
+def check_settings(path: Path, settings: dict, remedy: str = "another output_path, or resume=False") -> None:
     """Make sure that the settings that rows were made with are these.
+
+    Args:
+        remedy: what a user may give instead of the same settings.
 
     Raises:
         ValueError: they are not; the message names what differs.
@@ -138,7 +141,7 @@ def check_settings(path: Path, settings: dict) -> None:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
             f"{path}: the results there were made with other settings: {'; '.join(differing[:3])}{more}. "
-            "Give the same settings, another output_path, or resume=False"
+            f"Give the same settings, {remedy}"
         )
 
 

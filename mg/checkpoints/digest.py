@@ -1,0 +1,20 @@
+"""Which weights these are."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json"}
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, as sha256sum has it; of a folder, that of the names and hashes of its weights and configs."""
+    if path.is_file():
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            for block in iter(partial(file.read, 2**20), b""):
+                digest.update(block)
+        return digest.hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.suffix in WEIGHT_SUFFIXES and file.is_file())
+    text = "".join(f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()
