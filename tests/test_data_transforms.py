@@ -17,6 +17,19 @@ def test_the_short_side_takes_the_size(shape, size, wanted):
     assert transforms.resize_short_side(frames(*shape), size).shape == (3, *wanted, 3)
 
 
+@pytest.mark.parametrize(
+    "shape, cover, wanted",
+    [((20, 30), (10, 10), (10, 15)), ((20, 30), (10, 20), (13, 20)), ((30, 20), (60, 30), (60, 40)),
+     ((20, 30), (20, 24), (20, 30))],
+)  # fmt: skip
+def test_what_covers_a_size_is_no_larger_than_it_must_be(shape, cover, wanted):
+    x = frames(*shape)
+    covering = transforms.resize_to_cover(x, *cover)
+    assert covering.shape == (3, *wanted, 3)
+    assert np.array_equal(covering, x) == (wanted == shape)
+    assert transforms.center_crop(covering, *cover).shape == (3, *cover, 3)
+
+
 def test_shrinking_averages_areas():
     x = frames(20, 40)
     blocks = x.reshape(3, 10, 2, 20, 2, 3).mean(axis=(2, 4))
@@ -28,13 +41,16 @@ def test_center_crop_is_the_middle():
     assert np.array_equal(transforms.center_crop(x, 10), x[:, 5:15, 10:20])
     with pytest.raises(ValueError, match="20 x 30"):
         transforms.center_crop(x, 21)
+    assert np.array_equal(transforms.center_crop(x, 12, 20), x[:, 4:16, 5:25])
+    with pytest.raises(ValueError, match="12 x 31 out of frames of 20 x 30"):
+        transforms.center_crop(x, 12, 31)
 
 
 def test_random_crop_reaches_every_place_and_moves_with_no_frame():
     rows, columns = np.mgrid[:6, :7]
     x = np.broadcast_to(np.dstack([rows, columns, columns]), (2, 6, 7, 3)).astype(np.uint8)
     rng = np.random.default_rng(0)
-    crops = [transforms.random_crop(x, 5, rng) for _ in range(60)]
+    crops = [transforms.random_crop(x, 5, 5, rng) for _ in range(60)]
     assert all(np.array_equal(crop[0], crop[1]) for crop in crops)
     assert {tuple(crop[0, 0, 0, :2]) for crop in crops} == {(r, c) for r in range(2) for c in range(3)}
 

@@ -8,22 +8,26 @@ of devices.
 Video steps draw from the videos, image steps from the images and from random frames of the videos. Each of these two
 pools goes through an epoch of its own: a seeded permutation in which every row comes once over all ranks, then wraps
 around to fill the last global batch.
+
+With buckets (mg/data/buckets.py) each step is one bucket and one size on all ranks. In every epoch each row is drawn a
+place, by the seed and the epoch, and comes there once over all ranks; the batches of all places are shuffled.
 """
 
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mg.data import transforms
+from mg.data.buckets import Assignment, BucketSchedule, Sources, read_buckets
 from mg.data.errors import DataError
 from mg.data.index import IndexRow
 from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
@@ -32,12 +36,17 @@ _logger = logging.getLogger(__name__)
 
 _IMAGE_CACHE_BYTES = 512 * 2**20
 
+# What buckets decide instead.
+REPLACED_BY_BUCKETS = ("sample_n_frames", "image_size", "crop_size", "batch_size", "image_batch_size")
+
 
 @dataclass
 class DataConfig:
     """How rows of the index become batches.
 
     Attributes:
+        buckets: resolution -> frames -> [keep_prob, batch_size], see mg.data.buckets: these then decide, in place of
+            sample_n_frames, image_size, crop_size, batch_size and image_batch_size.
         sample_n_frames: frames per clip on a video step.
         random_frames: draw the number of frames of each video step from 1 to sample_n_frames, one for all its clips;
             videos need be no longer than that.
@@ -53,12 +62,14 @@ class DataConfig:
             image_size, but never enlarged beyond what the crop needs.
         color_jitter: shuffle the channels, scale and invert them at random.
         batch_size: clips per step and rank.
-        image_ratio: share of the steps that are image steps (T = 1).
+        image_ratio: share of the steps that are image steps (T = 1), by default 0.2. With buckets, share of the steps
+            whose clips are cut to one frame of the videos, by default 0: images have buckets of their own.
         image_batch_size: images per image step and rank; by default batch_size.
         num_workers: threads that read ahead; 0 reads in the caller's thread.
         max_bad_share: the run stops when more than this share of the files could not be read.
     """
 
+    buckets: dict[str, Any] | None = None
     sample_n_frames: int = 16
     random_frames: bool = False
     sample_stride: int = 1
@@ -71,7 +82,7 @@ class DataConfig:
     random_scale: tuple[float, float] | None = None
     color_jitter: bool = False
     batch_size: int = 1
-    image_ratio: float = 0.2
+    image_ratio: float | None = None
     image_batch_size: int | None = None
     num_workers: int = 4
     max_bad_share: float = 0.1
@@ -86,7 +97,7 @@ class DataConfig:
         )  # fmt: skip
         _check(self.fps_max is None or self.fps_max > 0, "fps_max", self, "above 0")
         _check(self.num_workers >= 0, "num_workers", self, "at least 0")
-        _check(0 <= self.image_ratio <= 1, "image_ratio", self, "from 0 to 1")
+        _check(self.image_ratio is None or 0 <= self.image_ratio <= 1, "image_ratio", self, "from 0 to 1")
         _check(0 <= self.max_bad_share <= 1, "max_bad_share", self, "from 0 to 1")
         if self.random_scale is None:
             _check(self.crop_size <= self.image_size, "crop_size", self, f"at most image_size, {self.image_size}")
@@ -95,6 +106,10 @@ class DataConfig:
                 len(self.random_scale) == 2 and 1 <= self.random_scale[0] <= self.random_scale[1],
                 "random_scale", self, "two numbers (lo, hi) with 1 <= lo <= hi",
             )  # fmt: skip
+        if self.buckets is not None:
+            read_buckets(self.buckets)
+            _check(not self.random_frames, "random_frames", self, "false with buckets, which say how many")
+            _check(self.random_scale is None, "random_scale", self, "null with buckets, which say how large")
 
 
 def _check(holds: bool, name: str, config: DataConfig, wanted: str) -> None:
@@ -111,17 +126,51 @@ class Batch(NamedTuple):
     names: list[str]
 
 
+class _Part(NamedTuple):
+    """What all ranks draw at a step.
+
+    Attributes:
+        pool: numbers of the rows that it draws from.
+        starts: where in the pool each clip is looked for, over all ranks.
+        batch_size: clips per rank.
+        num_frames: of each clip.
+        size: height and width of each clip.
+    """
+
+    pool: np.ndarray
+    starts: np.ndarray
+    batch_size: int
+    num_frames: int
+    size: tuple[int, int]
+
+
 class ClipLoader:
     """Batches of the rows of an index, for one rank of `world_size`.
 
     `bad_files` maps the name of each file that could not be read, in a batch given out so far, to the reason. In its
-    place stands the next row of the pool that can be read.
+    place stands the next row of the pool that can be read. With buckets, files of which the index does not know the
+    size are opened at once, and those that cannot be are in `bad_files` from the beginning.
+
+    Args:
+        rows: the index.
+        config: how rows become batches.
+        seed: of the order and of all that is drawn.
+        rank, world_size: which of how many processes this is.
+        grid: what the sizes of buckets are multiples of, a model's `spatial_compression`.
 
     Raises:
         DataError: there is no row, or none that the steps asked for could use.
     """
 
-    def __init__(self, rows: Sequence[IndexRow], config: DataConfig, seed: int = 0, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        rows: Sequence[IndexRow],
+        config: DataConfig,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        grid: int = 1,
+    ):
         if not rows:
             raise DataError("there is no row to load")
         if not 0 <= rank < world_size:
@@ -129,29 +178,54 @@ class ClipLoader:
         self.config, self.seed, self.rank, self.world_size = config, seed, rank, world_size
         self.bad_files: dict[str, str] = {}
         self._num_files = len({row.path for row in rows})
-        self._videos = [row for row in rows if not is_image(row.path)]
-        self._images = list(rows)  # a video serves as an image by one of its frames
+        self._rows, self._schedule = rows, None
+        if config.buckets is not None:
+            self._rows, sources = self._measure(rows)
+            self._schedule = BucketSchedule(Assignment(config.buckets, grid, sources), seed, world_size)
+            if rank == 0:
+                self._log_buckets()
+        self._videos = np.array([i for i, row in enumerate(self._rows) if not is_image(row.path)], int)
+        self._images = np.arange(len(self._rows))  # a video serves as an image by one of its frames
+        ratio = config.image_ratio
+        if ratio is None:
+            ratio = 0.2 if config.buckets is None else 0.0
         # Exact arithmetic: the count of image steps before step s must not drift with rounding.
-        self._image_ratio = Fraction(config.image_ratio).limit_denominator(10**6) if self._videos else Fraction(1)
-        if self._image_ratio == 0 and len(self._videos) < len(rows):
+        self._image_ratio = Fraction(ratio).limit_denominator(10**6) if len(self._videos) else Fraction(1)
+        if self._schedule is None and self._image_ratio == 0 and len(self._videos) < len(rows):
             _logger.warning("image_ratio is 0: the %d images of the index are not used", len(rows) - len(self._videos))
         self._cache = _ImageCache(_IMAGE_CACHE_BYTES)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every video comes once (where all steps are image steps: every row)."""
+        """Steps in which every video comes once (where all steps are image steps: every row). With buckets, those of
+        the first epoch: others have more or fewer where rows are kept by chance."""
+        if self._schedule is not None:
+            return self._schedule.first_step(epoch=1)
         if self._image_ratio == 1:
             return self._pool_steps(images=True)
         return -(-self._pool_steps(images=False) // (1 - self._image_ratio))  # rounded up
 
+    @property
+    def shapes(self) -> set[tuple[int, int, int, int, int]]:
+        """With buckets, all shapes (B, 3, T, H, W) that batches can have: one for each bucket and each of its sizes that
+        a row can get, and with an image_ratio above 0 one of T = 1 beside it."""
+        cuts = {self._image_ratio > 0, self._image_ratio == 1}
+        return {
+            (bucket.batch_size, 3, 1 if cut else bucket.num_frames, *size)
+            for bucket, size in self._schedule.reachable()
+            for cut in cuts
+        }
+
     def is_image_step(self, step: int) -> bool:
-        """Whether the global step draws images; the same on every rank."""
+        """Whether the clips of the global step are single frames by image_ratio; the same on every rank."""
         return self._image_steps_before(step + 1) > self._image_steps_before(step)
 
     def num_frames(self, step: int) -> int:
         """Frames of every clip of the global step; the same on every rank."""
         if self.is_image_step(step):
             return 1
+        if self._schedule is not None:
+            return self._schedule.turn(step).place.bucket.num_frames
         if not self.config.random_frames:
             return self.config.sample_n_frames
         # The tail tells this generator from those of the clips, which have four numbers.
@@ -185,7 +259,7 @@ class ClipLoader:
     def _image_steps_before(self, step: int) -> int:
         return int(step * self._image_ratio)
 
-    def _pool(self, images: bool) -> tuple[list[IndexRow], int]:
+    def _pool(self, images: bool) -> tuple[np.ndarray, int]:
         """The rows that an image or a video step draws from, and how many each rank takes."""
         if images:
             return self._images, self.config.image_batch_size or self.config.batch_size
@@ -195,20 +269,64 @@ class ClipLoader:
         pool, batch_size = self._pool(images)
         return -(-len(pool) // (batch_size * self.world_size))
 
+    def _log_buckets(self) -> None:
+        for field in fields(self.config):
+            value = getattr(self.config, field.name)
+            if field.name in REPLACED_BY_BUCKETS and value != field.default:
+                _logger.warning("data.%s is %s, which data.buckets decides instead", field.name, value)
+        self._schedule.log()
+
+    def _measure(self, rows: Sequence[IndexRow]) -> tuple[list[IndexRow], Sources]:
+        """The rows whose size the index knows or the file tells, and what a clip of each could have."""
+        config = self.config
+
+        def measure(row: IndexRow) -> tuple[int, int, int] | VideoError:
+            still = is_image(row.path)
+            known = row.height and row.width and (still or (row.num_frames and (row.fps or config.fps_max is None)))
+            try:
+                if still:
+                    height, width = (row.height, row.width) if known else read_image(row.path).shape[:2]
+                    return 1, height, width
+                if known:
+                    frames, fps, height, width = row.num_frames, row.fps, row.height, row.width
+                else:
+                    with open_video(row.path) as video:
+                        frames, fps, height, width = video.num_frames, video.fps, video.height, video.width
+                return frames // frame_interval(fps or 0, config.fps_max) // config.sample_stride, height, width
+            except VideoError as error:
+                return error
+
+        with ThreadPoolExecutor(max(1, config.num_workers), thread_name_prefix="mg-data") as workers:
+            measured = list(workers.map(measure, rows))
+        failed = {row.name: str(found) for row, found in zip(rows, measured) if isinstance(found, VideoError)}
+        kept = [(row, found) for row, found in zip(rows, measured) if not isinstance(found, VideoError)]
+        self._count_bad(failed, none_left=not kept)
+        sizes = np.array([found for _, found in kept]).T  # (3, N)
+        return [row for row, _ in kept], Sources(*sizes, np.array([is_image(row.path) for row, _ in kept]))
+
+    def _part(self, step: int) -> _Part:
+        length, size = self.num_frames(step), (self.config.crop_size,) * 2
+        if self._schedule is not None:
+            turn = self._schedule.turn(step)
+            pool, order, batch_size, size = turn.rows, None, turn.place.bucket.batch_size, turn.place.size
+            step_in_epoch = turn.batch
+        else:
+            images = self.is_image_step(step)
+            pool, batch_size = self._pool(images)
+            pool_step = self._image_steps_before(step) if images else step - self._image_steps_before(step)
+            epoch, step_in_epoch = divmod(pool_step, self._pool_steps(images))
+            order = np.random.default_rng((self.seed, int(images), epoch)).permutation(len(pool))
+        clips = batch_size * self.world_size
+        starts = np.arange(step_in_epoch * clips, (step_in_epoch + 1) * clips) % len(pool)
+        return _Part(pool, starts if order is None else order[starts], batch_size, length, size)
+
     def _load(self, step: int) -> tuple[np.ndarray | None, list[str], dict[str, str]]:
         """Read the batch of a step: x (None if too many files are bad), names, and the files that failed on the way."""
-        images = self.is_image_step(step)
-        length = self.num_frames(step)
-        pool, batch_size = self._pool(images)
-        pool_step = self._image_steps_before(step) if images else step - self._image_steps_before(step)
-        epoch, step_in_epoch = divmod(pool_step, self._pool_steps(images))
-        order = np.random.default_rng((self.seed, int(images), epoch)).permutation(len(pool))
-
+        part = self._part(step)
         clips, names, failed = [], [], {}
-        for i in range(batch_size):
-            slot = self.rank * batch_size + i  # over all ranks
-            place = order[(step_in_epoch * batch_size * self.world_size + slot) % len(pool)]
-            clip, name = self._load_first_readable(pool, int(place), length, (self.seed, step, slot), failed)
+        for i in range(part.batch_size):
+            slot = self.rank * part.batch_size + i  # over all ranks
+            clip, name = self._load_first_readable(part, int(part.starts[slot]), (self.seed, step, slot), failed)
             if clip is None:
                 return None, [], failed
             clips.append(clip)
@@ -216,30 +334,30 @@ class ClipLoader:
         return np.stack(clips), names, failed  # (B, 3, T, H, W)
 
     def _load_first_readable(
-        self, pool: list[IndexRow], place: int, length: int, key: tuple[int, ...], failed: dict[str, str]
+        self, part: _Part, start: int, key: tuple[int, ...], failed: dict[str, str]
     ) -> tuple[np.ndarray | None, str]:
-        """The row at `place`, or else the next one that can be read; (None, "") when too many in a row cannot.
+        """The row at `start`, or else the next one that can be read; (None, "") when too many in a row cannot.
 
         Which rows are bad is found out anew each time: to remember would let the order of reading decide the batch.
         """
-        for attempt in range(len(pool)):
-            row = pool[(place + attempt) % len(pool)]
+        for attempt in range(len(part.pool)):
+            row = self._rows[part.pool[(start + attempt) % len(part.pool)]]
             try:
-                return self._load_row(row, length, np.random.default_rng((*key, attempt))), row.name
+                return self._load_row(row, part, np.random.default_rng((*key, attempt))), row.name
             except VideoError as error:
                 failed[row.name] = str(error)
                 if len(failed) > self.config.max_bad_share * self._num_files:
                     break
         return None, ""
 
-    def _load_row(self, row: IndexRow, length: int, rng: np.random.Generator) -> np.ndarray:
-        """So many frames of a row as a tensor, float32 (3, T, H, W)."""
+    def _load_row(self, row: IndexRow, part: _Part, rng: np.random.Generator) -> np.ndarray:
+        """A clip of a row as a tensor, float32 (3, T, H, W)."""
         if is_image(row.path):
             frames = self._cache.read(row.path)[None]  # (1, H, W, 3)
         else:
             with open_video(row.path) as video:
-                frames = video.read(self._clip_indices(row, video, length, rng))  # (T, H, W, 3)
-        return self._transform(frames, rng)
+                frames = video.read(self._clip_indices(row, video, part.num_frames, rng))  # (T, H, W, 3)
+        return self._transform(frames, part.size, rng)
 
     def _clip_indices(self, row: IndexRow, video, length: int, rng: np.random.Generator) -> list[int]:
         stride = self.config.sample_stride
@@ -254,17 +372,20 @@ class ClipLoader:
         start = int(rng.integers(video.num_frames - (length - 1) * step))
         return [start + step * i for i in range(length)]
 
-    def _transform(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _transform(self, frames: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         config = self.config
-        size = config.image_size
-        if config.random_scale is not None:
-            size = round(config.crop_size * rng.uniform(*config.random_scale))
-            size = max(config.crop_size, min(size, min(frames.shape[1:3])))
-        frames = transforms.resize_short_side(frames, size)
-        if config.random_crop:
-            frames = transforms.random_crop(frames, config.crop_size, rng)
+        if self._schedule is not None:
+            frames = transforms.resize_to_cover(frames, *size)
         else:
-            frames = transforms.center_crop(frames, config.crop_size)
+            short = config.image_size
+            if config.random_scale is not None:
+                short = round(config.crop_size * rng.uniform(*config.random_scale))
+                short = max(config.crop_size, min(short, min(frames.shape[1:3])))
+            frames = transforms.resize_short_side(frames, short)
+        if config.random_crop:
+            frames = transforms.random_crop(frames, *size, rng)
+        else:
+            frames = transforms.center_crop(frames, *size)
         if config.flip and rng.random() < 0.5:
             frames = transforms.horizontal_flip(frames)
         if config.color_jitter:
@@ -273,16 +394,20 @@ class ClipLoader:
 
     def _finish(self, step: int, x: np.ndarray | None, names: list[str], failed: dict[str, str]) -> Batch:
         """Count a batch's bad files as it is given out, so that a run stops at the same step for any num_workers."""
+        self._count_bad(failed, none_left=x is None)
+        epoch = step // self.steps_per_epoch if self._schedule is None else self._schedule.turn(step).epoch
+        return Batch(step, epoch, x, names)
+
+    def _count_bad(self, failed: dict[str, str], none_left: bool = False) -> None:
         for name, reason in failed.items():
             if name not in self.bad_files:
                 self.bad_files[name] = reason
                 _logger.warning("skipped a file that cannot be used: %s", reason)
         bad, total, share = len(self.bad_files), self._num_files, self.config.max_bad_share
-        if x is None or bad > share * total:
+        if none_left or bad > share * total:
             some = "; ".join(list(self.bad_files.values())[:3]) + ("; ..." if bad > 3 else "")
             limit = f"more than max_bad_share = {share} allows" if bad > share * total else "and no other is left"
             raise DataError(f"{bad} of {total} files could not be used, {limit}: {some}")
-        return Batch(step, step // self.steps_per_epoch, x, names)
 
 
 class _ImageCache:

@@ -6,32 +6,41 @@ import numpy as np
 
 def resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
     """Scale (T, H, W, C) so that the shorter side is `size`; area-averaged downwards, cubic upwards."""
-    height, width = frames.shape[1:3]
-    short = min(height, width)
-    if short == size:
+    return resize_to_cover(frames, size, size)
+
+
+def resize_to_cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale (T, H, W, C) so that it just covers height x width; area-averaged downwards, cubic upwards."""
+    old_height, old_width = frames.shape[1:3]
+    if height * old_width >= width * old_height:  # frames at least as wide as what they are to cover
+        target = (max(width, round(old_width * height / old_height)), height)  # cv2: (width, height)
+    else:
+        target = (width, max(height, round(old_height * width / old_width)))
+    if target == (old_width, old_height):
         return frames
-    target = (max(size, round(width * size / short)), max(size, round(height * size / short)))  # cv2: (width, height)
-    interpolation = cv2.INTER_AREA if size < short else cv2.INTER_CUBIC
+    shrinks = target[0] < old_width or target[1] < old_height
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return np.stack([cv2.resize(frame, target, interpolation=interpolation) for frame in frames])
 
 
-def center_crop(frames: np.ndarray, size: int) -> np.ndarray:
-    """The middle size x size of (T, H, W, C)."""
-    top, left = (frames.shape[1] - size) // 2, (frames.shape[2] - size) // 2
-    return _crop(frames, top, left, size)
+def center_crop(frames: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
+    """The middle height x width of (T, H, W, C); height x height without a width."""
+    width = height if width is None else width
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    return _crop(frames, top, left, height, width)
 
 
-def random_crop(frames: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A size x size window of (T, H, W, C), in the same place in every frame."""
-    top = int(rng.integers(max(frames.shape[1] - size, 0) + 1))
-    left = int(rng.integers(max(frames.shape[2] - size, 0) + 1))
-    return _crop(frames, top, left, size)
+def random_crop(frames: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A height x width window of (T, H, W, C), in the same place in every frame."""
+    top = int(rng.integers(max(frames.shape[1] - height, 0) + 1))
+    left = int(rng.integers(max(frames.shape[2] - width, 0) + 1))
+    return _crop(frames, top, left, height, width)
 
 
-def _crop(frames: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
-    if min(frames.shape[1:3]) < size:
-        raise ValueError(f"cannot crop {size} x {size} out of frames of {frames.shape[1]} x {frames.shape[2]}")
-    return frames[:, top : top + size, left : left + size]
+def _crop(frames: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    if frames.shape[1] < height or frames.shape[2] < width:
+        raise ValueError(f"cannot crop {height} x {width} out of frames of {frames.shape[1]} x {frames.shape[2]}")
+    return frames[:, top : top + height, left : left + width]
 
 
 def horizontal_flip(frames: np.ndarray) -> np.ndarray:

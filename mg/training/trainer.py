@@ -162,14 +162,15 @@ def train(config: TrainConfig) -> Path:
         raise TrainingError(f"{output} holds checkpoints of a run; continue it with --resume, or choose another folder")
 
     rows = read_index(config.csv_path, config.video_folder)
-    loader = ClipLoader(rows, config.data, seed=config.seed, rank=worker.rank, world_size=worker.world_size)
+    settings = config.model
+    model = create_model(settings.name, newest or settings.from_pretrained, settings.dtype, **settings.config)
+    grid = model.spatial_compression
+    loader = ClipLoader(rows, config.data, config.seed, worker.rank, worker.world_size, grid)
     per_update = config.optim.accumulation
     per_epoch = max(1, loader.steps_per_epoch // per_update)
     total = min(config.epochs * per_epoch, config.max_steps or config.epochs * per_epoch)
     save_every = config.ckpt_save_steps or config.ckpt_save_interval * per_epoch
 
-    settings = config.model
-    model = create_model(settings.name, newest or settings.from_pretrained, settings.dtype, **settings.config)
     _check_loss(config, model)
     if settings.spatial_from_pretrained is not None:
         _load_spatial(model, settings.spatial_from_pretrained, resumed=newest is not None)
@@ -189,14 +190,14 @@ def train(config: TrainConfig) -> Path:
             return weights
         _write_config(output / "config.json", config, progress.step)
         _logger.info(
-            "%s: %.1fM trained parameters, %d rows, updates %d to %d of %d x %d, %s mode on %s",
+            "%s: %.1fM trained parameters, %d rows, updates %d to %d of %d x %s, %s mode on %s",
             model.name,
             sum(p.size for p in step.updater.parameters) / 1e6,
             len(rows),
             progress.step + 1,
             total,
             per_update * worker.world_size,
-            config.data.batch_size,
+            "a bucket's batch size" if config.data.buckets else config.data.batch_size,
             config.mode,
             worker.device,
         )
