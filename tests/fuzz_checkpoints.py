@@ -205,7 +205,7 @@ class Watch:
     def note(self, event: str, arguments: tuple) -> None:
         if not self.on:
             return
-        if event != "open" or (arguments[2] or 0) & WRITING:
+        if event not in ("open", "builtins.id") or (event == "open" and (arguments[2] or 0) & WRITING):
             self.seen.append((event, str(arguments)[:200]))
 
 

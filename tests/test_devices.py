@@ -1,0 +1,147 @@
+"""Devices: one that is not there is one line that says what to do; the CUDA_HOME of NVIDIA's wheels."""
+
+import os
+import runpy
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mg import runtime
+
+ROOT = Path(__file__).resolve().parents[1]
+MAKE = str(ROOT / "tools" / "make_cuda_home.py")
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    variables = {name: value for name, value in os.environ.items() if name != "CUDA_HOME"} | environment
+    return subprocess.run(
+        [sys.executable, *command], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "device, there, advice",
+    [("ascend", runtime._ASCEND_DRIVER, "install the driver"), ("gpu", "/dev/nvidiactl", "there is no NVIDIA GPU")],
+)
+def test_a_device_that_is_not_there_is_one_line_that_says_what_to_do(device, there, advice):
+    if Path(there).exists():
+        pytest.skip(f"there is such a device here: {there}")
+    found = run("scripts/train_tae.py", "--csv_path", "x.csv", "--device", device)
+    assert found.returncode == 2 and not found.stdout, found.stdout
+    assert found.stderr.startswith(f"error: device is '{device}', but ") and found.stderr.count("\n") == 1, found.stderr
+    for part in (advice, "docs/devices.md", "--device cpu"):
+        assert part in found.stderr
+    assert (ROOT / "docs" / "devices.md").is_file()
+
+
+def test_a_gpu_without_a_cuda_home_is_told_how_to_make_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "_cuda_driver_works", lambda: True)
+    for home, message in ((None, "CUDA_HOME is not set: python tools/make_cuda_home.py"), (tmp_path, "no bin/nvcc")):
+        monkeypatch.setenv("CUDA_HOME", str(home)) if home else monkeypatch.delenv("CUDA_HOME", raising=False)
+        with pytest.raises(ValueError, match=message) as error:
+            runtime.setup("gpu")
+        assert str(home or "") in str(error.value)
+
+
+def test_auto_takes_the_cpu_where_nothing_else_works(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "_ASCEND_DRIVER", str(tmp_path / "none"))
+    monkeypatch.setattr(runtime, "_cuda_driver_works", lambda: False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert runtime.setup("auto", "pynative").device == "cpu"
+
+
+# The real wheels are 1.7 GB: these are stand-ins, a library of a few bytes in each.
+
+WHEELS = {
+    "nvidia_cublas_cu11-11.11.3.6": ["nvidia/cublas/lib/libcublas.so.11", "nvidia/cublas/include/cublas.h"],
+    "nvidia_cuda_nvrtc_cu11-11.8.89": ["nvidia/cuda_nvrtc/lib/libnvrtc.so.11.2"],
+    "nvidia_cuda_runtime_cu11-11.8.89": ["nvidia/cuda_runtime/lib/libcudart.so.11.0"],
+    "nvidia_cudnn_cu11-8.9.6.50": ["nvidia/cudnn/lib/libcudnn.so.8", "../../../libcudnn_escaped.so.8"],
+    "nvidia_cufft_cu11-10.9.0.58": ["nvidia/cufft/lib/libcufft.so.10"],
+    "nvidia_curand_cu11-10.3.0.86": ["nvidia/curand/lib/libcurand.so.10"],
+    "nvidia_cusolver_cu11-11.4.1.48": ["nvidia/cusolver/lib/libcusolver.so.11"],
+    "nvidia_cusparse_cu11-11.7.5.86": ["nvidia/cusparse/lib/libcusparse.so.11"],
+}
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    for name, files in WHEELS.items():
+        with zipfile.ZipFile(folder / f"{name}-py3-none-manylinux1_x86_64.whl", "w") as archive:
+            for file in files:
+                archive.writestr(file, f"stand-in of {file}")
+    return folder
+
+
+def test_a_cuda_home_is_put_together_from_wheels(tmp_path, wheels):
+    home = tmp_path / "cuda"
+    # MindSpore's plugin would not link to stand-ins: without it the check of its needs has nothing to look at.
+    code = f"import sys; sys.modules['mindspore'] = None; sys.argv[0] = {MAKE!r}; import runpy; " + (
+        f"import importlib.util as u; u.find_spec = lambda name: None; runpy.run_path({MAKE!r}, run_name='__main__')"
+    )
+    made = run("-c", code, "--target", str(home), "--wheels", str(wheels))
+    assert made.returncode == 0, made.stderr
+    assert f"export CUDA_HOME={home} LD_LIBRARY_PATH={home}/lib64:" in made.stdout
+    libraries = sorted(file.name for file in (home / "lib64").iterdir())
+    assert "libcudart.so.11.8.89" in libraries and "libcudnn_escaped.so.8" in libraries and "cublas.h" not in libraries
+    assert (home / "lib64" / "libcudnn.so.8").read_text() == "stand-in of nvidia/cudnn/lib/libcudnn.so.8"
+    answer = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True).stdout
+    assert "Cuda compilation tools, release 11.8, V11.8.89" in answer and "stand-in" in answer
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cuda", "wheels"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "twice", "cut short", "other version", "in the way"])
+def test_wheels_that_do_not_do_are_named_and_nothing_is_left(tmp_path, wheels, damage):
+    wheel = next(wheels.glob("nvidia_cufft*"))
+    if damage == "missing":
+        wheel.unlink()
+    elif damage == "twice":
+        (wheels / "nvidia_cufft_cu11-10.9.0.99-py3-none-any.whl").write_bytes(wheel.read_bytes())
+    elif damage == "cut short":
+        wheel.write_bytes(wheel.read_bytes()[:40])
+    elif damage == "other version":
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("nvidia/cufft/lib/libcufft.so.9", "older")
+    else:
+        (tmp_path / "cuda").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    found = run(MAKE, "--target", str(tmp_path / "cuda"), "--wheels", str(wheels))
+    assert found.returncode == 2 and found.stderr.count("\n") == 1 and "Traceback" not in found.stderr, found.stderr
+    assert ("cuda" if damage == "in the way" else "cufft") in found.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_the_check_of_a_device_prints_a_row_for_every_mode_and_precision():
+    found = run("tools/check_device.py", "--device", "cpu", "--modes", "graph", "--dtypes", "fp32")
+    assert found.returncode == 0, found.stderr
+    header, titles, _, row = found.stdout.splitlines()
+    assert header.startswith("device cpu, mindspore ") and "gradient" in titles
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:2] == ["graph", "fp32"] and cells[-1] == "ok"
+    assert all(float(cell) <= 1e-4 for cell in cells[2:6])
+
+
+@pytest.mark.parametrize(
+    "row, code, said",
+    [
+        (({"latents": 1.00005, "seconds": 1.0}, ""), 0, "| ok |"),
+        (({"latents": 1.01, "seconds": 1.0}, ""), 1, "FAR in latents"),
+        (({"latents": float("nan"), "seconds": 1.0}, ""), 1, "FAR in latents"),
+        ((None, "FAILED with -11: nothing was said"), 1, "FAILED with -11"),
+        ((None, "left out: it has no bf16"), 0, "left out: it has no bf16"),
+    ],
+)
+def test_a_device_whose_numbers_are_not_the_cpus_fails_the_check(row, code, said, monkeypatch, capsys):
+    main = runpy.run_path(str(ROOT / "tools" / "check_device.py"))["main"]
+    rows = iter([({"latents": 1.0, "seconds": 1.0}, ""), row])
+    monkeypatch.setitem(main.__globals__, "run_row", lambda *_: next(rows))
+    argv = ["check_device.py", "--device", "cpu", "--modes", "graph", "--dtypes", "fp32"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert main() == code
+    assert said in capsys.readouterr().out
