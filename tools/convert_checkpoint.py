@@ -23,6 +23,7 @@ from typing import Literal
 from mg.checkpoints import (
     CheckpointError,
     atomic_write,
+    check_finite,
     compare_names,
     find_config,
     read_state_dict,
@@ -117,6 +118,7 @@ def fitting_weights(src: str, model: type[VideoAutoencoder], config: dict) -> di
         raise CheckpointError(f"{src} does not fit this {model.name}: {report.summary()}; {hint}", report)
     if report.unexpected:
         print(f"{src}: {report.summary()}")
+    check_finite(src, {name: state[name] for name in shapes})
     return {name: state[name] for name in shapes}
 
 

@@ -16,6 +16,7 @@ from mg.checkpoints import (
     CheckpointError,
     LoadReport,
     atomic_write,
+    check_finite,
     find_config,
     open_state_dict,
     read_config,
@@ -63,6 +64,7 @@ def main() -> None:
             hint = "" if described_by else "; if it is not of SD3.5's architecture, put its config.json beside it"
             raise CheckpointError(f"{options.src} {error}{hint}") from error
 
+    check_finite(options.src, state)
     write_state_dict(target, state, options.dtype)
     with atomic_write(target.with_suffix(".json")) as file:
         file.write_text(json.dumps({"model": "tae", **config}, indent=2) + "\n")

@@ -5,16 +5,25 @@ and whatever is wrong with it comes out as one CheckpointError that names the fi
 all. Neither MindSpore nor torch is needed.
 """
 
-from mg.checkpoints.atomic import atomic_write, sync
+from mg.checkpoints.atomic import atomic_write, naming, sync
 from mg.checkpoints.report import CheckpointError, LoadReport, compare_names, rename, rename_back
-from mg.checkpoints.state_dict import find_config, open_state_dict, read_config, read_state_dict, write_state_dict
+from mg.checkpoints.state_dict import (
+    check_finite,
+    find_config,
+    open_state_dict,
+    read_config,
+    read_state_dict,
+    write_state_dict,
+)
 
 __all__ = [
     "CheckpointError",
     "LoadReport",
     "atomic_write",
+    "check_finite",
     "compare_names",
     "find_config",
+    "naming",
     "open_state_dict",
     "read_config",
     "read_state_dict",

@@ -16,25 +16,37 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     are made. The file gets the mode that the umask gives, whatever mode the block left it with.
 
     Raises:
-        OSError: the folder cannot be written, or `path` is a folder.
+        OSError: the folder cannot be written, the disk is full, or `path` is a folder; it names `path`.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a file was to be written there")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-    os.close(descriptor)
-    try:
-        yield temporary
-        os.chmod(temporary, mode)
-        sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with naming(path, temporary):
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
+        try:
+            yield temporary
+            os.chmod(temporary, mode)
+            sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike, *stand_ins: str | os.PathLike) -> Iterator[None]:
+    """Let an OSError that names no file, as a full disk's does, or one of `stand_ins`, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and str(error.filename) in ("None", *map(str, stand_ins)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def sync(path: Path) -> None:

@@ -115,6 +115,17 @@ def write_state_dict(
             safetensors_file.write(file, tensors, dtype, metadata)
 
 
+def check_finite(source: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise CheckpointError, with their names, where weights from `source` hold numbers that are not finite."""
+    bad = [name for name, array in tensors.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"{source}: {bad[0]}{more} of its {len(tensors)} parameters hold NaN or infinite numbers: nothing can be "
+            "made of these weights; take an earlier checkpoint"
+        )
+
+
 def find_config(path: str | os.PathLike) -> Path | None:
     """The JSON file that describes the model of a weight file: X.json beside X.ckpt, or else config.json there."""
     weights = _weights_in(Path(path))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from mg.checkpoints import atomic_write
+from mg.checkpoints import atomic_write, naming
 
 OK, ERROR = "ok", "error"
 
@@ -105,7 +105,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 def append_row(path: Path, row: Row) -> None:
     """Add a row to a results file, and wait until it is on disk."""
-    with open(path, "a", encoding="utf-8", newline="") as file:
+    with naming(path), open(path, "a", encoding="utf-8", newline="") as file:
         file.write(_line(_values(row)))
         file.flush()
         os.fsync(file.fileno())

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from mg.checkpoints import CheckpointError, compare_names, read_state_dict
+from mg.checkpoints import CheckpointError, check_finite, compare_names, read_state_dict
 from mg.config import require
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.precision import set_precision
@@ -175,6 +175,7 @@ class NLayerDiscriminator3D(nn.Cell):
                 "its sizes are discriminator.ndf and discriminator.n_layers",
                 report,
             )
+        check_finite(path, {name: state[name] for name in parameters})
         for name, parameter in parameters.items():
             parameter.set_data(Tensor(state[name], parameter.dtype))
 

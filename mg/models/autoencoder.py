@@ -25,7 +25,15 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mg.checkpoints import CheckpointError, LoadReport, atomic_write, compare_names, read_state_dict, write_state_dict
+from mg.checkpoints import (
+    CheckpointError,
+    LoadReport,
+    atomic_write,
+    check_finite,
+    compare_names,
+    read_state_dict,
+    write_state_dict,
+)
 from mg.models.layers.precision import set_precision
 from mg.models.tiling import TilingConfig, tensor_stretches, tiled_tensor
 
@@ -198,6 +206,7 @@ class VideoAutoencoder(nn.Cell):
                 "if its sizes differ, give its config (config.json, or a .json of the file's name beside it)",
                 report,
             )
+        check_finite(path, {name: state[name] for name in report.used})
         for name in report.used:
             parameters[name].set_data(Tensor(state[name], parameters[name].dtype))
         _logger.info("%s: %s", path, report.summary())

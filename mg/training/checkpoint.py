@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mindspore import Parameter, Tensor
 
-from mg.checkpoints import CheckpointError, read_config, read_state_dict, sync, write_state_dict
+from mg.checkpoints import CheckpointError, atomic_write, read_config, read_state_dict, sync, write_state_dict
 from mg.losses.discriminator import DISCRIMINATOR_FILE
 from mg.models.autoencoder import VideoAutoencoder
 from mg.training.step import TrainStep
@@ -46,8 +46,8 @@ def save_checkpoint(root: Path, model: VideoAutoencoder, train_step: TrainStep, 
             write_state_dict(partial / DISCRIMINATOR_FILE, weights)
         state = {name: p.asnumpy() for name, p in _resumed_parameters(train_step).items()}
         write_state_dict(partial / "state.safetensors", state)
-        (partial / "state.json").write_text(json.dumps(run))
-        sync(partial / "state.json")
+        with atomic_write(partial / "state.json") as file:
+            file.write_text(json.dumps(run))
         sync(partial)
         os.rename(partial, final)
     except BaseException:

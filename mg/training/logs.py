@@ -10,7 +10,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from mg.checkpoints import atomic_write
+from mg.checkpoints import atomic_write, naming
 
 # What the curve may be of, and its unit: the first of these that a run's loss has.
 MEASURES = {
@@ -44,8 +44,9 @@ class RunLog:
         """Record update number `step`, counted from 0."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         record = {"step": step, **finite}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
         self._draw(record)
         shown = {"loss": f"{scalars['loss']:.1f}"}
         if "l1" in scalars:
