@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +24,8 @@ from mg.data.transforms import center_crop, resize_short_side, to_video_tensor
 from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.models.tiling import TilingConfig
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -224,7 +226,7 @@ def open_clip(path: Path, config: ClipOptions) -> Iterator["ClipReader"]:
 
 
 class ClipReader:
-    """An open clip: `num_frames`, `fps`, whether it is `still`, and `read`.
+    """An open clip: `num_frames`, `fps`, whether it is `still`, `read`, and then the `size` of its frames.
 
     Args:
         frames_at: gives the frames of some indices as uint8 (T, H, W, C).
@@ -238,6 +240,11 @@ class ClipReader:
         self.num_frames, self.fps, self.still = len(indices), fps, still
         self._frames_at, self._indices, self._config = frames_at, indices, config
         self._last, self._end = None, 0  # the frames given last, and the end of their range
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the frames as the model takes them, once some have been read."""
+        return self._last.shape[1:3]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames [start, stop) -> (3, stop - start, H, W), float32 in [-1, 1].
@@ -280,22 +287,54 @@ def batches(
             progress.update(len(batch))
 
 
+def open_clips(
+    rows: list[IndexRow], config: ClipOptions, first: int, on_error: Callable[[int, Exception], None]
+) -> Iterator[tuple[int, ClipReader]]:
+    """Clips in the order of the index, to be read by pieces; threads open them and read their `first` frames ahead.
+
+    Args:
+        on_error: is told the number of a row that cannot be opened; the others go on.
+
+    Yields:
+        A row's number and its clip, which is closed when the next one is asked for.
+    """
+
+    def begin(row: IndexRow) -> tuple[ClipReader, contextlib.ExitStack]:
+        with contextlib.ExitStack() as stack:
+            clip = stack.enter_context(open_clip(row.path, config))
+            clip.read(0, min(first, clip.num_frames))
+            return clip, stack.pop_all()
+
+    for index, (clip, stack) in _ahead(begin, rows, config.num_workers, on_error):
+        with stack:
+            yield index, clip
+
+
 def read_clips(rows: list[IndexRow], config: ClipOptions, on_error: Callable[[int, Exception], None]) -> Iterator[Clip]:
     """Clips in the order of the index, read ahead by threads."""
-    with ThreadPoolExecutor(config.num_workers) as pool:
+    loaded = _ahead(lambda row: load_clip(row.path, config), rows, config.num_workers, on_error)
+    for index, (x, fps) in loaded:
+        yield Clip(index, x, fps, is_image(rows[index].path))
+
+
+def _ahead(
+    job: Callable[[IndexRow], T], rows: list[IndexRow], num_workers: int, on_error: Callable[[int, Exception], None]
+) -> Iterator[tuple[int, T]]:
+    """What `job` makes of each row, in their order, by threads that are so many rows ahead."""
+    with ThreadPoolExecutor(num_workers) as pool:
         pending = deque()
-        for i in range(len(rows) + config.num_workers):
+        for i in range(len(rows) + num_workers):
             if i < len(rows):
-                pending.append((i, pool.submit(load_clip, rows[i].path, config)))
-            if i < config.num_workers:
+                pending.append((i, pool.submit(job, rows[i])))
+            if i < num_workers:
                 continue
             index, future = pending.popleft()
             try:
-                x, fps = future.result()
+                done = future.result()
             except (ValueError, OSError) as error:
                 on_error(index, error)
                 continue
-            yield Clip(index, x, fps, is_image(rows[index].path))
+            yield index, done
 
 
 def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[list[Clip], int]]:

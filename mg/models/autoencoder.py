@@ -320,6 +320,11 @@ class VideoAutoencoder(nn.Cell):
             if left == 0:
                 return
 
+    @property
+    def stream_tile(self) -> int | None:
+        """How many frames of a video `encode_stream` takes in at once; None for all of them."""
+        return self._stream_tiling().encode_tile + self.lead
+
     def posterior_stream(
         self, read: Callable[[int, int], np.ndarray], num_frames: int
     ) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -186,6 +186,10 @@ class OpenSoraVAE(VideoAutoencoder):
 
     # By pieces: chunks, which know nothing of each other. Without `micro_frame_size` there is one alone.
 
+    @property
+    def stream_tile(self):
+        return self.config["micro_frame_size"]
+
     def posterior_stream(self, read, num_frames):
         for start, stop in _chunks(num_frames, self.config["micro_frame_size"]):
             yield self.posterior(Tensor(read(start, stop)))

@@ -1,0 +1,143 @@
+"""A folder of latents back to videos, by the model that encoded them.
+
+Each video is read, decoded and written by pieces along time, in the tiles of the encoding, so that memory does not
+depend on its length; frames are cropped to those that were encoded. The same command again makes what is missing.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from mg.checkpoints.digest import sha256
+from mg.data.errors import DataError
+from mg.data.transforms import to_uint8_frames
+from mg.data.video import write_image, write_video
+from mg.evaluation.clips import TileFields, one_line
+from mg.evaluation.reconstruction import output_names
+from mg.latents.folder import Latents, open_latents
+from mg.models import VideoAutoencoder, from_pretrained
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class DecodeConfig:
+    """Decode a folder of latents to videos, and to images what were images.
+
+    Args:
+        latents_path: the folder that scripts/encode_latents.py wrote.
+        from_pretrained: the checkpoint; by default where it lay when the latents were made.
+        any_checkpoint: take one whose hash is not that of the checkpoint that encoded.
+        output_path: folder to write to; what is there already stays.
+        names: the videos to decode, as the CSV named them; by default all.
+        dtype: precision of convolutions and products; by default that of the encoding.
+        tiling: where the tiles lie, laid over those of the encoding.
+        device: auto takes ascend, gpu or cpu, the first that is there.
+        mode: graph compiles once per shape, pynative runs op by op.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {
+        "save_dir": "output_path",
+        "save-dir": "output_path",
+        "ckpt_path": "from_pretrained",
+        "ckpt-path": "from_pretrained",
+    }
+
+    latents_path: str
+    from_pretrained: str | None = None
+    any_checkpoint: bool = False
+    output_path: str = "samples/decoded"
+    names: list[str] = field(default_factory=list)
+    dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    tiling: TileFields = field(default_factory=TileFields)
+    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    mode: Literal["graph", "pynative"] = "graph"
+
+
+@dataclass
+class DecodeReport:
+    """What a rank did: numbers of videos decoded and of those that were there, and the names of those that failed, with
+    the reason."""
+
+    decoded: int = 0
+    there: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> DecodeReport:
+    """Decode this rank's share of `config.latents_path` into `config.output_path`: NAME.mp4, or .png for an image.
+
+    A video whose latents cannot be read or decoded is counted; the others go on.
+
+    Raises:
+        ValueError, OSError: latents, a name or a checkpoint that cannot be used, a folder that cannot be written.
+    """
+    latents = open_latents(config.latents_path)
+    files = dict(zip(latents, output_names(list(latents))))
+    wanted = list(dict.fromkeys(config.names)) or list(latents)
+    for name in wanted:
+        latents[name]  # an unknown one is an error before anything is decoded
+    model = _load_model(config, latents.settings)
+    report = DecodeReport()
+    for name in tqdm(wanted[rank::world_size], desc="videos", unit="video"):
+        clip = latents[name]
+        path = Path(config.output_path) / f"{files[name]}{'.png' if clip.still else '.mp4'}"
+        if path.exists():
+            report.there += 1
+            continue
+        try:
+            _write(path, _frames(model, clip), clip)
+        except (ValueError, RuntimeError, MemoryError) as error:  # of this video; that the disk is full is not
+            report.failed.append((name, one_line(error)))
+            _logger.warning("%s: %s", name, one_line(error))
+            continue
+        report.decoded += 1
+    return report
+
+
+def _frames(model: VideoAutoencoder, clip: Latents) -> Iterator[np.ndarray]:
+    """uint8 frames (T', H, W, 3) by pieces, cropped to the clip's.
+
+    Raises:
+        ValueError: frames that are not finite.
+    """
+    pieces = model.decode_stream(lambda start, stop: clip.read(None, start, stop)[None], clip.shape[1], clip.frames)
+    for piece in pieces:
+        pixels = piece[0, :, :, : clip.height, : clip.width]
+        if not np.isfinite(pixels).all():
+            raise ValueError("the frames are not finite; with dtype fp16, try bf16 or fp32")
+        yield to_uint8_frames(pixels)
+
+
+def _write(path: Path, pieces: Iterator[np.ndarray], clip: Latents) -> None:
+    if clip.still:
+        write_image(path, next(pieces)[0])
+    else:
+        write_video(path, pieces, clip.fps or 1.0)
+
+
+def _load_model(config: DecodeConfig, settings: dict) -> VideoAutoencoder:
+    """The model of the encoding, with its weights unless others are asked for, in its tiles."""
+    try:
+        made = settings["model"]
+        name, dtype, model_config, tiling = made["name"], made["dtype"], dict(made["config"]), made["tiling"]
+        checkpoint, wanted = Path(config.from_pretrained or made["checkpoint"]), made["sha256"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{config.latents_path}: its latents.json does not describe a model ({error})") from None
+    if not checkpoint.exists():
+        raise DataError(f"{checkpoint}: no such checkpoint; give --ckpt_path")
+    if not config.any_checkpoint and sha256(checkpoint) != wanted:
+        raise DataError(
+            f"{checkpoint}: is not the checkpoint that made the latents of {config.latents_path}, whose SHA-256 is "
+            f"{wanted}; give that one as --ckpt_path, or --any_checkpoint"
+        )
+    model = from_pretrained(checkpoint, name, config.dtype or dtype, **model_config)
+    tiles = {**(tiling or {}), **config.tiling.given()}
+    if tiles:
+        model.enable_tiling(**tiles)
+    return model

@@ -1,0 +1,205 @@
+"""The videos and images of a CSV as a folder of latents, for a diffusion model to be trained on; see mg.latents.folder.
+
+Each video is read, encoded and written by pieces along time, in the model's own tiles, so that memory does not depend on
+its length. Videos are shared out to the ranks by their place in the CSV. The same command again goes on where a run was
+stopped, on any number of ranks.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from mg.checkpoints import atomic_write, read_config
+from mg.checkpoints.digest import sha256
+from mg.config import require
+from mg.data.index import IndexRow, read_index
+from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, one_line, open_clips
+from mg.evaluation.results import check_settings
+from mg.latents.folder import OK, SETTINGS_FILE, Row, ShardWriter, locked, read_rows
+from mg.models import VideoAutoencoder
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EncodeConfig(ClipsConfig):
+    """Encode the videos and images of a CSV into a folder of latents.
+
+    Args:
+        output_path: folder to write to; the same command again goes on there.
+        num_frames: frames of a clip, from the beginning; by default the whole video, whatever its length.
+        batch_size: 1: videos are encoded one by one, in tiles along time.
+        posterior: store mean and log-variance of the latents both, so that whoever reads them can take samples.
+        latents_dtype: precision of the numbers stored.
+        shard_size: MB of a shard; a longer video has one of its own.
+        retry_failed: try again those that could not be encoded before.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    output_path: str = "outputs/latents"
+    posterior: bool = False
+    latents_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    shard_size: int = 256
+    retry_failed: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.batch_size == 1, self, "batch_size", "1: videos are encoded one by one")
+        require(self.shard_size >= 1, self, "shard_size", "at least 1")
+        both = "false, where posterior is true: that stores what samples are taken of"
+        require(not (self.posterior and self.sample_posterior), self, "sample_posterior", both)
+
+
+@dataclass
+class EncodeReport:
+    """What a rank did: the number of videos in the CSV and of its own, of those that it encoded, and of those whose
+    latents were there; and all that failed, now or before, by name, with the reason."""
+
+    videos: int
+    mine: int
+    encoded: int = 0
+    there: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> EncodeReport:
+    """Encode this rank's videos of `config.csv_path`, row i being rank i % world_size's, into `config.output_path`.
+
+    A video that cannot be read or encoded becomes a line with an error; the others go on. One that the CSV names twice
+    is encoded once.
+
+    Raises:
+        ValueError, OSError: an index or a checkpoint that cannot be used, a folder that cannot be written or was made
+            with other settings.
+    """
+    index = read_index(config.csv_path, config.video_folder)
+    unique = {row.name: row for row in reversed(index)}  # the first of a name
+    rows = [unique[name] for name in dict.fromkeys(row.name for row in index)]
+    if len(rows) < len(index):
+        _logger.warning("%s: names %d videos more than once", config.csv_path, len(index) - len(rows))
+    model = load_model(config)
+    if config.posterior and not model.has_posterior:
+        raise ValueError(f"posterior is true, but {model.name} has none: its latents are certain; turn it off")
+    folder = Path(config.output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _settle(folder, _settings(config, model))
+
+    mine = rows[rank::world_size]
+    report = EncodeReport(len(rows), len(mine))
+    before = read_rows(folder)
+    todo = []
+    for row in mine:
+        known = before.get(row.name)
+        if known is None or (known.status != OK and config.retry_failed):
+            todo.append(row)
+        elif known.status == OK:
+            report.there += 1
+        else:
+            report.failed.append((row.name, known.error))
+
+    order = {row.name: i for i, row in enumerate(rows)}
+    size = config.shard_size * 2**20
+    with (
+        ShardWriter(folder, order, config.latents_dtype, size, rank, world_size) as shards,
+        tqdm(total=len(todo), desc="videos", unit="video") as progress,
+    ):
+
+        def on_error(number: int, error: Exception) -> None:
+            row = todo[number]
+            shards.fail(Row(row.name, row.caption), one_line(error))
+            report.failed.append((row.name, one_line(error)))
+            _logger.warning("%s: %s", row.name, one_line(error))
+            progress.update()
+
+        for number, clip in open_clips(todo, config, model.stream_tile or 1, on_error):
+            try:
+                _encode(model, todo[number], clip, config, shards)
+            except (ValueError, RuntimeError, MemoryError) as error:  # of this video; that the disk is full is not
+                on_error(number, error)
+                continue
+            report.encoded += 1
+            progress.update()
+    return report
+
+
+def _encode(
+    model: VideoAutoencoder, row: IndexRow, clip: ClipReader, config: EncodeConfig, shards: ShardWriter
+) -> None:
+    height, width = clip.size
+    length = model.latent_shape((1, 3, clip.num_frames, height, width))[2]
+    described = Row(
+        row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps, still=clip.still
+    )
+    shards.store(described, length, _pieces(model, row.name, clip, config))
+
+
+def _pieces(
+    model: VideoAutoencoder, name: str, clip: ClipReader, config: EncodeConfig
+) -> Iterator[dict[str, np.ndarray]]:
+    """What is stored of a clip -> (z, t', h, w), by stretches along time.
+
+    Raises:
+        ValueError: latents that are not finite.
+    """
+    # A sample depends on the video's name and the latent's place, not on what ran before it, or where.
+    seed = [config.seed, zlib.crc32(name.encode())] if config.sample_posterior else None
+    for z, mean, logvar in model.encode_stream(lambda a, b: clip.read(a, b)[None], clip.num_frames, seed):
+        stretch = {"mean": mean[0], "logvar": logvar[0]} if config.posterior else {"z": z[0]}
+        if not all(np.isfinite(values).all() for values in stretch.values()):
+            raise ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32")
+        yield stretch
+
+
+def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
+    """What all latents of a folder share."""
+    checkpoint = Path(config.model.from_pretrained)
+    factors = model.scaling_for(0.0, 1.0, [], [])
+    return {
+        "model": {
+            "name": model.name,
+            "checkpoint": str(checkpoint),
+            "sha256": sha256(checkpoint),
+            "dtype": config.model.dtype,
+            "config": model.config,
+            "tiling": vars(model.tiling) if model.tiling else None,
+        },
+        "scaling": {
+            "convention": model.scaling,
+            "factors": {key: model.config[key] for key in factors if key in model.config},
+            "applied": model.applies_scaling,
+        },
+        "latents": {
+            "stored": ["mean", "logvar"] if config.posterior else ["z"],
+            "z": f"samples of the posterior, seed {config.seed}" if config.sample_posterior else "the posterior's mean",
+            "dtype": config.latents_dtype,
+        },
+        "clips": {
+            "folder": str(Path(config.video_folder or Path(config.csv_path).parent).resolve()),
+            **{name: getattr(config, name) for name in ("num_frames", "frame_stride", "fps_max", "image_size", "crop")},
+        },
+    }
+
+
+def _settle(folder: Path, settings: dict) -> None:
+    """Write latents.json, or make sure that it says the same, where there are latents already. Where the checkpoint
+    lies does not matter, its hash does."""
+    path = folder / SETTINGS_FILE
+    with locked(folder / ".lock"):
+        if read_rows(folder):
+            before = read_config(path).get("model") if path.exists() else None
+            there = before.get("checkpoint") if isinstance(before, dict) else None
+            check_settings(
+                path, {**settings, "model": {**settings["model"], "checkpoint": there}}, "another output_path"
+            )
+            return
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
