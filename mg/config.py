@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader
 
+from mg.launcher import process_name
+
 T = TypeVar("T")
 
 
@@ -89,14 +91,15 @@ def require(holds: bool, config: Any, name: str, wanted: str) -> None:
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: with what it returns, with 2 and one line on stderr, without a traceback, after a
     user's mistake, with 130 after Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    process = process_name()
+    logging.basicConfig(level=logging.INFO, format=f"{process}%(levelname)s %(name)s: %(message)s")
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
         named = isinstance(error, OSError) and error.filename and error.strerror
         message = f"{error.filename}: {error.strerror}" if named else str(error)
-        sys.stderr.write(f"error: {' '.join(message.split())}\n")
+        sys.stderr.write(f"{process}error: {' '.join(message.split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -232,9 +235,15 @@ def _explain(message: str, actions: dict) -> str:
     mistyped = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message, re.DOTALL)
     if mistyped and mistyped[1] in actions:
         return f"{mistyped[1]} is {mistyped[2]!r}; it must be {_type_name(actions[mistyped[1]])}"
+    no_path = re.search(r'Parser key "([\w.]+)":\s+Not of type Path', message)
+    if no_path:
+        return f"{no_path[1]} must be a path"
     no_section = re.search(r"""Parser key "([\w.]+)":\s+Unable to load config '(.*?)'""", message)
     if no_section:
         return _no_section(no_section[1], no_section[2])
+    missing = re.search(r"following arguments are required: (.*)", message)
+    if missing:
+        return f"{' and '.join(_with_other_name(name, actions) for name in missing[1].split(', '))} must be given"
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     plain = re.search(r"Option '([\w.]+)' is not accepted", message)
@@ -243,6 +252,11 @@ def _explain(message: str, actions: dict) -> str:
     key = ".".join((group or unknown or plain).groups())
     near = difflib.get_close_matches(key, actions, 1, cutoff=0.5)
     return f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
+
+
+def _with_other_name(name: str, actions: dict) -> str:
+    other = next((key for key, action in actions.items() if action is actions[name] and key != name), None)
+    return f"--{name}" + (f" (or --{other})" if other else "")
 
 
 def _type_name(action: argparse.Action) -> str:
@@ -258,6 +272,6 @@ def _type_name(action: argparse.Action) -> str:
 
 def _plain_type(text: str) -> str:
     """Python's text of a type as a YAML writer would say it: Optional[Literal['a', 'b']] -> a | b | null"""
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", text.replace("typing.", ""))
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text.replace("typing.", "").replace("pathlib.Path", "path"))
     text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
     return re.sub(r"^Optional\[(.*)\]$", r"\1 | null", text)

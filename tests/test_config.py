@@ -138,7 +138,7 @@ def test_a_list_of_one_or_of_numbers_and_one_that_may_be_a_text():
         (["--name", "x", "--mode", "fly"], "mode is 'fly'; it must be one of walk, run"),
         (["--name", "x", "--pair", "[1]"], "pair is '[1]'; it must be tuple[float, float] | null"),
         (["--name", "x", "--count", "-1"], "count is -1; it must be at least 0"),
-        ([], "required: name"),
+        ([], "--name (or --label) must be given"),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_would_be_right(argv, message):

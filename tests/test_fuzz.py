@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from test_checkpoint_files import whole_files
 
+from mg.checkpoints import CheckpointError, read_state_dict
+
 FUZZ = [sys.executable, str(Path(__file__).with_name("fuzz_checkpoints.py"))]
 
 
@@ -117,3 +119,12 @@ def assert_refused_at_once(path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, timeout=20, capture_output=True)
     assert run.returncode == 3, (run.returncode, run.stderr[-500:])
     assert time.monotonic() - begin < 10
+
+
+def test_names_of_a_foreign_file_are_shown_in_one_printable_line(tmp_path):
+    name = "two\nlines \x1b[2J" + "x" * 100_000
+    header = json.dumps({name: {"dtype": "F32", "shape": [9], "data_offsets": [0, 16]}}).encode()
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(CheckpointError) as error:
+        read_state_dict(tmp_path / "w.safetensors")
+    assert str(error.value).isprintable() and len(str(error.value)) < 2000 and "two lines ?[2J" in str(error.value)

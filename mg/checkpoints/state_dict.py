@@ -192,7 +192,12 @@ def naming(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}", error.report) from error
+        raise CheckpointError(f"{path}: {_one_line(error)}", error.report) from error
     except Exception as error:  # a reader of foreign bytes fails in as many ways as there are bytes
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = _one_line(f"{type(error).__name__}: {error}")[:200]
         raise CheckpointError(f"{path}: cannot be read, it is damaged or of another format ({reason})") from error
+
+
+def _one_line(text: object) -> str:
+    """Names in a foreign file may hold line ends, and what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))[:1000]
