@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 
 import mg  # noqa: F401  # isort: skip  # before MindSpore
 
@@ -27,6 +28,11 @@ from mg.data.buckets import (
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import write_image, write_video
+from mg.evaluation.benchmark import BenchmarkConfig, report_command
+from mg.evaluation.clips import ClipOptions, ModelConfig, group_by_shape, read_clips
+from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
+from mg.evaluation.results import check_settings, write_settings
+from mg.models import create_model
 from mg.training.trainer import TrainConfig
 
 K2 = (1440, 2560)
@@ -517,3 +523,75 @@ def test_a_run_compiles_for_no_more_shapes_than_there_are_buckets_and_ratios(tmp
     (said,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("shapes of batches")]
     count = int(re.search(r"shapes of batches: (\d+) in 24 updates", said)[1])
     assert len(records) == 24 and 3 <= count <= len(shapes) == 4
+
+
+# Inference.
+
+
+EVALUATED = {"64px": {1: [1.0, 2], 8: [1.0, 2], 12: [0.0, None]}, "40px_ar1:1": {4: [1.0, 3]}}
+
+
+def test_a_row_goes_to_its_buckets_frames_size_and_batch_size_in_the_order_of_the_index(folder):
+    rows = read_index(folder / "mindone.csv") + [IndexRow(folder / "bad.mp4", "bad.mp4")]
+    failed = {}
+    options = ClipOptions(buckets=EVALUATED, num_frames=99, image_size=7, fps_max=6)  # 6 frames are left of each
+    clips = list(read_clips(rows, options, lambda index, error: failed.update({index: str(error)}), grid=8))
+    assert [clip.index for clip in clips] == list(range(10)) and list(failed) == [10]
+    assert {clip.x.shape[1:] for clip in clips[:8]} == {(4, 40, 40)}
+    assert [clip.x.shape[1:] for clip in clips[8:]] == [(1, 64, 64)] * 2
+    assert [clip.batch_size for clip in clips] == [3] * 8 + [2] * 2
+    assert [clip.fps for clip in clips] == [6.0] * 8 + [1.0] * 2
+    batches = [(len(batch), size) for batch, size in group_by_shape(clips, 1)]
+    assert sorted(batches) == [(2, 2), (2, 3), (3, 3), (3, 3)]
+    plain = ClipOptions(num_frames=4, image_size=40, fps_max=6)
+    assert np.array_equal(clips[1].x, next(read_clips(rows[1:], plain, None)).x)
+
+
+def test_what_no_bucket_takes_is_a_failure_with_the_reason(folder):
+    rows, failed = read_index(folder / "mindone.csv"), {}
+    options = ClipOptions(buckets={"64px": {12: [0.0, None], 8: [1.0, 1]}, "128px": {1: [1.0, 1]}})
+    clips = list(read_clips(rows, options, lambda index, error: failed.update({index: str(error)})))
+    assert not clips and list(failed) == list(range(10))
+    assert re.search(r"v1.mp4: no bucket takes its 12 frames of 48 x 80: sent on by a keep_prob of 0", failed[1])
+    assert re.search(r"i0.png: no bucket takes its 1 frames of 64 x 64: no bucket of its length", failed[8])
+    with pytest.raises(DataError, match="bucket 64px, 4 frames: keep_prob is 7"):
+        ClipOptions(buckets={"64px": {4: [7, 1]}})
+
+
+def test_what_chance_keeps_does_not_depend_on_the_other_rows(folder):
+    rows, options = read_index(folder / "mindone.csv"), ClipOptions(buckets={"64px": {4: [0.5, 1], 1: [0.5, 1]}})
+
+    def kept(rows):
+        return {rows[clip.index].name for clip in read_clips(rows, options, lambda index, error: None)}
+
+    assert 0 < len(kept(rows)) < 10
+    assert kept(rows[::2]) | kept(rows[1::2]) == kept(rows) == kept(rows)
+
+
+def test_videos_are_reconstructed_in_buckets_and_images_beside_them(folder, tmp_path):
+    create_model("two_convs").save_pretrained(tmp_path / "model")
+    argv = [
+        "--ckpt_path",
+        tmp_path / "model",
+        "--model.name=two_convs",
+        "--csv_path",
+        folder / "v2.csv",
+        "--mode=pynative",
+    ]
+    argv += ["--save_dir", tmp_path / "out", "--device=cpu", "--save_videos=false", "--num_workers=1", "--buckets"]
+    report = reconstruct_csv(parse_config(InferenceConfig, "", [*map(str, argv), '{"64px_ar1:1": {4: [1.0, 4]}}']))
+    assert [(r.frames, r.height, r.width) for r in report.results[:8]] == [(4, 64, 64)] * 8
+    assert [result.name for result in report.failed] == ["i0.png", "i1.png"]
+    assert all("no bucket of its length" in result.error for result in report.failed)
+
+
+def test_results_of_other_buckets_are_not_mixed_and_the_report_has_the_same(tmp_path):
+    options = ClipOptions(buckets={"64px": {4: [1.0, 1], 8: [0.0, None]}})
+    write_settings(tmp_path / "settings.json", {"clips": options.describe()})
+    check_settings(tmp_path / "settings.json", {"clips": options.describe()})
+    for other in ({"64px": {4: [0.5, 1], 8: [0.0, None]}}, None):
+        with pytest.raises(ValueError, match="settings.json"):
+            check_settings(tmp_path / "settings.json", {"clips": ClipOptions(buckets=other).describe()})
+    command = report_command(InferenceConfig(ModelConfig("x"), "x.csv", buckets=options.buckets, fps_max=12.0))
+    again = parse_config(BenchmarkConfig, "", shlex.split(command)[2:])
+    assert again.describe() == {**options.describe(), "fps_max": 12.0}

@@ -171,7 +171,7 @@ def report_command(config: InferenceConfig) -> str:
     for option in fields(ClipOptions):
         value = getattr(config, option.name)
         if value != option.default:
-            words += [f"--{option.name}", str(value)]
+            words += [f"--{option.name}", value if isinstance(value, str) else json.dumps(value)]
     words += ["--output_path", str(Path(config.output_path) / "benchmark")]
     return shlex.join(["python", "scripts/benchmark.py", *words])
 
@@ -259,9 +259,7 @@ def _settings(
             "names": hashlib.sha256(names.encode()).hexdigest(),
             "folder": str(Path(config.video_folder or Path(config.csv_path).parent).resolve()),
         },
-        "clips": {
-            name: getattr(config, name) for name in ("num_frames", "frame_stride", "fps_max", "image_size", "crop")
-        },
+        "clips": config.describe(),
         "measures": measures.describe(),
         "device": runtime.device(),
         "mode": "graph" if runtime.is_graph_mode() else "pynative",

@@ -8,6 +8,8 @@ A clip that cannot be read goes to `on_error`, and the others go on.
 """
 
 import contextlib
+import json
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +21,16 @@ import numpy as np
 from tqdm import tqdm
 
 from mg.config import require
+from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.index import IndexRow
-from mg.data.transforms import center_crop, resize_short_side, to_video_tensor
+from mg.data.transforms import center_crop, resize_short_side, resize_to_cover, to_video_tensor
 from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.models.tiling import TilingConfig
 
 T = TypeVar("T")
+
+GRID = 32  # pixels: what every model takes whole
 
 
 @dataclass
@@ -94,6 +99,9 @@ class ClipOptions:
         fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame.
         image_size: short side after resizing, in pixels; 0 keeps the size of the video.
         crop: crop the middle to a square; otherwise the aspect is kept.
+        buckets: resolution -> frames -> [keep_prob, batch_size], see mg.data.buckets: each clip goes to its bucket's
+            frames, from the beginning, size and batch size, in place of num_frames, image_size, crop and batch_size. A
+            file that no bucket takes is one that cannot be read. What keep_prob draws depends on the file's path alone.
         num_workers: threads that read ahead.
 
     Raises:
@@ -108,6 +116,7 @@ class ClipOptions:
     fps_max: float | None = None
     image_size: int = 256
     crop: bool = True
+    buckets: dict[str, Any] | None = None
     num_workers: int = 2
 
     def __post_init__(self):
@@ -115,6 +124,14 @@ class ClipOptions:
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
         require(self.fps_max is None or self.fps_max > 0, self, "fps_max", "above 0")
         require(self.image_size >= 0, self, "image_size", "at least 1, or 0")
+        if self.buckets is not None:
+            read_buckets(self.buckets)
+
+    def describe(self) -> dict[str, Any]:
+        """All settings that the clips depend on, as JSON has them."""
+        names = ["frame_stride", "fps_max"]
+        names += ["num_frames", "image_size", "crop"] if self.buckets is None else ["buckets"]
+        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
 
 
 @dataclass
@@ -168,12 +185,14 @@ class ClipsConfig(ClipOptions):
 
 @dataclass
 class Clip:
-    """A video as a model takes it, `x` (3, T, H, W) in [-1, 1], and where it came from: `index`, a row's number."""
+    """A video as a model takes it, `x` (3, T, H, W) in [-1, 1], and where it came from: `index`, a row's number. Its
+    `batch_size` is that of its bucket, if there are buckets."""
 
     index: int
     x: np.ndarray
     fps: float
     still: bool
+    batch_size: int | None = None
 
 
 def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder:
@@ -210,35 +229,65 @@ def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
 
 
 @contextlib.contextmanager
-def open_clip(path: Path, config: ClipOptions) -> Iterator["ClipReader"]:
-    """A video or image to be read by pieces, as the model takes it; raises as `load_clip` does."""
+def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["ClipReader"]:
+    """A video or image to be read by pieces, as the model takes it; raises as `load_clip` does.
+
+    Args:
+        grid: what the sizes of buckets are multiples of: the model's `spatial_compression`.
+    """
     if is_image(path):
         image = read_image(path)[None]  # (T, H, W, C)
-        yield ClipReader(lambda indices: image, range(1), 1.0, True, config)
+        place = _place(path, config, grid, 1, *image.shape[1:3], still=True)
+        yield ClipReader(lambda indices: image, range(1), 1.0, True, config, place)
         return
     with open_video(path) as video:
         step = config.frame_stride * frame_interval(video.fps, config.fps_max)
-        indices = range(0, video.num_frames, step)[: config.num_frames]
-        if len(indices) < (config.num_frames or 1):
-            needed = ((config.num_frames or 1) - 1) * step + 1
+        length = video.num_frames // frame_interval(video.fps, config.fps_max) // config.frame_stride
+        place = _place(path, config, grid, length, video.height, video.width, still=False)
+        num_frames = place.bucket.num_frames if place else config.num_frames
+        indices = range(0, video.num_frames, step)[:num_frames]
+        if len(indices) < (num_frames or 1):
+            needed = ((num_frames or 1) - 1) * step + 1
             raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
-        yield ClipReader(video.read, indices, video.fps / step, False, config)
+        yield ClipReader(video.read, indices, video.fps / step, False, config, place)
+
+
+def _place(
+    path: Path, config: ClipOptions, grid: int, length: int, height: int, width: int, still: bool
+) -> Place | None:
+    """The bucket and size of a file; None without buckets."""
+    if config.buckets is None:
+        return None
+    assignment = Assignment(config.buckets, grid, Sources(*np.array([[length], [height], [width]]), np.array([still])))
+    (number,) = assignment.draw(np.random.default_rng(zlib.crc32(path.as_posix().encode())))
+    if number < 0:
+        raise VideoError(f"{path}: no bucket takes its {length} frames of {height} x {width}: {REASONS[int(number)]}")
+    return assignment.places[number]
 
 
 class ClipReader:
-    """An open clip: `num_frames`, `fps`, whether it is `still`, `read`, and then the `size` of its frames.
+    """An open clip: `num_frames`, `fps`, whether it is `still`, its bucket's `batch_size`, `read`, and then the `size` of
+    its frames.
 
     Args:
         frames_at: gives the frames of some indices as uint8 (T, H, W, C).
         indices: of the clip's frames.
         config: how they are resized and cropped.
+        place: to which bucket and size, if there are buckets.
     """
 
     def __init__(
-        self, frames_at: Callable[[list[int]], np.ndarray], indices: range, fps: float, still: bool, config: ClipOptions
+        self,
+        frames_at: Callable[[list[int]], np.ndarray],
+        indices: range,
+        fps: float,
+        still: bool,
+        config: ClipOptions,
+        place: Place | None = None,
     ):
         self.num_frames, self.fps, self.still = len(indices), fps, still
-        self._frames_at, self._indices, self._config = frames_at, indices, config
+        self.batch_size = place.bucket.batch_size if place else None
+        self._frames_at, self._indices, self._config, self._place = frames_at, indices, config, place
         self._last, self._end = None, 0  # the frames given last, and the end of their range
 
     @property
@@ -260,18 +309,21 @@ class ClipReader:
         return to_video_tensor(frames)
 
     def _prepared(self, frames: np.ndarray) -> np.ndarray:
+        if self._place:
+            return center_crop(resize_to_cover(frames, *self._place.size), *self._place.size)
         if self._config.image_size:
             frames = resize_short_side(frames, self._config.image_size)
         return center_crop(frames, min(frames.shape[1:3])) if self._config.crop else frames
 
 
 def batches(
-    rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None]
+    rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None], grid: int = GRID
 ) -> Iterator[tuple[list[Clip], np.ndarray]]:
     """The clips of an index in batches of one shape, behind a progress bar.
 
     Args:
         on_error: is told the number of a row that cannot be read; the others go on.
+        grid: what the sizes of buckets are multiples of.
 
     Yields:
         The clips of a batch and x (B, 3, T, H, W), in which the last clip may be repeated: see `group_by_shape`.
@@ -282,18 +334,23 @@ def batches(
             on_error(index, error)
             progress.update()
 
-        for batch, size in group_by_shape(read_clips(rows, config, failed), config.batch_size):
+        for batch, size in group_by_shape(read_clips(rows, config, failed, grid), config.batch_size):
             yield batch, np.stack([clip.x for clip in batch] + [batch[-1].x] * (size - len(batch)))
             progress.update(len(batch))
 
 
 def open_clips(
-    rows: list[IndexRow], config: ClipOptions, first: int, on_error: Callable[[int, Exception], None]
+    rows: list[IndexRow],
+    config: ClipOptions,
+    first: int,
+    on_error: Callable[[int, Exception], None],
+    grid: int = GRID,
 ) -> Iterator[tuple[int, ClipReader]]:
     """Clips in the order of the index, to be read by pieces; threads open them and read their `first` frames ahead.
 
     Args:
         on_error: is told the number of a row that cannot be opened; the others go on.
+        grid: what the sizes of buckets are multiples of.
 
     Yields:
         A row's number and its clip, which is closed when the next one is asked for.
@@ -301,7 +358,7 @@ def open_clips(
 
     def begin(row: IndexRow) -> tuple[ClipReader, contextlib.ExitStack]:
         with contextlib.ExitStack() as stack:
-            clip = stack.enter_context(open_clip(row.path, config))
+            clip = stack.enter_context(open_clip(row.path, config, grid))
             clip.read(0, min(first, clip.num_frames))
             return clip, stack.pop_all()
 
@@ -310,11 +367,17 @@ def open_clips(
             yield index, clip
 
 
-def read_clips(rows: list[IndexRow], config: ClipOptions, on_error: Callable[[int, Exception], None]) -> Iterator[Clip]:
+def read_clips(
+    rows: list[IndexRow], config: ClipOptions, on_error: Callable[[int, Exception], None], grid: int = GRID
+) -> Iterator[Clip]:
     """Clips in the order of the index, read ahead by threads."""
-    loaded = _ahead(lambda row: load_clip(row.path, config), rows, config.num_workers, on_error)
-    for index, (x, fps) in loaded:
-        yield Clip(index, x, fps, is_image(rows[index].path))
+
+    def load(row: IndexRow) -> tuple[np.ndarray, float, bool, int | None]:
+        with open_clip(row.path, config, grid) as clip:
+            return clip.read(0, clip.num_frames), clip.fps, clip.still, clip.batch_size
+
+    for index, loaded in _ahead(load, rows, config.num_workers, on_error):
+        yield Clip(index, *loaded)
 
 
 def _ahead(
@@ -338,24 +401,26 @@ def _ahead(
 
 
 def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[list[Clip], int]]:
-    """Batches of clips of one shape, each with the size that it is to be run at.
+    """Batches of clips of one shape, each with the size that it is to be run at: `batch_size`, or that of the clips.
 
     A shape keeps the size of its first batch, and a later one that falls short is to be filled up to it, so that a
-    compiled model meets one batch shape per clip shape. At most 4 * batch_size clips wait for company.
+    compiled model meets one batch shape per clip shape. At most 4 times the largest batch size wait for company.
     """
     waiting: dict[tuple, list[Clip]] = {}
     sizes: dict[tuple, int] = {}
+    largest = batch_size
 
-    def take(shape: tuple) -> tuple[list[Clip], int]:
-        batch = waiting.pop(shape)
-        return batch, sizes.setdefault(shape, len(batch))
+    def take(kind: tuple) -> tuple[list[Clip], int]:
+        batch = waiting.pop(kind)
+        return batch, sizes.setdefault(kind, len(batch))
 
     for clip in clips:
-        shape = clip.x.shape
-        waiting.setdefault(shape, []).append(clip)
-        if len(waiting[shape]) == sizes.get(shape, batch_size):
-            yield take(shape)
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+        wanted = clip.batch_size or batch_size
+        largest, kind = max(largest, wanted), (clip.x.shape, wanted)
+        waiting.setdefault(kind, []).append(clip)
+        if len(waiting[kind]) == sizes.get(kind, wanted):
+            yield take(kind)
+        elif sum(map(len, waiting.values())) >= 4 * largest:
             yield take(next(iter(waiting)))  # the shape that has waited longest
     while waiting:
         yield take(next(iter(waiting)))

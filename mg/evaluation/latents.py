@@ -138,7 +138,7 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
         statistics.failures.append((rows[index].name, one_line(error)))
         _logger.warning("%s: %s", rows[index].name, one_line(error))
 
-    for batch, x in batches(rows, config, on_error):
+    for batch, x in batches(rows, config, on_error, model.spatial_compression):
         z, mean, _ = model.encode(ms.Tensor(x))
         unscaled = model.unscaled(z if config.sample_posterior else mean).asnumpy()  # (B, C, t, h, w)
         for clip, latents in zip(batch, unscaled):

@@ -189,7 +189,10 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     report = Report(methods, results, losses.names if losses else [])
     Path(config.output_path).mkdir(parents=True, exist_ok=True)
 
-    for batch, x in batches(rows, config, lambda index, error: _fail(results[index], error)):
+    def on_error(index: int, error: Exception) -> None:
+        _fail(results[index], error)
+
+    for batch, x in batches(rows, config, on_error, model.spatial_compression):
         y, latents = reconstruct(model, x, config.sample_posterior)
         outputs = {RECONSTRUCTION: y}
         if config.spatial:

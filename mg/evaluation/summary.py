@@ -103,13 +103,15 @@ def _rate(rows: list[Row], seconds: str) -> float | None:
 
 def _protocol(settings: dict) -> dict[str, str]:
     clips = settings["clips"]
-    frames = f"the first {clips['num_frames']} frames" if clips["num_frames"] else "all frames"
+    frames = f"the first {clips['num_frames']} frames" if clips.get("num_frames") else "all frames"
     thinned = f", every {clips['frame_stride']}. of them" if clips["frame_stride"] > 1 else ""
     thinned += f", thinned to at most {clips['fps_max']:g} per second" if clips["fps_max"] else ""
-    size = f"short side {clips['image_size']} pixels" if clips["image_size"] else "own size"
-    crop = ", middle square" if clips["crop"] else ""
+    size = f"short side {clips['image_size']} pixels" if clips.get("image_size") else "own size"
+    size += ", middle square" if clips.get("crop") else ""
+    if "buckets" in clips:
+        frames, size = "the first frames, as many as a video's bucket has", "its bucket's size, the middle"
     return {
-        "clips": f"{frames}{thinned}; {size}{crop}; a video counts only with all of these frames decoded",
+        "clips": f"{frames}{thinned}; {size}; a video counts only with all of these frames decoded",
         "quality": "float reconstruction from the posterior's mean, clipped to [0, 1] and not rounded, against the "
         "clip as the model was given it; means over the frames, then over the videos",
         "compression": "values of the videos (3 per pixel) by values of their latents, padding included; the cell is "

@@ -120,7 +120,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
             _logger.warning("%s: %s", row.name, one_line(error))
             progress.update()
 
-        for number, clip in open_clips(todo, config, model.stream_tile or 1, on_error):
+        for number, clip in open_clips(todo, config, model.stream_tile or 1, on_error, model.spatial_compression):
             try:
                 _encode(model, todo[number], clip, config, shards)
             except (ValueError, RuntimeError, MemoryError) as error:  # of this video; that the disk is full is not
@@ -184,7 +184,7 @@ def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
         },
         "clips": {
             "folder": str(Path(config.video_folder or Path(config.csv_path).parent).resolve()),
-            **{name: getattr(config, name) for name in ("num_frames", "frame_stride", "fps_max", "image_size", "crop")},
+            **config.describe(),
         },
     }
 
