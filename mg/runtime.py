@@ -5,12 +5,16 @@ import logging
 import os
 import random
 import re
+import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import communication
+from mindspore import Tensor, communication, nn, ops
+
+from mg.launcher import end_with_msrun
 
 _logger = logging.getLogger(__name__)
 
@@ -31,6 +35,19 @@ class Runtime:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def gather(self, content: bytes) -> list[bytes]:
+        """What every worker gives, of any length, in the order of their ranks; all must call it at the same time."""
+        if self.world_size == 1:
+            return [content]
+        collect = ops.AllGather()  # of bytes as floats, which every device sends
+        lengths = collect(Tensor([[len(content)]], ms.float32)).asnumpy()[:, 0].astype(int)
+        if not lengths.any():
+            return [b""] * self.world_size
+        padded = np.zeros((1, lengths.max()), np.float32)
+        padded[0, : len(content)] = np.frombuffer(content, np.uint8)
+        rows = collect(Tensor(padded)).asnumpy().astype(np.uint8)  # (workers, longest)
+        return [row[:length].tobytes() for row, length in zip(rows, lengths)]
 
 
 def setup(
@@ -61,8 +78,14 @@ def setup(
 
     rank, world_size = 0, 1
     if int(os.environ.get("MS_WORKER_NUM", "1")) > 1:  # set by msrun
+        # On a CPU a worker gives up on one that is 30 s late, though it may be compiling or writing a checkpoint. One
+        # that has died shows sooner and otherwise: it sends no more signs of life to the scheduler.
+        os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "3600")
+        end_with_msrun()
         communication.init()
         rank, world_size = communication.get_rank(), communication.get_group_size()
+        if rank:
+            logging.getLogger("mg").setLevel(logging.WARNING)  # the first speaks for all
 
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -77,6 +100,54 @@ def device() -> str:
 
 def is_graph_mode() -> bool:
     return ms.get_context("mode") == ms.GRAPH_MODE
+
+
+class WorkerMean(nn.Cell):
+    """The mean of a tensor over all workers, the same on each; its gradient reaches every worker's tensor."""
+
+    def __init__(self, world_size: int):
+        super().__init__()
+        self.share = 1.0 / world_size
+        self.sum = ops.AllReduce() if world_size > 1 else None
+
+    def construct(self, x):
+        return x if self.sum is None else self.sum(x) * self.share
+
+
+class CtrlC:
+    """Within it, Ctrl-C waits for the next `check`, which raises it; a second one is raised at once.
+
+    In the middle of a step it could be lost in a callback, or end the process in silence: MindSpore's compiler leaves a
+    handler of its own behind. `check` puts this one back, so it belongs behind everything that may compile.
+    """
+
+    def __init__(self):
+        self._noted = False
+        self._before = None
+
+    def __enter__(self) -> "CtrlC":
+        self._before = signal.getsignal(signal.SIGINT)
+        self._handle(self._note)
+        return self
+
+    def __exit__(self, *exception):
+        self._handle(self._before)
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        self._handle(self._note)
+        if self._noted:
+            raise KeyboardInterrupt
+
+    def _note(self, *_):
+        if self._noted:
+            raise KeyboardInterrupt
+        self._noted = True
+
+    @staticmethod
+    def _handle(handler) -> None:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _choose_device(name: str) -> str:

@@ -10,7 +10,8 @@ from mg.training.trainer import TrainConfig, train
 
 def main() -> None:
     config = parse_config(TrainConfig, "Train a video autoencoder on the videos and images of a CSV.")
-    print(f"weights: {train(config)}")
+    if weights := train(config):  # the first worker's alone
+        print(f"weights: {weights}")
 
 
 if __name__ == "__main__":

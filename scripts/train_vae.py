@@ -15,7 +15,8 @@ from mg.training.trainer import TrainConfig, train
 
 def main() -> None:
     config = parse_config(TrainConfig, "Train a video autoencoder, with or without a discriminator.")
-    print(f"weights: {train(config)}")
+    if weights := train(config):  # the first worker's alone
+        print(f"weights: {weights}")
 
 
 if __name__ == "__main__":

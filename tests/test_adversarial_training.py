@@ -52,10 +52,14 @@ def make(mode: str = "pynative", logits: float = 30.0, loss=LOSS, disc=None, gen
 
 
 def batch(seed: int = 0, frames: int = 3):
-    """Video, noise, and the generator of the dropout's masks."""
+    """Video, noise, and each clip's generator of the dropout's masks."""
     rng = np.random.default_rng(seed)
     x = rng.uniform(-1, 1, (2, 3, frames, 16, 16)).astype(np.float32)
-    return x, rng.standard_normal((2, 2, frames, 16, 16), dtype=np.float32), np.random.default_rng([seed, 1])
+    return (
+        x,
+        rng.standard_normal((2, 2, frames, 16, 16), dtype=np.float32),
+        [np.random.default_rng([seed, clip]) for clip in (1, 2)],
+    )
 
 
 def norm(values) -> float:
@@ -89,8 +93,8 @@ class ByHand:
         self.whole, self.config = AutoencoderLoss(loss), loss
         self.parameters = ms.ParameterTuple(model.trainable_params())
 
-    def draw(self, x, generator):
-        return [tuple(map(Tensor, self.discriminator.draw_masks(x.shape, generator))) for _ in range(3)]
+    def draw(self, x, generators):
+        return [tuple(map(Tensor, self.discriminator.draw_masks(x.shape, generators))) for _ in range(3)]
 
     def autoencoder(self, x, noise, masks):
         """Adaptive weight; gradients of all losses and of the generator loss."""
@@ -130,8 +134,8 @@ def test_gradients_and_adaptive_weight_are_those_of_each_loss_taken_apart(mode, 
     Where the generator's gradient is small the 1e-4 beside it counts, and must bear the loss scale too."""
     disc = AdamWConfig(lr=1e-3, loss_scale=loss_scale, init_loss_scale=64.0)
     model, step, discriminator = make(mode, logits, disc=disc, loss_scale=loss_scale)
-    x, noise, generator = batch()
-    step.accumulate(x, noise, generator)
+    x, noise, generators = batch()
+    step.accumulate(x, noise, generators)
     scale = float(step.updater.loss_scale().asnumpy())
     assert scale == (1024 if loss_scale == "dynamic" else 1)
     report = dict(zip(step._compete.terms, step._reports[0][1].asnumpy().tolist()))
@@ -163,7 +167,7 @@ def test_gradients_and_adaptive_weight_are_those_of_each_loss_taken_apart(mode, 
 
 def test_running_statistics_move_by_every_pass_of_an_update_in_its_order(mode):
     model, step, discriminator = make(mode)
-    x, noise, generator = batch()
+    x, noise, generators = batch()
     runtime.setup("cpu", "pynative")
     y = model.forward(Tensor(x), Tensor(noise))[0]
     means, variances = np.zeros(8), np.ones(8)
@@ -173,7 +177,7 @@ def test_running_statistics_move_by_every_pass_of_an_update_in_its_order(mode):
         means = 0.9 * means + 0.1 * statistics[0].asnumpy()
         variances = 0.9 * variances + 0.1 * statistics[1].asnumpy()
     runtime.setup("cpu", mode)
-    step.accumulate(x, noise, generator)
+    step.accumulate(x, noise, generators)
     assert (discriminator.main[3].running_mean.asnumpy() == 0).all()
     step.update()
     np.testing.assert_allclose(discriminator.main[3].running_mean.asnumpy(), means, rtol=0, atol=1e-6)
@@ -266,10 +270,10 @@ def test_an_update_that_is_not_finite_changes_neither_network(mode):
     step.accumulate(*batch(1))
     step.update()
     before = snapshot(step)
-    x, noise, generator = batch(2)
+    x, noise, generators = batch(2)
     x[0, 0, 0, 0, 0] = float("inf")
     step.accumulate(*batch(3))
-    step.accumulate(x, noise, generator)
+    step.accumulate(x, noise, generators)
     result = step.update()
     assert not result.updated and not result.discriminator.updated
     assert_same(snapshot(step), before)
@@ -426,7 +430,7 @@ def dc_ae_gradients(mode: str, dtype: str, checkpointed: bool = False, output: b
     loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=0))
     step = TrainStep(model, loss, OptimConfig(lr=1e-3), 20, adversary=Adversary(make_discriminator()))
     x = rng.uniform(-1, 1, (1, 3, 4, 32, 32)).astype(np.float32)
-    step.accumulate(x, np.zeros(model.latent_shape(x.shape), np.float32), np.random.default_rng(0))
+    step.accumulate(x, np.zeros(model.latent_shape(x.shape), np.float32), [np.random.default_rng(0)])
     return step._reports[0][1].asnumpy(), [g.asnumpy() for g in step.updater.gradients]
 
 

@@ -114,7 +114,7 @@ def test_a_training_pass_is_torchs(mode, frames, dropout):
         value = parameter.asnumpy() + 0.3 * rng.uniform(0, 1, parameter.shape)
         parameter.set_data(Tensor(value.astype(np.float32)))
     x = rng.uniform(-1, 1, (2, 3, frames, 20, 17)).astype(np.float32)
-    masks = discriminator.draw_masks(x.shape, rng)
+    masks = discriminator.draw_masks(x.shape, [rng, rng])
     assert len(masks) == (3 if dropout else 0)
     network = build_in_torch(torch, discriminator, masks or [np.ones(1, np.uint8)] * 3).train()
     pixels = torch.from_numpy(x).requires_grad_()
@@ -139,12 +139,12 @@ def test_a_training_pass_is_torchs(mode, frames, dropout):
 def test_masks_are_drawn_by_the_generator_alone_and_keep_the_set_share():
     discriminator = NLayerDiscriminator3D(DiscriminatorConfig(ndf=16, dropout=0.3))
     shape = (1, 3, 8, 64, 64)
-    first, again, other = (discriminator.draw_masks(shape, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    first, again, other = (discriminator.draw_masks(shape, [np.random.default_rng(seed)]) for seed in (0, 0, 1))
     assert [mask.shape for mask in first] == discriminator.mask_shapes(shape)
     assert all((a == b).all() for a, b in zip(first, again)) and not (first[0] == other[0]).all()
     assert all(mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1} for mask in first)
     assert np.concatenate([mask.ravel() for mask in first]).mean() == pytest.approx(0.7, abs=0.01)
-    assert NLayerDiscriminator3D(DiscriminatorConfig(**TINY, dropout=0)).draw_masks(shape, None) == ()
+    assert NLayerDiscriminator3D(DiscriminatorConfig(**TINY, dropout=0)).draw_masks(shape, []) == ()
 
 
 def test_weights_come_back_from_a_file_or_a_checkpoints_folder(tmp_path):

@@ -20,8 +20,6 @@ import json
 import logging
 import re
 import shlex
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -331,7 +329,7 @@ def _measure(
 ) -> Iterator[Row]:
     """The `rows`, one for each line of the index, filled and in the order in which they are done."""
     done = []
-    with tqdm(total=len(rows), desc=rows[0].model, unit="clip") as progress:
+    with tqdm(total=len(rows), desc=rows[0].model, unit="clip") as progress, runtime.CtrlC() as ctrl_c:
 
         def on_error(number: int, error: Exception) -> None:
             rows[number].error = one_line(error)
@@ -346,12 +344,12 @@ def _measure(
         for clip in read_clips(index, config, on_error):
             yield from take()
             try:
-                with _ctrl_c_kept():
-                    _fill(rows[clip.index], model, clip, measures, folder)
+                _fill(rows[clip.index], model, clip, measures, folder)
                 done.append(rows[clip.index])
             except (ValueError, OSError, RuntimeError, MemoryError) as error:  # of this clip; others may be smaller
                 on_error(clip.index, error)
             yield from take()
+            ctrl_c.check()
         yield from take()
 
 
@@ -392,17 +390,6 @@ def _write(path: Path, frames: np.ndarray, fps: float) -> None:
         write_image(path, frames[0])
     else:
         write_video(path, frames, fps)
-
-
-@contextlib.contextmanager
-def _ctrl_c_kept() -> Iterator[None]:
-    """MindSpore's compiler leaves a handler behind that kills the process at once, in silence: put ours back."""
-    try:
-        yield
-    finally:
-        handler = signal.getsignal(signal.SIGINT)  # Python's view, which that handler is no part of
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 def _reset_peak_memory() -> None:

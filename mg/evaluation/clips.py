@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from mg import runtime
 from mg.config import require
 from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.index import IndexRow
@@ -328,7 +329,7 @@ def batches(
     Yields:
         The clips of a batch and x (B, 3, T, H, W), in which the last clip may be repeated: see `group_by_shape`.
     """
-    with tqdm(total=len(rows), desc="clips", unit="clip") as progress:
+    with tqdm(total=len(rows), desc="clips", unit="clip") as progress, runtime.CtrlC() as ctrl_c:
 
         def failed(index: int, error: Exception) -> None:
             on_error(index, error)
@@ -337,6 +338,7 @@ def batches(
         for batch, size in group_by_shape(read_clips(rows, config, failed, grid), config.batch_size):
             yield batch, np.stack([clip.x for clip in batch] + [batch[-1].x] * (size - len(batch)))
             progress.update(len(batch))
+            ctrl_c.check()
 
 
 def open_clips(

@@ -1,8 +1,8 @@
 """Adversarial losses, and the balance between reconstruction and generator loss of VQGAN (arXiv 2012.09841).
 
 The weight of the generator loss is |gradient of the reconstruction loss| / |gradient of the generator loss|, both at
-the weight of the decoder's last convolution, so that neither drowns the other. `AdaptiveBalance` takes both in the
-one backward pass that the step makes anyway.
+the weight of the decoder's last convolution, so that neither drowns the other; on several workers, the gradients of
+the global batch. `AdaptiveBalance` takes both in the one backward pass that the step makes anyway.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mg.config import require
 from mg.models.autoencoder import VideoAutoencoder
+from mg.runtime import WorkerMean
 
 
 @dataclass
@@ -77,9 +78,10 @@ class AdaptiveBalance(nn.Cell):
         first loss' + disc_weight * adaptive weight * the second's.
     """
 
-    def __init__(self, model: VideoAutoencoder, disc_weight: float):
+    def __init__(self, model: VideoAutoencoder, disc_weight: float, world_size: int = 1):
         super().__init__(auto_prefix=False)
         self.model = model
+        self.over_workers = WorkerMean(world_size)
         self.disc_weight = disc_weight
         self.differentiate = ms.grad(self._product, None, ParameterTuple([model.last_conv.weight]))
 
@@ -88,14 +90,19 @@ class AdaptiveBalance(nn.Cell):
 
     def bprop(self, y, h, scale, probe, out, dout):
         first, second = dout
-        reconstruction, generator = self._norm(h, first), self._norm(h, second)
+        # Both in one message: of two, each worker might send another one first.
+        gradients = self.over_workers(ops.stack((self._gradient(h, first), self._gradient(h, second))))
+        reconstruction, generator = _norm(gradients[0]), _norm(gradients[1])
         weight = ops.clamp(reconstruction / (generator + 1e-4 * scale), 0.0, 1e4)
         weight = weight + 0.0 * generator  # an overflow must show, and not as a weight of 0
         return first + self.disc_weight * weight * second, ops.zeros_like(h), ops.zeros_like(scale), weight
 
-    def _norm(self, h, cotangent):
-        gradient = self.differentiate(h, cotangent)[0].astype(ms.float32)
-        return ops.sqrt(gradient.square().sum())
+    def _gradient(self, h, cotangent):
+        return self.differentiate(h, cotangent)[0].astype(ms.float32)
 
     def _product(self, h, cotangent):
         return (self.model.picture(h, cotangent.shape) * cotangent).sum()
+
+
+def _norm(x):
+    return ops.sqrt(x.square().sum())

@@ -3,6 +3,10 @@
 Strided 3x3x3 convolutions, the first two of them in time as well, give one logit per patch of a clip
 (PatchGAN: arXiv 1611.07004). All that would be hidden state in a compiled step is handed in or out instead: the
 dropout's masks come from outside, and the statistics of a batch, by which the running ones move, are returned.
+
+On several workers the statistics of a batch are those of the batches of all of them together, as if it were one batch on
+one worker; the original's are each worker's own (a plain BatchNorm3d on every GPU), so its training depends on how a
+batch is divided.
 """
 
 from collections.abc import Sequence
@@ -18,6 +22,7 @@ from mg.checkpoints import CheckpointError, check_finite, compare_names, read_st
 from mg.config import require
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.precision import set_precision
+from mg.runtime import WorkerMean
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 
@@ -46,11 +51,13 @@ class DiscriminatorConfig:
 
 
 class BatchNorm(nn.Cell):
-    """Batch norm over (B, T, H, W) in fp32: `construct` by the running statistics, `batch` by those of its input."""
+    """Batch norm over (B, T, H, W) of all workers in fp32: `construct` by the running statistics, `batch` by those of
+    its input."""
 
-    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(self, channels: int, world_size: int = 1, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
-        self.eps, self.momentum = eps, momentum
+        self.world_size, self.eps, self.momentum = world_size, eps, momentum
+        self.over_workers = WorkerMean(world_size)
         self.weight = Parameter(initializer(Normal(0.02, 1.0), (channels,)), name="weight")
         self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
         self.running_mean = Parameter(initializer("zeros", (channels,)), name="running_mean", requires_grad=False)
@@ -63,10 +70,10 @@ class BatchNorm(nn.Cell):
         """(B, C, T, H, W) -> the same, normalised; mean (C,); unbiased variance (C,)"""
         b, c, t, h, w = x.shape
         x = x.astype(ms.float32)
-        mean = x.mean(axis=(0, 2, 3, 4), keep_dims=True)  # (1, C, 1, 1, 1)
+        mean = self.over_workers(x.mean(axis=(0, 2, 3, 4), keep_dims=True))  # (1, C, 1, 1, 1)
         centred = x - mean
-        variance = centred.square().mean(axis=(0, 2, 3, 4), keep_dims=True)
-        count = b * t * h * w
+        variance = self.over_workers(centred.square().mean(axis=(0, 2, 3, 4), keep_dims=True))
+        count = b * t * h * w * self.world_size
         unbiased = ops.stop_gradient(variance) * (count / max(count - 1, 1))
         return self._scaled(centred, variance), ops.stop_gradient(mean).reshape(c), unbiased.reshape(c)
 
@@ -85,12 +92,13 @@ class NLayerDiscriminator3D(nn.Cell):
 
     Args:
         dtype: fp32 | fp16 | bf16, of the convolutions.
+        world_size: workers whose batches are normalised as one.
 
     Raises:
         CheckpointError: `config.from_pretrained` cannot be read or does not fit.
     """
 
-    def __init__(self, config: DiscriminatorConfig, dtype: str = "fp32"):
+    def __init__(self, config: DiscriminatorConfig, dtype: str = "fp32", world_size: int = 1):
         super().__init__()
         self.dropout = config.dropout
         strides = [(2, 2, 2)] * min(config.n_layers, 2) + [(1, 2, 2)] * (config.n_layers - 2) + [(1, 1, 1)]
@@ -98,7 +106,8 @@ class NLayerDiscriminator3D(nn.Cell):
         activation = nn.LeakyReLU(0.2)
         layers = [Conv3d(3, widths[0], stride=strides[0]), activation]
         for before, width, stride in zip(widths, widths[1:], strides[1:]):
-            layers += [Conv3d(before, width, stride=stride, bias=False), BatchNorm(width), activation, nn.Identity()]
+            norm = BatchNorm(width, world_size)
+            layers += [Conv3d(before, width, stride=stride, bias=False), norm, activation, nn.Identity()]
         self.main = nn.CellList([*layers, Conv3d(widths[-1], 1)])  # nn.Identity: where the original has its dropout
         self.normed = tuple(range(2, len(layers), 4))  # the convolutions that a norm, activation and dropout follow
         self._masked = list(zip(widths, strides))
@@ -150,13 +159,14 @@ class NLayerDiscriminator3D(nn.Cell):
             shapes.append((batch, width, *size))
         return shapes[1:]
 
-    def draw_masks(self, shape: Sequence[int], generator: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """Dropout for videos of `shape`: uint8, 0 where a value is dropped and 1 elsewhere."""
+    def draw_masks(self, shape: Sequence[int], generators: Sequence[np.random.Generator]) -> tuple[np.ndarray, ...]:
+        """Dropout for videos of `shape`, each of which has a generator: uint8, 0 where a value is dropped, else 1."""
         threshold = round(self.dropout * 2**16)
-        return tuple(
-            (generator.integers(0, 2**16, drawn, dtype=np.uint16) >= threshold).view(np.uint8)
-            for drawn in self.mask_shapes(shape)
-        )
+        masks = []
+        for _, *drawn in self.mask_shapes(shape):
+            values = np.stack([generator.integers(0, 2**16, drawn, dtype=np.uint16) for generator in generators])
+            masks.append((values >= threshold).view(np.uint8))
+        return tuple(masks)
 
     def load_weights(self, path: str | Path) -> None:
         """Take the weights of a file, ours or the original's, or of a checkpoint folder.

@@ -6,6 +6,10 @@ looks at their norm: where it is not finite the update is left out, and nothing 
 In adversarial training each batch has the autoencoder's gradients first, with the generator loss among its losses and
 the discriminator frozen, and then the discriminator's, on the same reconstruction. Which of the two there are is the
 host's choice, by the number of the update. Autoencoder and discriminator are updated alike, each by an `Updater`.
+
+Of several workers each has a part of the global batch, and an update is the one that a single worker would make of all
+of it: the gradients, the discriminator's statistics and the adaptive weight are those of the global batch, and so is all
+that is reported.
 """
 
 from collections.abc import Sequence
@@ -25,6 +29,7 @@ from mg.losses.adversarial import (
 from mg.losses.discriminator import NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss
 from mg.models.autoencoder import VideoAutoencoder
+from mg.runtime import WorkerMean
 from mg.training.optim import AdamWConfig, OptimConfig, create_optimizer, learning_rates
 
 _add = ops.MultitypeFuncGraph("add_gradient")
@@ -176,7 +181,7 @@ class TrainStep:
     Args:
         total_steps: updates of the whole run, for the learning rate's schedule.
         dtype: of the model.
-        world_size: workers whose gradients are averaged.
+        world_size: workers that share the batches; the adversary's discriminator must have been made for as many.
         adversary: trains a discriminator, and the model against it.
 
     Attributes:
@@ -196,7 +201,8 @@ class TrainStep:
         adversary: Adversary | None = None,
     ):
         self.done = 0
-        self.adversary = adversary
+        self.adversary, self.world_size = adversary, world_size
+        self.over_workers = WorkerMean(world_size)
         self.updater = Updater(model.trainable_params(), config, total_steps, dtype, world_size, config.ema_decay)
         self.discriminator = self.discriminator_updater = None
         share = 1 / config.accumulation
@@ -206,7 +212,7 @@ class TrainStep:
             updates = max(total_steps - adversary.disc_loss.disc_start, 1)
             parameters = self.discriminator.trainable_params()
             self.discriminator_updater = Updater(parameters, adversary.optim, updates, dtype, world_size)
-            self._compete = _Compete(model, loss, adversary, self.updater, share)
+            self._compete = _Compete(model, loss, adversary, self.updater, share, world_size)
             self._judge = _Judge(adversary, self.discriminator_updater, share)
             self._track = _Track(self.discriminator)
         self._reports: list[tuple[tuple[str, ...], Tensor]] = []
@@ -216,7 +222,7 @@ class TrainStep:
         self,
         x: np.ndarray,
         noise: np.ndarray,
-        generator: np.random.Generator | None = None,
+        generators: Sequence[np.random.Generator] | None = None,
         valid: np.ndarray | None = None,
     ) -> None:
         """Add a batch's gradients.
@@ -224,13 +230,14 @@ class TrainStep:
         Args:
             x: (B, 3, T, H, W) in [-1, 1].
             noise: standard normal, of the latents' shape.
-            generator: draws what the discriminator's dropout leaves out; without one it has no dropout.
+            generators: one for each video, which draws what the discriminator's dropout leaves out of it; None leaves
+                out nothing.
             valid: (T,), which frames count, where the model has aligned them; not with an adversary.
         """
         video, noise = Tensor(x), Tensor(noise)
         valid = None if valid is None else Tensor(valid)
         if self.adversary is not None and self.done >= self.adversary.gen_loss.gen_start:
-            masks = self._masks(x.shape, generator)
+            masks = self._masks(x.shape, generators)
             scale = self.updater.loss_scale()
             report, *made, statistics = self._compete(video, noise, scale, Tensor(0.0, ms.float32), *masks)
             self._reports.append((self._compete.terms, report))
@@ -239,7 +246,7 @@ class TrainStep:
             report, *made = self._accumulate(video, noise, self.updater.loss_scale(), valid)
             self._reports.append((self._accumulate.terms, report))
         if self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start:
-            masks = self._masks(x.shape, generator) + self._masks(x.shape, generator)
+            masks = self._masks(x.shape, generators) + self._masks(x.shape, generators)
             report, *statistics = self._judge(video, *made, self.discriminator_updater.loss_scale(), *masks)
             self._reports.append((self._judge.terms, report))
             self._statistics += [(self.discriminator_updater, each) for each in statistics]
@@ -251,6 +258,9 @@ class TrainStep:
             for name, value in zip(names, report.asnumpy()):
                 values.setdefault(name, []).append(value)
         means = {name: float(np.mean(each)) for name, each in values.items()}
+        if self.world_size > 1:
+            over_all = self.over_workers(Tensor(list(means.values()), ms.float32)).asnumpy()
+            means = dict(zip(means, over_all.tolist()))
         judged = self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start
         result = self.updater.update()
         discriminator = self.discriminator_updater.update() if judged else None
@@ -269,8 +279,8 @@ class TrainStep:
             state |= {f"discriminator.{name}": p for name, p in self.discriminator_updater.state().items()}
         return state
 
-    def _masks(self, shape: tuple[int, ...], generator: np.random.Generator | None) -> tuple[Tensor, ...]:
-        return tuple(map(Tensor, self.discriminator.draw_masks(shape, generator))) if generator is not None else ()
+    def _masks(self, shape: tuple[int, ...], generators: Sequence[np.random.Generator] | None) -> tuple[Tensor, ...]:
+        return () if generators is None else tuple(map(Tensor, self.discriminator.draw_masks(shape, generators)))
 
 
 # The parts hold parameters of the networks and must not rename them, as a Cell does with those below: auto_prefix.
@@ -320,11 +330,11 @@ class _Compete(_Gather):
     Returns the loss and its terms, a vector, the reconstruction, and the discriminator's statistics of it.
     """
 
-    def __init__(self, model, loss, adversary, updater, share):
+    def __init__(self, model, loss, adversary, updater, share, world_size):
         super().__init__(updater, share)
         self.model, self.loss, self.discriminator = model, loss, adversary.discriminator
         self.disc_weight = adversary.gen_loss.disc_weight
-        self.balance = AdaptiveBalance(model, self.disc_weight)
+        self.balance = AdaptiveBalance(model, self.disc_weight, world_size)
         self.terms = ("loss", *loss.terms, "gen", "adaptive_weight")
         self.differentiate = ms.value_and_grad(self._scaled_loss, 3, updater.parameters, has_aux=True)
 

@@ -1,14 +1,13 @@
 """The training loop of every model.
 
-A run is a pure function of its config: the batch and the noise of update s depend on (seed, s, rank) alone. So a run
-that was killed resumes from its newest checkpoint with the very losses that it would have had.
+A run is a pure function of its config: the clip at place i of the global batch of step s, its noise and its dropout
+depend on (seed, s, i) alone. So a run that was killed resumes from its newest checkpoint with the very losses that it
+would have had, and several workers make the updates that one worker makes with a batch as large as all of theirs.
 """
 
 import json
 import logging
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -31,6 +30,7 @@ from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_check
 from mg.training.logs import RunLog
 from mg.training.optim import AdamWConfig, OptimConfig
 from mg.training.step import Adversary, StepResult, TrainStep, UpdateResult
+from mg.training.workers import require_same, share_bad_files
 
 _logger = logging.getLogger(__name__)
 
@@ -130,13 +130,18 @@ class TrainingError(ValueError):
 
 @dataclass
 class Progress:
-    """Where a run stands: updates done, and those of each network that were left out, in all and last in a row."""
+    """Where a run stands: updates done, and those of each network that were left out, in all and last in a row; and
+    what its steps depend on: the workers, clips per update (of images there may be others; None in buckets), and updates
+    in all."""
 
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     disc_skipped: int = 0
     disc_skipped_in_a_row: int = 0
+    workers: int | None = None
+    clips: int | None = None
+    total: int | None = None
 
     def count(self, result: StepResult) -> None:
         """Move on by an update."""
@@ -148,20 +153,22 @@ class Progress:
             self.disc_skipped_in_a_row = 0 if result.discriminator.updated else self.disc_skipped_in_a_row + 1
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig) -> Path | None:
     """Train as `config` says; returns the weights of the end, `<model>.ckpt` in the output folder.
+
+    Of several workers the first one writes all files, and the others return None.
 
     Raises:
         ValueError: a config, file or data set that training cannot work with, or a run that diverged.
         OSError: a file that cannot be written.
     """
-    worker = runtime.setup(config.device, config.mode, config.seed, config.jit_level)
     output = Path(config.output_path)
     newest = next(reversed(list_checkpoints(output / "checkpoints")), None)
     if newest and not config.resume:
         raise TrainingError(f"{output} holds checkpoints of a run; continue it with --resume, or choose another folder")
-
     rows = read_index(config.csv_path, config.video_folder)
+    worker = runtime.setup(config.device, config.mode, config.seed, config.jit_level)
+
     settings = config.model
     model = create_model(settings.name, newest or settings.from_pretrained, settings.dtype, **settings.config)
     grid = model.spatial_compression
@@ -178,16 +185,29 @@ def train(config: TrainConfig) -> Path:
     model.set_train()
     if config.grad_checkpoint:
         model.recompute_activations(output=not settings.disc_off_grad_ckpt)
-    loss, adversary = AutoencoderLoss(config.loss), _adversary(config, resumed=newest is not None)
+    loss, adversary = AutoencoderLoss(config.loss), _adversary(config, newest is not None, worker.world_size)
     step = TrainStep(model, loss, config.optim, total, settings.dtype, worker.world_size, adversary)
     progress = Progress(**load_checkpoint(newest, model, step)) if newest else Progress()
+    begun, progress.workers, progress.total = replace(progress), worker.world_size, total
+    progress.clips = None if config.data.buckets else per_update * worker.world_size * config.data.batch_size
+    networks = [*model.get_parameters(), *(step.discriminator.get_parameters() if step.discriminator else [])]
+    require_same(
+        worker,
+        {
+            "options": [json.dumps(to_dict(config)).encode()],
+            "CSV": [row.name.encode() + b"\n" for row in rows],
+            "checkpoint to resume": [str(newest and newest.name).encode()],
+            "parameters": (p.asnumpy().tobytes() for p in networks),
+            "optimizer, EMA or loss scale": (p.asnumpy().tobytes() for p in step.state().values()),
+        },
+    )
 
-    weights = output / f"{model.name}.ckpt"
-    with closing(_updates(config, loader, model, step, progress, total, worker.rank)) as updates:
+    with closing(_updates(config, loader, model, step, progress, worker)) as updates:
         if not worker.is_main:
             for _ in updates:
                 pass
-            return weights
+            return None
+        _say_what_changes(begun, progress)
         _write_config(output / "config.json", config, progress.step)
         _logger.info(
             "%s: %.1fM trained parameters, %d rows, updates %d to %d of %d x %s, %s mode on %s",
@@ -213,6 +233,7 @@ def train(config: TrainConfig) -> Path:
             _logger.warning(message, left_out, total, whose)
     if loader.bad_files:
         _logger.warning("%d files could not be used, e.g. %s", len(loader.bad_files), next(iter(loader.bad_files)))
+    weights = output / f"{model.name}.ckpt"
     model.save_weights(weights, weights=step.updater.averaged())
     return weights
 
@@ -223,26 +244,26 @@ def _updates(
     model: VideoAutoencoder,
     step: TrainStep,
     progress: Progress,
-    total: int,
-    rank: int,
+    worker: runtime.Runtime,
 ) -> Iterator[StepResult]:
-    """Make the updates that are left of `total`, and move `progress` on before the result of each is given out."""
+    """Make the updates that are left, and move `progress` on before the result of each is given out."""
     per_update, first = config.optim.accumulation, progress.step
-    shapes = set()
-    says = _logger.info if rank == 0 else _logger.debug
+    shapes, shared = set(), set()
     aligned = config.data.random_frames and config.discriminator is None
-    with closing(loader.batches(progress.step * per_update)) as batches, _CtrlC() as ctrl_c:
-        while progress.step < total:
+    with closing(loader.batches(progress.step * per_update)) as batches, runtime.CtrlC() as ctrl_c:
+        while progress.step < progress.total:
             for batch in islice(batches, per_update):
                 x, valid = model.align_frames(batch.x) if aligned else (batch.x, None)
                 if x.shape not in shapes:
                     shapes.add(x.shape)
                     at_cost = "; the step is compiled for it" if config.mode == "graph" else ""
-                    says("update %d: the first batch of shape %s%s", progress.step + 1, x.shape, at_cost)
-                generator = np.random.default_rng([config.seed, batch.step, rank])
-                noise = generator.standard_normal(model.latent_shape(x.shape), dtype=np.float32)
-                step.accumulate(x, noise, generator, valid)
+                    _logger.info("update %d: the first batch of shape %s%s", progress.step + 1, x.shape, at_cost)
+                generators = _generators(config.seed, batch.step, worker.rank * len(x), len(x))
+                shape = model.latent_shape(x.shape)[1:]
+                noise = np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
+                step.accumulate(x, noise, generators, valid)
             result = step.update()
+            share_bad_files(worker, loader, shared)
             progress.count(result)
             yield result
             ctrl_c.check()
@@ -255,7 +276,13 @@ def _updates(
                         f"{whose} loss or its gradient was not finite in {left_out} updates in a row, the last being "
                         f"number {progress.step}; lower --{section}.lr, or train in fp32 or bf16"
                     )
-    says("shapes of batches: %d in %d updates", len(shapes), total - first)
+    _logger.info("shapes of batches: %d in %d updates", len(shapes), progress.total - first)
+
+
+def _generators(seed: int, step: int, first: int, count: int) -> Sequence[np.random.Generator]:
+    """One for each clip of a batch, of which the first has the place `first` over all workers."""
+    # The tail tells them from the loader's, which have four numbers, or other tails.
+    return [np.random.default_rng((seed, step, place, 0, 3)) for place in range(first, first + count)]
 
 
 def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
@@ -297,12 +324,12 @@ def _freeze(model: VideoAutoencoder, parts: list[str]) -> None:
         raise TrainingError(f"model.freeze is {parts}; it must leave some of {model.name} to train")
 
 
-def _adversary(config: TrainConfig, resumed: bool) -> Adversary | None:
+def _adversary(config: TrainConfig, resumed: bool, world_size: int) -> Adversary | None:
     """The discriminator and its settings in stage 2; resumed, its weights come from the checkpoint."""
     if config.discriminator is None:
         return None
     settings = replace(config.discriminator, from_pretrained=None) if resumed else config.discriminator
-    discriminator = NLayerDiscriminator3D(settings, config.model.dtype)
+    discriminator = NLayerDiscriminator3D(settings, config.model.dtype, world_size)
     discriminator.set_train()
     return Adversary(discriminator, config.gen_loss_config, config.disc_loss_config, config.optim_discriminator)
 
@@ -320,36 +347,20 @@ def _scalars(result: StepResult, progress: Progress) -> dict[str, float]:
     return scalars
 
 
-class _CtrlC:
-    """Notes Ctrl-C, to raise it between updates: raised within one, it may be lost in a callback. A second one is
-    raised at once."""
+def _say_what_changes(before: Progress, now: Progress) -> None:
+    """Warn where a resumed run is not, from here on, the run that was begun."""
 
-    def __init__(self):
-        self.noted = False
-        self.before = None
+    def changes(**values: str) -> list[str]:
+        pairs = {words: (getattr(before, name), getattr(now, name)) for name, words in values.items()}
+        return [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old not in (None, new)]
 
-    def __enter__(self):
-        self.before = signal.getsignal(signal.SIGINT)
-        self._handle(self._note)
-        return self
-
-    def __exit__(self, *exception):
-        self._handle(self.before)
-
-    def check(self) -> None:
-        self._handle(self._note)  # MindSpore's compiler leaves a handler behind that kills the process at once
-        if self.noted:
-            raise KeyboardInterrupt
-
-    def _note(self, *_):
-        if self.noted:
-            raise KeyboardInterrupt
-        self.noted = True
-
-    @staticmethod
-    def _handle(handler) -> None:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+    if changed := changes(workers="workers", clips="clips per update"):
+        _logger.warning(
+            "resuming with other batches than before, %s: the order of the rows is another one from here on, so that "
+            "some may come twice in this epoch and others not at all. The learning rate goes on by the number of the "
+            "update; a decay ends with the last.",
+            ", ".join([*changed, *changes(total="updates in all")]),
+        )
 
 
 def _write_config(path: Path, config: TrainConfig, start: int) -> None:
