@@ -32,7 +32,7 @@ from mg.checkpoints import atomic_write, naming, read_state_dict, write_state_di
 from mg.data.video import write_image, write_video
 from mg.evaluation.results import Row, append_row
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from mg.training.logs import draw_curve
+from mg.training.logs import RunLog, draw_curve, read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ["--num_frames", 4, "--image_size", 16, "--device", "cpu", "--mode", "pynative"]
@@ -495,6 +495,21 @@ def test_a_row_that_a_full_disk_cuts_short_names_the_file(tmp_path):
     with full_disk(), pytest.raises(OSError) as error:
         append_row(path, Row("name", "output", "model"))
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("shown", [1, 30])  # what fills the disk: the log, or TensorBoard's file
+def test_a_log_that_a_full_disk_cuts_short_names_the_file_and_ends(tmp_path, shown):
+    log = RunLog(tmp_path, 0, 1000)
+    with full_disk(), pytest.raises(OSError) as error:
+        for step in range(1000):
+            log.add(
+                step, {"loss": 1.0, "l1": 1.0} | {f"term{i}": 1.0 / 3 if shown > 1 else np.nan for i in range(shown)}
+            )
+            if step % 10 == 9:
+                log.save()
+    assert str(tmp_path) in str(error.value) and error.value.filename
+    assert len(read_log(tmp_path / "log.jsonl", 1000)) > 1
+    log.close()
 
 
 def test_an_error_keeps_the_file_that_it_names(tmp_path):

@@ -4,10 +4,13 @@ import json
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from mg.checkpoints import atomic_write, naming
@@ -33,9 +36,11 @@ class RunLog:
             partial.write_text("".join(json.dumps(record) + "\n" for record in records))
         self._points = {name: [] for name in MEASURES}
         self._file = open(self.path, "a", encoding="utf-8")
-        # A kill may take points that TensorBoard's writer still had in its queue: they come from log.jsonl again.
+        # A kill may take points that were not written yet: they come from log.jsonl again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        (folder / "tensorboard").mkdir()
+        # Not SummaryWriter, whose thread dies when the disk is full, and then the process waits for it forever.
+        self._board = EventsWriter(str(folder / "tensorboard" / "events"))
         for record in records:
             self._draw(record)
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
@@ -57,6 +62,8 @@ class RunLog:
     def save(self) -> None:
         """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""
         os.fsync(self._file.fileno())
+        with naming(self.folder / "tensorboard"):
+            self._board.flush()
         name = next((name for name in MEASURES if self._points[name]), "l1")
         draw_curve(self._points[name], MEASURES[name], self.folder / "loss.png")
 
@@ -73,7 +80,9 @@ class RunLog:
                 points.append((record["step"], record[name]))
         for name, value in record.items():
             if name != "step" and value is not None:
-                self._board.add_scalar(name, value, record["step"])
+                event = Event(wall_time=time.time(), step=record["step"], summary=scalar(name, value))
+                with naming(self.folder / "tensorboard"):
+                    self._board.write_event(event)
 
 
 def read_log(path: Path, before_step: int) -> list[dict]:
