@@ -118,7 +118,8 @@ class CtrlC:
     """Within it, Ctrl-C waits for the next `check`, which raises it; a second one is raised at once.
 
     In the middle of a step it could be lost in a callback, or end the process in silence: MindSpore's compiler leaves a
-    handler of its own behind. `check` puts this one back, so it belongs behind everything that may compile.
+    handler of its own behind. So `hold`, which puts this one back, belongs behind all that may compile, if `check` does
+    not stand there.
     """
 
     def __init__(self):
@@ -127,15 +128,18 @@ class CtrlC:
 
     def __enter__(self) -> "CtrlC":
         self._before = signal.getsignal(signal.SIGINT)
-        self._handle(self._note)
+        self.hold()
         return self
 
     def __exit__(self, *exception):
         self._handle(self._before)
 
+    def hold(self) -> None:
+        self._handle(self._note)
+
     def check(self) -> None:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""
-        self._handle(self._note)
+        self.hold()
         if self._noted:
             raise KeyboardInterrupt
 

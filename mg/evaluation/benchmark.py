@@ -345,6 +345,7 @@ def _measure(
             yield from take()
             try:
                 _fill(rows[clip.index], model, clip, measures, folder)
+                ctrl_c.hold()
                 done.append(rows[clip.index])
             except (ValueError, OSError, RuntimeError, MemoryError) as error:  # of this clip; others may be smaller
                 on_error(clip.index, error)

@@ -265,6 +265,7 @@ def _updates(
             result = step.update()
             share_bad_files(worker, loader, shared)
             progress.count(result)
+            ctrl_c.hold()
             yield result
             ctrl_c.check()
             for section, whose, left_out in (
