@@ -213,6 +213,7 @@ def test_the_nearest_aspect_ratio_wins(size, wanted):
         ({"720": {16: [1.0, 1]}, "4kk": {16: [1.0, 1]}}, "no resolution '4kk'; did you mean '4k'?"),
         ({"256px_ar7:3": {16: [1.0, 1]}}, "bucket 256px_ar7:3: _ar7:3 must be _max or _ar with one of .*16:9"),
         ({"256px_min": {16: [1.0, 1]}}, "_min must be _max or _ar"),
+        ({"256px_16:9": {16: [1.0, 1]}}, "_16:9 must be _max or _ar"),
         ({"256px": {0: [1.0, 1]}}, "bucket 256px, 0 frames: the number of frames is 0; it must be a whole number"),
         ({"256px": {1.5: [1.0, 1]}}, "1.5 frames: the number of frames is 1.5"),
         ({"256px": {16: 1.0}}, r"16 frames: the entry is 1.0; it must be \[keep_prob, batch_size\]"),

@@ -136,8 +136,8 @@ def count_pixels(resolution: str) -> int:
     Raises:
         DataError: a name that is none; the nearest one is named.
     """
-    name, _, setting = resolution.lower().partition("_")
-    if setting and setting != "max" and setting.removeprefix("ar") not in _all_ratios():
+    name, underscore, setting = resolution.lower().partition("_")
+    if underscore and setting not in ("max", *(f"ar{ratio}" for ratio in _all_ratios())):
         ratios = ", ".join(_all_ratios())
         raise DataError(f"bucket {resolution}: _{setting} must be _max or _ar with one of the ratios {ratios}")
     form = re.fullmatch(r"([1-9]\d*)(px|p|)", name)
