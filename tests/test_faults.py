@@ -82,6 +82,10 @@ class Commands:
         return self("latent_statistics.py", "--ckpt_path", weights, "--csv_path", index, "--output_path", self.out,
                     *CLIPS, *options)  # fmt: skip
 
+    def encode(self, weights, index, *options):
+        return self("encode_latents.py", "--ckpt_path", weights, "--csv_path", index, "--output_path", self.out, *CLIPS,
+                    *options)  # fmt: skip
+
     def convert(self, weights, index=None, *options):
         return self("convert_checkpoint.py", "--model", "image_vae", "--src", weights, "--target", self.out / "x.ckpt",
                     *options)  # fmt: skip
@@ -95,7 +99,7 @@ class Commands:
                     "cpu", *options)  # fmt: skip
 
 
-WITH_MODEL = ("train", "inference", "benchmark", "statistics")
+WITH_MODEL = ("train", "inference", "benchmark", "encode", "statistics")
 WITH_WEIGHTS = (*WITH_MODEL, "convert", "inflate")
 
 
@@ -208,6 +212,8 @@ REQUIRED = {
     "benchmark.py": ["--models", "x.ckpt", "--csv_path", "x.csv"],
     "evaluate.py": ["--real_video_dir", "x", "--generated_video_dir", "y"],
     "latent_statistics.py": ["--ckpt_path", "x.ckpt", "--csv_path", "x.csv"],
+    "encode_latents.py": ["--ckpt_path", "x.ckpt", "--csv_path", "x.csv"],
+    "decode_latents.py": ["--latents_path", "x"],
     "convert_checkpoint.py": ["--model", "tae", "--src", "x.ckpt", "--target", "y.ckpt"],
     "inflate_vae_to_tae.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
     "convert_lpips.py": ["--backbone", "x.pth", "--target", "y.ckpt"],
