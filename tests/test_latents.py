@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -343,6 +344,13 @@ def test_a_damaged_index_or_no_folder_is_named(tmp_path, configure):
         open_latents(tmp_path / "latents")
 
 
+def test_reading_takes_neither_mindspore_nor_a_model(tmp_path, configure):
+    encode_csv(configure(["a/x.mp4"]))
+    code = "import sys; from mg.latents import open_latents; z = open_latents(sys.argv[1])['a/x.mp4'].read(); "
+    code += "assert z.shape == (2, 5, 20, 28) and 'mindspore' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "latents")], check=True, cwd=ROOT)
+
+
 def test_clips_by_pieces_are_the_clip(videos, checkpoint):
     for options in (dict(image_size=0, crop=False), dict(image_size=16, frame_stride=3, num_frames=9)):
         config = ClipOptions(**options)
@@ -523,7 +531,10 @@ def test_a_killed_process_and_two_workers_after_it_make_the_whole(tmp_path, vide
     assert process.wait() == -signal.SIGKILL
     assert list(folder.glob(".latents-*"))  # the open shard, which the next run removes
     msrun = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True"]
-    msrun += ["--master_port=8219", "--cluster_time_out=60", f"--log_dir={tmp_path / 'logs'}"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        msrun += [f"--master_port={free.getsockname()[1]}"]
+    msrun += ["--cluster_time_out=60", f"--log_dir={tmp_path / 'logs'}"]
     process = start(config, "timeout", "200", *msrun)
     process.communicate()
     logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("worker_*.log"))

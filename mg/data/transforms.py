@@ -63,7 +63,10 @@ def jitter_colors(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def to_video_tensor(frames: np.ndarray) -> np.ndarray:
     """uint8 (T, H, W, C) -> float32 (C, T, H, W) in [-1, 1]."""
-    return np.ascontiguousarray(frames.transpose(3, 0, 1, 2), np.float32) / np.float32(127.5) - np.float32(1)
+    x = np.array(frames.transpose(3, 0, 1, 2), np.float32, order="C")
+    x /= np.float32(127.5)  # in place: large frames are many megabytes
+    x -= np.float32(1)
+    return x
 
 
 def to_uint8_frames(video: np.ndarray) -> np.ndarray:

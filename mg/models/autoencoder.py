@@ -329,14 +329,16 @@ class VideoAutoencoder(nn.Cell):
         self, read: Callable[[int, int], np.ndarray], num_frames: int
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """`posterior` by stretches along time."""
-        behind = self._frames_behind(num_frames)
 
         def padded(start: int, stop: int) -> np.ndarray:
             x = read(start, min(stop, num_frames))
-            return self._pad(Tensor(x), max(stop - num_frames, 0)).asnumpy()
+            _, bottom, right = self._missing(x.shape)
+            missing = (max(stop - num_frames, 0), bottom, right)
+            return np.pad(x, [(0, 0), (0, 0), *((0, n) for n in missing)], mode="edge") if any(missing) else x
 
+        length = num_frames + self._missing((1, 3, num_frames, 1, 1))[0]
         axes = self._stream_tiling().encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
-        for moments in tensor_stretches(self.encode_moments, padded, num_frames + behind, axes):
+        for moments in tensor_stretches(self.encode_moments, padded, length, axes):
             yield self.split_moments(moments)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -393,7 +395,7 @@ class VideoAutoencoder(nn.Cell):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance of the latents of a clip of any size, or the latents and None; in tiles where those are
         on."""
-        x = self._pad(x, self._frames_behind(x.shape[2]))
+        x = self._pad(x)
         if self.tiling is None:
             moments = self.encode_moments(x)
         else:
@@ -488,15 +490,17 @@ class VideoAutoencoder(nn.Cell):
                 tiling = replace(tiling, **times)
         return tiling
 
-    def _frames_behind(self, frames):
-        """How many frames are missing to whole latents; temporal layers of some models take any length."""
-        return 0 if self.keeps_images and frames == 1 else (self.lead - frames) % self.frame_multiple
-
-    def _pad(self, x, behind):
-        """Repeat the last frame `behind` times, and the last row and column up to whole latents."""
-        b, c, t, h, w = x.shape
+    def _missing(self, shape):
+        """How many frames, rows and columns a clip lacks to whole latents; temporal layers of some models take any
+        length."""
+        _, _, t, h, w = shape
         s = self.spatial_compression
-        bottom, right = -h % s, -w % s
+        behind = 0 if self.keeps_images and t == 1 else (self.lead - t) % self.frame_multiple
+        return behind, -h % s, -w % s
+
+    def _pad(self, x):
+        """Repeat the last frame, row and column up to whole latents."""
+        behind, bottom, right = self._missing(x.shape)
         if behind:
             x = ops.cat((x,) + (x[:, :, -1:],) * behind, axis=2)
         if bottom:
