@@ -29,7 +29,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
 def test_a_device_that_is_not_there_is_one_line_that_says_what_to_do(device, there, advice):
     if Path(there).exists():
         pytest.skip(f"there is such a device here: {there}")
-    found = run("scripts/train_tae.py", "--csv_path", "x.csv", "--device", device)
+    found = run("scripts/inference_vae.py", "--ckpt_path", "x.ckpt", "--csv_path", "x.csv", "--device", device)
     assert found.returncode == 2 and not found.stdout, found.stdout
     assert found.stderr.startswith(f"error: device is '{device}', but ") and found.stderr.count("\n") == 1, found.stderr
     for part in (advice, "docs/devices.md", "--device cpu"):

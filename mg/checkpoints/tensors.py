@@ -76,7 +76,8 @@ def decode(data: bytes | bytearray, dtype: str) -> np.ndarray:
         return (array.astype("<u4") << 16).view("<f4")
     if dtype == "BOOL":
         return array != 0
-    return array.astype("<f4", copy=False) if array.dtype.kind == "f" else array
+    with np.errstate(over="ignore"):  # an F64 that float32 has no room for becomes infinite, which models refuse
+        return array.astype("<f4", copy=False) if array.dtype.kind == "f" else array
 
 
 def encode(name: str, array: np.ndarray, float_type: str) -> tuple[str, np.ndarray]:
