@@ -1,0 +1,143 @@
+"""How much memory a video takes on its way to latents and back, by its length.
+
+Videos of several lengths are encoded and decoded by the scripts, each time in a process of its own, whose peak resident
+memory is taken as Linux counts it. It should not depend on the length.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mg.checkpoints import atomic_write
+from mg.config import require
+from mg.data.video import write_video
+from mg.models import create_model
+
+SMALL_TAE = {"ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
+
+# Runs a script, and leaves its process's peak in a file.
+CHILD = """
+import runpy, sys
+from pathlib import Path
+peak = sys.argv[1]
+sys.argv = sys.argv[2:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    Path(peak).write_text(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+"""
+
+
+@dataclass(kw_only=True)
+class MemoryConfig:
+    """Measure the peak memory of encoding and decoding videos of several lengths.
+
+    Args:
+        frames: lengths of the videos; the first is what the others are compared with.
+        size: height and width of their frames in pixels.
+        ckpt_path: the model; by default a small TAE of random weights.
+        limit: how many times the first one's memory a longer video may take.
+        mode: graph | pynative.
+        output_path: folder for memory.json.
+    """
+
+    frames: list[int] = field(default_factory=lambda: [128, 1024])
+    size: int = 192
+    ckpt_path: str | None = None
+    limit: float = 1.1
+    mode: str = "graph"
+    output_path: str = "outputs/benchmark_memory"
+
+    def __post_init__(self):
+        require(len(self.frames) > 1 and min(self.frames) > 0, self, "frames", "two or more lengths, each at least 1")
+        require(self.size >= 2 and self.size % 2 == 0, self, "size", "an even number of at least 2")
+
+
+def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
+    """Measure, and write `memory.json`.
+
+    Args:
+        scripts: the folder of encode_latents.py and decode_latents.py.
+
+    Returns:
+        "peaks": per script a list of bytes, one for each length; "ratios": the largest of the longer ones' over the
+        first; "holds": whether all ratios are within the limit; and the settings.
+
+    Raises:
+        ValueError: a script that failed, with what it said last.
+    """
+    folder = Path(config.output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    peaks = {"encode_latents": [], "decode_latents": []}
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        place = Path(place)
+        checkpoint = config.ckpt_path
+        if checkpoint is None:
+            checkpoint = place / "tae.ckpt"
+            create_model("tae", **SMALL_TAE).save_weights(checkpoint)
+        for frames in config.frames:
+            name = f"{frames}.mp4"
+            write_video(place / name, moving_picture(frames, config.size), 24)
+            (place / f"{frames}.csv").write_text(f"video\n{name}\n")
+            latents = place / f"latents_{frames}"
+            both = ["--device", "cpu", "--mode", config.mode]
+            encode = ["--ckpt_path", checkpoint, "--csv_path", place / f"{frames}.csv", "--output_path", latents]
+            encode += ["--image_size", 0, "--crop", "False", "--enable_tile"]
+            decode = ["--latents_path", latents, "--output_path", place / "decoded"]
+            for script, options in (("encode_latents", encode), ("decode_latents", decode)):
+                peaks[script].append(peak_memory([scripts / f"{script}.py", *options, *both], place / "peak"))
+    ratios = {script: max(values[1:]) / values[0] for script, values in peaks.items()}
+    found = {
+        "frames": config.frames,
+        "size": config.size,
+        "checkpoint": config.ckpt_path,
+        "mode": config.mode,
+        "peaks": peaks,
+        "ratios": ratios,
+        "limit": config.limit,
+        "holds": max(ratios.values()) <= config.limit,
+    }
+    with atomic_write(folder / "memory.json") as path:
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return found
+
+
+def peak_memory(command: list, peak: Path) -> int:
+    """Bytes that a Python script has resident at most, in a process of its own.
+
+    Args:
+        command: the script and its options.
+        peak: a file to hand the number over in.
+    """
+    words = [sys.executable, "-c", CHILD, str(peak), *map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{command[0]} failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+    return 1024 * int(peak.read_text())
+
+
+def moving_picture(frames: int, size: int, piece: int = 16) -> Iterator[np.ndarray]:
+    """Waves that move over frames of `size` x `size`, by pieces: uint8 (T', H, W, 3)"""
+    y, x = np.mgrid[:size, :size]
+    for start in range(0, frames, piece):
+        clip = [
+            np.stack([128 + 90 * np.sin((x + 2 * t) / 9 + c) * np.cos((y + t) / 11 - c) for c in range(3)], axis=-1)
+            for t in range(start, min(start + piece, frames))
+        ]
+        yield np.stack(clip).astype(np.uint8)
+
+
+def format_table(found: dict) -> str:
+    """What was measured, as text."""
+    lines = [f"{'peak resident memory, MB':<26}" + "".join(f"{n:>8} frames" for n in found["frames"]) + "     ratio"]
+    for script, values in found["peaks"].items():
+        cells = "".join(f"{value / 2**20:>15.0f}" for value in values)
+        lines.append(f"{script:<26}{cells}{found['ratios'][script]:>10.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""A video's way to latents and back takes the same memory whatever its length."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mg.latents.memory import MemoryConfig, format_table, measure_memory, moving_picture, peak_memory
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def test_the_peak_is_that_of_the_process_that_ran(tmp_path):
+    script = tmp_path / "take.py"
+    script.write_text("import sys\nx = b'1' * (int(sys.argv[1]) * 2**20)\ndel x\n")
+    small, large = (peak_memory([script, megabytes], tmp_path / "peak") / 2**20 for megabytes in (1, 200))
+    assert 190 < large - small < 210
+    script.write_text("raise ValueError('no room')")
+    with pytest.raises(ValueError, match="take.py failed: ValueError: no room"):
+        peak_memory([script], tmp_path / "peak")
+
+
+def test_pictures_move_and_do_not_depend_on_the_pieces():
+    whole = np.concatenate(list(moving_picture(9, 16)))
+    np.testing.assert_array_equal(np.concatenate(list(moving_picture(9, 16, piece=4))), whole)
+    assert whole.shape == (9, 16, 16, 3) and np.abs(np.diff(whole.astype(int), axis=0)).mean() > 1
+
+
+@pytest.mark.slow
+def test_four_times_the_frames_take_no_more_memory(tmp_path):
+    """64 frames of 320 x 320 against 256: held as floats, or their latents' frames, these are 225 MB more."""
+    config = MemoryConfig(frames=[64, 256], size=320, mode="pynative", output_path=str(tmp_path))
+    found = measure_memory(config, SCRIPTS)
+    assert found["holds"], format_table(found)
+    held = 192 * 320 * 320 * 3 * 4
+    for script, (short, _) in found["peaks"].items():
+        assert held > 0.1 * short, f"{script}: a video that is held would not show"
+    assert json.loads((tmp_path / "memory.json").read_text()) == found
+    assert [path.name for path in tmp_path.iterdir()] == ["memory.json"]
