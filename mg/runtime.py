@@ -67,7 +67,8 @@ def setup(
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-    found = _choose_device(device)
+    joined = communication.GlobalComm.INITED  # by an earlier call; MindSpore then has the device for good
+    found = ms.get_context("device_target").lower() if joined else _choose_device(device)
     ms.set_context(mode=MODES[mode], jit_config={"jit_level": jit_level})
     if found == "ascend":
         # CANN turns fp32 convolutions and products into HF32 unless told otherwise; fp32 here means fp32.
@@ -81,8 +82,9 @@ def setup(
         # On a CPU a worker gives up on one that is 30 s late, though it may be compiling or writing a checkpoint. One
         # that has died shows sooner and otherwise: it sends no more signs of life to the scheduler.
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "3600")
-        end_with_msrun()
-        communication.init()
+        if not joined:
+            end_with_msrun()
+            communication.init()
         rank, world_size = communication.get_rank(), communication.get_group_size()
         if rank:
             logging.getLogger("mg").setLevel(logging.WARNING)  # the first speaks for all
@@ -112,6 +114,9 @@ class WorkerMean(nn.Cell):
 
     def construct(self, x):
         return x if self.sum is None else self.sum(x) * self.share
+
+    def bprop(self, x, out, dout):
+        return (self.construct(dout),)
 
 
 class CtrlC:

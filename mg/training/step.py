@@ -403,7 +403,8 @@ class _Reduce(nn.Cell):
     def __init__(self, gradients, world_size):
         super().__init__(auto_prefix=False)
         self.gradients = gradients
-        self.reducer = nn.DistributedGradReducer(gradients) if world_size > 1 else None
+        # Without `mean` it sums.
+        self.reducer = nn.DistributedGradReducer(gradients, True, world_size) if world_size > 1 else None
         self.map = ops.HyperMap()
 
     def construct(self):
