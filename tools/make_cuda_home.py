@@ -4,7 +4,7 @@
     export CUDA_HOME=~/cuda-11.8 LD_LIBRARY_PATH=~/cuda-11.8/lib64:$LD_LIBRARY_PATH
     python tools/check_device.py --device gpu
 
-The machine brings the driver (libcuda.so.1); all else comes from the wheels, 1.7 GB to download and 3.3 GB unpacked:
+The machine brings the driver (libcuda.so.1); all else comes from the wheels, 1.7 GB to download and 2.8 GB when done:
 cuBLAS, cuDNN 8, cuFFT, cuRAND, cuSOLVER, cuSPARSE, NVRTC and the runtime of CUDA 11.8, for x86-64 Linux. MindSpore
 asks $CUDA_HOME/bin/nvcc for its version before it loads the plugin, and for nothing else. No wheel has nvcc, so that
 file is a script here that answers with the version of the runtime beside it.
