@@ -1,0 +1,209 @@
+"""Two workers make the updates of one with a batch twice as large; they resume to the bit, and end together.
+
+All on the CPU, by the command that starts workers on Ascend: msrun ... script --option ...
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from many_devices import PROOFS, RESUMED, record
+from training_runs import SHORT, read_records, short_run, write_data
+
+from mg.checkpoints import read_state_dict
+
+FOLDER = Path(__file__).parent
+BIN = Path(sys.executable).parent
+
+
+def start(logs: Path, script: str, *arguments) -> subprocess.Popen:
+    """Two workers with `script` of this folder; their output comes through msrun's stdout."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [BIN / "msrun", "--worker_num=2", "--local_worker_num=2", f"--master_port={port}", "--join=True",
+               f"--log_dir={logs}", FOLDER / script, *arguments]  # fmt: skip
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    with open(f"{logs}.txt", "w") as output:
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=logs.parent)
+
+
+def finish(process: subprocess.Popen, logs: Path, timeout: float) -> str:
+    """What the terminal shows, once msrun has ended; what is left of it by then is an error."""
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    try:
+        process.wait(timeout)
+    finally:
+        process.kill()
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    return Path(f"{logs}.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"), videos=8)
+
+
+@pytest.fixture(scope="module")
+def group(data, tmp_path_factory):
+    """The folder that two workers of many_devices.py have filled."""
+    folder = tmp_path_factory.mktemp("group")
+    process = start(folder / "logs", "many_devices.py", folder, *data)
+    said = finish(process, folder / "logs", 300)
+    assert process.returncode == 0, said[-5000:]
+    return folder
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def assert_close(found: dict, wanted: dict, tolerance: float = 1e-6):
+    """Absolute, and for gradients and moments relative to the largest of their tensor."""
+    assert found.keys() == wanted.keys()
+    for name, right in wanted.items():
+        scale = max(1.0, np.abs(right).max())
+        assert np.abs(found[name] - right).max() <= tolerance * scale, name
+
+
+def assert_same(found: dict, wanted: dict):
+    assert found.keys() == wanted.keys()
+    for name, right in wanted.items():
+        np.testing.assert_array_equal(found[name], right, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_gradients_and_parameters_are_those_of_one_worker_with_the_doubled_batch(group, data, tmp_path, mode):
+    """Of both networks, with the discriminator's statistics, dropout, noise, the adaptive weight, EMA, and images."""
+    record(tmp_path, [*data, *PROOFS[mode], "--mode=pynative", "--data.batch_size=2"])
+    wanted = load(tmp_path / "rank_0.npz")
+    assert sum(name.startswith("gradient") for name in wanted) == 3 * (4 + (10 if mode == "pynative" else 7))
+    ranks = [load(group / mode / f"rank_{rank}.npz") for rank in (0, 1)]
+    assert_same(ranks[1], ranks[0])
+    assert_close(ranks[0], wanted)
+    for found, right in zip(read_records(group / mode), read_records(tmp_path), strict=True):
+        assert found == pytest.approx(right, rel=1e-5, abs=1e-6)
+    assert read_records(tmp_path)[0]["adaptive_weight"] > 1
+
+
+@pytest.mark.slow
+def test_the_first_worker_alone_writes_and_shows_a_bar(group):
+    names = {path.name for path in (group / "graph").iterdir()} - {"rank_0.npz", "rank_1.npz"}
+    assert names == {"checkpoints", "config.json", "log.jsonl", "loss.png", "tensorboard", "two_convs.ckpt",
+                     "two_convs.json"}  # fmt: skip
+    assert len(list((group / "graph" / "tensorboard").iterdir())) == 1
+    assert [record["step"] for record in read_records(group / "graph")] == [0, 1, 2]
+    for rank, bars in ((0, True), (1, False)):
+        said = (group / "logs" / f"worker_{rank}.log").read_text()
+        assert ("3/3 [" in said) == bars and ("trained parameters" not in said)  # its INFO lines need a command line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole, stopped", [("whole", "stopped"), ("buckets", "buckets_stopped")])
+def test_two_workers_resume_to_the_bit_in_the_middle_of_an_epoch(group, whole, stopped):
+    """With EMA, discriminator, dynamic loss scale and all that is drawn; and in buckets."""
+    assert read_records(group / stopped) == read_records(group / whole)
+    names = ["model", "state"] + ["discriminator"] * (whole == "whole")
+    for name in names:
+        file = f"checkpoints/step_000004/{name}.safetensors"
+        assert_same(read_state_dict(group / stopped / file), read_state_dict(group / whole / file))
+    assert json.loads((group / stopped / "checkpoints/step_000004/state.json").read_text())["workers"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_workers_and_says_what_changes(group, data, tmp_path, caplog):
+    """One worker with the doubled batch makes the updates of two; with the same batch, others."""
+    shutil.copytree(group / "stopped", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
+    options = [*data, *RESUMED, "--max_steps=4", "--resume"]
+    short_run(tmp_path / "run", *options, "--data.batch_size=2")
+    file = "checkpoints/step_000004/model.safetensors"
+    assert_close(read_state_dict(tmp_path / "run" / file), read_state_dict(group / "whole" / file))
+    assert "resuming with other batches than before, workers 2 -> 1: the order" in caplog.text
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
+    records = short_run(tmp_path / "run", *options, "--max_steps=5")
+    assert "workers 2 -> 1, clips per update 2 -> 1, updates in all 4 -> 5: the order" in caplog.text
+    assert [record["step"] for record in records] == list(range(5))
+
+
+@pytest.mark.slow
+def test_workers_say_to_each_other_what_they_must_agree_on(group):
+    for rank in (0, 1):
+        said = json.loads((group / f"rank_{rank}.json").read_text())
+        assert said["gathered"] == ["a", "ab"] and said["nothing"]
+        assert said["different"].startswith("worker 1 has not what worker 0 has: its parameters differ; give all")
+        assert said["bad_files"] == ["first_0", "first_1", "second_0", "second_1"]
+        assert said["stopped"].startswith("4 of 9 files could not be used")
+
+
+# The end of a run.
+
+
+def ends(process: subprocess.Popen, logs: Path, within: float) -> str:
+    began = time.monotonic()
+    said = finish(process, logs, within)
+    assert process.returncode != 0 and time.monotonic() - began < within
+    return said
+
+
+def command(data, output: Path) -> list:
+    return ["training_runs.py", *SHORT, *data, "--output_path", output, "--mode=pynative", "--max_steps=100000"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before they meet", "in an update"])
+def test_a_killed_worker_ends_the_run_within_a_minute(data, tmp_path, moment):
+    process = start(tmp_path / "logs", *command(data, tmp_path / "run"))
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        workers = [
+            child for child in psutil.Process(process.pid).children() if "training_runs.py" in child.cmdline()[1]
+        ]
+        if len(workers) == 3 and (moment == "before they meet" or log.exists() and log.stat().st_size > 1000):
+            break
+        time.sleep(0.1)
+    workers[-1].send_signal(signal.SIGKILL)
+    said = ends(process, tmp_path / "logs", 60)
+    assert f"Worker process {workers[-1].pid} exit with exception. Error code: -9" in said
+
+
+@pytest.mark.slow
+def test_a_users_mistake_under_msrun_is_one_line_of_each_worker(data, tmp_path):
+    """Before the workers meet, and after."""
+    for option, message in (
+        ("--csv_path=none.csv", "none.csv: no such CSV file"),
+        ("--model.name=x", "there is no mo"),
+    ):
+        process = start(tmp_path / "logs", *command(data, tmp_path / "run"), option)
+        said = ends(process, tmp_path / "logs", 90)
+        assert f"worker 0: error: {message}" in said or f"worker 1: error: {message}" in said
+        for rank in (0, 1):
+            assert "Traceback" not in (tmp_path / "logs" / f"worker_{rank}.log").read_text()
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_nothing_outlives_msrun(data, tmp_path):
+    """Neither Ctrl-C, which msrun answers by killing all, nor its own death."""
+    process = start(tmp_path / "logs", *command(data, tmp_path / "run"))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "run" / "log.jsonl").exists():
+        time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    left = psutil.wait_procs(family, timeout=20)[1]
+    assert [child for child in left if "tail" not in child.name()] == []
+    for child in left:  # msrun's own, which prints the workers' logs
+        child.kill()
