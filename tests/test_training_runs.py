@@ -371,7 +371,7 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
         (["--discriminator", "3"], "discriminator is '3'; it must be null or a section, with keys of its own"),
         (["--ckpt_save_interval", "0"], "ckpt_save_interval is 0; it must be at least 1"),
         (["--data.sample_n_frames", "50"], "too short: 12 frames, 50 needed"),
-        (["--device", "ascend"], "MindSpore cannot use device 'ascend' here"),
+        (["--device", "ascend"], "device is 'ascend', but there is no Ascend NPU here"),
     ],
 )
 def test_a_run_that_cannot_begin_says_why(tmp_path, data, options, message):
