@@ -43,6 +43,7 @@ class MemoryConfig:
         frames: lengths of the videos; the first is what the others are compared with.
         size: height and width of their frames in pixels.
         ckpt_path: the model; by default a small TAE of random weights.
+        tile: frames of a tile, half of which neighbours share in decoding; by default the model's own tiles.
         limit: how many times the first one's memory a longer video may take.
         mode: graph | pynative.
         output_path: folder for memory.json.
@@ -51,6 +52,7 @@ class MemoryConfig:
     frames: list[int] = field(default_factory=lambda: [128, 1024])
     size: int = 192
     ckpt_path: str | None = None
+    tile: int | None = None
     limit: float = 1.1
     mode: str = "graph"
     output_path: str = "outputs/benchmark_memory"
@@ -90,6 +92,9 @@ def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
             both = ["--device", "cpu", "--mode", config.mode]
             encode = ["--ckpt_path", checkpoint, "--csv_path", place / f"{frames}.csv", "--output_path", latents]
             encode += ["--image_size", 0, "--crop", "False", "--enable_tile"]
+            if config.tile:
+                tiles = {"encode_tile": config.tile, "decode_tile": config.tile, "decode_overlap": config.tile // 2}
+                encode += [f"--tiling.{name}={value}" for name, value in tiles.items()]
             decode = ["--latents_path", latents, "--output_path", place / "decoded"]
             for script, options in (("encode_latents", encode), ("decode_latents", decode)):
                 peaks[script].append(peak_memory([scripts / f"{script}.py", *options, *both], place / "peak"))
@@ -98,6 +103,7 @@ def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
         "frames": config.frames,
         "size": config.size,
         "checkpoint": config.ckpt_path,
+        "tile": config.tile,
         "mode": config.mode,
         "peaks": peaks,
         "ratios": ratios,
