@@ -1,6 +1,6 @@
 """Measure that a video's way to latents and back takes the same memory whatever its length.
 
-    python tools/benchmark_memory.py                              # 128 and 1,024 frames of 128 x 128, a small TAE
+    python tools/benchmark_memory.py                              # 128 and 1,024 frames of 192 x 192, a small TAE
     python tools/benchmark_memory.py --frames 128 1024 4096 --size 256 --ckpt_path models/tae.ckpt
 
 encodes and decodes a video of each length, every time in a process of its own, and prints the peaks of their resident
