@@ -40,7 +40,7 @@ class StateDict(Mapping):
 
     def __getitem__(self, name: str) -> np.ndarray:
         path, tensor = self._tensors[name]
-        with naming(path):
+        with reading(path):
             return tensor.read()
 
     def __contains__(self, name: object) -> bool:
@@ -140,7 +140,7 @@ def read_config(path: str | os.PathLike) -> dict:
         CheckpointError: it cannot be read, or is not a JSON object.
     """
     path = Path(path)
-    with naming(path):
+    with reading(path):
         config = json.loads(path.read_text("utf-8"))
         if not isinstance(config, dict):
             raise CheckpointError("must hold a JSON object")
@@ -161,7 +161,7 @@ def _weights_in(path: Path) -> Path:
 def _open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, StoredTensor]]:
     if path.suffix not in _READERS:
         raise CheckpointError(f"{path}: is no weight file that can be read; those are {', '.join(_READERS)}")
-    with naming(path):
+    with reading(path):
         source = Source(stack.enter_context(open(path, "rb")))
         tensors = _READERS[path.suffix](source)
         if not tensors:
@@ -185,7 +185,7 @@ def _open_shards(index: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Pa
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong with a file into one line that names it."""
     try:
         yield

@@ -21,7 +21,7 @@ import numpy as np
 
 from mg.checkpoints import CheckpointError, atomic_write
 from mg.checkpoints.safetensors_file import Entry, PieceWriter, read_entries, read_stretch
-from mg.checkpoints.state_dict import naming, read_config
+from mg.checkpoints.state_dict import read_config, reading
 from mg.checkpoints.tensors import Source
 from mg.data.errors import DataError
 
@@ -163,7 +163,7 @@ class LatentFolder(Mapping):
     def read(self, shard: str, key: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
         """Latent frames [start, stop) of a tensor of a shard; see `Latents.read`."""
         path = self.folder / shard
-        with naming(path):
+        with reading(path):
             if Path(shard).name != shard:
                 raise CheckpointError("must be a file within the folder")
             with open(path, "rb") as file:
