@@ -295,7 +295,7 @@ class BucketSchedule:
         self._epochs: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}  # the last two: see _plan
         self._lock = Lock()
         if not self.first_step(1):
-            raise DataError(f"data.buckets: nothing is left: {self._left_out()}")
+            raise DataError(f"data.buckets: nothing is left: {self._left_out(self._draw(0)[0])}")
 
     def first_step(self, epoch: int) -> int:
         """The step at which an epoch begins."""
@@ -329,12 +329,11 @@ class BucketSchedule:
             place, steps = self._assignment.places[number], -(-counts[number] // self._clips[number])
             clips = f"{place.bucket.batch_size} x {self._world_size}"
             _logger.info("bucket %s: %d samples, %d steps of %s", place, counts[number], steps, clips)
-        if left_out := self._left_out():
+        if left_out := self._left_out(found):
             _logger.warning("buckets leave out of %d rows, in the first epoch: %s", len(found), left_out)
 
-    def _left_out(self) -> str:
-        """How many rows the first epoch leaves out, by reason."""
-        found, _ = self._draw(0)
+    def _left_out(self, found: np.ndarray) -> str:
+        """How many rows an epoch leaves out, by reason."""
         counts = self._counts(found)
         parts = [f"{(found == code).sum()}: {reason}" for code, reason in REASONS.items() if (found == code).any()]
         for number in np.flatnonzero((counts > 0) & (counts < self._clips)):
