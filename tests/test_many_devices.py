@@ -161,19 +161,30 @@ def command(data, output: Path) -> list:
     return ["training_runs.py", *SHORT, *data, "--output_path", output, "--mode=pynative", "--max_steps=100000"]
 
 
+def scripts_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """msrun's children that run training_runs.py, the scheduler first; not those that are not there yet or any more."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        try:
+            if any(argument.endswith("training_runs.py") for argument in child.cmdline()):
+                found.append(child)
+        except psutil.Error:  # it has ended between the two looks
+            continue
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before they meet", "in an update"])
 def test_a_killed_worker_ends_the_run_within_a_minute(data, tmp_path, moment):
     process = start(tmp_path / "logs", *command(data, tmp_path / "run"))
     log = tmp_path / "run" / "log.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        workers = [
-            child for child in psutil.Process(process.pid).children() if "training_runs.py" in child.cmdline()[1]
-        ]
-        if len(workers) == 3 and (moment == "before they meet" or log.exists() and log.stat().st_size > 1000):
-            break
+    met = False
+    while not met and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
+        workers = scripts_of(process)
+        met = len(workers) == 3 and (moment == "before they meet" or log.exists() and log.stat().st_size > 1000)
+    assert met, Path(f"{tmp_path}/logs.txt").read_text()
     workers[-1].send_signal(signal.SIGKILL)
     said = ends(process, tmp_path / "logs", 60)
     assert f"Worker process {workers[-1].pid} exit with exception. Error code: -9" in said
