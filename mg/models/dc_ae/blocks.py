@@ -11,7 +11,7 @@ from mindspore import nn, ops
 from mg.models.layers.conv import Conv3d, GroupedPointwiseConv, PointwiseConv
 from mg.models.layers.norm import RMSNorm
 from mg.models.layers.precision import PrecisionCell
-from mg.models.layers.resample import nearest
+from mg.models.layers.resample import DoublingConv3d
 
 HEAD = 32  # channels of an attention head
 AGGREGATE_KERNEL = 5
@@ -135,12 +135,12 @@ class Upsample(nn.Cell):
     def __init__(self, in_channels: int, out_channels: int, temporal: bool):
         super().__init__()
         self.out_channels, self.temporal = out_channels, temporal
-        self.conv = Conv3d(in_channels, out_channels)
+        self.conv = DoublingConv3d(in_channels, out_channels)
 
     def construct(self, x, still):
         frames = 2 if self.temporal and not still else 1
         channels = repeat_channels(x, self.out_channels * frames * 4)
-        return self.conv(nearest(x, frames)) + pixel_shuffle(channels, frames)
+        return self.conv(x, frames) + pixel_shuffle(channels, frames)
 
 
 def average_channels(x, channels: int):

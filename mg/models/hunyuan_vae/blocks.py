@@ -9,7 +9,7 @@ from mindspore import nn, ops
 from mg.models.layers.attention import CausalAttention
 from mg.models.layers.conv import CausalConv3d
 from mg.models.layers.norm import GroupNorm
-from mg.models.layers.resample import double_frames, nearest
+from mg.models.layers.resample import DoublingCausalConv3d
 from mg.models.layers.resnet import ResnetBlock, resnet_blocks
 
 Conv = partial(CausalConv3d, padding="replicate")
@@ -24,15 +24,9 @@ class Upsample(nn.Cell):
 
     def __init__(self, channels: int, factors: tuple[int, int]):
         super().__init__()
-        self.factors = factors
-        self.conv = Conv(channels, channels)
+        self.conv = DoublingCausalConv3d(channels, factors)
 
     def construct(self, x):
-        time, space = self.factors
-        if space == 2:
-            x = nearest(x)
-        if time == 2:
-            x = double_frames(x)[:, :, 1:]
         return self.conv(x)
 
 

@@ -51,7 +51,7 @@ class SpatialAttention(nn.Cell):
         return x + self.proj_out(y)
 
 
-class TemporalAttention(nn.Cell):
+class TemporalAttention(PrecisionCell):
     """Residual attention over the T frames of every pixel. Its output projection starts at zero: no effect."""
 
     def __init__(self, channels: int, groups: int):
@@ -66,7 +66,10 @@ class TemporalAttention(nn.Cell):
     def construct(self, x):
         b, c, t, h, w = x.shape
         y = self.norm(x).transpose(0, 3, 4, 2, 1).reshape(b * h * w, t, c)  # (B*H*W, T, C)
-        y = self.proj_out(self.attention(self.to_q(y), self.to_k(y), self.to_v(y)))
+        v = self.to_v(y)
+        if t > 1 or self.plain:  # a single frame has but itself to attend to
+            v = self.attention(self.to_q(y), self.to_k(y), v)
+        y = self.proj_out(v)
         return x + y.reshape(b, h, w, t, c).transpose(0, 4, 3, 1, 2)
 
 

@@ -3,6 +3,10 @@
 A spatial convolution sees the frames as a batch, (B*T, C, H, W). A temporal one sees each clip as a picture with time
 down and the pixels across, (B, C, T, H*W), and slides a (k, 1) kernel over it: no transpose of the data, and fast on
 every device.
+
+Where a kernel sees the same value under several taps, or nothing but zeros under some, the taps are added or left out
+first: on a single frame a convolution in time is one of a single frame. That is the same function with fewer products;
+`plain` (mg.models.layers.forms) computes them all.
 """
 
 import mindspore as ms
@@ -59,10 +63,12 @@ class SpatialConv(PrecisionCell):
     def construct(self, x):
         b, c, t, h, w = x.shape
         x = self.cast(x).transpose(0, 2, 1, 3, 4).reshape(b * t, c, h, w)  # (B*T, Cin, H, W)
-        x = self.conv(x, self.cast(self.weight))  # (B*T, Cout, H', W')
-        x = self.cast(ops.bias_add(x, self.cast(self.bias)))
+        x = self.cast(ops.bias_add(self.convolve(x), self.cast(self.bias)))  # (B*T, Cout, H', W')
         _, c, h, w = x.shape
         return x.reshape(b, t, c, h, w).transpose(0, 2, 1, 3, 4)
+
+    def convolve(self, x):
+        return self.conv(x, self.cast(self.weight))
 
 
 class TemporalConv(PrecisionCell):
@@ -87,18 +93,32 @@ class TemporalConv(PrecisionCell):
         self.margin = kernel_size // 2 if padding == "replicate" else 0
         zeros = kernel_size // 2 - self.margin
         self.conv = ops.Conv2D(channels, (kernel_size, 1), pad_mode="pad", pad=(zeros, zeros, 0, 0), stride=(stride, 1))
+        self.conv_frame = ops.Conv2D(channels, 1)
 
     def construct(self, x):
         b, c, t, h, w = x.shape
         x = self.cast(x).reshape(b, c, t, h * w)
-        if self.margin:
-            x = repeat_edges(x, 2, self.margin, self.margin)
-        weight = self.cast(self.weight).reshape(c, c, self.kernel_size, 1)
-        x = self.cast(ops.bias_add(self.conv(x, weight), self.cast(self.bias)))  # (B, C, T', H*W)
+        if t == 1 and not self.plain:
+            x = self.conv_frame(x, self.cast(self.weight_of_a_frame()))
+        else:
+            x = self.convolve(x)  # (B, C, T', H*W)
+        x = self.cast(ops.bias_add(x, self.cast(self.bias)))
         return x.reshape(b, c, -1, h, w)
 
+    def convolve(self, x):
+        if self.margin:
+            x = repeat_edges(x, 2, self.margin, self.margin)
+        return self.conv(x, self.cast(self.weight.swapaxes(2, 3)))
 
-class FactorizedConv(nn.Cell):
+    def weight_of_a_frame(self):
+        """What the kernel does to a single frame: all taps see it, or the one in the middle does. (C, C, 1, 1)"""
+        if self.margin:
+            return self.weight.sum(axis=3, keepdims=True)
+        middle = self.kernel_size // 2
+        return self.weight[:, :, :, middle : middle + 1]
+
+
+class FactorizedConv(PrecisionCell):
     """A 2-D convolution followed by a 1-D one in time, the "2.5-D" convolution of Movie Gen. Keeps T, H and W."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, zero: bool = False):
@@ -106,16 +126,29 @@ class FactorizedConv(nn.Cell):
         margin = kernel_size // 2
         self.conv_spat = SpatialConv(in_channels, out_channels, kernel_size, padding=(margin,) * 4, zero=zero)
         self.conv_temp = TemporalConv(out_channels, kernel_size)
+        self.pointwise = kernel_size == 1
+        self.conv = ops.Conv2D(out_channels, 1)
 
     def construct(self, x):
+        if self.pointwise and not self.plain:
+            return self._as_one(x)
         return self.conv_temp(self.conv_spat(x))
+
+    def _as_one(self, x):
+        """Two 1x1 convolutions in a row are one, whose weight is the product of theirs."""
+        b, c, t, h, w = x.shape
+        second = self.conv_temp.weight[:, :, 0, 0]
+        weight = ops.matmul(second, self.conv_spat.weight[:, :, 0, 0]).reshape(-1, c, 1, 1)
+        bias = ops.matmul(second, self.conv_spat.bias) + self.conv_temp.bias
+        y = self.conv(self.cast(x).reshape(b, c, t, h * w), self.cast(weight))  # (B, Cout, T, H*W)
+        return self.cast(ops.bias_add(y, self.cast(bias))).reshape(b, -1, t, h, w)
 
 
 class Conv3d(PrecisionCell):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side.
 
-    It is a Conv2d per frame of the kernel, summed in fp32 over the kernel's frames, but for dense ones on NPUs and GPUs:
-    those are MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster.
+    It is a Conv2d that sees the frames under the kernel as channels, but for dense ones on NPUs and GPUs: those are
+    MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster.
 
     Args:
         kernel_size: in time, height and width alike.
@@ -152,22 +185,47 @@ class Conv3d(PrecisionCell):
 
     def construct(self, x):
         x, weight = self.cast(x), self.cast(self.weight)
-        y = self.conv(x, weight) if self.whole else self._sum_over_frames(x, weight)
-        return self.cast(_add_bias(y, self.bias))
+        if x.shape[2] == 1 and not self.plain:
+            y = self._on_a_frame(x, weight)
+        else:
+            y = self.conv(x, weight) if self.whole else self._on_frames(x, weight)
+        return self.cast(add_bias(y, self.bias))
 
-    def _sum_over_frames(self, x, weight):
+    def _on_a_frame(self, x, weight):
+        return self.conv_frames(x[:, :, 0], self.weight_of_a_frame(weight)).expand_dims(2)
+
+    def weight_of_a_frame(self, weight):
+        """What the kernel does to a single frame: of its frames one sees it, the others zeros. (Cout, Cin, kh, kw)"""
+        return weight[:, :, self.before]
+
+    def _on_frames(self, x, weight):
         b, c, t, h, w = x.shape
         before = ops.zeros((b, self.before, c, h, w), x.dtype)
         behind = ops.zeros((b, self.behind + self.stride - 1, c, h, w), x.dtype)
         x = ops.cat((before, x.transpose(0, 2, 1, 3, 4), behind), axis=1)  # (B, T + ..., C, H, W)
         frames = (t + self.before + self.behind - self.kernel_size) // self.stride + 1
-        y = 0.0
-        for i in range(self.kernel_size):
-            # Not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch.
-            shifted = x[:, i : i + frames * self.stride].reshape(b, frames, self.stride, c, h, w)[:, :, 0]
-            y = y + self.conv_frames(shifted.reshape(b * frames, c, h, w), weight[:, :, i]).astype(ms.float32)
+        y = self.conv_frames(as_channels(x, frames, self.kernel_size, self.stride), join_frames(weight))
         _, c, h, w = y.shape
         return y.reshape(b, frames, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, Cout, T', H', W')
+
+
+def as_channels(x, frames: int, size: int, stride: int = 1):
+    """The frames under a kernel of `size` frames as channels of one. (B, T, C, H, W) -> (B*frames, C*size, H, W)"""
+    b, _, c, h, w = x.shape
+    shifted = ()
+    for i in range(size):
+        seen = x[:, i : i + frames * stride]
+        if stride > 1:  # not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch
+            seen = seen.reshape(b, frames, stride, c, h, w)[:, :, 0]
+        shifted += (seen,)
+    x = ops.stack(shifted, axis=3) if size > 1 else shifted[0]
+    return x.reshape(b * frames, c * size, h, w)
+
+
+def join_frames(weight):
+    """A kernel for what `as_channels` gives. (Cout, Cin, k, kh, kw) -> (Cout, Cin*k, kh, kw)"""
+    c_out, c_in, size, height, width = weight.shape
+    return weight.reshape(c_out, c_in * size, height, width)
 
 
 class CausalConv3d(Conv3d):
@@ -203,14 +261,19 @@ class CausalConv3d(Conv3d):
         self.conv_frames = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=pad[2:], stride=stride[1:])
 
     def construct(self, x):
+        b, c, t, h, w = x.shape
         if self.repeated:
-            x = repeat_edges(x, 2, self.kernel_size - 1, 0)
             x = repeat_edges(x, 3, self.repeated, self.repeated)
             x = repeat_edges(x, 4, self.repeated, self.repeated)
-        elif self.whole and self.before:  # not the operator's own padding, which devices want alike on both sides
-            b, c, _, h, w = x.shape
-            x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
+        if t > 1 or self.plain:
+            if self.repeated:
+                x = repeat_edges(x, 2, self.kernel_size - 1, 0)
+            elif self.whole and self.before:  # not the operator's own padding, which devices want alike on both sides
+                x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
         return super().construct(x)
+
+    def weight_of_a_frame(self, weight):
+        return weight.sum(axis=2) if self.repeated else super().weight_of_a_frame(weight)
 
 
 class PointwiseConv(PrecisionCell):
@@ -226,7 +289,7 @@ class PointwiseConv(PrecisionCell):
         b, c, t, h, w = x.shape
         weight = self.cast(self.weight).reshape(-1, c, 1, 1)
         y = self.conv(self.cast(x).reshape(b, c, t, h * w), weight)  # (B, Cout, T, H*W)
-        return self.cast(_add_bias(y.reshape(b, -1, t, h, w), self.bias))
+        return self.cast(add_bias(y.reshape(b, -1, t, h, w), self.bias))
 
 
 class GroupedPointwiseConv(PrecisionCell):
@@ -249,5 +312,5 @@ def _volume(out_channels: int, in_channels: int, kernel_size: int, weight_init=N
     return Parameter(initializer(weight_init, (out_channels, in_channels) + (kernel_size,) * 3), name="weight")
 
 
-def _add_bias(y, bias):
+def add_bias(y, bias):
     return y if bias is None else y + bias.astype(y.dtype).reshape(1, -1, 1, 1, 1)

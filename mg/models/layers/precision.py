@@ -34,9 +34,11 @@ class PrecisionCell(nn.Cell):
 
     Attributes:
         leaves_fp16: its sums leave the range of fp16, so that it stays in fp32 there.
+        plain: compute as the papers write it, see `mg.models.layers.forms`.
     """
 
     leaves_fp16 = False
+    plain = False
 
     def __init__(self):
         super().__init__()

@@ -13,6 +13,8 @@ shapes of the parameters are those of mindone's checkpoints, which load as they 
 from collections.abc import Mapping
 from pathlib import Path
 
+from mindspore import ops
+
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
@@ -131,6 +133,16 @@ class TemporalAutoencoder(VideoAutoencoder):
 
     def before_decoder(self, z):
         return self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z
+
+    def decode_latents(self, z, still=False):
+        return self._all_frames(super().decode_latents(z, still), z.shape[2] * self.temporal_compression)
+
+    def picture(self, h, shape):
+        return self._all_frames(super().picture(h, shape), shape[2])
+
+    def _all_frames(self, x, frames):
+        """The decoder makes one frame of a single latent frame, where all that it stands for are alike."""
+        return ops.cat((x,) * frames, axis=2) if frames > 1 and x.shape[2] == 1 else x
 
 
 def _check(config: dict) -> None:
