@@ -23,10 +23,25 @@ class Dense(PrecisionCell):
 
 
 class DotProductAttention(PrecisionCell):
-    """softmax(q k^T / sqrt(C)) v for (N, L, C); the softmax in fp32."""
+    """softmax(q k^T / sqrt(C)) v for q (N, L, C) and k, v (N, M, C); the softmax in fp32.
+
+    Where the N*L*M scores would be more than `most_scores`, 1 GB, the queries go in as many pieces as that takes.
+    """
+
+    most_scores = 2**28
 
     def construct(self, q, k, v):
-        scores = self.cast(ops.bmm(self.cast(q), self.cast(k).transpose(0, 2, 1)))  # (N, L, L)
+        n, length, _ = q.shape
+        piece = max(1, self.most_scores // (n * k.shape[1]))
+        if length <= piece:
+            return self._attend(q, k, v)
+        pieces = ()
+        for start in range(0, length, piece):
+            pieces += (self._attend(q[:, start : start + piece], k, v),)
+        return ops.cat(pieces, axis=1)
+
+    def _attend(self, q, k, v):
+        scores = self.cast(ops.bmm(self.cast(q), self.cast(k).transpose(0, 2, 1)))  # (N, L, M)
         weights = ops.softmax(scores.astype(ms.float32) * q.shape[-1] ** -0.5, axis=-1)
         return self.cast(ops.bmm(self.cast(weights), self.cast(v)))
 
