@@ -45,7 +45,7 @@ class LinearAttention(PrecisionCell):
         values = self.cast(ops.matmul(v, k.transpose(0, 1, 3, 2)))  # (B, heads, HEAD, HEAD)
         out = self.cast(ops.matmul(values, q)).astype(ms.float32)
         norm = self.cast(ops.matmul(keys.transpose(0, 1, 3, 2), q)).astype(ms.float32)  # (B, heads, 1, N)
-        return out / (norm + 1e-15)
+        return out * ops.broadcast_to(1.0 / (norm + 1e-15), out.shape)
 
 
 class LiteMLA(nn.Cell):

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
-from mg import runtime
+from mg.models.layers.channels import channels_first, frames_first, shift
 from mg.models.layers.precision import PrecisionCell
 
 
@@ -62,10 +62,10 @@ class SpatialConv(PrecisionCell):
 
     def construct(self, x):
         b, c, t, h, w = x.shape
-        x = self.cast(x).transpose(0, 2, 1, 3, 4).reshape(b * t, c, h, w)  # (B*T, Cin, H, W)
+        x = frames_first(self.cast(x), self.on_cpu).reshape(b * t, c, h, w)  # (B*T, Cin, H, W)
         x = self.cast(ops.bias_add(self.convolve(x), self.cast(self.bias)))  # (B*T, Cout, H', W')
         _, c, h, w = x.shape
-        return x.reshape(b, t, c, h, w).transpose(0, 2, 1, 3, 4)
+        return channels_first(x.reshape(b, t, c, h, w), self.on_cpu)
 
     def convolve(self, x):
         return self.conv(x, self.cast(self.weight))
@@ -172,7 +172,7 @@ class Conv3d(PrecisionCell):
         self.bias = _bias(out_channels) if bias else None
         margin = kernel_size // 2
         self.kernel_size, self.stride, self.before, self.behind = kernel_size, stride[0], margin, margin
-        self.whole = not depthwise and runtime.device() != "cpu"
+        self.whole = not depthwise and not self.on_cpu
         self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(margin,) * 6, stride=stride)
         self.conv_frames = ops.Conv2D(
             out_channels,
@@ -202,11 +202,11 @@ class Conv3d(PrecisionCell):
         b, c, t, h, w = x.shape
         before = ops.zeros((b, self.before, c, h, w), x.dtype)
         behind = ops.zeros((b, self.behind + self.stride - 1, c, h, w), x.dtype)
-        x = ops.cat((before, x.transpose(0, 2, 1, 3, 4), behind), axis=1)  # (B, T + ..., C, H, W)
+        x = ops.cat((before, frames_first(x, self.on_cpu), behind), axis=1)  # (B, T + ..., C, H, W)
         frames = (t + self.before + self.behind - self.kernel_size) // self.stride + 1
         y = self.conv_frames(as_channels(x, frames, self.kernel_size, self.stride), join_frames(weight))
         _, c, h, w = y.shape
-        return y.reshape(b, frames, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, Cout, T', H', W')
+        return channels_first(y.reshape(b, frames, c, h, w), self.on_cpu)  # (B, Cout, T', H', W')
 
 
 def as_channels(x, frames: int, size: int, stride: int = 1):
@@ -313,4 +313,4 @@ def _volume(out_channels: int, in_channels: int, kernel_size: int, weight_init=N
 
 
 def add_bias(y, bias):
-    return y if bias is None else y + bias.astype(y.dtype).reshape(1, -1, 1, 1, 1)
+    return y if bias is None else shift(y, bias.astype(y.dtype))

@@ -4,7 +4,7 @@ import mindspore as ms
 from mindspore import Parameter, ops
 from mindspore.common.initializer import Normal, initializer
 
-from mg import runtime
+from mg.models.layers.channels import scale, shift
 from mg.models.layers.precision import PrecisionCell
 
 
@@ -22,31 +22,30 @@ class GroupNorm(PrecisionCell):
         self.gamma = Parameter(initializer("ones", (channels,)), name="gamma")
         self.beta = Parameter(initializer("zeros", (channels,)), name="beta")
         self.groups, self.eps = groups, eps
-        self.composed = runtime.device() == "cpu"  # whose operator takes twice the time
 
     def construct(self, x):
         b, c, t, h, w = x.shape
-        y = x.astype(ms.float32).reshape(b, c, t, h * w)
-        if self.composed:
+        y = x.astype(ms.float32)
+        if self.on_cpu:
             y = self._composed(y)
         else:
-            y = ops.group_norm(y, self.groups, self.gamma, self.beta, self.eps)
+            y = ops.group_norm(y.reshape(b, c, t, h * w), self.groups, self.gamma, self.beta, self.eps)
         return self.cast(y).reshape(b, c, t, h, w)
 
     def _composed(self, x):
-        b, c, t, pixels = x.shape
-        x = x.reshape(b * self.groups, -1, pixels)
-        x = x - _mean(x)
-        scale = ops.rsqrt(_mean(x.square()) + self.eps).reshape(b, self.groups, 1)
-        scale = (scale * self.gamma.reshape(1, self.groups, -1)).reshape(b, c, 1)
-        return x.reshape(b, c, -1) * scale + self.beta.reshape(1, c, 1)
-
-
-def _mean(x):
-    """(N, L, P) -> (N, 1, 1); the sums are products with ones, many times as fast on a CPU as a reduction."""
-    n, length, pixels = x.shape
-    rows = ops.matmul(x.reshape(n * length, pixels), ops.ones((pixels, 1), x.dtype))  # (N*L, 1)
-    return rows.reshape(n, length, 1).mean(axis=1, keep_dims=True) / pixels
+        """The operator in its parts."""
+        b, c, t, h, w = x.shape
+        size = c // self.groups
+        count = size * t * h * w
+        mean = x.reshape(b * self.groups, count).sum(axis=1, keepdims=True) / count
+        x = x.reshape(1, b * c, t, h, w)
+        x = shift(x, -ops.broadcast_to(mean, (b * self.groups, size)).reshape(b * c))
+        x = x.reshape(b * self.groups, size, t * h * w)
+        variance = x.square().reshape(b * self.groups, count).sum(axis=1, keepdims=True) / count
+        factors = ops.broadcast_to(ops.rsqrt(variance + self.eps), (b * self.groups, size)).reshape(b, c)
+        factors = factors * self.gamma.reshape(1, c)
+        x = scale(x, factors.reshape(b * self.groups, size), True)
+        return shift(x.reshape(b, c, t, h, w), self.beta)
 
 
 class RMSNorm(PrecisionCell):
@@ -60,15 +59,15 @@ class RMSNorm(PrecisionCell):
         self.gamma = Parameter(initializer(Normal(0.02), (channels,)), name="gamma")
         self.beta = Parameter(initializer("zeros", (channels,)), name="beta")
         self.eps = eps
-        self.composed = runtime.device() == "cpu"  # where a sum is fastest as a product with ones
 
     def construct(self, x):
         b, c, t, h, w = x.shape
-        x = x.astype(ms.float32)
-        if self.composed:
-            squares = ops.matmul(ops.ones((1, c), ms.float32), x.square().reshape(b, c, t * h * w))  # (B, 1, T*H*W)
-            squares = squares.reshape(b, 1, t, h, w) / c
+        x = x.astype(ms.float32).reshape(b, c, t * h * w)
+        squares = x.square()
+        if self.on_cpu:  # sums of rows are slow there, products with ones are not
+            mean = ops.matmul(ops.ones((1, c), ms.float32), squares) / c  # (B, 1, T*H*W)
         else:
-            squares = x.square().mean(axis=1, keep_dims=True)
-        y = x * ops.rsqrt(squares + self.eps)
-        return self.cast(y * self.gamma.reshape(1, -1, 1, 1, 1) + self.beta.reshape(1, -1, 1, 1, 1))
+            mean = squares.mean(axis=1, keep_dims=True)
+        y = x * ops.broadcast_to(ops.rsqrt(mean + self.eps), x.shape)
+        y = scale(y, self.gamma.reshape(1, c), self.on_cpu).reshape(b, c, t, h, w)
+        return self.cast(shift(y, self.beta))

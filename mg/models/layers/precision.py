@@ -35,6 +35,7 @@ class PrecisionCell(nn.Cell):
     Attributes:
         leaves_fp16: its sums leave the range of fp16, so that it stays in fp32 there.
         plain: compute as the papers write it, see `mg.models.layers.forms`.
+        on_cpu: take what is fastest on a CPU, not what the device's own operators are.
     """
 
     leaves_fp16 = False
@@ -43,6 +44,7 @@ class PrecisionCell(nn.Cell):
     def __init__(self):
         super().__init__()
         self.cast = Cast(ms.float32)
+        self.on_cpu = runtime.device() == "cpu"
 
 
 def set_precision(network: nn.Cell, precision: str) -> nn.Cell:
