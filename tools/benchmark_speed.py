@@ -4,8 +4,8 @@
     python tools/benchmark_speed.py --models tae --parts encode decode --sizes 16x64x64 16x128x128 --threads 2
     python tools/benchmark_speed.py --models tae --growth 1 2 4            # cost by frames, area and batch, and a plot
 
-prints a table of seconds, frames/s, peak memory, compile time, operations, and the ratio to the peer's time, taken pair by
-pair; below 1 is faster. All of it, and every single time, is in speed.json too.
+prints a table of seconds, frames/s, peak memory, compile time, operations, and the ratio to the peer's time, taken pair
+by pair; below 1 is faster. All of it, and every single time, is in speed.json too.
 """
 
 from mg.config import parse_config, run_command_line

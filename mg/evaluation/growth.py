@@ -36,7 +36,7 @@ def measure_growth(config: SpeedConfig) -> dict:
             label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
             _logger.info("%s", label)
             try:
-                measured[shape] = measure(replace(first, shape=shape), config, "not beside growth")
+                measured[shape] = measure(replace(first, shape=shape), config, "not beside growth", False)
             except WorkerError as error:
                 _logger.warning("%s: %s", label, error)
                 found["failed"].append(f"{label}: {error}")
@@ -66,7 +66,7 @@ def grown(shape: tuple[int, ...], axis: str, factor: int) -> tuple[int, ...]:
 
 def plot(records: list[dict], path: Path) -> None:
     """Seconds of a call, its operations and the process's peak memory by frames, area and batch, as a PNG; all axes are
-    logarithmic, and a dotted line is what grows in proportion."""
+    logarithmic, and a dotted line is time or work in proportion."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -89,7 +89,8 @@ def plot(records: list[dict], path: Path) -> None:
                     continue
                 xs, ys = zip(*points)
                 panel.plot(xs, ys, "o-", color=f"C{number}", label=f"{part}, from {first}")
-                panel.plot(xs, [ys[0] * x / xs[0] for x in xs], ":", color=f"C{number}", linewidth=0.8)
+                if key != "peak_rss_mb":
+                    panel.plot(xs, [ys[0] * x / xs[0] for x in xs], ":", color=f"C{number}", linewidth=0.8)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log", base=2)
             panel.grid(alpha=0.3)

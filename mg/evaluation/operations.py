@@ -5,7 +5,8 @@
     count.total         # 2 for every multiply-add of convolutions and matrix products
 
 As in `torch.utils.flop_counter`, what is done value by value (norms, activations, biases, the optimizer) is not
-counted, and zeros that a convolution pads with count like any pixel. A training step's backward pass is part of its graph.
+counted, and zeros that a convolution pads with count like any pixel. A training step's backward pass is part of its
+graph.
 """
 
 import contextlib

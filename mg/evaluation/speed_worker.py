@@ -37,6 +37,7 @@ class Job:
         by_frame: of a torch network: it takes images.
         folder: of an exported model.
         threads: how many processors the process may use.
+        reference: count the operations of the reference's form too.
     """
 
     task: str
@@ -51,6 +52,7 @@ class Job:
     threads: int = 1
     by_frame: bool = False
     folder: str | None = None
+    reference: bool = False
 
 
 class WorkerError(RuntimeError):
@@ -61,14 +63,15 @@ class Worker:
     """A process for a job, seen from the one that started it; a `with` block ends the process.
 
     Attributes:
-        said: its answer to the job: seconds that building took, and the device; or what was counted.
+        said: its answer to the job: the device, and the seconds of building and of compiling before any call; or what
+            was counted.
     """
 
     def __init__(self, job: Job):
         self._log = tempfile.TemporaryFile()
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
-        # By default OpenMP's threads spin while they wait for each other. Where other processes want the processors too,
-        # each wait then takes a turn of the scheduler: a small network of torch's was seen to take 90 times as long.
+        # By default OpenMP's threads spin while they wait for each other. Where other processes want the processors
+        # too, each wait then takes a turn of the scheduler: torch was seen to take 90 times as long, over a small net.
         threads["OMP_WAIT_POLICY"] = "passive"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mg.evaluation.speed_worker"],
@@ -113,6 +116,8 @@ class Worker:
         if "error" in answer:
             raise WorkerError(answer["error"])
         self._process.send_signal(signal.SIGSTOP)
+        with suppress(AttributeError):  # older Pythons on a Mac have no waitid
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until it has happened
         return answer
 
     def _last_words(self) -> str:
@@ -146,7 +151,8 @@ def main() -> None:
         start = time.perf_counter()
         network = _NETWORKS[job.engine](job)
         run = network.runner(job.part)
-        answer({"build_seconds": time.perf_counter() - start, "device": network.device})
+        built = time.perf_counter() - start
+        answer({"build_seconds": built, "compile_seconds": network.compile_seconds, "device": network.device})
         number = 0
         for order in sys.stdin:
             if order.strip() == "run":
@@ -162,6 +168,8 @@ def main() -> None:
 
 class _MindSporeNetwork:
     """A model of this toolkit with random weights."""
+
+    compile_seconds = 0.0  # its first call does
 
     def __init__(self, job: Job):
         from mg import runtime
@@ -211,6 +219,7 @@ class _TorchNetwork:
     """A peer: one of diffusers' networks with random weights."""
 
     device = "cpu"
+    compile_seconds = 0.0
 
     def __init__(self, job: Job):
         from mg.evaluation.peers import Peer, PeerNetwork
@@ -236,7 +245,9 @@ class _ExportedNetwork:
         from mg.deploy import load
 
         self.job = job
+        start = time.perf_counter()
         self.model = load(job.folder, job.engine, job.precision, device="cpu", threads=job.threads)
+        self.compile_seconds = time.perf_counter() - start
 
     def runner(self, part: str) -> Callable[[int], None]:
         clips, frames = _clips(self.job.shape), self.job.shape[2]
@@ -284,7 +295,7 @@ def _export(job: Job) -> dict:
 
 
 def _count(job: Job) -> dict:
-    """Operations of a call, and of the same in the reference's form."""
+    """Operations of a call, and of the same in the reference's form where that is asked for."""
     from mg.evaluation.operations import count_operations, reference_form
 
     def counted() -> int:
@@ -293,9 +304,11 @@ def _count(job: Job) -> dict:
             run(0)
         return count.total
 
-    own = counted()
-    with reference_form():
-        return {"operations": own, "reference_operations": counted()}
+    found = {"operations": counted()}
+    if job.reference:
+        with reference_form():
+            found["reference_operations"] = counted()
+    return found
 
 
 def _clips(shape: tuple[int, ...]) -> list:
