@@ -227,3 +227,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(options, message, monkeypatch, ca
     said = capsys.readouterr()
     assert ended.value.code == 2 and said.out == ""
     assert said.err.count("\n") == 1 and message in said.err, said.err
+
+
+def test_an_exported_model_is_measured_too_and_has_as_many_operations(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("mg.deploy")
+    found = measure_speed(a_config(tmp_path, parts=["encode", "train"], engines=["onnxruntime"], peer=False))
+    assert not found["failed"] and found["skipped"] == [
+        "image_vae 2x16x16 train onnxruntime fp32: only MindSpore trains"
+    ]
+    record = found["records"][0]
+    assert record["engine"] == "onnxruntime" and record["compile_seconds"] > 0
+    assert record["operations_per_frame"] == 5906432 / 2  # of encode, as MindSpore's graph and torch have it
