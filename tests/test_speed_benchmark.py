@@ -131,6 +131,21 @@ def test_a_peer_that_is_not_there_is_said_and_what_fails_costs_a_row(tmp_path, f
         assert line in format_table(found)
 
 
+def test_a_run_that_is_killed_leaves_the_rows_that_it_has(tmp_path, fake_workers, monkeypatch):
+    run = fake_workers.run
+
+    def killed(worker):
+        if len(worker.calls) == 6:  # the second row's first call
+            raise KeyboardInterrupt
+        return run(worker)
+
+    monkeypatch.setattr(fake_workers, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        measure_speed(a_config(tmp_path, sizes=["2x16x16", "4x16x16"]))
+    left = json.loads((tmp_path / "speed.json").read_text())
+    assert [record["size"] for record in left["records"]] == ["2x16x16"]
+
+
 def test_cost_grows_along_one_axis_at_a_time_and_is_plotted(tmp_path, fake_workers):
     found = growth.measure_growth(a_config(tmp_path, growth=[1, 4], batch=2))
     grown = [(record["axis"], record["factor"], record["batch"], record["size"]) for record in found["records"]]

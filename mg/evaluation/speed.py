@@ -155,7 +155,7 @@ class Timing:
 
 
 def measure_speed(config: SpeedConfig) -> dict:
-    """Measure, and write `speed.json`.
+    """Measure, and write `speed.json`, anew after each row, so that a run that is killed leaves what it has.
 
     Returns:
         "records": one for each model, size, part, engine and precision that ran; "skipped": what was not measured and
@@ -165,7 +165,7 @@ def measure_speed(config: SpeedConfig) -> dict:
         ValueError: a device that is not there.
     """
     device = runtime.setup(config.device, config.mode).device
-    found = describe(config)
+    found, path = describe(config), Path(config.output_path) / "speed.json"
     no_peer = _no_peers(config, device)
     if config.peer and no_peer:
         found["skipped"].append(f"no peers: {no_peer}")
@@ -182,7 +182,8 @@ def measure_speed(config: SpeedConfig) -> dict:
         except WorkerError as error:
             _logger.warning("%s: %s", label, error)
             found["failed"].append(f"{label}: {error}")
-    write(found, Path(config.output_path) / "speed.json")
+        write(found, path)
+    write(found, path)
     return found
 
 
