@@ -1,0 +1,151 @@
+"""PyTorch networks of diffusers that models are measured beside: the same kind of network, with random weights.
+
+torch and diffusers are imported where a network is built, and MindSpore where one is chosen: a peer's own process has
+none, as its memory is measured.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+LEARNING_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A class of diffusers and its config.
+
+    Attributes:
+        name: what to call it in a table.
+        by_frame: it takes images, so a clip's frames are its batch.
+    """
+
+    name: str
+    kind: str
+    config: dict
+    by_frame: bool
+
+
+def peer_of(model: str, config: dict) -> Peer | None:
+    """The network to measure a model of this config beside; None where diffusers has none.
+
+    The TAE's is the image VAE that it is inflated from, temporal_vae's its spatial half.
+    """
+    from mg.models.hunyuan_vae.weights import config_to_diffusers as hunyuan_config
+    from mg.models.image_vae.image_vae import IMAGE_VAE_CONFIG
+    from mg.models.image_vae.weights import config_to_diffusers as image_config
+    from mg.models.temporal_vae.weights import spatial_config
+
+    if model in ("image_vae", "tae"):
+        shared = {key: config[key] for key in IMAGE_VAE_CONFIG if key in config}
+        name = "AutoencoderKL frame by frame"
+        return Peer(name, "AutoencoderKL", image_config({**IMAGE_VAE_CONFIG, **shared}), by_frame=True)
+    if model == "temporal_vae":
+        name = "AutoencoderKL frame by frame (the spatial half alone)"
+        return Peer(name, "AutoencoderKL", image_config(spatial_config(config)), by_frame=True)
+    if model == "hunyuan_vae":
+        kind = "AutoencoderKLHunyuanVideo"
+        return Peer(kind, kind, hunyuan_config(config), by_frame=False)
+    return None
+
+
+def missing() -> str | None:
+    """Why no peer can be measured here; None if one can."""
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("diffusers")
+    except ImportError as error:
+        return f"torch and diffusers are needed, and do not import here ({error}): see requirements-test.txt"
+    return None
+
+
+class PeerNetwork:
+    """A peer on the CPU, whose calls mirror `encode`, `decode` and a training step of ours.
+
+    Args:
+        shape: of the clips, (B, C, T, H, W); enlarged to whole latents, as ours are.
+        precision: fp32 | bf16.
+        threads: of torch.
+    """
+
+    def __init__(self, peer: Peer, shape: tuple[int, ...], precision: str, threads: int):
+        import diffusers
+        import torch
+
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        self.torch, self.by_frame = torch, peer.by_frame
+        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        config = {key: value for key, value in peer.config.items() if not key.startswith("_")}
+        self.network = getattr(diffusers, peer.kind)(**config).eval()
+        if precision != "fp32":
+            self.network.to(self.dtype)
+        self.time, self.space = 1, 2 ** (len(config["block_out_channels"]) - 1)  # pixels per latent
+        if not peer.by_frame:  # its tiles along time
+            self.network.use_framewise_encoding = self.network.use_framewise_decoding = False
+            self.time, self.space = config["temporal_compression_ratio"], config["spatial_compression_ratio"]
+        b, c, t, h, w = shape
+        self.shape = (b, c, t + (1 - t) % self.time, h + -h % self.space, w + -w % self.space)
+
+    def clip(self, seed: int):
+        """A random clip in [-1, 1], frames as a batch where the network takes images."""
+        b, c, t, h, w = self.shape
+        x = np.random.default_rng(seed).uniform(-1, 1, (b * t, c, h, w) if self.by_frame else self.shape)
+        return self.torch.from_numpy(x.astype(np.float32)).to(self.dtype)
+
+    def encoder(self) -> Callable[[int], None]:
+        clips = [self.clip(seed) for seed in range(2)]
+
+        def run(number: int) -> None:
+            with self.torch.inference_mode():
+                self.network.encode(clips[number % 2]).latent_dist.mode()
+
+        return run
+
+    def decoder(self) -> Callable[[int], None]:
+        with self.torch.inference_mode():
+            shape = self.latent_shape()
+            latents = [self.torch.randn(shape, dtype=self.dtype) for _ in range(2)]
+
+        def run(number: int) -> None:
+            with self.torch.inference_mode():
+                self.network.decode(latents[number % 2])
+
+        return run
+
+    def trainer(self) -> Callable[[int], None]:
+        """L1 and KL as `mg.losses.reconstruction` weighs them without LPIPS, AdamW and clipping as `mg.training`."""
+        clips = [self.clip(seed) for seed in range(2)]
+        network, frames = self.network.train(), self.shape[0] * self.shape[2]
+        optimizer = self.torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        pixels = np.prod(self.shape[1:]) / self.shape[2]  # values of a frame
+
+        def run(number: int) -> None:
+            x = clips[number % 2]
+            posterior = network.encode(x).latent_dist
+            y = network.decode(posterior.sample()).sample
+            loss = (x - y).abs().mean() * pixels + 1e-6 * posterior.kl().sum() / frames
+            loss.backward()
+            self.torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return run
+
+    def latent_shape(self) -> tuple[int, ...]:
+        b, _, t, h, w = self.shape
+        z, h, w = self.network.config.latent_channels, h // self.space, w // self.space
+        return (b * t, z, h, w) if self.by_frame else (b, z, 1 + (t - 1) // self.time, h, w)
+
+
+def count_torch_operations(run: Callable[[], None]) -> int:
+    """Floating-point operations of a call, 2 per multiply-add, attention's among them."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # The counter knows nothing of the fused attention that torch has for CPUs.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()

@@ -1,0 +1,362 @@
+"""How fast every model encodes, decodes and trains, beside a PyTorch network of the same kind.
+
+Each network runs in a process of its own, so that its peak memory is its own and no thread pool disturbs another. A
+model and its peer take turns, and the ratio is taken pair by pair: what slows the machine for a while slows both.
+Weights are random, inputs too; a training step is forward, backward and AdamW under L1 and KL.
+"""
+
+import json
+import logging
+import os
+import platform
+import statistics
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from mg import runtime
+from mg.checkpoints import atomic_write
+from mg.config import require, to_dict
+from mg.evaluation.peers import Peer, missing, peer_of
+from mg.evaluation.speed_worker import Job, Worker, WorkerError
+from mg.models import list_models, model_class
+from mg.models.autoencoder import merge_config
+
+_logger = logging.getLogger(__name__)
+
+# Frames x height x width for each model: small clips, of whole latents on every axis.
+DEFAULT_SIZES = {
+    "tae": "16x64x64",
+    "image_vae": "4x64x64",
+    "temporal_vae": "17x64x64",
+    "hunyuan_vae": "17x64x64",
+    "dc_ae": "8x128x128",
+}
+PACKAGES = ("mindspore", "numpy", "torch", "diffusers", "onnxruntime", "openvino")
+
+
+@dataclass(kw_only=True)
+class SpeedConfig:
+    """Measure how fast models encode, decode and train, beside a PyTorch network of the same kind.
+
+    Args:
+        models: names; by default all.
+        parts: encode | decode | train.
+        sizes: of the clips, frames x height x width, such as 16x64x64; by default one for each model.
+        batch: clips at once.
+        runs: pairs of runs that are timed, after one that compiles.
+        threads: processors that a process may use.
+        engines: mindspore, and onnxruntime and openvino for exported models; these do not train.
+        precisions: fp32 | fp16 | bf16; what an engine only emulates here is left out.
+        peer: measure diffusers' network beside, where there is one.
+        operations: count floating-point operations, in a process more for each row.
+        growth: factors, such as 1 2 4, by which frames, area and batch grow, one at a time: in place of the comparison
+            growth.json, and growth_MODEL.png with a curve for each.
+        configs: overrides of models' configs by name, such as {tae: {ch: 32}}.
+        device: auto | ascend | gpu | cpu; peers run on the CPU, and only beside one.
+        mode: graph | pynative.
+        output_path: folder for speed.json.
+    """
+
+    models: list[str] = field(default_factory=list)
+    parts: list[Literal["encode", "decode", "train"]] = field(default_factory=lambda: ["encode", "decode", "train"])
+    sizes: list[str] = field(default_factory=list)
+    batch: int = 1
+    runs: int = 5
+    threads: int = 2
+    engines: list[Literal["mindspore", "onnxruntime", "openvino"]] = field(default_factory=lambda: ["mindspore"])
+    precisions: list[Literal["fp32", "fp16", "bf16"]] = field(default_factory=lambda: ["fp32"])
+    peer: bool = True
+    operations: bool = True
+    growth: list[int] = field(default_factory=list)
+    configs: dict[str, dict] = field(default_factory=dict)
+    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    mode: Literal["graph", "pynative"] = "graph"
+    output_path: str = "outputs/benchmark_speed"
+
+    def __post_init__(self):
+        for name in ("batch", "threads"):
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(1 <= self.runs <= 1000, self, "runs", "from 1 to 1000")
+        for name in ("parts", "engines", "precisions"):
+            require(bool(getattr(self, name)), self, name, "one or more")
+        require(all(factor >= 1 for factor in self.growth), self, "growth", "factors of at least 1")
+        for size in self.sizes:
+            _parse_size(size)
+        for name in (*self.models, *self.configs):
+            merge_config(model_class(name).default_config, self.configs.get(name, {}), name)
+
+    def jobs(self, device: str) -> Iterator[Job]:
+        """What is to be measured, in order, as jobs for the first engine and precision."""
+        for name in self.models or list_models():
+            for size, part in product(self.sizes or [DEFAULT_SIZES[name]], self.parts):
+                yield Job(
+                    task="run",
+                    engine=self.engines[0],
+                    part=part,
+                    shape=(self.batch, 3, *_parse_size(size)),
+                    model=name,
+                    config=self.configs.get(name, {}),
+                    precision=self.precisions[0],
+                    device=device,
+                    mode=self.mode,
+                    threads=self.threads,
+                )
+
+
+def _parse_size(size: str) -> tuple[int, int, int]:
+    """16x64x64 -> (16, 64, 64)"""
+    parts = size.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"sizes has {size!r}; a size is frames x height x width, such as 16x64x64")
+    return tuple(map(int, parts))
+
+
+@dataclass
+class Timing:
+    """What one process measured.
+
+    Attributes:
+        times: seconds of the calls after the first, in order; their first shows whether a second clip of the same shape
+            compiles again.
+        first: seconds of the first call.
+        finish: what the worker said in the end, see `Worker.finish`.
+    """
+
+    said: dict
+    first: float
+    times: list[float] = field(default_factory=list)
+    finish: dict = field(default_factory=dict)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+    def figures(self, shape: tuple[int, ...]) -> dict:
+        """What all networks are told by; `shape` is the clips'."""
+        frames, operations = shape[0] * shape[2], self.finish.get("operations")
+        return {
+            "seconds": self.median,
+            "times": self.times,
+            "frames_per_second": frames / self.median,
+            "first_call_seconds": self.first,
+            "compile_seconds": self.said["compile_seconds"] + max(self.first - self.median, 0.0),
+            "build_seconds": self.said["build_seconds"],
+            "peak_rss_mb": _megabytes(self.finish["peak_rss"]),
+            "peak_device_mb": _megabytes(self.finish.get("peak_device")),
+            "operations_per_frame": None if operations is None else operations / frames,
+        }
+
+
+def measure_speed(config: SpeedConfig) -> dict:
+    """Measure, and write `speed.json`, anew after each row, so that a run that is killed leaves what it has.
+
+    Returns:
+        "records": one for each model, size, part, engine and precision that ran; "skipped": what was not measured and
+        why, in lines; "failed": the same of what should have been; and the settings, versions and machine.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    device = runtime.setup(config.device, config.mode).device
+    found, path = describe(config), Path(config.output_path) / "speed.json"
+    no_peer = _no_peers(config, device)
+    if config.peer and no_peer:
+        found["skipped"].append(f"no peers: {no_peer}")
+    for job, precision, engine in product(config.jobs(device), config.precisions, config.engines):
+        job = replace(job, engine=engine, precision=precision)
+        label = f"{job.model} {size_of(job.shape)} {job.part} {engine} {precision}"
+        reason = _left_out(job)
+        if reason:
+            found["skipped"].append(f"{label}: {reason}")
+            continue
+        _logger.info("%s", label)
+        try:
+            found["records"].append(measure(job, config, no_peer))
+        except WorkerError as error:
+            _logger.warning("%s: %s", label, error)
+            found["failed"].append(f"{label}: {error}")
+        write(found, path)
+    write(found, path)
+    return found
+
+
+def _no_peers(config: SpeedConfig, device: str) -> str | None:
+    """Why none has a peer measured beside; None if they do."""
+    if not config.peer:
+        return "not asked for"
+    return missing() if device == "cpu" else f"peers run on the CPU, the models on {device}"
+
+
+def _left_out(job: Job) -> str | None:
+    """Why this is not measured; None if it is."""
+    if job.engine == "mindspore":
+        emulated = job.precision == "bf16" and job.device == "cpu"
+        return "bf16 is emulated on CPUs, and its speed says nothing" if emulated else None
+    if job.part == "train":
+        return "only MindSpore trains"
+    if find_spec(job.engine) is None:
+        return f"{job.engine} is not installed: pip install {job.engine}"
+    if job.precision not in ("fp32", "bf16") or (job.precision == "bf16" and job.engine == "onnxruntime"):
+        return f"{job.engine} has no {job.precision} here"
+    if job.precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(_of_cpu("flags").split()):
+        return "this CPU has no bf16"
+    return "exported models take square frames" if job.shape[3] != job.shape[4] else None
+
+
+def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool = True) -> dict:
+    """A record: of a model, and of its peer in the same minutes unless `no_peer` says why not.
+
+    Args:
+        reference: count the operations of the model without its rewrites too.
+    """
+    overall = merge_config(model_class(job.model).default_config, job.config, job.model)
+    peer = None if no_peer else peer_of(job.model, overall)
+    reason = no_peer or (None if peer else "diffusers has no such network")
+    counted = count(job, reference) if config.operations and job.engine == "mindspore" else {}
+    with ExitStack() as stack:
+        if job.engine != "mindspore":
+            job = replace(job, folder=stack.enter_context(TemporaryDirectory()))
+            with Worker(replace(job, task="export", engine="mindspore", mode="graph", precision="fp32")):
+                pass  # it has written the folder when it has answered
+        jobs = [job] if peer is None else [job, _peer_job(job, peer)]
+        timings = take_turns([stack.enter_context(Worker(each)) for each in jobs], config.runs)
+    own = timings[0]
+    own.finish |= counted
+    record = {
+        "model": job.model,
+        "config": job.config,
+        "part": job.part,
+        "engine": job.engine,
+        "precision": job.precision,
+        "device": job.device,
+        "mode": job.mode,
+        "batch": job.shape[0],
+        "size": size_of(job.shape),
+        **own.figures(job.shape),
+        "of_the_originals_operations": None,
+        "peer": None,
+        "no_peer": reason,
+        "ratio": None,
+    }
+    if "reference_operations" in counted:
+        record["of_the_originals_operations"] = counted["operations"] / counted["reference_operations"]
+    if peer is not None:
+        record["peer"] = {"name": peer.name, **timings[1].figures(job.shape)}
+        record["ratio"] = pairwise_ratio(own.times, timings[1].times)
+    return record
+
+
+def _peer_job(job: Job, peer: Peer) -> Job:
+    return Job("run", "torch", job.part, job.shape, peer.kind, peer.config, job.precision, threads=job.threads,
+               by_frame=peer.by_frame)  # fmt: skip
+
+
+def take_turns(workers: list[Worker], runs: int) -> list[Timing]:
+    """Time `runs` calls of each worker, one call of each in turn, after a first one that compiles."""
+    timings = [Timing(worker.said, worker.run()) for worker in workers]
+    for _ in range(runs):
+        for worker, timing in zip(workers, timings):
+            timing.times.append(worker.run())
+    for worker, timing in zip(workers, timings):
+        timing.finish = worker.finish()
+    return timings
+
+
+def count(job: Job, reference: bool) -> dict[str, int]:
+    """The "operations" of a call of a model in MindSpore, and the "reference_operations" of one without rewrites; both
+    of the graphs that are compiled for it, whatever the job's mode."""
+    with Worker(replace(job, task="count", mode="graph", reference=reference)) as worker:
+        return worker.said
+
+
+def pairwise_ratio(times: list[float], peer_times: list[float]) -> dict[str, float]:
+    """How many times the peer's time ours is, pair by pair: below 1 is faster."""
+    ratios = [own / other for own, other in zip(times, peer_times, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def size_of(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[2:]))
+
+
+def _megabytes(size: int | None) -> float | None:
+    return None if size is None else size / 2**20
+
+
+def describe(config: SpeedConfig) -> dict:
+    """What a run will have found, empty yet, with the settings, versions and machine that it is of."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "records": [],
+        "skipped": [],
+        "failed": [],
+        "settings": to_dict(config),
+        "versions": {"python": platform.python_version(), **versions},
+        "cpu": _of_cpu("model name") or platform.processor(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+    }
+
+
+def write(found: dict, path: Path) -> None:
+    """What a run found, as a JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _of_cpu(name: str) -> str:
+    """What Linux says of the first processor; "" elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+COLUMNS = {
+    "model": 13, "part": 8, "engine": 13, "precision": 11, "size": 13, "seconds": 9, "frames/s": 10, "peak MB": 9,
+    "compile s": 11, "GFLOP/frame": 13, "of original": 13, "peer s": 9, "peer MB": 9, "time/peer's": 13,
+}  # fmt: skip
+
+
+def format_table(found: dict) -> str:
+    """What was measured, as text: a row for each record, what peers are, and what was left out."""
+    rows = ["".join(f"{name:<{width}}" for name, width in COLUMNS.items()).rstrip()]
+    peers = {}
+    for record in found["records"]:
+        peer, ratio = record["peer"] or {}, record["ratio"] or {}
+        if peer:
+            peers[record["model"]] = peer["name"]
+        cells = [
+            *(record[key] for key in ("model", "part", "engine", "precision")),
+            record["size"] if record["batch"] == 1 else f"{record['batch']}x {record['size']}",
+            *(_number(record[key], digits) for key, digits in _DIGITS.items()),
+            _number(record["operations_per_frame"] and record["operations_per_frame"] / 1e9, 3),
+            _number(record["of_the_originals_operations"], 3),
+            _number(peer.get("seconds"), 3),
+            _number(peer.get("peak_rss_mb"), 0),
+            _number(ratio.get("median"), 2),
+        ]
+        rows.append("".join(f"{cell:<{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)).rstrip())
+    rows += [f"peer of {model}: diffusers' {name}" for model, name in peers.items()]
+    alone = {record["model"]: record["no_peer"] for record in found["records"] if record["no_peer"]}
+    rows += [f"no peer of {model}: {reason}" for model, reason in alone.items()]
+    rows += [f"left out: {line}" for line in found["skipped"]]
+    rows += [f"FAILED: {line}" for line in found["failed"]]
+    return "\n".join(dict.fromkeys(rows))  # where axes of growth begin they share a record
+
+
+_DIGITS = {"seconds": 3, "frames_per_second": 2, "peak_rss_mb": 0, "compile_seconds": 1}
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,335 @@
+"""A process of the speed benchmark: it holds one network, and runs and times it when it is told to.
+
+    python -m mg.evaluation.speed_worker
+
+Standard input has a line per order, the first one a job as JSON; standard output a line of JSON in answer to each.
+Between orders the process stands still: `Worker`, the other end, stops it, so that no thread of it disturbs the others.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_TOTAL_STEPS = 10_000  # of the learning rate's schedule
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker does.
+
+    Attributes:
+        task: run, or of MindSpore's: count the operations of a run, or export the model to `folder`.
+        engine: mindspore | torch | onnxruntime | openvino.
+        part: encode | decode | train.
+        shape: of the clips, (B, C, T, H, W).
+        model, config: the model's name and overrides of its config; of a torch network the class and its config.
+        by_frame: of a torch network: it takes images.
+        folder: of an exported model.
+        threads: how many processors the process may use.
+        reference: count the operations of the reference's form too.
+    """
+
+    task: str
+    engine: str
+    part: str
+    shape: tuple[int, ...]
+    model: str
+    config: dict
+    precision: str = "fp32"
+    device: str = "cpu"
+    mode: str = "graph"
+    threads: int = 1
+    by_frame: bool = False
+    folder: str | None = None
+    reference: bool = False
+
+
+class WorkerError(RuntimeError):
+    """A worker that could not do its job; the message says why, in one line."""
+
+
+class Worker:
+    """A process for a job, seen from the one that started it; a `with` block ends the process.
+
+    Attributes:
+        said: its answer to the job: the device, and the seconds of building and of compiling before any call; or what
+            was counted.
+    """
+
+    def __init__(self, job: Job):
+        self._log = tempfile.TemporaryFile()
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
+        # By default OpenMP's threads spin while they wait for each other. Where other processes want the processors
+        # too, each wait then takes a turn of the scheduler: torch was seen to take 90 times as long, over a small net.
+        threads["OMP_WAIT_POLICY"] = "passive"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mg.evaluation.speed_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env={**os.environ, **threads},
+        )
+        try:
+            self.said = self._ask(json.dumps(asdict(job)))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._log):
+            with suppress(OSError):  # a pipe that is broken
+                file.close()
+
+    def run(self) -> float:
+        """Seconds of one call; the first one compiles."""
+        return self._ask("run")["seconds"]
+
+    def finish(self) -> dict:
+        """Peak memory in bytes, of the process ("peak_rss") and of a device ("peak_device"), and, of networks that can
+        tell, "operations" of one call."""
+        return self._ask("finish")
+
+    def _ask(self, order: str) -> dict:
+        with suppress(OSError):
+            self._process.send_signal(signal.SIGCONT)
+            self._process.stdin.write(order + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": self._last_words()}
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        self._process.send_signal(signal.SIGSTOP)
+        with suppress(AttributeError):  # older Pythons on a Mac have no waitid
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until it has happened
+        return answer
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        memory = "; that is how Linux ends what needs more memory than there is" if code == -signal.SIGKILL else ""
+        return f"the process {ended}{memory}" + (f": {lines[-1]}" if lines and code >= 0 else "")
+
+
+def main() -> None:
+    """Answer orders until there are no more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # stopped, it would outlive what started it
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print too
+
+    def answer(content: dict) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    try:
+        job = json.loads(sys.stdin.readline())
+        job = Job(**{**job, "shape": tuple(job["shape"])})
+        with suppress(AttributeError):  # Linux alone has it
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
+        if job.task != "run":
+            answer({"count": _count, "export": _export}[job.task](job))
+            return
+        start = time.perf_counter()
+        network = _NETWORKS[job.engine](job)
+        run = network.runner(job.part)
+        built = time.perf_counter() - start
+        answer({"build_seconds": built, "compile_seconds": network.compile_seconds, "device": network.device})
+        number = 0
+        for order in sys.stdin:
+            if order.strip() == "run":
+                start = time.perf_counter()
+                run(number)
+                answer({"seconds": time.perf_counter() - start})
+                number += 1
+            else:
+                answer({"peak_rss": _peak_rss(), **network.finish(run)})
+    except Exception as error:  # whatever it is, the other end says it
+        answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:400]})
+
+
+class _MindSporeNetwork:
+    """A model of this toolkit with random weights."""
+
+    compile_seconds = 0.0  # its first call does
+
+    def __init__(self, job: Job):
+        from mg import runtime
+        from mg.models import create_model
+
+        self.device = runtime.setup(job.device, job.mode).device
+        self.job = job
+        self.model = create_model(job.model, dtype=job.precision, **job.config)
+        self.model.sample_deterministic = True
+
+    def runner(self, part: str) -> Callable[[int], None]:
+        """A function that runs the part on the first or second of two inputs, by the number that it is given."""
+        from mindspore import Tensor
+
+        clips, frames = _clips(self.job.shape), self.job.shape[2]
+        if part == "train":
+            step, noise = self._train_step(), _normal(self.model.latent_shape(self.job.shape))
+
+            def train(number: int) -> None:
+                step.accumulate(clips[number % 2], noise[number % 2])
+                if self.job.task == "run":  # an update has no products to count, and takes long to compile
+                    step.update()
+
+            return train
+        if part == "encode":
+            clips = [Tensor(x) for x in clips]
+            return lambda number: self.model.encode(clips[number % 2]).z.asnumpy()  # which waits until it is there
+        latents = [Tensor(z) for z in _normal(self.model.latent_shape(self.job.shape))]
+        return lambda number: self.model.decode(latents[number % 2], frames).asnumpy()
+
+    def _train_step(self):
+        from mg.losses.reconstruction import AutoencoderLoss, LossConfig
+        from mg.training.optim import OptimConfig
+        from mg.training.step import TrainStep
+
+        self.model.set_train()
+        loss = AutoencoderLoss(LossConfig(perceptual_weight=0.0))
+        return TrainStep(self.model, loss, OptimConfig(), _TOTAL_STEPS, self.job.precision)
+
+    def finish(self, run) -> dict:
+        import mindspore as ms
+
+        return {} if self.device == "cpu" else {"peak_device": ms.runtime.max_memory_allocated()}
+
+
+class _TorchNetwork:
+    """A peer: one of diffusers' networks with random weights."""
+
+    device = "cpu"
+    compile_seconds = 0.0
+
+    def __init__(self, job: Job):
+        from mg.evaluation.peers import Peer, PeerNetwork
+
+        peer = Peer(job.model, job.model, job.config, job.by_frame)
+        self.network = PeerNetwork(peer, job.shape, job.precision, job.threads)
+
+    def runner(self, part: str) -> Callable[[int], None]:
+        return {"encode": self.network.encoder, "decode": self.network.decoder, "train": self.network.trainer}[part]()
+
+    def finish(self, run) -> dict:
+        from mg.evaluation.peers import count_torch_operations
+
+        return {"operations": count_torch_operations(lambda: run(0))}
+
+
+class _ExportedNetwork:
+    """A model that `_export` wrote, in an engine of `mg.deploy`; its networks are of the clip's very size."""
+
+    device = "cpu"
+
+    def __init__(self, job: Job):
+        from mg.deploy import load
+
+        self.job = job
+        start = time.perf_counter()
+        self.model = load(job.folder, job.engine, job.precision, device="cpu", threads=job.threads)
+        self.compile_seconds = time.perf_counter() - start
+
+    def runner(self, part: str) -> Callable[[int], None]:
+        clips, frames = _clips(self.job.shape), self.job.shape[2]
+        if part == "encode":
+            return lambda number: self.model.encode(clips[number % 2])
+        latents = _normal(self.model.encode(clips[0]).z.shape)
+        return lambda number: self.model.decode(latents[number % 2], frames)
+
+    def finish(self, run) -> dict:
+        from mg.deploy import operations
+
+        networks = json.loads((Path(self.job.folder) / "deploy.json").read_text(encoding="utf-8"))["networks"]
+        calls = Counter()
+        for name, network in self.model._networks.items():
+            network.run = _counted(network.run, calls, name)
+        run(0)
+        total = sum(times * operations(Path(self.job.folder) / networks[name]["file"]) for name, times in calls.items())
+        return {"operations": total}
+
+
+_NETWORKS = {
+    "mindspore": _MindSporeNetwork,
+    "torch": _TorchNetwork,
+    "onnxruntime": _ExportedNetwork,
+    "openvino": _ExportedNetwork,
+}
+
+
+def _counted(run: Callable, calls: Counter, name: str) -> Callable:
+    def counted(x):
+        calls[name] += 1
+        return run(x)
+
+    return counted
+
+
+def _export(job: Job) -> dict:
+    """Write the model's networks to the job's folder, at the size of its clips."""
+    from mg.deploy.export import export_model
+
+    _, _, frames, size, _ = job.shape
+    overlaps = dict.fromkeys(("encode_overlap", "decode_overlap", "spatial_overlap"), 0)
+    export_model(_MindSporeNetwork(job).model, job.folder, frames=frames, size=size, **overlaps)
+    return {}
+
+
+def _count(job: Job) -> dict:
+    """Operations of a call, and of the same in the reference's form where that is asked for."""
+    from mg.evaluation.operations import count_operations, reference_form
+
+    def counted() -> int:
+        run = _MindSporeNetwork(job).runner(job.part)
+        with count_operations() as count:
+            run(0)
+        return count.total
+
+    found = {"operations": counted()}
+    if job.reference:
+        with reference_form():
+            found["reference_operations"] = counted()
+    return found
+
+
+def _clips(shape: tuple[int, ...]) -> list:
+    import numpy as np
+
+    return [np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32) for seed in range(2)]
+
+
+def _normal(shape: tuple[int, ...]) -> list:
+    import numpy as np
+
+    return [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in range(2)]
+
+
+def _peak_rss() -> int | None:
+    """Bytes that this process had resident at most, as Linux counts them; None elsewhere."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return None
+
+
+if __name__ == "__main__":
+    main()
