@@ -24,13 +24,6 @@ from mg import runtime
 Shape = tuple[int, ...]
 
 
-@contextlib.contextmanager
-def reference_form() -> Iterator[None]:
-    """Within it models are built and compiled as their papers write them, without the rewrites that give the same
-    numbers for less work: what those save is the ratio of the two counts."""
-    yield
-
-
 @dataclass
 class Operations:
     """What was counted, by the primitive's name."""

@@ -37,7 +37,7 @@ class Job:
         by_frame: of a torch network: it takes images.
         folder: of an exported model.
         threads: how many processors the process may use.
-        reference: count the operations of the reference's form too.
+        reference: count the operations of the papers' form too, see `mg.models.layers.forms`.
     """
 
     task: str
@@ -295,19 +295,21 @@ def _export(job: Job) -> dict:
 
 
 def _count(job: Job) -> dict:
-    """Operations of a call, and of the same in the reference's form where that is asked for."""
-    from mg.evaluation.operations import count_operations, reference_form
+    """Operations of a call, and of the same in the papers' form where that is asked for."""
+    from mg.evaluation.operations import count_operations
+    from mg.models.layers.forms import set_plain
 
-    def counted() -> int:
-        run = _MindSporeNetwork(job).runner(job.part)
+    def counted(plain: bool) -> int:
+        network = _MindSporeNetwork(job)
+        set_plain(network.model, plain)
+        run = network.runner(job.part)
         with count_operations() as count:
             run(0)
         return count.total
 
-    found = {"operations": counted()}
+    found = {"operations": counted(False)}
     if job.reference:
-        with reference_form():
-            found["reference_operations"] = counted()
+        found["reference_operations"] = counted(True)
     return found
 
 

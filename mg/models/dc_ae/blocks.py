@@ -8,6 +8,7 @@ cost grows with the number of tokens and not with its square. Open-Sora 2.0 (arX
 import mindspore as ms
 from mindspore import nn, ops
 
+from mg.models.layers.channels import scale
 from mg.models.layers.conv import Conv3d, GroupedPointwiseConv, PointwiseConv
 from mg.models.layers.norm import RMSNorm
 from mg.models.layers.precision import PrecisionCell
@@ -45,7 +46,7 @@ class LinearAttention(PrecisionCell):
         values = self.cast(ops.matmul(v, k.transpose(0, 1, 3, 2)))  # (B, heads, HEAD, HEAD)
         out = self.cast(ops.matmul(values, q)).astype(ms.float32)
         norm = self.cast(ops.matmul(keys.transpose(0, 1, 3, 2), q)).astype(ms.float32)  # (B, heads, 1, N)
-        return out * ops.broadcast_to(1.0 / (norm + 1e-15), out.shape)
+        return scale(out, 1.0 / (norm + 1e-15))
 
 
 class LiteMLA(nn.Cell):

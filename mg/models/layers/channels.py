@@ -1,8 +1,8 @@
 """Channels shifted, scaled and exchanged with frames, each as a device does it best.
 
 On CPUs MindSpore 2.10 keeps a table of places for every operator that broadcasts, four times as large as its result, and
-one of twice the size for every transpose, both until the process ends; and a norm of its own costs three times what these
-pieces do. So on a CPU nothing broadcasts here and little is transposed. `on_cpu` says which way to take.
+one of twice the size for every transpose, both until the process ends. So nothing broadcasts here by itself, and on a CPU,
+`on_cpu`, little is transposed.
 """
 
 from mindspore import ops
@@ -30,12 +30,6 @@ def shift(x, offsets):
     return ops.bias_add(x.reshape(b, c, t, h * w), offsets).reshape(b, c, t, h, w)
 
 
-def scale(x, factors, on_cpu: bool):
-    """Multiply every channel by a number. (N, C, L), factors (N or 1, C)"""
-    if not on_cpu:
-        return x * factors.expand_dims(2)
-    n, c, length = x.shape
-    # By diagonal matrices of a few channels: a product that costs what memory costs.
-    size = 8 if c % 8 == 0 else c
-    diagonal = ops.eye(size, size, x.dtype) * factors.reshape(-1, c // size, size, 1)
-    return ops.matmul(diagonal, x.reshape(n, c // size, size, length)).reshape(n, c, length)
+def scale(x, factors):
+    """Multiply by numbers that stand for whole rows or columns; `factors` has x's rank, 1 where they are the same."""
+    return x * ops.broadcast_to(factors, x.shape)

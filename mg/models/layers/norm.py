@@ -33,7 +33,7 @@ class GroupNorm(PrecisionCell):
         return self.cast(y).reshape(b, c, t, h, w)
 
     def _composed(self, x):
-        """The operator in its parts."""
+        """The operator in its parts, which take half its time on a CPU."""
         b, c, t, h, w = x.shape
         size = c // self.groups
         count = size * t * h * w
@@ -44,7 +44,7 @@ class GroupNorm(PrecisionCell):
         variance = x.square().reshape(b * self.groups, count).sum(axis=1, keepdims=True) / count
         factors = ops.broadcast_to(ops.rsqrt(variance + self.eps), (b * self.groups, size)).reshape(b, c)
         factors = factors * self.gamma.reshape(1, c)
-        x = scale(x, factors.reshape(b * self.groups, size), True)
+        x = scale(x, factors.reshape(b * self.groups, size, 1))
         return shift(x.reshape(b, c, t, h, w), self.beta)
 
 
@@ -68,6 +68,5 @@ class RMSNorm(PrecisionCell):
             mean = ops.matmul(ops.ones((1, c), ms.float32), squares) / c  # (B, 1, T*H*W)
         else:
             mean = squares.mean(axis=1, keep_dims=True)
-        y = x * ops.broadcast_to(ops.rsqrt(mean + self.eps), x.shape)
-        y = scale(y, self.gamma.reshape(1, c), self.on_cpu).reshape(b, c, t, h, w)
+        y = scale(scale(x, ops.rsqrt(mean + self.eps)), self.gamma.reshape(1, c, 1)).reshape(b, c, t, h, w)
         return self.cast(shift(y, self.beta))
