@@ -116,6 +116,7 @@ class Conv3d(PrecisionCell):
 
     It is a Conv2d per frame of the kernel, summed in fp32 over the kernel's frames, but for dense ones on NPUs and GPUs:
     those are MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster.
+    For another engine both kinds are one Conv3D.
 
     Args:
         kernel_size: in time, height and width alike.
@@ -140,7 +141,14 @@ class Conv3d(PrecisionCell):
         margin = kernel_size // 2
         self.kernel_size, self.stride, self.before, self.behind = kernel_size, stride[0], margin, margin
         self.whole = not depthwise and runtime.device() != "cpu"
-        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(margin,) * 6, stride=stride)
+        self.conv = ops.Conv3D(
+            out_channels,
+            kernel_size,
+            pad_mode="pad",
+            pad=(margin,) * 6,
+            stride=stride,
+            group=out_channels if depthwise else 1,
+        )
         self.conv_frames = ops.Conv2D(
             out_channels,
             kernel_size,
@@ -152,7 +160,7 @@ class Conv3d(PrecisionCell):
 
     def construct(self, x):
         x, weight = self.cast(x), self.cast(self.weight)
-        y = self.conv(x, weight) if self.whole else self._sum_over_frames(x, weight)
+        y = self.conv(x, weight) if self.whole or self.exporting else self._sum_over_frames(x, weight)
         return self.cast(_add_bias(y, self.bias))
 
     def _sum_over_frames(self, x, weight):
@@ -207,7 +215,7 @@ class CausalConv3d(Conv3d):
             x = repeat_edges(x, 2, self.kernel_size - 1, 0)
             x = repeat_edges(x, 3, self.repeated, self.repeated)
             x = repeat_edges(x, 4, self.repeated, self.repeated)
-        elif self.whole and self.before:  # not the operator's own padding, which devices want alike on both sides
+        elif (self.whole or self.exporting) and self.before:  # not the operator's own padding, which devices want alike on both sides
             b, c, _, h, w = x.shape
             x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
         return super().construct(x)

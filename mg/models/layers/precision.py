@@ -34,9 +34,11 @@ class PrecisionCell(nn.Cell):
 
     Attributes:
         leaves_fp16: its sums leave the range of fp16, so that it stays in fp32 there.
+        exporting: it is to be compiled for another engine, see `mg.models.layers.exporting`.
     """
 
     leaves_fp16 = False
+    exporting = False
 
     def __init__(self):
         super().__init__()
