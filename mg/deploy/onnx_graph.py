@@ -105,14 +105,15 @@ class GraphBuilder:
                     names[i] = output_name if name == output else name
         used = {name for node in nodes for name in node.input}
         made = {name for node in nodes for name in node.output}
-        infos = {
-            name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, self.shapes[name])
-            for name in [*(used - made - self._constants.keys())]
-        }
+        inputs = [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, self.shapes[name])
+            for name in self.shapes
+            if name in used - made
+        ]
         graph = helper.make_graph(
             nodes,
             "network",
-            list(infos.values()),
+            inputs,
             [helper.make_tensor_value_info(output_name, onnx.TensorProto.FLOAT, self.shapes[output])],
             [numpy_helper.from_array(array, name) for name, array in self._constants.items() if name in used],
         )
