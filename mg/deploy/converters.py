@@ -125,8 +125,8 @@ def _repeated_edges(g: GraphBuilder, parts, axis: int):
     A value that is such a Pad itself takes part: there is one for all axes.
     """
     x = max(parts, key=lambda part: g.shape(part)[axis])
-    length, at = g.shape(x)[axis], parts.index(x) if isinstance(x, str) else -1
-    if at < 0 or length < 2 or not all(_is_slice(g, part, x, axis, 0) for part in parts[:at]):
+    length, at = g.shape(x)[axis], next(i for i, part in enumerate(parts) if part is x)
+    if isinstance(x, np.ndarray) or length < 2 or not all(_is_slice(g, part, x, axis, 0) for part in parts[:at]):
         return None
     if not all(_is_slice(g, part, x, axis, length - 1) for part in parts[at + 1 :]):
         return None
@@ -144,7 +144,7 @@ def _repeated_edges(g: GraphBuilder, parts, axis: int):
 def _is_slice(g: GraphBuilder, part, x, axis: int, index: int) -> bool:
     """Whether a value is x's slice of one sample at `index` along `axis`."""
     cut = g.producer(part, "Slice")
-    if cut is None or g.operand(cut, 0) is not x and g.operand(cut, 0) != x:
+    if cut is None or cut.input[0] != x:
         return False
     start, stop, axes = (g.operand(cut, i).tolist() for i in (1, 2, 3))
     return (start, stop, axes) == ([index], [index + 1], [axis])

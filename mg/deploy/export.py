@@ -91,7 +91,6 @@ def export_model(
         ValueError: tiles that do not fit the model, an operator without a converter, a folder of other things.
     """
     tiling, frames, size = tiling_of(model, frames, size, encode_overlap, decode_overlap, spatial_overlap)
-    networks = networks_of(model, frames, size)
     target = Path(target)
     _clear(target)
     described = {
@@ -114,7 +113,7 @@ def export_model(
     }
     names = [(parameter, parameter.name) for parameter in model.get_parameters()]
     try:
-        for name, (network, shape) in networks.items():
+        for name, (network, shape) in networks_of(model, frames, size).items():
             network.set_train(False)
             file = target / f"{name}.{format}"
             output = (_write_onnx if format == "onnx" else _write_mindir)(network, shape, file)
