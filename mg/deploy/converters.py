@@ -1,6 +1,6 @@
 """MindSpore's operators as ONNX ones: a table of functions, and the walk through a graph.
 
-A converter is given the `GraphBuilder`, the node, and what the node's inputs became there, and returns what its output
+A converter is given the `Builder`, the node, and what the node's inputs became there, and returns what its output
 became. It may rely on shapes: all are known.
 """
 
@@ -13,8 +13,23 @@ from onnx import helper
 
 from mg.deploy.mindir import ExportError, Graph, Node, Value
 from mg.deploy.onnx_graph import GraphBuilder
+from mg.deploy.upsampling import Upsampling
 
 _CONVERTERS: dict[str, Callable] = {}
+
+
+class Builder(GraphBuilder):
+    """What converters write to.
+
+    Attributes:
+        upsampling: which values are doubled.
+        with_bias: the result of a convolution without bias -> a function that makes it with one.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.upsampling = Upsampling(self)
+        self.with_bias: dict[str, Callable] = {}
 
 
 def convert(graph: Graph, input_name: str, output_name: str):
@@ -29,7 +44,7 @@ def convert(graph: Graph, input_name: str, output_name: str):
     missing = sorted({node.op for node in graph.nodes} - _CONVERTERS.keys())
     if missing:
         raise ExportError(f"no ONNX converter for MindSpore's {', '.join(missing)}; mg/deploy/converters.py has them")
-    builder = GraphBuilder()
+    builder = Builder()
     made: dict[str, Any] = {graph.input: builder.input(input_name, graph.input_shape)}
 
     def resolved(value):
@@ -59,57 +74,30 @@ def _converts(*ops: str):
 
 
 @_converts("Reshape")
-def _reshape(g: GraphBuilder, node: Node, x, shape):
-    nearest = _nearest(g, x, node.shapes[0])
-    return g.reshape(x, shape) if nearest is None else nearest
-
-
-def _nearest(g: GraphBuilder, x, shape):
-    """Every pixel twice along the last axis and then along the one before, as the one operator that engines have for
-    it; None where that is not how the value of this shape is made."""
-    rows = g.producer(x, "Expand")  # (..., h, 1, 2 w) -> (..., h, 2, 2 w)
-    between = g.producer(g.operand(rows, 0), "Reshape") if rows is not None else None
-    columns = g.producer(g.operand(between, 0), "Expand") if between is not None else None  # (..., h, w, 1 -> 2)
-    if columns is None:
-        return None
-    *outer, h, w, _ = g.shape(columns.output[0])
-    steps = [g.shape(columns.input[0]), g.shape(columns.output[0]), g.shape(rows.input[0]), g.shape(x), shape]
-    ends = [(h, w, 1), (h, w, 2), (h, 1, 2 * w), (h, 2, 2 * w), (2 * h, 2 * w)]
-    if steps != [(*outer, *end) for end in ends]:
-        return None
-    images = math.prod(outer)
-    y = g.reshape(columns.input[0], (1, images, h, w))
-    y = g.add(
-        "Resize",
-        y,
-        "",
-        np.float32([1, 1, 2, 2]),
-        shape=(1, images, 2 * h, 2 * w),
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
-    return g.reshape(y, shape)
+def _reshape(g: Builder, node: Node, x, shape):
+    doubled = g.upsampling.reshape(x, node.shapes[0])
+    return g.reshape(x, shape) if doubled is None else doubled
 
 
 @_converts("ExpandDims", "Squeeze")
-def _expand_dims(g: GraphBuilder, node: Node, x, *_):
+def _expand_dims(g: Builder, node: Node, x, *_):
     return g.reshape(x, node.shapes[0])
 
 
 @_converts("Transpose")
-def _transpose(g: GraphBuilder, node: Node, x, order):
-    return g.transpose(x, order)
+def _transpose(g: Builder, node: Node, x, order):
+    doubled = g.upsampling.transpose(x, order)
+    return g.transpose(x, order) if doubled is None else doubled
 
 
 @_converts("BroadcastTo")
-def _broadcast(g: GraphBuilder, node: Node, x, *_):
+def _broadcast(g: Builder, node: Node, x, *_):
     shape = node.shapes[0]
     return x if g.shape(x) == shape else g.add("Expand", x, np.array(shape, np.int64), shape=shape)
 
 
 @_converts("Concat")
-def _concat(g: GraphBuilder, node: Node, parts, axis):
+def _concat(g: Builder, node: Node, parts, axis):
     shape = node.shapes[0]
     axis %= len(shape)
     parts = [part for part in parts if g.shape(part)[axis]]
@@ -119,7 +107,7 @@ def _concat(g: GraphBuilder, node: Node, parts, axis):
     return g.add("Concat", *parts, shape=shape, axis=axis) if edges is None else edges
 
 
-def _repeated_edges(g: GraphBuilder, parts, axis: int):
+def _repeated_edges(g: Builder, parts, axis: int):
     """Parts in a row that are a value and repeats of its first and last slice, as one Pad; None where they are not.
 
     A value that is such a Pad itself takes part: there is one for all axes.
@@ -141,7 +129,7 @@ def _repeated_edges(g: GraphBuilder, parts, axis: int):
     return g.add("Pad", x, pads.reshape(-1), shape=shape, mode="edge")
 
 
-def _is_slice(g: GraphBuilder, part, x, axis: int, index: int) -> bool:
+def _is_slice(g: Builder, part, x, axis: int, index: int) -> bool:
     """Whether a value is x's slice of one sample at `index` along `axis`."""
     cut = g.producer(part, "Slice")
     if cut is None or cut.input[0] != x:
@@ -151,29 +139,32 @@ def _is_slice(g: GraphBuilder, part, x, axis: int, index: int) -> bool:
 
 
 @_converts("Stack")
-def _stack(g: GraphBuilder, node: Node, parts):
+def _stack(g: Builder, node: Node, parts):
     shape = node.shapes[0]
     axis = node.attributes["axis"] % len(shape)
     one = shape[:axis] + (1,) + shape[axis + 1 :]
     if all(part is parts[0] for part in parts):
-        return g.add("Expand", g.reshape(parts[0], one), np.array(shape, np.int64), shape=shape)
+        stacked = g.add("Expand", g.reshape(parts[0], one), np.array(shape, np.int64), shape=shape)
+        if len(parts) == 2 and isinstance(stacked, str):
+            g.upsampling.note_stack(stacked, parts[0], axis)
+        return stacked
     return g.add("Concat", *(g.reshape(part, one) for part in parts), shape=shape, axis=axis)
 
 
 @_converts("Split")
-def _split(g: GraphBuilder, node: Node, x, axis, _):
+def _split(g: Builder, node: Node, x, axis, _):
     sizes = np.array([shape[axis] for shape in node.shapes], np.int64)
     return g.add_several("Split", x, sizes, shapes=node.shapes, axis=axis)
 
 
 @_converts("Slice")
-def _slice(g: GraphBuilder, node: Node, x, begin, size):
+def _slice(g: Builder, node: Node, x, begin, size):
     sizes = [length - start if n == -1 else n for length, start, n in zip(g.shape(x), begin, size)]
     return _cut(g, x, begin, [start + n for start, n in zip(begin, sizes)], [1] * len(begin))
 
 
 @_converts("StridedSlice")
-def _strided_slice(g: GraphBuilder, node: Node, x, begin, end, step, begin_mask, end_mask, ellipsis, new_axis, shrink):
+def _strided_slice(g: Builder, node: Node, x, begin, end, step, begin_mask, end_mask, ellipsis, new_axis, shrink):
     if ellipsis or new_axis:
         raise ExportError("StridedSlice: a mask for an ellipsis or a new axis has no converter")
     starts, stops, steps = list(begin), list(end), list(step)
@@ -186,7 +177,7 @@ def _strided_slice(g: GraphBuilder, node: Node, x, begin, end, step, begin_mask,
     return g.reshape(_cut(g, x, starts, stops, steps), node.shapes[0])  # which takes away what shrank
 
 
-def _cut(g: GraphBuilder, x, starts, stops, steps):
+def _cut(g: Builder, x, starts, stops, steps):
     """x[starts:stops:steps], the first axes; only those that it shortens are named."""
     shape = list(g.shape(x))
     ranges = [slice(*part).indices(length) for part, length in zip(zip(starts, stops, steps), shape)]
@@ -197,6 +188,10 @@ def _cut(g: GraphBuilder, x, starts, stops, steps):
         return x
     for axis in cut:
         shape[axis] = len(range(*ranges[axis]))
+    if min(shape[axis] for axis in cut) > 1:  # not an edge that is to be repeated
+        doubled = g.upsampling.cut(x, set(cut), lambda small: _cut(g, small, starts, stops, steps))
+        if doubled is not None:
+            return doubled
     columns = zip(*((*ranges[axis][:2], axis, ranges[axis][2]) for axis in cut))
     return g.add("Slice", x, *(np.array(column, np.int64) for column in columns), shape=shape)
 
@@ -207,7 +202,7 @@ _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}  # what changes nothing, on 
 
 
 @_converts("Add", "Sub", "Mul", "Div", "Adds", "Subs", "Muls", "Divs", "RealDiv")
-def _binary(g: GraphBuilder, node: Node, x, y):
+def _binary(g: Builder, node: Node, x, y):
     op = "Div" if node.op == "RealDiv" else node.op.removesuffix("s")
     x, y = _tensor(x), _tensor(y)
     if isinstance(y, np.ndarray) and y.size == 1 and y.item() == _NEUTRAL[op] and g.shape(x) == node.shapes[0]:
@@ -222,29 +217,25 @@ def _binary(g: GraphBuilder, node: Node, x, y):
 
 
 @_converts("SubExt", "AddExt")
-def _scaled_binary(g: GraphBuilder, node: Node, x, y, alpha):
+def _scaled_binary(g: Builder, node: Node, x, y, alpha):
     if alpha != 1:
         y = g.add("Mul", _tensor(y), np.float32([alpha]), shape=g.shape(_tensor(y)))
     return g.add(node.op.removesuffix("Ext"), _tensor(x), _tensor(y), shape=node.shapes[0])
 
 
-def _add_to_convolution(g: GraphBuilder, x, bias):
-    """A constant per channel as the bias of the convolution that gives x; None where that is not what is added."""
-    conv = g.producer(x, "Conv")
-    channels = g.shape(x)[1] if conv is not None else 0
-    if conv is None or len(conv.input) > 2 or not isinstance(bias, np.ndarray) or bias.size != channels:
+def _add_to_convolution(g: Builder, x, bias):
+    """A constant per channel as the bias of the convolution that gives x, perhaps reshaped behind the channels; None
+    where that is not what is added."""
+    if isinstance(x, np.ndarray) or not isinstance(bias, np.ndarray):
         return None
-    if ((1,) * (len(g.shape(x)) - bias.ndim) + bias.shape)[1] != channels:
+    shape, conv = g.shape(x), x
+    before = g.producer(x, "Reshape")
+    if conv not in g.with_bias and before is not None and g.shape(before.input[0])[:2] == shape[:2]:
+        conv = before.input[0]
+    per_channel = (1, shape[1]) + (1,) * (len(shape) - 2)
+    if conv not in g.with_bias or (1,) * (len(shape) - bias.ndim) + bias.shape != per_channel:
         return None
-    return _again(g, conv, bias.reshape(-1))
-
-
-def _again(g: GraphBuilder, conv, bias):
-    """A convolution with a bias, in place of the same one without."""
-    attributes = {item.name: helper.get_attribute_value(item) for item in conv.attribute}
-    return g.add(
-        "Conv", g.operand(conv, 0), g.operand(conv, 1), bias, shape=g.shape(conv.output[0]), **attributes
-    )
+    return g.reshape(g.with_bias[conv](bias.reshape(-1)), shape)
 
 
 _UNARY = {"ReLU": "Relu", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Exp": "Exp", "Log": "Log", "Sqrt": "Sqrt",
@@ -252,32 +243,32 @@ _UNARY = {"ReLU": "Relu", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Exp": "Exp", "L
 
 
 @_converts(*_UNARY)
-def _unary(g: GraphBuilder, node: Node, x):
+def _unary(g: Builder, node: Node, x):
     return g.add(_UNARY[node.op], x, shape=node.shapes[0])
 
 
 @_converts("SiLU")
-def _silu(g: GraphBuilder, node: Node, x):
+def _silu(g: Builder, node: Node, x):
     return g.add("Mul", x, g.add("Sigmoid", x, shape=node.shapes[0]), shape=node.shapes[0])
 
 
 @_converts("Square")
-def _square(g: GraphBuilder, node: Node, x):
+def _square(g: Builder, node: Node, x):
     return g.add("Mul", x, x, shape=node.shapes[0])
 
 
 @_converts("Rsqrt")
-def _rsqrt(g: GraphBuilder, node: Node, x):
+def _rsqrt(g: Builder, node: Node, x):
     return g.add("Reciprocal", g.add("Sqrt", x, shape=node.shapes[0]), shape=node.shapes[0])
 
 
 @_converts("Softmax")
-def _softmax(g: GraphBuilder, node: Node, x, axis):
+def _softmax(g: Builder, node: Node, x, axis):
     return g.add("Softmax", x, shape=node.shapes[0], axis=axis[0] if isinstance(axis, tuple) else axis)
 
 
 @_converts("Cast")
-def _cast(g: GraphBuilder, node: Node, x, *_):
+def _cast(g: Builder, node: Node, x, *_):
     if not isinstance(x, np.ndarray):  # a network in fp32 casts constants alone
         raise ExportError("Cast: only networks in fp32 can be exported")
     return x.astype(np.float32)
@@ -288,7 +279,7 @@ _REDUCTIONS = {"ReduceMean": "ReduceMean", "MeanExt": "ReduceMean", "ReduceSum":
 
 
 @_converts(*_REDUCTIONS)
-def _reduce(g: GraphBuilder, node: Node, x, axes, *_):
+def _reduce(g: Builder, node: Node, x, axes, *_):
     axes = (axes,) if isinstance(axes, int) else tuple(axes or range(len(g.shape(x))))
     shape = [1 if axis in {a % len(g.shape(x)) for a in axes} else n for axis, n in enumerate(g.shape(x))]
     reduced = g.add(_REDUCTIONS[node.op], x, np.array(axes, np.int64), shape=shape, keepdims=1)
@@ -299,7 +290,7 @@ def _reduce(g: GraphBuilder, node: Node, x, axes, *_):
 
 
 @_converts("MatMulExt", "MatMul", "BatchMatMul")
-def _matmul(g: GraphBuilder, node: Node, x, y, transpose_x=False, transpose_y=False):
+def _matmul(g: Builder, node: Node, x, y, transpose_x=False, transpose_y=False):
     operands = []
     for value, transposed in ((x, transpose_x), (y, transpose_y)):
         axes = list(range(len(g.shape(value))))
@@ -308,7 +299,7 @@ def _matmul(g: GraphBuilder, node: Node, x, y, transpose_x=False, transpose_y=Fa
 
 
 @_converts("Conv2D", "Conv3D")
-def _convolution(g: GraphBuilder, node: Node, x, weight):
+def _convolution(g: Builder, node: Node, x, weight):
     known = node.attributes
     if known["pad_mode"] not in ("pad", "valid", "same", 0, 1, 2) or known.get("format", "NCHW") not in ("NCHW", "NCDHW"):
         raise ExportError(f"{node.op}: pad_mode {known['pad_mode']} of {known.get('format')} has no converter")
@@ -316,16 +307,29 @@ def _convolution(g: GraphBuilder, node: Node, x, weight):
     before, behind = list(known["pad_list"][::2]), list(known["pad_list"][1::2])
     x = _absorb_zeros(g, x, before, behind)
     strides, dilations = list(known["stride"][-dims:]), _per_axis(known["dilation"], dims)
-    if dims == 3 and group == g.shape(x)[1] > 1:
-        return _depthwise(g, x, weight, node.shapes[0], strides, dilations, before, behind)
-    return _conv(g, x, weight, node.shapes[0], strides, dilations, before, behind, group)
+    form = _depthwise if dims == 3 and group == g.shape(x)[1] > 1 else _dense
+
+    def with_bias(*bias):
+        return form(g, x, weight, node.shapes[0], strides, dilations, before, behind, group, *bias)
+
+    result = with_bias()
+    if isinstance(result, str):
+        g.with_bias[result] = with_bias
+    return result
 
 
-def _conv(g: GraphBuilder, x, weight, shape, strides, dilations, before, behind, group):
+def _dense(g: Builder, x, weight, shape, strides, dilations, before, behind, group, *bias):
+    plain = group == 1 and {*strides, *dilations} == {1}
+    small = g.upsampling.convolution(x, weight, shape, np.array([before, behind]), plain, bias)
+    return _conv(g, x, weight, shape, strides, dilations, before, behind, group, *bias) if small is None else small
+
+
+def _conv(g: Builder, x, weight, shape, strides, dilations, before, behind, group, *bias):
     return g.add(
         "Conv",
         x,
         weight,
+        *bias,
         shape=shape,
         kernel_shape=list(g.shape(weight)[2:]),
         strides=strides,
@@ -335,7 +339,7 @@ def _conv(g: GraphBuilder, x, weight, shape, strides, dilations, before, behind,
     )
 
 
-def _depthwise(g: GraphBuilder, x, weight, shape, strides, dilations, before, behind):
+def _depthwise(g: Builder, x, weight, shape, strides, dilations, before, behind, group, *bias):
     """A depthwise convolution in space and time as the sum over its kernel's frames of one in space.
 
     onnxruntime's own for 5-D tensors takes 2 to 7 times as long (3 and 5 frames); in OpenVINO the sum takes 1.5 times.
@@ -353,7 +357,8 @@ def _depthwise(g: GraphBuilder, x, weight, shape, strides, dilations, before, be
         part = _cut(g, x, [0, start], [b, start + (frames - 1) * strides[0] + 1], [1, strides[0]])
         part = g.reshape(part, (b * frames, c, *g.shape(x)[3:]))
         flat = (b * frames, c, h, w)
-        part = _conv(g, part, weight[:, :, i], flat, strides[1:], dilations[1:], before[1:], behind[1:], c)
+        own = bias if i == 0 else ()
+        part = _conv(g, part, weight[:, :, i], flat, strides[1:], dilations[1:], before[1:], behind[1:], group, *own)
         total = part if total is None else g.add("Add", total, part, shape=flat)
     return g.transpose(g.reshape(total, (b, frames, c, h, w)), (0, 2, 1, 3, 4))
 
@@ -362,7 +367,7 @@ def _per_axis(value, dims: int) -> list[int]:
     return [value] * dims if isinstance(value, int) else list(value[-dims:])
 
 
-def _absorb_zeros(g: GraphBuilder, x, before: list[int], behind: list[int]):
+def _absorb_zeros(g: Builder, x, before: list[int], behind: list[int]):
     """x without the zeros that were put around it in space and time; they are added to the pads."""
     joined = g.producer(x, "Concat")
     if joined is None:
@@ -379,17 +384,14 @@ def _absorb_zeros(g: GraphBuilder, x, before: list[int], behind: list[int]):
 
 
 @_converts("BiasAdd")
-def _bias_add(g: GraphBuilder, node: Node, x, bias, *_):
-    conv = g.producer(x, "Conv")
-    if conv is not None and len(conv.input) == 2:
-        return _again(g, conv, bias)
-    shape = [1] * len(node.shapes[0])
-    shape[1] = -1
-    return g.add("Add", x, bias.reshape(shape), shape=node.shapes[0])
+def _bias_add(g: Builder, node: Node, x, bias, *_):
+    bias = bias.reshape((1, -1) + (1,) * (len(node.shapes[0]) - 2))
+    joined = _add_to_convolution(g, x, bias)
+    return g.add("Add", x, bias, shape=node.shapes[0]) if joined is None else joined
 
 
 @_converts("GroupNorm")
-def _group_norm(g: GraphBuilder, node: Node, x, groups, gamma, beta, eps):
+def _group_norm(g: Builder, node: Node, x, groups, gamma, beta, eps):
     """InstanceNormalization over the groups, which both engines run in one pass of their own, then gain and bias."""
     shape = node.shapes[0]
     y = g.reshape(x, (shape[0], groups, -1))

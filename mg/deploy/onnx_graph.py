@@ -68,7 +68,7 @@ class GraphBuilder:
         """As few reshapes as can be: of two in a row the second alone, and none to the same shape."""
         shape = _whole_shape(self.shape(x), shape)
         before = self.producer(x, "Reshape")
-        if before is not None:
+        if before is not None and self.shape(x) != shape:
             x = self.operand(before, 0)
         if self.shape(x) == shape:
             return x
