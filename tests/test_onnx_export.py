@@ -1,16 +1,19 @@
 """The ONNX graph of a network: equal to it, of as few and as fast operators as the engines have, and counted right."""
 
+import math
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn, ops
 
 from mg.deploy import operations
+from mg.models.hunyuan_vae.blocks import Upsample as HunyuanUpsample
 from mg.models.layers.attention import CausalAttention
 from mg.models.layers.conv import CausalConv3d, Conv3d, FactorizedConv
 from mg.models.layers.exporting import exporting
 from mg.models.layers.norm import GroupNorm
-from mg.models.layers.resample import nearest
+from mg.models.layers.resample import SpatialUpsample, TemporalUpsample, nearest
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -28,7 +31,7 @@ def converted(network: nn.Cell, x: np.ndarray, folder):
     with exporting(network):
         ms.export(network, Tensor(x), file_name=str(folder / "x"), file_format="MINDIR")
     weights = {p.name: p.asnumpy() for p in network.get_parameters()}
-    model = convert(read_graph(folder / "x.mindir", weights), "x", "y")
+    model = convert(read_graph(folder / "x.mindir", weights.get), "x", "y")
     onnx.checker.check_model(model, full_check=True)
     found = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0]
     wanted = network(Tensor(x)).asnumpy()
@@ -38,6 +41,17 @@ def converted(network: nn.Cell, x: np.ndarray, folder):
 
 def clip(*shape: int) -> np.ndarray:
     return RNG.normal(0, 1, shape).astype(np.float32)
+
+
+class NearestConv3d(nn.Cell):
+    """As Video DC-AE's upsampling has it."""
+
+    def __init__(self, channels: int, frames: int, conv: nn.Cell | None = None):
+        super().__init__()
+        self.frames, self.conv = frames, conv or Conv3d(channels, channels)
+
+    def construct(self, x):
+        return self.conv(nearest(x, self.frames))
 
 
 def test_a_dense_3d_convolution_is_one_conv(tmp_path):
@@ -99,6 +113,30 @@ def test_nearest_neighbour_is_one_resize(tmp_path, frames):
     assert found.count("Expand") == frames - 1
 
 
+@pytest.mark.parametrize("upsample, shape, taps", [
+    (SpatialUpsample(4), (1, 4, 3, 4, 5), 4 * 4),
+    (TemporalUpsample(4), (1, 4, 3, 4, 5), 2 * 2),
+    (TemporalUpsample(4, "zeros"), (2, 4, 2, 4, 5), 2 * 2),
+    (HunyuanUpsample(4, (1, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),
+    (HunyuanUpsample(4, (2, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),  # the first frame alone stands once
+    (NearestConv3d(4, 1), (1, 4, 3, 4, 5), 4 * 4 * 3),
+    (NearestConv3d(4, 2), (1, 4, 3, 4, 5), 8 * 8),
+])  # fmt: skip
+def test_a_convolution_behind_nearest_neighbour_runs_on_the_small_grid(tmp_path, upsample, shape, taps):
+    """`taps`: of all kernels, one for each phase."""
+    model, found, error = converted(upsample, clip(*shape), tmp_path)
+    assert error < 1e-5 and "Resize" not in found
+    shapes = [tuple(constant.dims) for constant in model.graph.initializer if len(constant.dims) > 3]
+    assert sum(math.prod(kernel[2:]) for kernel in shapes) == taps
+
+
+def test_nearest_neighbour_before_other_convolutions_stays(tmp_path):
+    """A stride, and a kernel of 1, see samples as they stand."""
+    for conv in (Conv3d(4, 4, stride=(1, 2, 2)), Conv3d(4, 4, 1)):
+        _, found, error = converted(NearestConv3d(4, 1, conv), clip(1, 4, 3, 4, 5), tmp_path)
+        assert error < 1e-5 and found.count("Resize") == found.count("Conv") == 1
+
+
 def test_causal_attention(tmp_path):
     _, found, error = converted(CausalAttention(8, 4), clip(1, 8, 3, 2, 2), tmp_path)
     assert found.count("Softmax") == 3 and error < 1e-5
@@ -141,6 +179,17 @@ def test_exporting_ends_with_its_block_whatever_happens():
         assert conv.exporting
         raise KeyError
     assert not conv.exporting
+
+
+def test_weights_that_mindspore_puts_apart_are_found(tmp_path, monkeypatch):
+    from mg.deploy.export import _write_onnx
+
+    conv, x = Conv3d(3, 4), clip(1, 3, 4, 6, 6)
+    monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
+    assert _write_onnx(conv, x.shape, tmp_path / "net.onnx") == (1, 4, 4, 6, 6)
+    found = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": x})[0]
+    assert np.abs(found - conv(Tensor(x)).asnumpy()).max() < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
 def test_weights_above_protobufs_limit_lie_beside_the_graph(tmp_path, monkeypatch):

@@ -149,9 +149,10 @@ def _write_onnx(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[i
     with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
         with exporting(network):
             _export_mindir(network, shape, Path(folder) / "network")
-        weights = {parameter.name: parameter.asnumpy() for parameter in network.get_parameters()}
+        parameters = {parameter.name: parameter for parameter in network.get_parameters()}
         path = Path(folder) / "network.mindir"  # above 1 GB MindSpore puts the weights apart
-        graph = read_graph(path if path.exists() else Path(folder) / "network_graph.mindir", weights)
+        path = path if path.exists() else Path(folder) / "network_graph.mindir"
+        graph = read_graph(path, lambda name: parameters[name].asnumpy())
     model = convert(graph, "input", "output")
     write_model(model, file)
     return tuple(dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim)

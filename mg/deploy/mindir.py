@@ -1,5 +1,6 @@
 """What a MindIR file says: MindSpore's compiled graph as a list of operators, with constants and weights in place."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,12 @@ class Graph:
     output: Any
 
 
-def read_graph(path: Path, weights: dict[str, np.ndarray]) -> Graph:
+def read_graph(path: Path, weight: Callable[[str], np.ndarray]) -> Graph:
     """Read the graph of a network with one input and one output.
 
     Args:
         path: X.mindir, or where weights lie beside the graph, X_graph.mindir.
-        weights: of every parameter, by its name in the network.
+        weight: gives a parameter by its name in the network.
 
     Raises:
         ExportError: a graph that is more than a row of operators.
@@ -81,7 +82,8 @@ def read_graph(path: Path, weights: dict[str, np.ndarray]) -> Graph:
     primitives = {primitive.name: primitive for primitive in model.primitives}
     values: dict[str, Any] = {source.name: Value(source.name)}
     for parameter in graph.parameter:
-        values[parameter.name] = weights[parameter.name.rpartition(":")[2]]
+        values[parameter.name] = weight(parameter.name.rpartition(":")[2])
+        parameter.raw_data = b""  # one copy is enough
     nodes = []
     for proto in graph.node:
         name = proto.output[0]
