@@ -182,14 +182,16 @@ def test_exporting_ends_with_its_block_whatever_happens():
 
 
 def test_weights_that_mindspore_puts_apart_are_found(tmp_path, monkeypatch):
-    from mg.deploy.export import _write_onnx
+    from mg.deploy.export import _write_mindir, _write_onnx
 
     conv, x = Conv3d(3, 4), clip(1, 3, 4, 6, 6)
     monkeypatch.setattr("mindspore.train.serialization.TOTAL_SAVE", 0)
-    assert _write_onnx(conv, x.shape, tmp_path / "net.onnx") == (1, 4, 4, 6, 6)
+    assert _write_onnx(conv, x.shape, tmp_path / "net.onnx") == (tmp_path / "net.onnx", (1, 4, 4, 6, 6))
     found = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"input": x})[0]
     assert np.abs(found - conv(Tensor(x)).asnumpy()).max() < 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    assert _write_mindir(conv, x.shape, tmp_path / "net.mindir") == (tmp_path / "net_graph.mindir", (1, 4, 4, 6, 6))
+    assert np.abs(nn.GraphCell(ms.load(str(tmp_path / "net_graph.mindir")))(Tensor(x)).asnumpy() - found).max() < 1e-5
 
 
 def test_weights_above_protobufs_limit_lie_beside_the_graph(tmp_path, monkeypatch):

@@ -4,9 +4,9 @@
     python tools/export_onnx.py --ckpt_path models/dc_ae.ckpt --target outputs/dc_ae_image --frames 1
     python tools/export_onnx.py --ckpt_path models/tae.ckpt --target outputs/tae_mindir --format mindir
 
-`mg.deploy.load(folder)` gives the same encode and decode for it, in the same tiles, on videos of any length and size; it
-takes neither MindSpore nor the checkpoint. Tiles and overlaps are the model's own unless they are given. A network for
-one frame is for images alone. --format mindir writes NAME.mindir for mindspore.load in place of NAME.onnx.
+`mg.deploy.load(folder)` gives the same encode and decode for it, in the same tiles, on videos of any length and size;
+it takes neither MindSpore nor the checkpoint. Tiles and overlaps are the model's own unless they are given. A network
+for one frame is for images alone. --format mindir writes NAME.mindir for mindspore.load in place of NAME.onnx.
 """
 
 from mg.config import parse_config, run_command_line

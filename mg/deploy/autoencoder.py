@@ -5,9 +5,9 @@
     y = vae.decode(z, num_target_frames=x.shape[2])      # or vae(x)
 
 Its networks take one shape each, a tile's, so everything is cut into tiles, as the model cuts it after `enable_tiling`
-with the same settings. A tile that would be cut short moves back where tiles overlap. Where they do not, or where a clip
-is smaller than a tile, the tile is filled by repeating its last frame, row and column, and the result is cropped; norms
-see what it was filled with, so there results differ a little from the model's.
+with the same settings. A tile that would be cut short moves back where tiles overlap. Where they do not, or where a
+clip is smaller than a tile, the tile is filled by repeating its last frame, row and column, and the result is cropped;
+norms see what it was filled with, so there results differ a little from the model's.
 """
 
 import json

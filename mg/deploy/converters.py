@@ -301,8 +301,8 @@ def _matmul(g: Builder, node: Node, x, y, transpose_x=False, transpose_y=False):
 @_converts("Conv2D", "Conv3D")
 def _convolution(g: Builder, node: Node, x, weight):
     known = node.attributes
-    if known["pad_mode"] not in ("pad", "valid", "same", 0, 1, 2) or known.get("format", "NCHW") not in ("NCHW", "NCDHW"):
-        raise ExportError(f"{node.op}: pad_mode {known['pad_mode']} of {known.get('format')} has no converter")
+    if known["format"] not in ("NCHW", "NCDHW"):
+        raise ExportError(f"{node.op}: format {known['format']} has no converter")
     dims, group = len(g.shape(weight)) - 2, known["group"]
     before, behind = list(known["pad_list"][::2]), list(known["pad_list"][1::2])
     x = _absorb_zeros(g, x, before, behind)

@@ -47,7 +47,8 @@ def _shapes(model) -> _Shapes:
         if math.prod(constant.dims) <= _SMALL and not constant.external_data:
             bare.graph.initializer.append(constant)
         else:
-            bare.graph.input.append(onnx.helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims))
+            value = onnx.helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims)
+            bare.graph.input.append(value)
     bare.graph.input.extend(value for value in model.graph.input if value.name not in shapes)
     inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
     for value in (*inferred.input, *inferred.value_info, *inferred.output):

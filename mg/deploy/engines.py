@@ -27,7 +27,8 @@ def opener(engine: str, precision: str, device: str, threads: int | None) -> Cal
     Raises:
         ValueError: an engine that is not installed, or what it cannot do here.
     """
-    for name, value, known in (("engine", engine, ENGINES), ("precision", precision, PRECISIONS), ("device", device, DEVICES)):
+    choices = (("engine", engine, ENGINES), ("precision", precision, PRECISIONS), ("device", device, DEVICES))
+    for name, value, known in choices:
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     if threads is not None and threads < 1:
@@ -39,14 +40,14 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
     try:
         import onnxruntime
     except ImportError as error:
-        raise ValueError(f"engine is 'onnxruntime', which is not installed ({error}): pip install onnxruntime") from None
+        raise ValueError(_not_installed("onnxruntime", error)) from None
     if precision != "fp32":
         raise ValueError(f"precision is {precision!r}; onnxruntime runs fp32 only. Take engine openvino, or fp32")
     cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not cuda:
         raise ValueError(
-            "device is 'cuda', but this onnxruntime has no CUDA: pip uninstall onnxruntime, pip install onnxruntime-gpu. "
-            "Or take device cpu"
+            "device is 'cuda', but this onnxruntime has no CUDA: pip uninstall onnxruntime, "
+            "pip install onnxruntime-gpu. Or take device cpu"
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -75,7 +76,7 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
     try:
         import openvino
     except ImportError as error:
-        raise ValueError(f"engine is 'openvino', which is not installed ({error}): pip install openvino") from None
+        raise ValueError(_not_installed("openvino", error)) from None
     if device == "cuda":
         raise ValueError("device is 'cuda'; OpenVINO runs on CPUs here. Take engine onnxruntime, or device cpu")
     core = openvino.Core()
@@ -98,6 +99,10 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
         return run
 
     return open_network
+
+
+def _not_installed(engine: str, error: ImportError) -> str:
+    return f"engine is {engine!r}, which is not installed ({error}): pip install {engine}"
 
 
 def _opened(path: Path, open_file: Callable):

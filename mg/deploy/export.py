@@ -4,11 +4,13 @@
     encoder.onnx, decoder.onnx      or, of a model in two stages, spatial_encoder.onnx, temporal_encoder.onnx, ...
 
 Each network takes the shape of one tile. deploy.json goes first and comes last, so that what is half written is not
-taken for an export. An .onnx file holds its weights; of one above 2 GB they lie beside it, in NAME.onnx.data.
+taken for an export. An .onnx file holds its weights; of one above 2 GB they lie beside it, in NAME.onnx.data. Of a
+MindIR file above 1 GB they lie in NAME_variables, beside NAME_graph.mindir.
 """
 
 import json
 import logging
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from mg.checkpoints import atomic_write
+from mg.checkpoints import atomic_write, naming, sync
 from mg.checkpoints.digest import sha256
 from mg.deploy.autoencoder import FORMAT, SETTINGS_FILE
 from mg.deploy.networks import networks_of, tiling_of
@@ -61,7 +63,8 @@ def export(config: ExportConfig) -> dict:
     if not Path(config.ckpt_path).exists():
         raise FileNotFoundError(f"{config.ckpt_path}: no such checkpoint")
     model = from_pretrained(config.ckpt_path, config.model)
-    tiles = {name: getattr(config, name) for name in ("frames", "size", "encode_overlap", "decode_overlap", "spatial_overlap")}
+    names = ("frames", "size", "encode_overlap", "decode_overlap", "spatial_overlap")
+    tiles = {name: getattr(config, name) for name in names}
     return export_model(model, config.target, sha256(Path(config.ckpt_path)), config.format, **tiles)
 
 
@@ -90,6 +93,8 @@ def export_model(
     Raises:
         ValueError: tiles that do not fit the model, an operator without a converter, a folder of other things.
     """
+    if format not in _WRITERS:
+        raise ValueError(f"format is {format!r}; it must be one of {', '.join(_WRITERS)}")
     tiling, frames, size = tiling_of(model, frames, size, encode_overlap, decode_overlap, spatial_overlap)
     target = Path(target)
     _clear(target)
@@ -115,8 +120,10 @@ def export_model(
     try:
         for name, (network, shape) in networks_of(model, frames, size).items():
             network.set_train(False)
-            file = target / f"{name}.{format}"
-            output = (_write_onnx if format == "onnx" else _write_mindir)(network, shape, file)
+            wanted = target / f"{name}.{format}"
+            with naming(wanted):
+                file, output = _WRITERS[format](network, shape, wanted)
+                sync(file)
             described["networks"][name] = {"file": file.name, "input": shape, "output": output}
             _logger.info("%s: %s -> %s", file, tuple(shape), tuple(output))
     finally:
@@ -131,39 +138,47 @@ def _clear(target: Path) -> None:
     """Make the folder ready: what there is of an earlier export goes, deploy.json first."""
     target.mkdir(parents=True, exist_ok=True)
     there = sorted(path.name for path in target.iterdir())
-    suffixes = (".onnx", ".onnx.data", ".mindir")
+    suffixes = (".onnx", ".onnx.data", ".mindir", "_variables")
     others = [name for name in there if name != SETTINGS_FILE and not name.endswith(suffixes)]
     if others:
         raise ValueError(f"--target {target}: holds other things than an export, {others[0]}; give an empty folder")
     (target / SETTINGS_FILE).unlink(missing_ok=True)
     for name in there:
-        (target / name).unlink(missing_ok=True)
+        if name.endswith("_variables"):
+            shutil.rmtree(target / name)
+        else:
+            (target / name).unlink(missing_ok=True)
 
 
-def _write_onnx(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[int, ...]:
-    """Write a network as ONNX -> the shape of its output"""
+def _write_onnx(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[Path, tuple[int, ...]]:
+    """Write a network as ONNX -> its file, and the shape of its output"""
     from mg.deploy.converters import convert
     from mg.deploy.mindir import read_graph
     from mg.deploy.onnx_graph import write_model
 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
         with exporting(network):
-            _export_mindir(network, shape, Path(folder) / "network")
+            path = _export_mindir(network, shape, Path(folder) / "network")
         parameters = {parameter.name: parameter for parameter in network.get_parameters()}
-        path = Path(folder) / "network.mindir"  # above 1 GB MindSpore puts the weights apart
-        path = path if path.exists() else Path(folder) / "network_graph.mindir"
         graph = read_graph(path, lambda name: parameters[name].asnumpy())
     model = convert(graph, "input", "output")
     write_model(model, file)
-    return tuple(dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim)
+    return file, tuple(dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim)
 
 
-def _write_mindir(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[int, ...]:
-    """Write a network as MindIR -> the shape of its output"""
-    _export_mindir(network, shape, file.with_suffix(""))
-    return tuple(network(ms.Tensor(np.zeros(shape, np.float32))).shape)
+def _write_mindir(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[Path, tuple[int, ...]]:
+    """Write a network as MindIR -> its file, and the shape of its output"""
+    from mg.deploy.mindir import output_shape
+
+    file = _export_mindir(network, shape, file.with_suffix(""))
+    return file, output_shape(file)
 
 
-def _export_mindir(network: nn.Cell, shape: tuple[int, ...], path: Path) -> None:
-    """`mindspore.export` to `path`.mindir."""
+def _export_mindir(network: nn.Cell, shape: tuple[int, ...], path: Path) -> Path:
+    """`mindspore.export` to `path`.mindir; above 1 GB MindSpore puts the weights apart, beside `path`_graph.mindir."""
     ms.export(network, ms.Tensor(np.zeros(shape, np.float32)), file_name=str(path), file_format="MINDIR")
+    whole = path.with_name(f"{path.name}.mindir")
+    return whole if whole.exists() else path.with_name(f"{path.name}_graph.mindir")
+
+
+_WRITERS = {"onnx": _write_onnx, "mindir": _write_mindir}

@@ -111,6 +111,13 @@ def read_graph(path: Path, weight: Callable[[str], np.ndarray]) -> Graph:
     return Graph(nodes, source.name, tuple(source.tensor[0].dims), values[graph.output[0].name])
 
 
+def output_shape(path: Path) -> tuple[int, ...]:
+    """The shape of what the network in a MindIR file gives."""
+    model = ModelProto()
+    model.ParseFromString(path.read_bytes())
+    return tuple(model.graph.output[0].tensor[0].dims)
+
+
 def _constant(item) -> Any:
     """An attribute as a Python value or an array."""
     kind = item.type

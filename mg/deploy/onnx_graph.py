@@ -133,7 +133,7 @@ class GraphBuilder:
 
 
 def write_model(model: onnx.ModelProto, path) -> None:
-    """Write a model into one file, or with its weights beside it, in `path`.data, where protobuf allows no such file."""
+    """Write a model into one file; where protobuf allows none of that size, its weights beside it, in `path`.data."""
     if sum(math.prod(tensor.dims) * 4 for tensor in model.graph.initializer) < _LARGEST:
         path.write_bytes(model.SerializeToString())
     else:
