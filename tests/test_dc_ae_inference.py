@@ -15,7 +15,7 @@ from mg.data.video import open_video, read_image, write_image, write_video
 from mg.evaluation.clips import ModelConfig, load_clip
 from mg.evaluation.reconstruction import InferenceConfig, score
 from mg.models import create_model, from_pretrained
-from mg.models.tiling import TilingConfig
+from mg.tiling import TilingConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "dc_ae" / "inference" / "video_dc_ae.yaml"

@@ -19,7 +19,7 @@ from mg.models.hunyuan_vae.hunyuan_vae import HUNYUAN_VAE_CONFIG, HunyuanVAE
 from mg.models.hunyuan_vae.weights import factors, parameter_shapes, to_diffusers
 from mg.models.layers.attention import CausalAttention, DotProductAttention
 from mg.models.layers.conv import CausalConv3d
-from mg.models.tiling import TilingConfig
+from mg.tiling import TilingConfig
 from mg.training.optim import OptimConfig
 from mg.training.step import TrainStep
 

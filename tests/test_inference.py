@@ -31,7 +31,7 @@ from mg.evaluation.reconstruction import (
 )
 from mg.losses.reconstruction import LossConfig
 from mg.models import create_model
-from mg.models.tiling import TilingConfig
+from mg.tiling import TilingConfig
 
 ROOT = Path(__file__).parents[1]
 TINY = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}

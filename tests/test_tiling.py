@@ -7,7 +7,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from mg.models.tiling import Axis, TilingConfig, plan, tiled, tiled_tensor
+from mg.models.tiling import tiled_tensor
+from mg.tiling import Axis, TilingConfig, plan, tiled
 
 RNG = np.random.default_rng(0)
 

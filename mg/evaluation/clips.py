@@ -27,7 +27,7 @@ from mg.data.index import IndexRow
 from mg.data.transforms import center_crop, resize_short_side, resize_to_cover, to_video_tensor
 from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
-from mg.models.tiling import TilingConfig
+from mg.tiling import TilingConfig
 
 T = TypeVar("T")
 

@@ -35,7 +35,9 @@ from mg.checkpoints import (
     write_state_dict,
 )
 from mg.models.layers.precision import set_precision
-from mg.models.tiling import TilingConfig, tensor_stretches, tiled_tensor
+from mg.models.tiling import tensor_stretches, tiled_tensor
+from mg.sampling import noise_at
+from mg.tiling import TilingConfig
 
 _logger = logging.getLogger(__name__)
 
@@ -464,7 +466,7 @@ class VideoAutoencoder(nn.Cell):
         differ a little from untiled ones; overlapping tiles are blended linearly.
 
         Args:
-            settings: fields of `mg.models.tiling.TilingConfig`, laid over `default_tiling`.
+            settings: fields of `mg.tiling.TilingConfig`, laid over `default_tiling`.
 
         Raises:
             ValueError: sizes that are no multiples of the compression.
@@ -513,17 +515,6 @@ class VideoAutoencoder(nn.Cell):
 def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """A sample of the posterior."""
     return mean + ops.exp(0.5 * logvar) * noise
-
-
-def noise_at(seed: int | Sequence[int], start: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise of a shape (B, z, t, h, w) whose first latent frame is the video's frame `start`: a frame's
-    noise depends on the seed and its place alone, not on the piece that it comes in."""
-    b, z, t, h, w = shape
-    seed = [seed] if isinstance(seed, int) else list(seed)
-    frames = [
-        np.random.default_rng([*seed, at]).standard_normal((b, z, h, w), np.float32) for at in range(start, start + t)
-    ]
-    return np.stack(frames, axis=2)
 
 
 def _crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -46,7 +46,7 @@ class LinearAttention(PrecisionCell):
         values = self.cast(ops.matmul(v, k.transpose(0, 1, 3, 2)))  # (B, heads, HEAD, HEAD)
         out = self.cast(ops.matmul(values, q)).astype(ms.float32)
         norm = self.cast(ops.matmul(keys.transpose(0, 1, 3, 2), q)).astype(ms.float32)  # (B, heads, 1, N)
-        return scale(out, 1.0 / (norm + 1e-15))
+        return scale(out, 1.0 / (norm + 1e-15), self.on_cpu)
 
 
 class LiteMLA(nn.Cell):

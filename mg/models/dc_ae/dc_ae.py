@@ -35,7 +35,7 @@ from mg.models.dc_ae.blocks import (
 from mg.models.dc_ae.weights import BLOCK_KINDS, from_open_sora, parameter_shapes, to_open_sora
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.norm import RMSNorm
-from mg.models.tiling import TilingConfig
+from mg.tiling import TilingConfig
 
 DC_AE_CONFIG = {
     "in_channels": 3,

@@ -32,7 +32,7 @@ from mg.models.hunyuan_vae.weights import (
 )
 from mg.models.layers.attention import CausalAttention
 from mg.models.layers.resnet import ResnetBlock, start_certain
-from mg.models.tiling import TilingConfig
+from mg.tiling import TilingConfig
 
 HUNYUAN_VAE_CONFIG = {
     "in_channels": 3,

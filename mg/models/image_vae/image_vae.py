@@ -18,7 +18,7 @@ from mg.models.image_vae.weights import (
 )
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
-from mg.models.tiling import TilingConfig
+from mg.tiling import TilingConfig
 
 IMAGE_VAE_CONFIG = {
     "z_channels": 16,

@@ -148,7 +148,8 @@ class Conv3d(PrecisionCell):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side.
 
     It is a Conv2d that sees the frames under the kernel as channels, but for dense ones on NPUs and GPUs: those are
-    MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster.
+    MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster. For
+    another engine both kinds are one Conv3D.
 
     Args:
         kernel_size: in time, height and width alike.
@@ -172,8 +173,15 @@ class Conv3d(PrecisionCell):
         self.bias = _bias(out_channels) if bias else None
         margin = kernel_size // 2
         self.kernel_size, self.stride, self.before, self.behind = kernel_size, stride[0], margin, margin
-        self.whole = not depthwise and not self.on_cpu
-        self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=(margin,) * 6, stride=stride)
+        self.depthwise = depthwise
+        self.conv = ops.Conv3D(
+            out_channels,
+            kernel_size,
+            pad_mode="pad",
+            pad=(margin,) * 6,
+            stride=stride,
+            group=out_channels if depthwise else 1,
+        )
         self.conv_frames = ops.Conv2D(
             out_channels,
             kernel_size,
@@ -184,12 +192,23 @@ class Conv3d(PrecisionCell):
         )
 
     def construct(self, x):
+        return self.convolve(self.pad_frames(x))
+
+    def pad_frames(self, x):
+        """What the convolution does not add by itself."""
+        return x
+
+    def convolve(self, x):
         x, weight = self.cast(x), self.cast(self.weight)
         if x.shape[2] == 1 and not self.plain:
             y = self._on_a_frame(x, weight)
         else:
-            y = self.conv(x, weight) if self.whole else self._on_frames(x, weight)
-        return self.cast(add_bias(y, self.bias))
+            y = self.conv(x, weight) if self.is_whole() else self._on_frames(x, weight)
+        return self.cast(add_bias(y, self.bias, self.on_cpu))
+
+    def is_whole(self):
+        """Whether it is one Conv3D."""
+        return self.exporting or not (self.depthwise or self.on_cpu)
 
     def _on_a_frame(self, x, weight):
         return self.conv_frames(x[:, :, 0], self.weight_of_a_frame(weight)).expand_dims(2)
@@ -235,8 +254,8 @@ class CausalConv3d(Conv3d):
 
     Args:
         zero: start at zero, as the last layer of a residual branch does here.
-        padding: "zeros", of which kernel_size - stride stand in front: k * stride frames become k. Or "replicate", which
-            repeats the edges, the first frame kernel_size - 1 times: k * stride + 1 frames become k + 1.
+        padding: "zeros", of which kernel_size - stride stand in front: k * stride frames become k. Or "replicate",
+            which repeats the edges, the first frame kernel_size - 1 times: k * stride + 1 frames become k + 1.
     """
 
     def __init__(
@@ -260,7 +279,7 @@ class CausalConv3d(Conv3d):
         self.conv = ops.Conv3D(out_channels, kernel_size, pad_mode="pad", pad=pad, stride=stride)
         self.conv_frames = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=pad[2:], stride=stride[1:])
 
-    def construct(self, x):
+    def pad_frames(self, x):
         b, c, t, h, w = x.shape
         if self.repeated:
             x = repeat_edges(x, 3, self.repeated, self.repeated)
@@ -268,12 +287,13 @@ class CausalConv3d(Conv3d):
         if t > 1 or self.plain:
             if self.repeated:
                 x = repeat_edges(x, 2, self.kernel_size - 1, 0)
-            elif self.whole and self.before:  # not the operator's own padding, which devices want alike on both sides
+            elif self.is_whole() and self.before:
+                # Not the operator's own padding, which devices want alike on both sides.
                 x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
-        return super().construct(x)
+        return x
 
     def weight_of_a_frame(self, weight):
-        return weight.sum(axis=2) if self.repeated else super().weight_of_a_frame(weight)
+        return weight.sum(axis=2) if self.repeated else weight[:, :, self.before]
 
 
 class PointwiseConv(PrecisionCell):
@@ -289,7 +309,7 @@ class PointwiseConv(PrecisionCell):
         b, c, t, h, w = x.shape
         weight = self.cast(self.weight).reshape(-1, c, 1, 1)
         y = self.conv(self.cast(x).reshape(b, c, t, h * w), weight)  # (B, Cout, T, H*W)
-        return self.cast(add_bias(y.reshape(b, -1, t, h, w), self.bias))
+        return self.cast(add_bias(y.reshape(b, -1, t, h, w), self.bias, self.on_cpu))
 
 
 class GroupedPointwiseConv(PrecisionCell):
@@ -312,5 +332,5 @@ def _volume(out_channels: int, in_channels: int, kernel_size: int, weight_init=N
     return Parameter(initializer(weight_init, (out_channels, in_channels) + (kernel_size,) * 3), name="weight")
 
 
-def add_bias(y, bias):
-    return y if bias is None else shift(y, bias.astype(y.dtype))
+def add_bias(y, bias, on_cpu: bool):
+    return y if bias is None else shift(y, bias.astype(y.dtype), on_cpu)

@@ -39,13 +39,13 @@ class GroupNorm(PrecisionCell):
         count = size * t * h * w
         mean = x.reshape(b * self.groups, count).sum(axis=1, keepdims=True) / count
         x = x.reshape(1, b * c, t, h, w)
-        x = shift(x, -ops.broadcast_to(mean, (b * self.groups, size)).reshape(b * c))
+        x = shift(x, -ops.broadcast_to(mean, (b * self.groups, size)).reshape(b * c), True)
         x = x.reshape(b * self.groups, size, t * h * w)
         variance = x.square().reshape(b * self.groups, count).sum(axis=1, keepdims=True) / count
         factors = ops.broadcast_to(ops.rsqrt(variance + self.eps), (b * self.groups, size)).reshape(b, c)
         factors = factors * self.gamma.reshape(1, c)
-        x = scale(x, factors.reshape(b * self.groups, size, 1))
-        return shift(x.reshape(b, c, t, h, w), self.beta)
+        x = scale(x, factors.reshape(b * self.groups, size, 1), True)
+        return shift(x.reshape(b, c, t, h, w), self.beta, True)
 
 
 class RMSNorm(PrecisionCell):
@@ -68,5 +68,6 @@ class RMSNorm(PrecisionCell):
             mean = ops.matmul(ops.ones((1, c), ms.float32), squares) / c  # (B, 1, T*H*W)
         else:
             mean = squares.mean(axis=1, keep_dims=True)
-        y = scale(scale(x, ops.rsqrt(mean + self.eps)), self.gamma.reshape(1, c, 1)).reshape(b, c, t, h, w)
-        return self.cast(shift(y, self.beta))
+        y = scale(x, ops.rsqrt(mean + self.eps), self.on_cpu)
+        y = scale(y, self.gamma.reshape(1, c, 1), self.on_cpu).reshape(b, c, t, h, w)
+        return self.cast(shift(y, self.beta, self.on_cpu))

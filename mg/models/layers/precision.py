@@ -34,12 +34,12 @@ class PrecisionCell(nn.Cell):
 
     Attributes:
         leaves_fp16: its sums leave the range of fp16, so that it stays in fp32 there.
-        plain: compute as the papers write it, see `mg.models.layers.forms`.
-        on_cpu: take what is fastest on a CPU, not what the device's own operators are.
+        plain: compute as the papers write it; exporting: for another engine; see `mg.models.layers.forms`.
+        on_cpu: take what is fastest on a CPU in place of MindSpore's own operators.
     """
 
     leaves_fp16 = False
-    plain = False
+    plain = exporting = False
 
     def __init__(self):
         super().__init__()

@@ -2,9 +2,10 @@
 
 Doubling is nearest neighbour and then a convolution of three taps. Every sample stands twice in a row there, so that of
 three taps two see the same one: the first of a pair is (w0, w1 + w2) of two small samples, the second (w0 + w1, w2).
-Computed so, on the small grid, a doubled axis costs 4 products in place of 6, a frame doubled in height and width 16 in
-place of 36, one doubled in time too 64 in place of 216, and the large input never exists. Equal to rounding; `plain`
-(mg.models.layers.forms) takes the long way.
+Computed so, on the small grid, a doubled axis costs 4 products in place of 6, a frame doubled in height and width 16
+in place of 36, one doubled in time too 64 in place of 216, and the large input never exists. Equal to rounding. `plain`
+and `exporting` (mg.models.layers.forms) take the long way: the latter's engines have a form of their own, for which see
+mg/deploy/upsampling.py.
 """
 
 from mindspore import nn, ops
@@ -57,8 +58,8 @@ class SpatialUpsample(nn.Cell):
 
 
 class TemporalUpsample(nn.Cell):
-    """Nearest neighbour in time, then a temporal conv. T is doubled, but for a single frame whose doubles would be alike:
-    that stays one.
+    """Nearest neighbour in time, then a temporal conv. T is doubled, but for a single frame whose doubles would be
+    alike: that stays one.
 
     Args:
         padding: "replicate", as in the Movie Gen paper, or "zeros", as in the weights that mindone trained.
@@ -80,10 +81,12 @@ class DoublingSpatialConv(SpatialConv):
         self.double = DoublingConv2d(channels)
 
     def construct(self, x):
-        return super().construct(nearest(x) if self.plain else x)
+        return super().construct(nearest(x) if self.plain or self.exporting else x)
 
     def convolve(self, x):
-        return super().convolve(x) if self.plain else self.double(x, self.weight)
+        if self.plain or self.exporting:
+            return self.conv(x, self.cast(self.weight))
+        return self.double(x, self.weight)
 
 
 class DoublingTemporalConv(TemporalConv):
@@ -99,10 +102,10 @@ class DoublingTemporalConv(TemporalConv):
         self.conv_second = ops.Conv2D(channels, (2, 1), pad_mode="pad", pad=(0, zeros, 0, 0))
 
     def construct(self, x):
-        if self.plain:
-            return super().construct(double_frames(x))
-        if x.shape[2] == 1 and self.margin:
+        if x.shape[2] == 1 and self.margin and not self.plain:
             return super().construct(x)
+        if self.plain or self.exporting:
+            return super().construct(double_frames(x))
         b, c, t, h, w = x.shape
         x = self.cast(x).reshape(b, c, t, h * w)
         first, second = fold(self.weight.swapaxes(2, 3), 2)
@@ -125,13 +128,13 @@ class DoublingConv3d(Conv3d):
         self.double = DoublingConv2d(out_channels)
 
     def construct(self, x, frames):
-        if self.plain:
-            return super().construct(nearest(x, frames))
+        if self.plain or self.exporting:
+            return self.convolve(nearest(x, frames))
         b, c, t, h, w = x.shape
         x = self.cast(x)
         if t == 1 and frames == 1:
             y = self.double(x[:, :, 0], self.weight_of_a_frame(self.weight)).expand_dims(2)
-            return self.cast(add_bias(y, self.bias))
+            return self.cast(add_bias(y, self.bias, self.on_cpu))
         zeros = ops.zeros((b, 1, c, h, w), x.dtype)
         x = ops.cat((zeros, frames_first(x, self.on_cpu), zeros), axis=1)  # (B, T + 2, Cin, H, W)
         if frames == 2:
@@ -146,7 +149,7 @@ class DoublingConv3d(Conv3d):
         else:
             y = self.double(as_channels(x, t, 3), join_frames(self.weight))
         y = channels_first(y.reshape(b, frames * t, -1, 2 * h, 2 * w), self.on_cpu)
-        return self.cast(add_bias(y, self.bias))
+        return self.cast(add_bias(y, self.bias, self.on_cpu))
 
 
 class DoublingCausalConv3d(CausalConv3d):
@@ -165,9 +168,10 @@ class DoublingCausalConv3d(CausalConv3d):
 
     def construct(self, x):
         time, space = self.factors
-        if self.plain:
+        if self.plain or self.exporting:
             x = nearest(x) if space == 2 else x
-            return super().construct(double_frames(x)[:, :, 1:] if time == 2 else x)
+            x = double_frames(x)[:, :, 1:] if time == 2 else x
+            return self.convolve(self.pad_frames(x))
         b, c, t, h, w = x.shape
         x = self.cast(x)
         if t == 1:
@@ -183,7 +187,7 @@ class DoublingCausalConv3d(CausalConv3d):
             x = frames_first(repeat_edges(x, 2, 2, 0), self.on_cpu)
             y = self._in_space(as_channels(x, t, 3), join_frames(self.weight))
             y = channels_first(y.reshape(b, t, c, space * h, space * w), self.on_cpu)
-        return self.cast(add_bias(y, self.bias))
+        return self.cast(add_bias(y, self.bias, self.on_cpu))
 
     def _in_space(self, x, weight):
         """(N, Cin, H, W) -> (N, C, H or 2H, W or 2W)"""
@@ -204,7 +208,7 @@ class DoublingConv2d(PrecisionCell):
     def __init__(self, out_channels: int, padding: str = "zeros"):
         super().__init__()
         self.replicate = padding == "replicate"
-        # Of each block of 2x2, the pixel at the top left sees its own small pixel and those above and to the left of it.
+        # Of each block of 2x2 the pixel at the top left sees its own small pixel and those above and to the left.
         top, bottom, left, right = ((0, 0) if self.replicate else pads for pads in ((1, 0), (0, 1), (1, 0), (0, 1)))
         self.top_left = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=top + left)
         self.top_right = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=top + right)

@@ -40,7 +40,8 @@ from mg.models.temporal_vae.weights import (
     spatial_config,
     to_open_sora,
 )
-from mg.models.tiling import TilingConfig, tiled_tensor
+from mg.models.tiling import tiled_tensor
+from mg.tiling import TilingConfig, chunk_bounds
 
 TEMPORAL_VAE_CONFIG = {
     "in_channels": 3,
@@ -191,12 +192,12 @@ class OpenSoraVAE(VideoAutoencoder):
         return self.config["micro_frame_size"]
 
     def posterior_stream(self, read, num_frames):
-        for start, stop in _chunks(num_frames, self.config["micro_frame_size"]):
+        for start, stop in chunk_bounds(num_frames, self.config["micro_frame_size"]):
             yield self.posterior(Tensor(read(start, stop)))
 
     def decode_stream(self, read, num_latents, num_target_frames=None):
         left = num_target_frames
-        for start, stop in _chunks(num_latents, self._latent_chunk):
+        for start, stop in chunk_bounds(num_latents, self._latent_chunk):
             frames = self.decode(Tensor(read(start, stop)), left).asnumpy()
             yield frames
             if left is not None:
@@ -213,7 +214,7 @@ class OpenSoraVAE(VideoAutoencoder):
     def temporal_posterior(self, x_z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4, T, h, w) -> mean and log-variance of the latents, (B, z, t, h, w) each, of all chunks"""
         moments = []
-        for start, stop in _chunks(x_z.shape[2], self.config["micro_frame_size"]):
+        for start, stop in chunk_bounds(x_z.shape[2], self.config["micro_frame_size"]):
             chunk = x_z[:, :, start:stop]
             b, c, frames, h, w = chunk.shape
             front = -frames % self.temporal_compression
@@ -227,7 +228,7 @@ class OpenSoraVAE(VideoAutoencoder):
         that the latents can stand for."""
         size = self.config["micro_frame_size"] or z.shape[2] * self.temporal_compression
         chunks = []
-        for i, (start, stop) in enumerate(_chunks(z.shape[2], self._latent_chunk)):
+        for i, (start, stop) in enumerate(chunk_bounds(z.shape[2], self._latent_chunk)):
             decoded = self._tiled(self.temporal_vae.decode, z[:, :, start:stop]).astype(ms.float32)
             kept = most = min(decoded.shape[2], size)
             if frames is not None and decoded.shape[2] - self.temporal_compression < frames - i * size <= most:
@@ -243,7 +244,7 @@ class OpenSoraVAE(VideoAutoencoder):
 
     def latent_shape(self, shape):
         b, _, t, h, w = shape
-        chunks = _chunks(t, self.config["micro_frame_size"])
+        chunks = chunk_bounds(t, self.config["micro_frame_size"])
         latent_frames = sum(-(-(stop - start) // self.temporal_compression) for start, stop in chunks)
         s = self.spatial_compression
         return b, self.latent_channels, latent_frames, -(-h // s), -(-w // s)
@@ -263,7 +264,7 @@ class OpenSoraVAE(VideoAutoencoder):
         """Work tile by tile in space from now on, in either half. Time is cut into chunks in any case.
 
         Args:
-            settings: fields of `mg.models.tiling.TilingConfig`, laid over `default_tiling`: spatial_tile,
+            settings: fields of `mg.tiling.TilingConfig`, laid over `default_tiling`: spatial_tile,
                 spatial_overlap and last.
 
         Raises:
@@ -289,12 +290,6 @@ class OpenSoraVAE(VideoAutoencoder):
             return fn(x)
         axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
         return tiled_tensor(fn, x, [replace(axis, up=1) for axis in axes])
-
-
-def _chunks(length: int, size: int | None) -> list[tuple[int, int]]:
-    """(start, stop) of chunks of `size`, the last one as short as it is; None makes one chunk."""
-    size = size or length
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _in_a_row(chunks: list[Tensor]) -> Tensor:

@@ -1,0 +1,15 @@
+"""Models as ONNX graphs at one tile's size, run by onnxruntime or OpenVINO behind the same `encode` and `decode`.
+
+    from mg.deploy import load                      # takes neither MindSpore nor a model
+
+    vae = load("outputs/tae_onnx", engine="openvino")
+    z, mean, logvar = vae.encode(x)                 # numpy arrays
+    y = vae.decode(z, num_target_frames=x.shape[2])
+
+`tools/export_onnx.py` writes such a folder; see `mg.deploy.export`.
+"""
+
+from mg.deploy.autoencoder import DeployedAutoencoder, Encoded, load
+from mg.deploy.counting import operations
+
+__all__ = ["DeployedAutoencoder", "Encoded", "load", "operations"]

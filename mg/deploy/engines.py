@@ -1,0 +1,115 @@
+"""What runs an ONNX graph: onnxruntime or OpenVINO, one network of one input and one output at a time."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+_logger = logging.getLogger(__name__)
+
+ENGINES = ("onnxruntime", "openvino")
+PRECISIONS = ("fp32", "bf16")
+DEVICES = ("auto", "cpu", "cuda")
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def opener(engine: str, precision: str, device: str, threads: int | None) -> Callable[[Path], Run]:
+    """A function that opens a graph's file for running.
+
+    Args:
+        engine: onnxruntime | openvino.
+        precision: fp32 | bf16, the latter with OpenVINO on a CPU that has it.
+        device: auto | cpu | cuda, the last with onnxruntime; auto takes CUDA where onnxruntime finds it.
+        threads: of the CPU; by default as the engine chooses.
+
+    Raises:
+        ValueError: an engine that is not installed, or what it cannot do here.
+    """
+    choices = (("engine", engine, ENGINES), ("precision", precision, PRECISIONS), ("device", device, DEVICES))
+    for name, value, known in choices:
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; it must be at least 1")
+    return (_onnxruntime if engine == "onnxruntime" else _openvino)(precision, device, threads)
+
+
+def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[Path], Run]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(_not_installed("onnxruntime", error)) from None
+    if precision != "fp32":
+        raise ValueError(f"precision is {precision!r}; onnxruntime runs fp32 only. Take engine openvino, or fp32")
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device == "cuda" and not cuda:
+        raise ValueError(
+            "device is 'cuda', but this onnxruntime has no CUDA: pip uninstall onnxruntime, "
+            "pip install onnxruntime-gpu. Or take device cpu"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    providers = ["CPUExecutionProvider"]
+    if cuda and device != "cpu":
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))  # fp32 means fp32
+
+    def open_network(path: Path) -> Run:
+        session = _opened(path, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers))
+        if len(providers) > 1 and session.get_providers()[0] != "CUDAExecutionProvider":
+            if device == "cuda":
+                raise ValueError(
+                    "device is 'cuda', but onnxruntime cannot start it here: it needs an NVIDIA driver, and the CUDA "
+                    "and cuDNN that it was built for. Or take device cpu"
+                )
+            _logger.warning("onnxruntime cannot start CUDA here; %s runs on the CPU", path.name)
+        name = session.get_inputs()[0].name
+        return lambda x: session.run(None, {name: x})[0]
+
+    return open_network
+
+
+def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Path], Run]:
+    try:
+        import openvino
+    except ImportError as error:
+        raise ValueError(_not_installed("openvino", error)) from None
+    if device == "cuda":
+        raise ValueError("device is 'cuda'; OpenVINO runs on CPUs here. Take engine onnxruntime, or device cpu")
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        name = core.get_property("CPU", "FULL_DEVICE_NAME")
+        raise ValueError(f"precision is 'bf16', which this CPU ({name}) has no instructions for; take fp32")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+    }
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+
+    def open_network(path: Path) -> Run:
+        request = _opened(path, lambda: core.compile_model(str(path), "CPU", settings)).create_infer_request()
+
+        def run(x: np.ndarray) -> np.ndarray:
+            return request.infer([x])[0].copy()  # the next run writes where this one's result lies
+
+        return run
+
+    return open_network
+
+
+def _not_installed(engine: str, error: ImportError) -> str:
+    return f"engine is {engine!r}, which is not installed ({error}): pip install {engine}"
+
+
+def _opened(path: Path, open_file: Callable):
+    """What `open_file` gives; whatever it raises names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; export the model again")
+    try:
+        return open_file()
+    except Exception as error:  # each engine has errors of its own kinds
+        raise ValueError(f"{path}: cannot be opened ({' '.join(str(error).split())[:300]})") from error

@@ -1,0 +1,145 @@
+"""The networks of a model that another engine runs, each at the shape of one tile."""
+
+from dataclasses import replace
+
+from mindspore import nn
+
+from mg.models import VideoAutoencoder
+from mg.models.temporal_vae.temporal_vae import OpenSoraVAE
+from mg.tiling import TilingConfig
+
+
+class _Encoder(nn.Cell):
+    def __init__(self, model: VideoAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def construct(self, x):
+        return self.model.encode_moments(x)
+
+
+class _Decoder(nn.Cell):
+    def __init__(self, model: VideoAutoencoder, still: bool):
+        super().__init__()
+        self.model, self.still = model, still
+
+    def construct(self, z):
+        return self.model.decode_latents(z, self.still)
+
+
+class _SpatialEncoder(nn.Cell):
+    """`OpenSoraVAE.spatial_latents`, untiled."""
+
+    def __init__(self, model: OpenSoraVAE):
+        super().__init__()
+        self.model = model.spatial_vae
+        self.channels, self.factor = self.model.latent_channels, model.config["spatial_scaling_factor"]
+
+    def construct(self, x):
+        return self.model.encode_moments(x)[:, : self.channels] * self.factor
+
+
+class _SpatialDecoder(nn.Cell):
+    """What `OpenSoraVAE.pixels` gives of a tile."""
+
+    def __init__(self, model: OpenSoraVAE):
+        super().__init__()
+        self.model, self.factor = model.spatial_vae, model.config["spatial_scaling_factor"]
+
+    def construct(self, x_z):
+        return self.model.decode_latents(x_z / self.factor)
+
+
+class _TemporalEncoder(nn.Cell):
+    def __init__(self, model: OpenSoraVAE):
+        super().__init__()
+        self.model = model.temporal_vae
+
+    def construct(self, x_z):
+        return self.model.encode(x_z)
+
+
+class _TemporalDecoder(nn.Cell):
+    def __init__(self, model: OpenSoraVAE):
+        super().__init__()
+        self.model = model.temporal_vae
+
+    def construct(self, z):
+        return self.model.decode(z)
+
+
+def networks_of(model: VideoAutoencoder, frames: int, size: int) -> dict[str, tuple[nn.Cell, tuple[int, ...]]]:
+    """What `encode` and `decode` of a tile run, by name, each with the shape of its input.
+
+    Args:
+        frames, size: of a tile, as `tiling_of` has checked them.
+    """
+    rows, channels = size // model.spatial_compression, model.config["in_channels"]
+    if isinstance(model, OpenSoraVAE):
+        c, between = model.temporal_compression, model.config["spatial_latent_channels"]
+        images = min(model.config["micro_batch_size"] or frames, frames)  # that the spatial half sees at once
+        latents = -(-frames // c)
+        return {
+            "spatial_encoder": (_SpatialEncoder(model), (1, channels, images, size, size)),
+            "temporal_encoder": (_TemporalEncoder(model), (1, between, latents * c, rows, rows)),
+            "temporal_decoder": (_TemporalDecoder(model), (1, model.latent_channels, latents, rows, rows)),
+            "spatial_decoder": (_SpatialDecoder(model), (1, between, images, rows, rows)),
+        }
+    shape = (1, channels, frames, size, size)
+    return {
+        "encoder": (_Encoder(model), shape),
+        "decoder": (_Decoder(model, model.keeps_images and frames == 1), model.latent_shape(shape)),
+    }
+
+
+def tiling_of(
+    model: VideoAutoencoder,
+    frames: int | None,
+    size: int | None,
+    encode_overlap: int | None,
+    decode_overlap: int | None,
+    spatial_overlap: int | None,
+) -> tuple[TilingConfig, int, int]:
+    """Where the tiles of an export lie, and the frames and the size of one; what is None is as in `default_tiling`.
+
+    Overlaps that are not given have the share of a tile that they have there, in whole latents.
+
+    Raises:
+        ValueError: a size that does not fit the model, naming the field.
+    """
+    default, c, s, lead = model.default_tiling, model.temporal_compression, model.spatial_compression, model.lead
+    size = default.spatial_tile or 256 if size is None else size
+    if size <= 0 or size % s:
+        raise ValueError(f"size is {size}; {model.name} takes a multiple of {s}")
+    times = {}
+    if isinstance(model, OpenSoraVAE):
+        frames = _chunk_frames(model, frames)
+    else:
+        frames = default.encode_tile + lead if frames is None else frames
+        if frames != 1 or c == 1:
+            tile = frames - lead
+            if tile <= 0 or tile % c:
+                wanted = f"a multiple of {c}, and {lead} more" if lead else f"a multiple of {c}"
+                raise ValueError(f"frames is {frames}; {model.name} takes {wanted}, or 1 for images")
+            for side, overlap in (("encode", encode_overlap), ("decode", decode_overlap)):
+                share = getattr(default, f"{side}_overlap") / getattr(default, f"{side}_tile")
+                times[f"{side}_tile"] = tile
+                times[f"{side}_overlap"] = int(tile * share) // c * c if overlap is None else overlap
+    if not times:
+        for name, overlap in (("encode_overlap", encode_overlap), ("decode_overlap", decode_overlap)):
+            if overlap:
+                raise ValueError(f"{name} is {overlap}; it must be 0, time is not cut into tiles here")
+        times = {"encode_tile": 0, "encode_overlap": 0, "decode_tile": 0, "decode_overlap": 0}
+    tiling = replace(default, spatial_tile=size, spatial_overlap=spatial_overlap, last="shift", **times)
+    tiling.encode_axes(c, s, lead)
+    return tiling, frames, size
+
+
+def _chunk_frames(model: OpenSoraVAE, frames: int | None) -> int:
+    """Frames of a chunk, or 1 for images."""
+    chunk = model.config["micro_frame_size"]
+    if chunk is None:
+        raise ValueError(f"{model.name} with micro_frame_size null takes clips as a whole, not in tiles of one length")
+    if frames not in (None, 1, chunk):
+        raise ValueError(f"frames is {frames}; {model.name} takes its micro_frame_size, {chunk}, or 1 for images")
+    return chunk if frames is None else frames

@@ -1,0 +1,389 @@
+"""Exported models give the MindSpore model's values in the same tiles, in either engine, and run without MindSpore."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from tiny_models import DC_AE, SMALL_HUNYUAN_VAE, SMALL_TEMPORAL_VAE
+
+from mg import runtime
+from mg.deploy import load
+from mg.models import create_model
+
+pytest.importorskip("onnx")
+
+ROOT = Path(__file__).parents[1]
+ENGINES = ("onnxruntime", "openvino")
+TOLERANCE = 1e-5  # of the output's scale
+IMAGE_VAE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}
+
+# Per model: its config, an export's tiles, and a clip of several of them, the last of which moves back.
+CASES = {
+    "image_vae": (IMAGE_VAE, dict(frames=2, size=16, spatial_overlap=4), (2, 3, 4, 28, 16)),
+    "temporal_vae": (SMALL_TEMPORAL_VAE, dict(size=8, spatial_overlap=4), (1, 3, 10, 14, 8)),
+    "tae": (
+        {"ch": 8, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4,
+         "temporal_downsample_level": [0], "temporal_upsample_level": [1]},
+        dict(frames=8, size=8, encode_overlap=4, decode_overlap=4),
+        (1, 3, 14, 8, 12),
+    ),
+    "hunyuan_vae": (
+        SMALL_HUNYUAN_VAE,
+        dict(frames=9, size=8, encode_overlap=4, decode_overlap=4, spatial_overlap=4),
+        (1, 3, 13, 8, 14),
+    ),
+    "dc_ae": ({**DC_AE, "scaling_factor": 0.5}, dict(frames=4, size=64, spatial_overlap=32), (1, 3, 8, 64, 96)),
+}  # fmt: skip
+
+
+def randomized(name: str, config: dict):
+    """A model none of whose weights is as it starts, where some are 0 or 1."""
+    model, rng = create_model(name, **config), np.random.default_rng(0)
+    for key, p in model.named_weights():
+        deviation = 0.1 if p.ndim == 1 else np.prod(p.shape[1:]) ** -0.5
+        start = float(key.endswith("gamma"))
+        p.set_data(ms.Tensor(rng.normal(start, deviation, p.shape).astype(np.float32)))
+    return model
+
+
+def clip(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
+
+
+class Exported:
+    """A model, its export, and what it makes of a clip in the export's tiles."""
+
+    def __init__(self, name: str, folder: Path):
+        from mg.deploy.export import export_model
+
+        runtime.setup("cpu", "pynative", seed=0)
+        config, tiles, shape = CASES[name]
+        self.folder, self.x = folder, clip(*shape)
+        self.model = randomized(name, config)
+        self.before = [p.name for p in self.model.get_parameters()]
+        self.described = export_model(self.model, folder, "0" * 64, **tiles)
+        self.model.enable_tiling(**self.described["tiling"])
+        self.mean, self.logvar = self.model.encode(ms.Tensor(self.x))[1:]
+        self.y = self.model.decode(self.mean, shape[2]).asnumpy()
+        self.z = self.mean.asnumpy()
+
+
+SLOW = ("dc_ae", "hunyuan_vae")  # to compile
+
+
+def marked(name: str):
+    return pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+
+
+@pytest.fixture(scope="module", params=map(marked, CASES))
+def exported(request, tmp_path_factory):
+    return Exported(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def image_vae(tmp_path_factory):
+    return Exported("image_vae", tmp_path_factory.mktemp("image_vae"))
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
+    assert found.shape == wanted.shape and found.dtype == np.float32
+    assert np.abs(found - wanted).max() < TOLERANCE * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_encode_and_decode_are_the_models_in_the_same_tiles(exported, engine):
+    pytest.importorskip(engine)
+    vae = load(exported.folder, engine, threads=1)
+    z, mean, logvar = vae.encode(exported.x)
+    assert_close(mean, exported.z)
+    assert z is mean or np.array_equal(z, mean)
+    if exported.logvar is None:
+        assert logvar is None
+    else:
+        assert_close(logvar, exported.logvar.asnumpy())
+    assert_close(vae.decode(exported.z, exported.x.shape[2]), exported.y)
+    model = exported.model
+    assert (vae.name, vae.config) == (model.name, json.loads(json.dumps(model.config)))
+    for name in ("spatial_compression", "temporal_compression", "latent_channels", "tiling"):
+        assert getattr(vae, name) == getattr(model, name)
+
+
+def test_any_length_and_size_goes_in_and_comes_back(exported):
+    """Smaller than a tile, or no whole number of latents and tiles: shapes are the model's."""
+    vae = load(exported.folder, threads=1)
+    for t, h, w in ((3, 5, 17), (exported.x.shape[2] + 1, 9, 3)):
+        x = clip(2 if t == 3 else 1, 3, t, h, w)
+        z = vae.encode(x).z
+        assert z.shape == exported.model.latent_shape(x.shape)
+        assert vae(x).shape == x.shape
+        assert vae.decode(z, t).shape[2] == t and np.isfinite(vae(x)).all()
+
+
+def test_an_export_leaves_the_model_as_it_was(exported):
+    assert [p.name for p in exported.model.get_parameters()] == exported.before
+    assert not any(getattr(cell, "exporting", False) for _, cell in exported.model.cells_and_names())
+
+
+def test_frames_that_fill_a_tile_do_not_change_images(image_vae):
+    """Frames know nothing of each other there, so a tile that is filled is a tile that is cut short."""
+    x = clip(1, 3, 3, 16, 16)
+    assert_close(load(image_vae.folder).encode(x).mean, image_vae.model.encode(ms.Tensor(x)).mean.asnumpy())
+
+
+@pytest.mark.parametrize("name", [marked("dc_ae"), "temporal_vae"])
+def test_an_export_for_images_is_the_model_on_images(name, tmp_path):
+    from mg.deploy.export import export_model
+
+    config, tiles, shape = CASES[name]
+    model = randomized(name, config)
+    described = export_model(model, tmp_path, frames=1, size=tiles["size"], spatial_overlap=tiles["spatial_overlap"])
+    model.enable_tiling(**described["tiling"])
+    vae, x = load(tmp_path), clip(2, 3, 1, *shape[3:])
+    mean = model.encode(ms.Tensor(x)).mean
+    assert_close(vae.encode(x).mean, mean.asnumpy())
+    assert_close(vae.decode(mean.asnumpy(), 1), model.decode(mean, 1).asnumpy())
+    assert_close(vae.decode(mean.asnumpy()), model.decode(mean).asnumpy())
+    with pytest.raises(ValueError, match="x has 2 frames, but this export is for images"):
+        vae.encode(clip(1, 3, 2, 8, 8))
+    with pytest.raises(ValueError, match="z has 2 frames, but this export is for images"):
+        vae.decode(clip(1, model.latent_channels, 2, 2, 2))
+
+
+def test_a_sample_depends_on_its_seed_and_spreads_as_the_posterior(image_vae):
+    vae = load(image_vae.folder)
+    z, mean, logvar = vae.encode(image_vae.x, seed=7)
+    assert np.array_equal(z, vae.encode(image_vae.x, seed=7).z)
+    assert not np.array_equal(z, vae.encode(image_vae.x, seed=8).z)
+    noise = (z - mean) / np.exp(0.5 * logvar)
+    assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+
+
+WITHOUT_MINDSPORE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"mindspore", "torch", "onnx", "safetensors", "yaml", "jsonargparse"}:
+            raise ImportError(f"{name} is not to be imported")
+
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from mg.deploy import load
+
+vae = load(sys.argv[1], sys.argv[2])
+x = np.load(sys.argv[3])
+encoded = vae.encode(x)
+np.save(sys.argv[4], vae.decode(encoded.mean, x.shape[2]))
+"""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_machine_without_mindspore_runs_an_export(image_vae, tmp_path, engine):
+    pytest.importorskip(engine)
+    np.save(tmp_path / "x.npy", image_vae.x)
+    words = [image_vae.folder, engine, tmp_path / "x.npy", tmp_path / "y.npy"]
+    subprocess.run([sys.executable, "-c", WITHOUT_MINDSPORE, *map(str, words)], check=True, cwd=ROOT)
+    assert_close(np.load(tmp_path / "y.npy"), image_vae.y)
+
+
+MINDIR = """
+import sys
+import mg
+import mindspore as ms
+import numpy as np
+
+run = ms.nn.GraphCell(ms.load(sys.argv[1]))
+np.save(sys.argv[3], run(ms.Tensor(np.load(sys.argv[2]))).asnumpy())
+"""
+
+
+def test_mindir_runs_in_a_fresh_process(tmp_path):
+    from mg.deploy.export import export_model
+
+    model, x = randomized("image_vae", IMAGE_VAE), clip(1, 3, 2, 8, 8)
+    described = export_model(model, tmp_path / "out", format="mindir", frames=2, size=8)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["decoder.mindir", "deploy.json", "encoder.mindir"]
+    assert described["networks"]["encoder"]["output"] == (1, 8, 2, 4, 4)
+    np.save(tmp_path / "x.npy", x)
+    words = [tmp_path / "out" / "encoder.mindir", tmp_path / "x.npy", tmp_path / "moments.npy"]
+    subprocess.run([sys.executable, "-c", MINDIR, *map(str, words)], check=True, cwd=ROOT)
+    assert_close(np.load(tmp_path / "moments.npy"), model.encode_moments(ms.Tensor(x)).asnumpy())
+    with pytest.raises(ValueError, match="the networks are mindir; export the model with --format onnx"):
+        load(tmp_path / "out")
+
+
+# Faults.
+
+
+def test_what_an_engine_lacks_is_one_line(image_vae, monkeypatch):
+    import onnxruntime
+
+    for engine in ENGINES:
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, engine, None)
+            with pytest.raises(ValueError, match=f"not installed .*: pip install {engine}"):
+                load(image_vae.folder, engine)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(ValueError, match="this onnxruntime has no CUDA: .* pip install onnxruntime-gpu"):
+        load(image_vae.folder, device="cuda")
+    with pytest.raises(ValueError, match="onnxruntime runs fp32 only"):
+        load(image_vae.folder, precision="bf16")
+    with pytest.raises(ValueError, match="OpenVINO runs on CPUs here"):
+        load(image_vae.folder, "openvino", device="cuda")
+    for wrong in ({"engine": "tensorrt"}, {"precision": "fp16"}, {"device": "gpu"}, {"threads": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; it must be"):
+            load(image_vae.folder, **wrong)
+
+
+def test_bf16_runs_where_the_cpu_has_it_and_says_so_elsewhere(image_vae):
+    openvino = pytest.importorskip("openvino")
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        found = load(image_vae.folder, "openvino", "bf16").decode(image_vae.z)
+        assert np.abs(found - image_vae.y).max() < 0.1 * np.abs(image_vae.y).max()
+    else:
+        with pytest.raises(ValueError, match="precision is 'bf16', which this CPU .* has no instructions for"):
+            load(image_vae.folder, "openvino", "bf16")
+
+
+def test_arrays_of_other_shapes_and_kinds_are_refused(image_vae):
+    vae = load(image_vae.folder)
+    for x in (clip(3, 2, 8, 8), clip(1, 4, 2, 8, 8), clip(1, 3, 0, 8, 8)):
+        with pytest.raises(ValueError, match=r"x has shape .*; it must be \(B, 3, T, H, W\)"):
+            vae.encode(x)
+    with pytest.raises(ValueError, match=r"z has shape .*; it must be \(B, 4, T, H, W\)"):
+        vae.decode(clip(1, 3, 2, 8, 8))
+    with pytest.raises(ValueError, match="x has dtype uint8"):
+        vae.encode(np.zeros((1, 3, 2, 8, 8), np.uint8))
+
+
+def copy_of(image_vae, folder: Path) -> Path:
+    for path in image_vae.folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_a_folder_that_is_no_whole_export_is_named(image_vae, tmp_path):
+    with pytest.raises(OSError, match=f"{tmp_path}: no exported model, there is no deploy.json"):
+        load(tmp_path)
+    folder = copy_of(image_vae, tmp_path)
+    settings = folder / "deploy.json"
+    good = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**good, "version": 2}))
+    with pytest.raises(ValueError, match="deploy.json: its version is 2; 1 can be read"):
+        load(folder)
+    settings.write_text(json.dumps({**good, "networks": None}))
+    with pytest.raises(ValueError, match="deploy.json: does not describe an exported model"):
+        load(folder)
+    settings.write_text("{")
+    with pytest.raises(ValueError, match="deploy.json: not a JSON file"):
+        load(folder)
+    settings.write_text(json.dumps(good))
+    for engine in ENGINES:
+        (folder / "encoder.onnx").write_bytes(b"no graph")
+        with pytest.raises(ValueError, match="encoder.onnx: cannot be opened"):
+            load(folder, engine)
+    (folder / "encoder.onnx").unlink()
+    with pytest.raises(OSError, match="encoder.onnx: no such file"):
+        load(folder)
+
+
+def test_an_export_that_fails_does_not_look_whole(image_vae, tmp_path, monkeypatch):
+    from mg.deploy import export
+
+    folder = copy_of(image_vae, tmp_path)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(export._WRITERS, "onnx", fail)
+    with pytest.raises(OSError, match="No space left on device.*encoder.onnx"):
+        export.export_model(image_vae.model, folder, frames=2, size=16)
+    with pytest.raises(OSError, match="no exported model"):
+        load(folder)
+
+
+def test_a_folder_of_other_things_is_left_alone(image_vae, tmp_path):
+    from mg.deploy.export import export_model
+
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="holds other things than an export, thesis.tex"):
+        export_model(image_vae.model, tmp_path, frames=2, size=16)
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "name, tiles, message",
+    [
+        ("tae", {"frames": 12}, "frames is 12; tae takes a multiple of 8, or 1 for images"),
+        ("hunyuan_vae", {"frames": 16}, "frames is 16; hunyuan_vae takes a multiple of 4, and 1 more, or 1 for images"),
+        ("temporal_vae", {"frames": 16}, "frames is 16; temporal_vae takes its micro_frame_size, 17, or 1 for images"),
+        ("temporal_vae", {"encode_overlap": 4}, "encode_overlap is 4; it must be 0"),
+        ("dc_ae", {"size": 100}, "size is 100; dc_ae takes a multiple of 32"),
+        ("tae", {"encode_overlap": 32}, "encode_overlap is 32; it must be a multiple of 8 from 0 to 24"),
+    ],
+)
+def test_tiles_that_do_not_fit_the_model_name_the_option(name, tiles, message):
+    assert message in refusal(name, **tiles)
+
+
+def refusal(name: str, **tiles) -> str:
+    with pytest.raises(ValueError) as error:
+        tiles_of(name, **tiles)
+    return str(error.value)
+
+
+def tiles_of(name: str, **tiles):
+    """Tiles of an export of the released size, of which nothing is built."""
+    from mg.deploy.networks import tiling_of
+    from mg.models import model_class
+
+    cls = model_class(name)
+    model = cls.__new__(cls)
+    compression = {"tae": (8, 8), "hunyuan_vae": (4, 8), "temporal_vae": (4, 8), "dc_ae": (4, 32)}[name]
+    for key, value in zip(("temporal_compression", "spatial_compression"), compression):
+        object.__setattr__(model, key, value)
+    object.__setattr__(model, "config", model.default_config)
+    names = ("frames", "size", "encode_overlap", "decode_overlap", "spatial_overlap")
+    return tiling_of(model, *(tiles.get(name) for name in names))
+
+
+def test_tiles_are_the_models_own_by_default_and_keep_their_share_of_overlap():
+    tiling, frames, size = tiles_of("hunyuan_vae")
+    assert (frames, size, tiling.encode_tile, tiling.encode_overlap) == (65, 256, 64, 16)
+    tiling, frames, _ = tiles_of("hunyuan_vae", frames=17)
+    assert (tiling.encode_tile, tiling.encode_overlap, tiling.decode_overlap) == (16, 4, 4)
+    tiling, frames, size = tiles_of("tae", frames=16)
+    assert (size, tiling.encode_overlap, tiling.decode_overlap) == (256, 0, 8)
+    assert tiles_of("temporal_vae")[1:] == (17, 256)
+
+
+def test_the_tool_exports_a_checkpoint_and_a_mistake_is_one_line(image_vae, tmp_path, monkeypatch, capsys):
+    image_vae.model.save_weights(tmp_path / "vae.ckpt")
+
+    def tool(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "tools" / "export_onnx.py"), run_name="__main__")
+        said = capsys.readouterr()
+        return stopped.value.code or 0, said.out, said.err
+
+    target = tmp_path / "out"
+    tiles = ("--frames", 2, "--size", 16, "--spatial_overlap", 4)
+    code, out, _ = tool("--ckpt_path", tmp_path / "vae.ckpt", "--target", target, *tiles)
+    assert code == 0 and "encoder: (1, 3, 2, 16, 16) -> (1, 8, 2, 8, 8)" in out
+    vae = load(target)
+    assert_close(vae.decode(image_vae.z), image_vae.y)
+    assert len(vae.sha256) == 64
+    for words, message in (
+        (("--ckpt_path", tmp_path / "none.ckpt", "--target", target), "none.ckpt: no such checkpoint"),
+        (("--ckpt_path", tmp_path / "vae.ckpt", "--target", target, "--size", 15), "size is 15"),
+        (("--target", target), "must be given"),
+    ):
+        code, out, err = tool(*words)
+        assert code == 2 and message in err and "Traceback" not in err
