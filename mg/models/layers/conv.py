@@ -163,8 +163,9 @@ class Conv3d(PrecisionCell):
         frames = (t + self.before + self.behind - self.kernel_size) // self.stride + 1
         y = 0.0
         for i in range(self.kernel_size):
-            # Not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch.
-            shifted = x[:, i : i + frames * self.stride].reshape(b, frames, self.stride, c, h, w)[:, :, 0]
+            shifted = x[:, i : i + frames * self.stride]
+            if self.stride > 1:  # not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch
+                shifted = shifted.reshape(b, frames, self.stride, c, h, w)[:, :, 0]
             y = y + self.conv_frames(shifted.reshape(b * frames, c, h, w), weight[:, :, i]).astype(ms.float32)
         _, c, h, w = y.shape
         return y.reshape(b, frames, c, h, w).transpose(0, 2, 1, 3, 4)  # (B, Cout, T', H', W')
