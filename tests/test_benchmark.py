@@ -36,7 +36,7 @@ from mg.evaluation.metrics import psnr
 from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
 from mg.evaluation.summary import format_summary
 from mg.models import create_model
-from mg.models.autoencoder import Encoded
+from mg.models.streaming import Encoded
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["a.mp4", "truncated.mp4", "empty.mp4", "one.mp4", "b.mp4", "missing.mp4"]

@@ -7,7 +7,7 @@ from tiny_models import DC_AE, SMALL_HUNYUAN_VAE, SMALL_TEMPORAL_VAE
 
 from mg import runtime
 from mg.models import create_model
-from mg.models.autoencoder import noise_at
+from mg.models.streaming import noise_at
 from mg.models.tiling import Axis, stretches, tiled
 
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
