@@ -61,6 +61,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
         default_tiling: what `enable_tiling` starts from.
         original_file: the weights' file in the original's folders.
+        keeps_config_in_weights: the original keeps some of the config there, which `config_in_weights` finds.
         parts: models that can be taken out of this one's weights, by name, each with what makes its config of this
             one's.
     """
@@ -80,6 +81,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
     recomputed: tuple[type[nn.Cell], ...] = ()
     default_tiling = TilingConfig()
     original_file = "model.safetensors"
+    keeps_config_in_weights = False
     parts: dict[str, Callable[[dict], dict]] = {}
 
     def __init__(self, config: dict, sample_deterministic: bool = False):

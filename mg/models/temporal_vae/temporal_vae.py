@@ -86,6 +86,7 @@ class OpenSoraVAE(VideoAutoencoder):
     applies_scaling = True
     has_target = True
     recomputed = (ResnetBlock,)
+    keeps_config_in_weights = True
     parts = {"image_vae": spatial_config}
     default_tiling = TilingConfig(
         encode_tile=0, encode_overlap=0, decode_tile=0, decode_overlap=0, spatial_tile=256, last="short"
