@@ -437,7 +437,7 @@ def dc_ae_gradients(mode: str, dtype: str, checkpointed: bool = False, output: b
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, dtype, output", [("graph", "bf16", False), ("pynative", "fp32", True)])
 def test_gradient_checkpointing_changes_no_gradient_of_dc_ae(mode, dtype, output):
-    report, gradients = dc_ae_gradients(mode, dtype)
+    report, gradients = dc_ae_gradients("pynative", dtype)  # a graph without it would take as long again to compile
     scale = math.sqrt(sum(float((g**2).sum()) for g in gradients))
     assert all(np.abs(gradient).max() > 0 for gradient in gradients)
     found, recomputed = dc_ae_gradients(mode, dtype, True, output)
