@@ -1,4 +1,4 @@
-"""A model's gradients are the same in graph mode and in PyNative, and with its activations recomputed; nearly so in bf16.
+"""A model's gradients are the same in graph mode and in PyNative, and with activations recomputed; nearly so in bf16.
 
 (The TAE's: tests/test_training_step.py. Video DC-AE's: tests/test_adversarial_training.py.)
 """
