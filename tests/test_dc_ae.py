@@ -6,6 +6,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from arrays import relative_error, video
 from mindspore import Tensor
 from tiny_models import DC_AE as TINY
 
@@ -25,15 +26,6 @@ TOLERANCE = 1e-4  # of the output's scale
 
 def data(name: str) -> np.ndarray:
     return np.load(DATA / "dc_ae" / f"{name}.npy")
-
-
-def relative_error(found: Tensor, wanted: np.ndarray) -> float:
-    assert tuple(found.shape) == tuple(wanted.shape)
-    return float(np.abs(found.asnumpy() - wanted).max() / np.abs(wanted).max())
-
-
-def video(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
 
 
 def original(**config) -> VideoDCAE:

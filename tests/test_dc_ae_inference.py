@@ -2,13 +2,12 @@
 
 import csv
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
+from commands import run_here
 from tiny_models import DC_AE as TINY
 
 from mg.data.video import open_video, read_image, write_image, write_video
@@ -47,12 +46,9 @@ def run_script(monkeypatch, checkpoint, index, folder, *options) -> tuple[int, d
     arguments = ["--config", CONFIG, "--save_dir", folder, "--ckpt_path", checkpoint, "--data_path", index]
     sizes = {"image_size": 64, "num_frames": 8, "model.spatial_tile_size": 32, "model.temporal_tile_size": 4}
     overrides = [f"--{name}={value}" for name, value in sizes.items()]
-    monkeypatch.setattr("mg.runtime.setup", lambda *_: None)  # MindSpore lets the device be chosen only once
-    monkeypatch.setattr(sys, "argv", ["inference_vae.py", *map(str, [*arguments, *overrides, *options])])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "scripts" / "inference_vae.py"), run_name="__main__")
+    code = run_here(monkeypatch, "scripts/inference_vae.py", *arguments, *overrides, *options)
     with open(folder / "metrics.csv", newline="") as file:
-        return stopped.value.code, {row["name"]: row for row in csv.DictReader(file)}
+        return code, {row["name"]: row for row in csv.DictReader(file)}
 
 
 def test_the_shipped_config_reconstructs_in_tiles(tmp_path, checkpoint, index, monkeypatch):

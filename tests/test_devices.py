@@ -18,7 +18,7 @@ MAKE = str(ROOT / "tools" / "make_cuda_home.py")
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     variables = {name: value for name, value in os.environ.items() if name != "CUDA_HOME"} | environment
     return subprocess.run(
-        [sys.executable, *command], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, *command], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=600
     )
 
 

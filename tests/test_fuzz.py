@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -115,10 +115,16 @@ def assert_refused_at_once(path: Path) -> None:
         "except CheckpointError as error: sys.exit(3 if not isinstance(error.__cause__, MemoryError) else str(error))"
     )
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    begin = time.monotonic()
-    run = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, timeout=20, capture_output=True)
+    begin = children_seconds()
+    run = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, timeout=120, capture_output=True)
     assert run.returncode == 3, (run.returncode, run.stderr[-500:])
-    assert time.monotonic() - begin < 10
+    assert children_seconds() - begin < 10
+
+
+def children_seconds() -> float:
+    """What the processes that have ended took of the processor, which no other work on the machine lengthens."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_names_of_a_foreign_file_are_shown_in_one_printable_line(tmp_path):

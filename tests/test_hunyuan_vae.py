@@ -6,13 +6,13 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from arrays import relative_error, video
 from mindspore import Tensor, nn
 from tiny_models import HUNYUAN_VAE as TINY
 from tiny_models import SMALL_HUNYUAN_VAE as SMALL
 
 from mg import runtime
 from mg.checkpoints import CheckpointError
-from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, from_pretrained
 from mg.models.hunyuan_vae.blocks import Conv, Upsample
 from mg.models.hunyuan_vae.hunyuan_vae import HUNYUAN_VAE_CONFIG, HunyuanVAE
@@ -20,20 +20,9 @@ from mg.models.hunyuan_vae.weights import factors, parameter_shapes, to_diffuser
 from mg.models.layers.attention import CausalAttention, DotProductAttention
 from mg.models.layers.conv import CausalConv3d
 from mg.tiling import TilingConfig
-from mg.training.optim import OptimConfig
-from mg.training.step import TrainStep
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-4  # of the output's scale
-
-
-def relative_error(found: Tensor, wanted: np.ndarray) -> float:
-    assert tuple(found.shape) == tuple(wanted.shape)
-    return float(np.abs(found.asnumpy() - wanted).max() / np.abs(wanted).max())
-
-
-def video(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
 
 
 def latents(model, x: Tensor) -> np.ndarray:
@@ -387,37 +376,6 @@ def test_pixels_are_made_of_features(small):
 def test_an_untrained_posterior_is_certain():
     logvar = create_model("hunyuan_vae", **SMALL).latents(video(1, 3, 5, 4, 4))[3].asnumpy()
     assert np.array_equal(logvar, np.full_like(logvar, -6))
-
-
-def gradients(mode: str, dtype: str = "fp32", recompute: bool = False) -> list[np.ndarray]:
-    """Those of a training step, on a clip that is padded."""
-    runtime.setup("cpu", mode, seed=0)
-    model = randomized(create_model("hunyuan_vae", dtype=dtype, use_recompute=recompute, **SMALL))
-    step = TrainStep(model, AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-3)), OptimConfig(), 1)
-    x = video(1, 3, 4, 4, 3).asnumpy()
-    step.accumulate(x, np.random.default_rng(0).standard_normal(model.latent_shape(x.shape), dtype=np.float32))
-    return [gradient.asnumpy() for gradient in step.updater.gradients]
-
-
-@pytest.fixture(scope="module")
-def plain_gradients():
-    found = gradients("pynative")
-    assert all(np.abs(gradient).max() > 0 for gradient in found)
-    return found
-
-
-@pytest.mark.parametrize(
-    "mode, dtype, recompute, bound",
-    [
-        pytest.param("graph", "fp32", True, 5e-5, marks=pytest.mark.slow),
-        ("pynative", "fp32", True, 5e-5),
-        ("pynative", "bf16", False, 0.1),
-    ],
-)
-def test_gradients_are_the_same_however_they_come(plain_gradients, mode, dtype, recompute, bound):
-    scale = np.sqrt(sum(np.square(gradient).sum() for gradient in plain_gradients))
-    found = gradients(mode, dtype, recompute)
-    assert max(np.abs(some - plain).max() for some, plain in zip(found, plain_gradients, strict=True)) < bound * scale
 
 
 # Layers.

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from commands import run_here
 from mindspore import ops
 
 from mg.config import parse_config
@@ -372,15 +372,6 @@ def test_every_option_has_a_help_text(capsys):
     assert "Also --ckpt_path, --ckpt-path." in text and "Also --save_dir, --save-dir." in text
 
 
-def run_script(monkeypatch, *arguments):
-    """The exit code of scripts/inference_vae.py, run in this process: MindSpore lets the device be chosen only once."""
-    monkeypatch.setattr("mg.runtime.setup", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["inference_vae.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "scripts" / "inference_vae.py"), run_name="__main__")
-    return stopped.value.code
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "tae.ckpt"
@@ -408,8 +399,9 @@ def test_the_command_of_the_specification_reconstructs_with_a_real_model(tmp_pat
 def test_tiled_inference_with_a_real_model_keeps_every_frame_and_pixel(tmp_path, videos, checkpoint, monkeypatch):
     index = write_index(tmp_path, ["c.mp4", "still.png"])
     tiles = {"encode_tile": 8, "decode_tile": 16, "decode_overlap": 8, "spatial_tile": 32, "spatial_overlap": 16}
-    code = run_script(
+    code = run_here(
         monkeypatch,
+        "scripts/inference_vae.py",
         *("--ckpt_path", checkpoint, "--csv_path", index, "--video_folder", videos, "--output_path", tmp_path / "out"),
         *("--image_size", 0, "--crop", "False", "--enable_tile"),
         *(f"--tiling.{name}={value}" for name, value in tiles.items()),
@@ -423,7 +415,7 @@ def test_tiled_inference_with_a_real_model_keeps_every_frame_and_pixel(tmp_path,
 def test_the_command_fails_with_1_if_no_clip_worked(tmp_path, videos, checkpoint, monkeypatch, capsys):
     index = write_index(tmp_path, ["broken.mp4", "missing.mp4"])
     arguments = ["--ckpt_path", checkpoint, "--csv_path", index, "--video_folder", videos]
-    assert run_script(monkeypatch, *arguments, "--output_path", tmp_path / "out") == 1
+    assert run_here(monkeypatch, "scripts/inference_vae.py", *arguments, "--output_path", tmp_path / "out") == 1
     assert "0 of 2 clips reconstructed" in capsys.readouterr().out
     assert len(read_metrics(tmp_path)[0]) == 2
 
@@ -446,7 +438,8 @@ def test_the_command_fails_with_1_if_no_clip_worked(tmp_path, videos, checkpoint
 def test_a_users_mistake_is_one_line_and_code_2(tmp_path, videos, checkpoint, monkeypatch, capsys, options, message):
     index = write_index(tmp_path, ["c.mp4"])
     arguments = ["--ckpt_path", checkpoint, "--csv_path", index, "--video_folder", videos]
-    assert run_script(monkeypatch, *arguments, "--output_path", tmp_path / "out", *options) == 2
+    arguments += ["--output_path", tmp_path / "out", *options]
+    assert run_here(monkeypatch, "scripts/inference_vae.py", *arguments) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not (tmp_path / "out").exists()

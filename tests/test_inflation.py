@@ -272,7 +272,7 @@ def test_every_source_gives_the_weights_that_diffusers_has(diffusers_vae, tmp_pa
 
 def run_tool(*arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "tools/inflate_vae_to_tae.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 def write_vae(folder: Path, config: dict | None = TINY) -> Path:

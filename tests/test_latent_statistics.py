@@ -2,13 +2,12 @@
 
 import itertools
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
+from commands import run_here
 from tiny_models import DC_AE
 from tiny_models import SMALL_TEMPORAL_VAE as TEMPORAL_VAE
 
@@ -18,7 +17,6 @@ from mg.evaluation.clips import ModelConfig, load_clip
 from mg.evaluation.latents import Moments, StatisticsConfig, measure_csv, scaling
 from mg.models import create_model, from_pretrained
 
-ROOT = Path(__file__).parents[1]
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
 RNG = np.random.default_rng(0)
 
@@ -129,7 +127,7 @@ def test_where_the_caller_scales_the_factors_are_the_inverse_and_the_mean(clips,
 def test_factors_per_channel_bring_each_channel_to_mean_0_and_deviation_1(clips, tmp_path, monkeypatch, capsys):
     create_model("temporal_vae", **TEMPORAL_VAE).save_pretrained(tmp_path / "vae")
     arguments = ["--ckpt_path", tmp_path / "vae", "--csv_path", clips / "index.csv", "--save_dir", tmp_path / "scaled"]
-    assert run_tool(monkeypatch, *arguments, "--image_size", 0, "--crop", "False") == 0
+    assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments, "--image_size", 0, "--crop", "False") == 0
     model, plain = from_pretrained(tmp_path / "scaled"), from_pretrained(tmp_path / "vae")
     assert len(model.config["shift"]) == len(model.config["scale"]) == 4
     x = videos(clips, configure(clips, tmp_path / "vae", tmp_path))
@@ -150,18 +148,9 @@ def test_factors_per_channel_bring_each_channel_to_mean_0_and_deviation_1(clips,
     assert "shift " + " ".join(f"{value:.6g}" for value in described["shift"]) in said
 
 
-def run_tool(monkeypatch, *arguments):
-    """The exit code of tools/latent_statistics.py, run in this process: MindSpore lets the device be chosen only once."""
-    monkeypatch.setattr("mg.runtime.setup", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["latent_statistics.py", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "tools" / "latent_statistics.py"), run_name="__main__")
-    return stopped.value.code
-
-
 def test_the_tool_says_what_it_measured(clips, checkpoint, tmp_path, monkeypatch, capsys):
     arguments = ["--ckpt_path", checkpoint, "--data_path", clips / "index.csv", "--save_dir", tmp_path / "out"]
-    assert run_tool(monkeypatch, *arguments, "--image_size", 32) == 0
+    assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments, "--image_size", 32) == 0
     said = capsys.readouterr().out
     described = json.loads((tmp_path / "out" / "latent_statistics.json").read_text())
     assert "3 of 5 clips measured" in said and said.count("failed: broken.mp4") == 2
@@ -171,7 +160,7 @@ def test_the_tool_says_what_it_measured(clips, checkpoint, tmp_path, monkeypatch
 def test_without_a_clip_that_works_nothing_is_written(clips, checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "index.csv").write_text("video\nnone.mp4\n")
     arguments = ["--ckpt_path", checkpoint, "--csv_path", tmp_path / "index.csv", "--output_path", tmp_path / "out"]
-    assert run_tool(monkeypatch, *arguments) == 1
+    assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments) == 1
     assert "0 of 1 clips measured" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 

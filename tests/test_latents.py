@@ -524,7 +524,7 @@ def test_a_killed_process_and_two_workers_after_it_make_the_whole(tmp_path, vide
     config = configure(names, video_folder=str(tmp_path / "many"))
     folder = Path(config.output_path)
     process = start(config, sys.executable)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while process.poll() is None and not list(folder.glob(".latents-*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

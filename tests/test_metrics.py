@@ -103,9 +103,9 @@ def test_ssim_refuses_frames_smaller_than_its_window(shape):
 
 def test_metrics_of_a_clip_take_well_under_a_second():
     a, b = video_pair((16, 128, 128, 3))
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, however busy the machine is
     psnr(a, b), ssim(a, b)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 32, 24), (3, 1, 8, 8), (3, 1, 3, 5), (2, 3, 17, 33, 19)])

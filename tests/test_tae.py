@@ -6,6 +6,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from arrays import relative_error
 
 from mg.models import create_model, from_pretrained
 from mg.models.image_vae.image_vae import ImageAutoencoder
@@ -15,11 +16,6 @@ from mg.models.tae.weights import expected_shapes, inflate
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-4  # of the output's scale
 TINY = {**TAE_CONFIG, "ch": 32, "ch_mult": [1, 1, 2, 2], "num_res_blocks": 1, "z_channels": 4}
-
-
-def relative_error(found: ms.Tensor, wanted: np.ndarray) -> float:
-    assert tuple(found.shape) == tuple(wanted.shape)
-    return float(np.abs(found.asnumpy() - wanted).max() / np.abs(wanted).max())
 
 
 def image_vae(config: dict):

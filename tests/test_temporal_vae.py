@@ -6,20 +6,17 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from arrays import relative_error, video
 from mindspore import Tensor, ops
 from tiny_models import SMALL_TEMPORAL_VAE
 from tiny_models import TEMPORAL_VAE as TINY
 
-from mg import runtime
 from mg.checkpoints import CheckpointError, read_state_dict
-from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, from_pretrained
 from mg.models.layers.conv import CausalConv3d
 from mg.models.temporal_vae.blocks import Upsample
 from mg.models.temporal_vae.temporal_vae import TEMPORAL_VAE_CONFIG, OpenSoraVAE
 from mg.models.temporal_vae.weights import parameter_shapes, to_open_sora
-from mg.training.optim import OptimConfig
-from mg.training.step import TrainStep
 
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "temporal_vae" / "weights.safetensors"
@@ -31,20 +28,9 @@ SMALL = {
     "micro_frame_size": 17,
 }
 
-SMALLEST = {**SMALL_TEMPORAL_VAE, "micro_frame_size": 3}
-
 
 def data(name: str) -> np.ndarray:
     return np.load(DATA / "temporal_vae" / f"{name}.npy")
-
-
-def relative_error(found: Tensor, wanted: np.ndarray) -> float:
-    assert tuple(found.shape) == tuple(wanted.shape)
-    return float(np.abs(found.asnumpy() - wanted).max() / np.abs(wanted).max())
-
-
-def video(*shape: int, seed: int = 0) -> Tensor:
-    return Tensor(np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -389,41 +375,6 @@ def test_noise_is_added_to_the_mean_by_the_posteriors_deviation(small):
 def test_an_untrained_posterior_is_certain():
     logvar = create_model("temporal_vae", **SMALL).latents(video(1, 3, 4, 4, 4))[3].asnumpy()
     assert np.array_equal(logvar, np.full_like(logvar, -6))
-
-
-def gradients(mode: str, dtype: str = "fp32", recompute: bool = False) -> list[np.ndarray]:
-    """Those of a training step under every term of the loss, on a clip of one chunk and a half."""
-    runtime.setup("cpu", mode, seed=0)
-    model = create_model("temporal_vae", dtype=dtype, use_recompute=recompute, **SMALLEST)
-    rng = np.random.default_rng(0)
-    for p in model.get_parameters():
-        p.set_data(p + Tensor(rng.normal(0, 0.05, p.shape).astype(np.float32)))  # none is zero
-    loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-3, latent_weight=1, detach_latents=False))
-    step = TrainStep(model, loss, OptimConfig(), 1)
-    x = video(1, 3, 4, 4, 4).asnumpy()
-    step.accumulate(x, rng.standard_normal(model.latent_shape(x.shape), dtype=np.float32))
-    return [gradient.asnumpy() for gradient in step.updater.gradients]
-
-
-@pytest.fixture(scope="module")
-def plain_gradients():
-    found = gradients("pynative")
-    assert all(np.abs(gradient).max() > 0 for gradient in found)
-    return found
-
-
-@pytest.mark.parametrize(
-    "mode, dtype, recompute, bound",
-    [
-        pytest.param("graph", "fp32", True, 5e-5, marks=pytest.mark.slow),
-        ("pynative", "fp32", True, 5e-5),
-        ("pynative", "bf16", False, 0.1),
-    ],
-)
-def test_gradients_are_the_same_however_they_come(plain_gradients, mode, dtype, recompute, bound):
-    scale = np.sqrt(sum(np.square(gradient).sum() for gradient in plain_gradients))
-    found = gradients(mode, dtype, recompute)
-    assert max(np.abs(some - plain).max() for some, plain in zip(found, plain_gradients, strict=True)) < bound * scale
 
 
 # Layers.

@@ -2,13 +2,12 @@
 
 import csv
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
+from commands import run_here
 from mindspore import Tensor
 from tiny_models import SMALL_TEMPORAL_VAE as TINY
 
@@ -59,12 +58,8 @@ def run_script(monkeypatch, workplace, config, folder, *options) -> int:
     """The command's exit code, run in this process where models/ holds LPIPS' weights, at 32 pixels."""
     arguments = ["--config", CONFIGS / config, "--ckpt_path", workplace / "vae.safetensors", "--save_dir", folder]
     arguments += ["--data_path", workplace / "videos" / "index.csv", "--image_size=32", *options]
-    monkeypatch.setattr("mg.runtime.setup", lambda *_: None)  # MindSpore lets the device be chosen only once
-    monkeypatch.setattr(sys, "argv", ["inference_vae.py", *map(str, arguments)])
     monkeypatch.chdir(workplace)
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "scripts" / "inference_vae.py"), run_name="__main__")
-    return stopped.value.code
+    return run_here(monkeypatch, "scripts/inference_vae.py", *arguments)
 
 
 def read_metrics(folder) -> tuple[dict, dict]:

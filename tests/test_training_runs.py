@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from tensorboardX.proto.event_pb2 import Event
-from training_runs import SHORT, assert_same_weights, kill_after, read_records, short_run, write_data
+from training_runs import SHORT, assert_same_weights, kill_after, read_records, short_run, stopped_at, write_data
 
 from mg.checkpoints import read_state_dict, write_state_dict
 from mg.config import parse_config, to_dict
@@ -24,7 +24,6 @@ from mg.data.video import read_image
 from mg.losses.discriminator import DiscriminatorConfig
 from mg.losses.lpips import LPIPS
 from mg.models import create_model, from_pretrained
-from mg.training import trainer
 from mg.training.step import TrainStep
 from mg.training.trainer import TrainConfig, TrainingError
 
@@ -153,23 +152,8 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, data):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     options = [*data, *EVERYTHING, "--optim.schedule=cosine_decay", "--ckpt_save_steps=2", "--max_steps=6"]
     short_run(whole, *options)
-
-    class Stop(Exception):
-        pass
-
-    def stop_at(step):
-        save = trainer.save_checkpoint
-
-        def stopping(root, model, train_step, run, keep):
-            if run["step"] == step:
-                raise Stop
-            save(root, model, train_step, run, keep)
-
-        return stopping
-
     for step in (4, 6):  # stopped where a checkpoint was due: two updates are made again
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(trainer, "save_checkpoint", stop_at(step))
+        with stopped_at(step):
             short_run(parts, *options, "--resume")
     short_run(parts, *options, "--resume")
     assert read_records(parts) == read_records(whole)
@@ -229,15 +213,7 @@ def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog)
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
 
 
-def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_path, data, monkeypatch, caplog):
-    class Stop(Exception):
-        pass
-
-    def stopping(root, model, train_step, run, keep, save=trainer.save_checkpoint):
-        if run["step"] == 6:
-            raise Stop
-        save(root, model, train_step, run, keep)
-
+def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_path, data, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     settings = [*data, "--data.random_frames", "--data.sample_n_frames=3", "--seed=0"]
     settings += ["--max_steps=8", "--ckpt_save_steps=3"]
@@ -247,8 +223,7 @@ def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_pa
     for frames in (1, 2, 3):
         assert caplog.text.count(f"the first batch of shape (1, 3, {frames}, 16, 16); the step is compiled") == 1
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):  # updates 4 to 6 are made again
-        patch.setattr(trainer, "save_checkpoint", stopping)
+    with stopped_at(6):  # updates 4 to 6 are made again
         short_run(stopped, *settings)
     assert len(read_records(stopped)) == 6
     caplog.clear()

@@ -7,11 +7,14 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mg  # noqa: F401  # isort: skip  # before MindSpore
 
 import numpy as np
+import pytest
 from mindspore import nn
 
 from mg import models
@@ -19,6 +22,7 @@ from mg.config import parse_config, run_command_line
 from mg.data.video import write_image, write_video
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import SpatialConv
+from mg.training import trainer
 from mg.training.trainer import TrainConfig, train
 
 
@@ -82,6 +86,24 @@ def short_run(output: Path, *options: str) -> list[dict]:
     """Train the model of two convolutions in this process; returns the records of its log."""
     train(parse_config(TrainConfig, "", [*SHORT, "--output_path", str(output), *map(str, options)]))
     return read_records(output)
+
+
+class Stop(Exception):
+    """A run ends here, as if it were killed."""
+
+
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """A run within ends where it would save its checkpoint of a step: what it did since the last is lost."""
+
+    def save(root, model, train_step, run, keep, save=trainer.save_checkpoint):
+        if run["step"] == step:
+            raise Stop
+        save(root, model, train_step, run, keep)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(trainer, "save_checkpoint", save)
+        yield
 
 
 def read_records(output: Path) -> list[dict]:

@@ -30,7 +30,7 @@ from mg.data import transforms
 from mg.data.buckets import Assignment, BucketSchedule, Sources, read_buckets
 from mg.data.errors import DataError
 from mg.data.index import IndexRow
-from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
+from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
 
 _logger = logging.getLogger(__name__)
 
@@ -281,18 +281,8 @@ class ClipLoader:
         config = self.config
 
         def measure(row: IndexRow) -> tuple[int, int, int] | VideoError:
-            still = is_image(row.path)
-            known = row.height and row.width and (still or (row.num_frames and (row.fps or config.fps_max is None)))
             try:
-                if still:
-                    height, width = (row.height, row.width) if known else read_image(row.path).shape[:2]
-                    return 1, height, width
-                if known:
-                    frames, fps, height, width = row.num_frames, row.fps, row.height, row.width
-                else:
-                    with open_video(row.path) as video:
-                        frames, fps, height, width = video.num_frames, video.fps, video.height, video.width
-                return frames // frame_interval(fps or 0, config.fps_max) // config.sample_stride, height, width
+                return _measure_file(row, config.fps_max, config.sample_stride)
             except VideoError as error:
                 return error
 
@@ -408,6 +398,19 @@ class ClipLoader:
             some = "; ".join(list(self.bad_files.values())[:3]) + ("; ..." if bad > 3 else "")
             limit = f"more than max_bad_share = {share} allows" if bad > share * total else "and no other is left"
             raise DataError(f"{bad} of {total} files could not be used, {limit}: {some}")
+
+
+def _measure_file(row: IndexRow, fps_max: float | None, stride: int) -> tuple[int, int, int]:
+    """How many frames a clip of a row's file could have, its height and width; the file is opened only where the index
+    does not say."""
+    sized = row.height and row.width
+    if is_image(row.path):
+        height, width = (row.height, row.width) if sized else read_image(row.path).shape[:2]
+        return 1, height, width
+    if sized and row.num_frames and (row.fps or fps_max is None):
+        return clip_length(row.num_frames, row.fps or 0, fps_max, stride), row.height, row.width
+    with open_video(row.path) as video:
+        return clip_length(video.num_frames, video.fps, fps_max, stride), video.height, video.width
 
 
 class _ImageCache:

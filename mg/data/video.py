@@ -45,6 +45,11 @@ def frame_interval(fps: float, fps_max: float | None) -> int:
     return math.ceil(fps / fps_max) if fps_max is not None and fps > fps_max else 1
 
 
+def clip_length(num_frames: int, fps: float, fps_max: float | None, stride: int) -> int:
+    """How many frames a clip of a video could have, thinned to `fps_max` and with every `stride`-th of what is left."""
+    return num_frames // frame_interval(fps, fps_max) // stride
+
+
 def open_video(path: PathLike, backend: str = "auto") -> "VideoReader":
     """Open a video for reading. Use one reader per thread; a reader is cheap.
 

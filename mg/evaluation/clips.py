@@ -25,7 +25,7 @@ from mg.config import require
 from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.index import IndexRow
 from mg.data.transforms import center_crop, resize_short_side, resize_to_cover, to_video_tensor
-from mg.data.video import VideoError, frame_interval, is_image, open_video, read_image
+from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.tiling import TilingConfig
 
@@ -243,7 +243,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         return
     with open_video(path) as video:
         step = config.frame_stride * frame_interval(video.fps, config.fps_max)
-        length = video.num_frames // frame_interval(video.fps, config.fps_max) // config.frame_stride
+        length = clip_length(video.num_frames, video.fps, config.fps_max, config.frame_stride)
         place = _place(path, config, grid, length, video.height, video.width, still=False)
         num_frames = place.bucket.num_frames if place else config.num_frames
         indices = range(0, video.num_frames, step)[:num_frames]

@@ -77,8 +77,11 @@ def stored_config(pretrained: str | Path, name: str) -> dict:
         config = whole.parts[name](merge_config(whole.default_config, whole.translate_config(config), whole.name))
     elif whole is not model:
         raise CheckpointError(f"{pretrained} holds another model than {name!r}: see {path}")
+    config = model.translate_config(config)
+    if not model.keeps_config_in_weights:
+        return config
     with open_state_dict(pretrained) as state:
-        return model.translate_config(config) | model.config_in_weights(state)
+        return config | model.config_in_weights(state)
 
 
 def _described(config: dict) -> str | None:

@@ -15,11 +15,10 @@ compiles once per shape. Inside a larger graph, a training step's, use `forward`
 import difflib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -35,22 +34,14 @@ from mg.checkpoints import (
     write_state_dict,
 )
 from mg.models.layers.precision import set_precision
-from mg.models.tiling import tensor_stretches, tiled_tensor
-from mg.sampling import noise_at
+from mg.models.streaming import Encoded, Streaming
+from mg.models.tiling import tiled_tensor
 from mg.tiling import TilingConfig
 
 _logger = logging.getLogger(__name__)
 
 
-class Encoded(NamedTuple):
-    """What `encode` returns, each (B, z, t, h, w); `logvar` is None for a model without a posterior."""
-
-    z: Tensor
-    mean: Tensor
-    logvar: Tensor | None
-
-
-class VideoAutoencoder(nn.Cell):
+class VideoAutoencoder(Streaming, nn.Cell):
     """Base of all models. A model sets the class attributes and builds `encoder` and `decoder`, two cells.
 
     The decoder has `features`, all but its last convolution, `picture`, that convolution, and `last_conv`, its cell:
@@ -71,6 +62,7 @@ class VideoAutoencoder(nn.Cell):
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
         default_tiling: what `enable_tiling` starts from.
         original_file: the weights' file in the original's folders.
+        keeps_config_in_weights: the original keeps some of the config there, which `config_in_weights` finds.
         parts: models that can be taken out of this one's weights, by name, each with what makes its config of this
             one's.
     """
@@ -90,6 +82,7 @@ class VideoAutoencoder(nn.Cell):
     recomputed: tuple[type[nn.Cell], ...] = ()
     default_tiling = TilingConfig()
     original_file = "model.safetensors"
+    keeps_config_in_weights = False
     parts: dict[str, Callable[[dict], dict]] = {}
 
     def __init__(self, config: dict, sample_deterministic: bool = False):
@@ -268,81 +261,6 @@ class VideoAutoencoder(nn.Cell):
         check_video(z, self.latent_channels, "z")
         return self.pixels(self.code(z, num_target_frames), num_target_frames)[:, :, :num_target_frames]
 
-    def encode_stream(
-        self, read: Callable[[int, int], np.ndarray], num_frames: int, seed: int | Sequence[int] | None = None
-    ) -> Iterator[Encoded]:
-        """`encode` of a video that is read by pieces: its latents by pieces, in memory that does not grow with it.
-
-        The pieces join to what `encode` gives in the same tiles. Along time a stream always works in tiles: in those
-        of `default_tiling` where none are on.
-
-        Args:
-            read: gives frames [start, stop) as float32 (B, 3, stop - start, H, W) in [-1, 1]; called in order, though
-                a piece may begin before the last one's end.
-            num_frames: of the video.
-            seed: take z as a sample of the posterior, by noise that depends on this and a latent's place alone; None
-                takes the mean, as does a model without a posterior.
-
-        Yields:
-            z, mean and logvar of a stretch along time, numpy arrays (B, z, t', h, w).
-        """
-        at = 0
-        for mean, logvar in self.posterior_stream(read, num_frames):
-            noise = None if seed is None else Tensor(noise_at(seed, at, mean.shape))
-            pieces = self.encoded(mean, logvar, noise)
-            at += mean.shape[2]
-            yield Encoded(*(piece if piece is None else piece.asnumpy() for piece in pieces))
-
-    def decode_stream(
-        self, read: Callable[[int, int], np.ndarray], num_latents: int, num_target_frames: int | None = None
-    ) -> Iterator[np.ndarray]:
-        """`decode` of latents that are read by pieces: frames by pieces, in memory that does not grow with the video.
-
-        The pieces join to what `decode` gives in the same tiles; see `encode_stream`.
-
-        Args:
-            read: gives latent frames [start, stop) as float32 (B, z, stop - start, h, w), in order as there.
-            num_latents: latent frames of the video.
-            num_target_frames: as for `decode`.
-
-        Yields:
-            float32 (B, 3, T', H, W), about [-1, 1]: not clipped.
-        """
-        still = self.keeps_images and num_latents == 1 and num_target_frames in (None, 1)
-        if still:  # one frame from one latent frame: time is no axis to tile
-            yield self.decode(Tensor(read(0, 1)), num_target_frames).asnumpy()
-            return
-        axes = self._stream_tiling().decode_axes(self.temporal_compression, self.spatial_compression, self.lead)
-        left = num_target_frames
-        for pixels in tensor_stretches(self.decode_latents, read, num_latents, axes):
-            frames = pixels.astype(ms.float32).asnumpy()[:, :, :left]
-            if left is not None:
-                left -= frames.shape[2]
-            yield frames
-            if left == 0:
-                return
-
-    @property
-    def stream_tile(self) -> int | None:
-        """How many frames of a video `encode_stream` takes in at once; None for all of them."""
-        return self._stream_tiling().encode_tile + self.lead
-
-    def posterior_stream(
-        self, read: Callable[[int, int], np.ndarray], num_frames: int
-    ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """`posterior` by stretches along time."""
-
-        def padded(start: int, stop: int) -> np.ndarray:
-            x = read(start, min(stop, num_frames))
-            _, bottom, right = self._missing(x.shape)
-            missing = (max(stop - num_frames, 0), bottom, right)
-            return np.pad(x, [(0, 0), (0, 0), *((0, n) for n in missing)], mode="edge") if any(missing) else x
-
-        length = num_frames + self._missing((1, 3, num_frames, 1, 1))[0]
-        axes = self._stream_tiling().encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
-        for moments in tensor_stretches(self.encode_moments, padded, length, axes):
-            yield self.split_moments(moments)
-
     def __call__(self, x: Tensor) -> Tensor:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; tiled where that is on."""
         check_video(x, self.config["in_channels"], "x")
@@ -388,7 +306,7 @@ class VideoAutoencoder(nn.Cell):
 
     def features(self, code: Tensor, frames: int) -> Tensor:
         """`reconstruct` up to the input of the decoder's last convolution; untiled."""
-        return self.decode_features(code, self._is_still(code, frames))
+        return self.decode_features(code, self._is_still(code.shape[2], frames))
 
     def picture(self, h: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The rest of `reconstruct`."""
@@ -415,7 +333,7 @@ class VideoAutoencoder(nn.Cell):
         Args:
             frames: how many the clip had; None for all that the latents stand for.
         """
-        still = self._is_still(code, frames)
+        still = self._is_still(code.shape[2], frames)
         if self.tiling is None:
             return self.decode_latents(code, still).astype(ms.float32)
         axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression, self.lead)
@@ -479,18 +397,9 @@ class VideoAutoencoder(nn.Cell):
         """Encode and decode whole clips again."""
         self.tiling = None
 
-    def _is_still(self, z, frames):
-        return self.keeps_images and z.shape[2] == 1 and frames in (None, 1)
-
-    def _stream_tiling(self) -> TilingConfig:
-        """The tiles that are on, and along time those of `default_tiling` where none are."""
-        default = self.default_tiling
-        tiling = self.tiling or replace(default, spatial_tile=0, spatial_overlap=None)
-        for side in ("encode", "decode"):
-            if not getattr(tiling, f"{side}_tile"):
-                times = {name: getattr(default, name) for name in (f"{side}_tile", f"{side}_overlap")}
-                tiling = replace(tiling, **times)
-        return tiling
+    def _is_still(self, num_latents, frames):
+        """Whether so many latent frames are an image's, of which so many frames are wanted; None for all of them."""
+        return self.keeps_images and num_latents == 1 and frames in (None, 1)
 
     def _missing(self, shape):
         """How many frames, rows and columns a clip lacks to whole latents; temporal layers of some models take any

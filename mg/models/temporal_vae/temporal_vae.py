@@ -27,9 +27,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mg.models.autoencoder import Encoded, VideoAutoencoder, sample
+from mg.models.autoencoder import VideoAutoencoder, sample
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.layers.resnet import ResnetBlock
+from mg.models.streaming import Encoded
 from mg.models.temporal_vae.blocks import TemporalVAE
 from mg.models.temporal_vae.weights import (
     buffers_of,
@@ -86,6 +87,7 @@ class OpenSoraVAE(VideoAutoencoder):
     applies_scaling = True
     has_target = True
     recomputed = (ResnetBlock,)
+    keeps_config_in_weights = True
     parts = {"image_vae": spatial_config}
     default_tiling = TilingConfig(
         encode_tile=0, encode_overlap=0, decode_tile=0, decode_overlap=0, spatial_tile=256, last="short"
