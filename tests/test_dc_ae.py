@@ -258,7 +258,7 @@ def test_under_bf16_products_are_rounded_and_the_division_is_not():
 def test_layers_equal_their_counterparts_in_torch():
     torch = pytest.importorskip("torch")
     whole = Conv3d(6, 4, 3, (2, 1, 2))
-    whole.whole = True  # as on NPUs and GPUs
+    whole.on_cpu = False  # as on NPUs and GPUs
     cases = [
         (Conv3d(6, 4, 3, (2, 1, 2)), torch.nn.Conv3d(6, 4, 3, (2, 1, 2), 1)),
         (Conv3d(6, 4, 3, bias=False), torch.nn.Conv3d(6, 4, 3, 1, 1, bias=False)),
