@@ -145,6 +145,14 @@ def test_attention_in_pieces_gives_what_it_gives_at_once(mode):
     np.testing.assert_allclose(in_pieces(q, k, v).asnumpy(), attention(q, k, v).asnumpy(), atol=1e-6)
 
 
+def test_the_norm_of_a_large_clip_is_exact():
+    """Millions of values to a group, which must not be summed up one by one in fp32."""
+    x = np.random.default_rng(0).standard_normal((1, 4, 16, 256, 256), np.float32) + 2
+    found = GroupNorm(4, 1)(Tensor(x)).asnumpy()
+    right = (x - x.mean(dtype=np.float64)) / x.std(dtype=np.float64)
+    assert np.abs(found - right).max() < 1e-5
+
+
 MODELS = {
     "tae": {"ch": 8, "norm_num_groups": 4, "num_res_blocks": 1, "ch_mult": [1, 2], "temporal_downsample_level": [0],
             "temporal_upsample_level": [1]},
