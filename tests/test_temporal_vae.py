@@ -236,8 +236,9 @@ def test_a_clip_of_an_aligned_length_has_the_same_latents(small, frames):
     wanted = small.latents(Tensor(x))
     for found, same in ((z, wanted[1]), (mean, wanted[2]), (logvar, wanted[3])):
         assert found.shape == same.shape and np.allclose(found.asnumpy(), same.asnumpy(), atol=1e-5)
-    for found, same in ((code, wanted[0]), (target, wanted[4])):
-        assert np.allclose(found.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=1e-5)
+    # On clips as small as these the second half amplifies the rounding of the first a hundredfold.
+    for found, same, tolerance in ((code, wanted[0], 1e-4), (target, wanted[4], 1e-5)):
+        assert np.allclose(found.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=tolerance)
     y, same = small.reconstruct(code, aligned.shape), small.reconstruct(wanted[0], x.shape)
     assert np.allclose(y.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=1e-4)
 
