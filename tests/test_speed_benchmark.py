@@ -247,7 +247,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(options, message, monkeypatch, ca
 
 def test_an_exported_model_is_measured_too_and_has_as_many_operations(tmp_path):
     pytest.importorskip("onnxruntime")
-    pytest.importorskip("mg.deploy")
     found = measure_speed(a_config(tmp_path, parts=["encode", "train"], engines=["onnxruntime"], peer=False))
     assert not found["failed"] and found["skipped"] == [
         "image_vae 2x16x16 train onnxruntime fp32: only MindSpore trains"
