@@ -19,6 +19,7 @@ from mg.models.hunyuan_vae.hunyuan_vae import HUNYUAN_VAE_CONFIG, HunyuanVAE
 from mg.models.hunyuan_vae.weights import factors, parameter_shapes, to_diffusers
 from mg.models.layers.attention import CausalAttention, DotProductAttention
 from mg.models.layers.conv import CausalConv3d
+from mg.models.layers.resample import DoublingCausalConv3d
 from mg.tiling import TilingConfig
 
 DATA = Path(__file__).parent / "data"
@@ -230,6 +231,8 @@ def test_no_convolution_looks_ahead(model):
     convolutions = {name: cell for name, cell in model.cells_and_names() if isinstance(cell, CausalConv3d)}
     assert len(convolutions) == 46
     for name, conv in convolutions.items():
+        if isinstance(conv, DoublingCausalConv3d):
+            continue  # the next test's
         x = video(1, conv.weight.shape[1], 5, 4, 4).asnumpy()
         for k in range(5):
             first = -(-k // conv.stride)  # the first output frame that frame k may reach; its own, where it has one
@@ -239,10 +242,10 @@ def test_no_convolution_looks_ahead(model):
 
 def test_upsampling_keeps_the_first_frame_one_and_looks_no_further(model):
     ups = [cell for _, cell in model.cells_and_names() if isinstance(cell, Upsample)]
-    assert [up.factors for up in reversed(ups)] == [(1, 2), (2, 2), (2, 2)]
+    assert [up.conv.factors for up in reversed(ups)] == [(1, 2), (2, 2), (2, 2)]
     for up in ups:
         x = video(1, up.conv.weight.shape[1], 3, 2, 4).asnumpy()
-        time = up.factors[0]
+        time = up.conv.factors[0]
         assert up(Tensor(x)).shape == (*x.shape[:2], 2 * time + 1, 4, 8)
         assert changed(up, x, 0)[0]
         for k in (1, 2):

@@ -1,27 +1,18 @@
 """Channels shifted, scaled and exchanged with frames, each as a device does it best.
 
 On CPUs MindSpore 2.10 keeps a table of places for every operator that broadcasts, four times as large as its result,
-and one of twice the size for every transpose, both until the process ends. So there, `on_cpu`, nothing broadcasts by
-itself, and little is transposed.
+until the process ends. So there, `on_cpu`, nothing broadcasts by itself.
 """
 
 from mindspore import ops
 
 
-def frames_first(x, on_cpu: bool):
-    """(B, C, T, H, W) -> (B, T, C, H, W)"""
-    b, c, t, h, w = x.shape
-    if t == 1:
-        return x.reshape(b, t, c, h, w)
-    return ops.stack(ops.unstack(x, axis=2), axis=1) if on_cpu else x.transpose(0, 2, 1, 3, 4)
-
-
-def channels_first(x, on_cpu: bool):
-    """(B, T, C, H, W) -> (B, C, T, H, W)"""
-    b, t, c, h, w = x.shape
-    if t == 1:
-        return x.reshape(b, c, t, h, w)
-    return ops.stack(ops.unstack(x, axis=1), axis=2) if on_cpu else x.transpose(0, 2, 1, 3, 4)
+def swap_frames(x):
+    """(B, C, T, H, W) -> (B, T, C, H, W), and back"""
+    b, first, second, h, w = x.shape
+    if first == 1 or second == 1:
+        return x.reshape(b, second, first, h, w)
+    return x.transpose(0, 2, 1, 3, 4)
 
 
 def shift(x, offsets, on_cpu: bool):

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
-from mg.models.layers.channels import channels_first, frames_first, shift
+from mg.models.layers.channels import shift, swap_frames
 from mg.models.layers.precision import PrecisionCell
 
 
@@ -62,10 +62,10 @@ class SpatialConv(PrecisionCell):
 
     def construct(self, x):
         b, c, t, h, w = x.shape
-        x = frames_first(self.cast(x), self.on_cpu).reshape(b * t, c, h, w)  # (B*T, Cin, H, W)
+        x = swap_frames(self.cast(x)).reshape(b * t, c, h, w)  # (B*T, Cin, H, W)
         x = self.cast(ops.bias_add(self.convolve(x), self.cast(self.bias)))  # (B*T, Cout, H', W')
         _, c, h, w = x.shape
-        return channels_first(x.reshape(b, t, c, h, w), self.on_cpu)
+        return swap_frames(x.reshape(b, t, c, h, w))
 
     def convolve(self, x):
         return self.conv(x, self.cast(self.weight))
@@ -221,11 +221,11 @@ class Conv3d(PrecisionCell):
         b, c, t, h, w = x.shape
         before = ops.zeros((b, self.before, c, h, w), x.dtype)
         behind = ops.zeros((b, self.behind + self.stride - 1, c, h, w), x.dtype)
-        x = ops.cat((before, frames_first(x, self.on_cpu), behind), axis=1)  # (B, T + ..., C, H, W)
+        x = ops.cat((before, swap_frames(x), behind), axis=1)  # (B, T + ..., C, H, W)
         frames = (t + self.before + self.behind - self.kernel_size) // self.stride + 1
         y = self.conv_frames(as_channels(x, frames, self.kernel_size, self.stride), join_frames(weight))
         _, c, h, w = y.shape
-        return channels_first(y.reshape(b, frames, c, h, w), self.on_cpu)  # (B, Cout, T', H', W')
+        return swap_frames(y.reshape(b, frames, c, h, w))  # (B, Cout, T', H', W')
 
 
 def as_channels(x, frames: int, size: int, stride: int = 1):

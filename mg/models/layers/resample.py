@@ -10,7 +10,7 @@ mg/deploy/upsampling.py.
 
 from mindspore import nn, ops
 
-from mg.models.layers.channels import channels_first, frames_first
+from mg.models.layers.channels import swap_frames
 from mg.models.layers.conv import (
     CausalConv3d,
     Conv3d,
@@ -136,7 +136,7 @@ class DoublingConv3d(Conv3d):
             y = self.double(x[:, :, 0], self.weight_of_a_frame(self.weight)).expand_dims(2)
             return self.cast(add_bias(y, self.bias, self.on_cpu))
         zeros = ops.zeros((b, 1, c, h, w), x.dtype)
-        x = ops.cat((zeros, frames_first(x, self.on_cpu), zeros), axis=1)  # (B, T + 2, Cin, H, W)
+        x = ops.cat((zeros, swap_frames(x), zeros), axis=1)  # (B, T + 2, Cin, H, W)
         if frames == 2:
             first, second = fold(self.weight, 2)
             y = ops.stack(
@@ -148,7 +148,7 @@ class DoublingConv3d(Conv3d):
             )  # (B*T, 2, Cout, 2H, 2W)
         else:
             y = self.double(as_channels(x, t, 3), join_frames(self.weight))
-        y = channels_first(y.reshape(b, frames * t, -1, 2 * h, 2 * w), self.on_cpu)
+        y = swap_frames(y.reshape(b, frames * t, -1, 2 * h, 2 * w))
         return self.cast(add_bias(y, self.bias, self.on_cpu))
 
 
@@ -177,16 +177,16 @@ class DoublingCausalConv3d(CausalConv3d):
         if t == 1:
             y = self._in_space(x[:, :, 0], self.weight_of_a_frame(self.weight)).expand_dims(2)
         elif time == 2:
-            x = frames_first(repeat_edges(x, 2, 1, 0), self.on_cpu)
+            x = swap_frames(repeat_edges(x, 2, 1, 0))
             x = as_channels(x, t, 2)  # (B*T, 2C, H, W): every frame behind the one before it
             first, second = fold(self.weight, 2)
             # Of each pair the second of the earlier frame comes first, as the first frame has no pair.
             y = ops.stack((self._in_space(x, join_frames(second)), self._in_space(x, join_frames(first))), axis=1)
-            y = channels_first(y.reshape(b, 2 * t, c, space * h, space * w)[:, 1:], self.on_cpu)
+            y = swap_frames(y.reshape(b, 2 * t, c, space * h, space * w)[:, 1:])
         else:
-            x = frames_first(repeat_edges(x, 2, 2, 0), self.on_cpu)
+            x = swap_frames(repeat_edges(x, 2, 2, 0))
             y = self._in_space(as_channels(x, t, 3), join_frames(self.weight))
-            y = channels_first(y.reshape(b, t, c, space * h, space * w), self.on_cpu)
+            y = swap_frames(y.reshape(b, t, c, space * h, space * w))
         return self.cast(add_bias(y, self.bias, self.on_cpu))
 
     def _in_space(self, x, weight):
