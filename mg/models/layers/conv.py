@@ -9,7 +9,6 @@ first: on a single frame a convolution in time is one of a single frame. That is
 `plain` (mg.models.layers.forms) computes them all.
 """
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
