@@ -229,18 +229,17 @@ def test_fewer_frames_than_the_latents_stand_for_are_the_first(small):
 
 @pytest.mark.parametrize("frames", [1, 3, 16, 17, 18, 34])
 def test_a_clip_of_an_aligned_length_has_the_same_latents(small, frames):
-    x = video(1, 3, frames, 4, 4).asnumpy()
+    x = video(1, 3, frames, 8, 8).asnumpy()
     aligned, valid = small.align_frames(x)
     assert valid.shape == (aligned.shape[2],) and np.array_equal(aligned[:, :, valid > 0], x)
     code, z, mean, logvar, target = small.latents(Tensor(aligned), None, Tensor(valid))
     wanted = small.latents(Tensor(x))
     for found, same in ((z, wanted[1]), (mean, wanted[2]), (logvar, wanted[3])):
         assert found.shape == same.shape and np.allclose(found.asnumpy(), same.asnumpy(), atol=1e-5)
-    # On clips as small as these the second half amplifies the rounding of the first a hundredfold.
-    for found, same, tolerance in ((code, wanted[0], 1e-4), (target, wanted[4], 1e-5)):
-        assert np.allclose(found.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=tolerance)
     y, same = small.reconstruct(code, aligned.shape), small.reconstruct(wanted[0], x.shape)
-    assert np.allclose(y.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=1e-4)
+    # Decoders amplify the rounding of their latents: on 8x8 pixels tenfold, on fewer much more.
+    for found, same, tolerance in ((target, wanted[4], 1e-5), (code, wanted[0], 5e-5), (y, same, 5e-5)):
+        assert np.allclose(found.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=tolerance)
 
 
 @pytest.mark.parametrize("micro_frame_size, lengths", [(17, 10), (None, 9)])
@@ -355,7 +354,7 @@ def test_tiles_along_time_are_refused(small, key):
 # Precision and training.
 
 
-@pytest.mark.parametrize("dtype, bound", [("bf16", 0.03), ("fp16", 0.01)])
+@pytest.mark.parametrize("dtype, bound", [("bf16", 0.05), ("fp16", 0.01)])
 def test_low_precision_stays_near_and_gives_fp32(dtype, bound):
     model = create_model("temporal_vae", ORIGINAL, dtype, **TINY)
     z, y = model.encode(Tensor(data("x"))).mean, model.decode(Tensor(data("z_scaled")), 20)
