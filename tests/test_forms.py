@@ -145,6 +145,24 @@ def test_attention_in_pieces_gives_what_it_gives_at_once(mode):
     np.testing.assert_allclose(in_pieces(q, k, v).asnumpy(), attention(q, k, v).asnumpy(), atol=1e-6)
 
 
+def test_a_lone_key_has_all_the_weight_and_spoils_no_later_gradient():
+    rng = np.random.default_rng(0)
+
+    def gradients(keys):
+        q, k, v = (Tensor(rng.standard_normal((2, length, 8), np.float32)) for length in (3, keys, keys))
+        attention = DotProductAttention()
+        weights = Tensor(rng.standard_normal((2, 3, 8), np.float32))
+        grad = ms.grad(lambda q, k, v: (attention(q, k, v) * weights).sum(), (0, 1, 2))
+        return (attention(q, k, v) - v[:, :1]).asnumpy(), weights.asnumpy(), [g.asnumpy() for g in grad(q, k, v)]
+
+    difference, weights, (by_q, by_k, by_v) = gradients(1)
+    assert not difference.any() and not by_q.any() and not by_k.any()
+    np.testing.assert_allclose(by_v, weights.sum(axis=1, keepdims=True), atol=1e-5)
+    _, _, (by_q, by_k, _) = gradients(4)
+    assert np.abs(by_q).max() > 0.1 and np.abs(by_k).max() > 0.1
+    assert np.abs(by_k.sum(axis=1)).max() < 1e-5  # the same added to all keys moves no weight
+
+
 def test_the_norm_of_a_large_clip_is_exact():
     """Millions of values to a group, which must not be summed up one by one in fp32."""
     x = np.random.default_rng(0).standard_normal((1, 4, 16, 256, 256), np.float32) + 2

@@ -101,6 +101,7 @@ class DeployedAutoencoder:
         latent_channels: z.
         tiling: where tiles lie.
         frames: that the networks see at once.
+        networks: by name: encoder and decoder; of two stages spatial_encoder, temporal_encoder and so on.
         sha256: of the checkpoint.
     """
 
@@ -117,7 +118,7 @@ class DeployedAutoencoder:
         self._keeps_images: bool = described["keeps_images"]
         self._lead: int = described["lead"]
         self._images_alone = self.frames == 1 and self.temporal_compression > 1
-        self._networks = networks
+        self.networks = networks
 
     def encode(self, x: np.ndarray, seed: int | Sequence[int] | None = None) -> Encoded:
         """Videos to latents.
@@ -188,7 +189,7 @@ class DeployedAutoencoder:
 
     def _tiled(self, name: str, x: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
         """One network over all tiles of all clips of x (B, C, T, H, W)"""
-        run = _on_tiles(self._networks[name], axes)
+        run = _on_tiles(self.networks[name], axes)
         return np.concatenate([tiled(run, clip[None], axes) for clip in x])
 
 
@@ -232,7 +233,7 @@ class TwoStageAutoencoder(DeployedAutoencoder):
 
     def _axes(self, name: str, temporal: int, spatial: int, up: bool = False) -> list[Axis]:
         """The axes of a network that changes time and space by these factors. Along time its tiles share nothing."""
-        frames = self._networks[name].input_shape[2]
+        frames = self.networks[name].input_shape[2]
         tiling = self.tiling
         if spatial == 1:  # it sees latents of the spatial half
             axes = [

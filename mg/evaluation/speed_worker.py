@@ -205,7 +205,6 @@ class _MindSporeNetwork:
         from mg.training.optim import OptimConfig
         from mg.training.step import TrainStep
 
-        self.model.set_train()
         loss = AutoencoderLoss(LossConfig(perceptual_weight=0.0))
         return TrainStep(self.model, loss, OptimConfig(), _TOTAL_STEPS, self.job.precision)
 
@@ -261,7 +260,7 @@ class _ExportedNetwork:
 
         networks = json.loads((Path(self.job.folder) / "deploy.json").read_text(encoding="utf-8"))["networks"]
         calls = Counter()
-        for name, network in self.model._networks.items():
+        for name, network in self.model.networks.items():
             network.run = _counted(network.run, calls, name)
         run(0)
         total = sum(times * operations(Path(self.job.folder) / networks[name]["file"]) for name, times in calls.items())

@@ -179,6 +179,7 @@ class TrainStep:
     """Gradients of a model under a loss, and the updates that follow from them.
 
     Args:
+        model: put into training mode.
         total_steps: updates of the whole run, for the learning rate's schedule.
         dtype: of the model.
         world_size: workers that share the batches; the adversary's discriminator must have been made for as many.
@@ -200,6 +201,7 @@ class TrainStep:
         world_size: int = 1,
         adversary: Adversary | None = None,
     ):
+        model.set_train()
         self.done = 0
         self.adversary, self.world_size = adversary, world_size
         self.over_workers = WorkerMean(world_size)

@@ -182,7 +182,6 @@ def train(config: TrainConfig) -> Path | None:
     if settings.spatial_from_pretrained is not None:
         _load_spatial(model, settings.spatial_from_pretrained, resumed=newest is not None)
     _freeze(model, settings.freeze)
-    model.set_train()
     if config.grad_checkpoint:
         model.recompute_activations(output=not settings.disc_off_grad_ckpt)
     loss, adversary = AutoencoderLoss(config.loss), _adversary(config, newest is not None, worker.world_size)

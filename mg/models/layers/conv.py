@@ -146,9 +146,9 @@ class FactorizedConv(PrecisionCell):
 class Conv3d(PrecisionCell):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side.
 
-    It is a Conv2d that sees the frames under the kernel as channels, but for dense ones on NPUs and GPUs: those are
-    MindSpore's own, whose inputs need keeping only once for the backward pass. On a CPU the former is faster. For
-    another engine both kinds are one Conv3D.
+    Dense ones are MindSpore's own Conv3D. Depthwise ones are a Conv2d that sees the frames under the kernel as channels,
+    and so are dense ones on a CPU, where that is faster; not in training, as it keeps every input once for each frame
+    of the kernel and takes long to compile. For another engine both kinds are one Conv3D.
 
     Args:
         kernel_size: in time, height and width alike.
@@ -207,7 +207,7 @@ class Conv3d(PrecisionCell):
 
     def is_whole(self):
         """Whether it is one Conv3D."""
-        return self.exporting or not (self.depthwise or self.on_cpu)
+        return self.exporting or not (self.depthwise or (self.on_cpu and not self.training))
 
     def _on_a_frame(self, x, weight):
         return self.conv_frames(x[:, :, 0], self.weight_of_a_frame(weight)).expand_dims(2)
