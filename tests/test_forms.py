@@ -124,7 +124,7 @@ def test_a_single_frame_is_doubled_to_one_where_both_would_be_alike():
 
 @pytest.mark.parametrize(
     "norm, shape",
-    [(lambda: GroupNorm(8, 4), (2, 8, 3, 5, 4)), (lambda: RMSNorm(8), (2, 8, 3, 5, 4))],
+    [(lambda: GroupNorm(8, 4), (2, 8, 3, 40, 40)), (lambda: RMSNorm(8), (2, 8, 3, 5, 4))],
     ids=["group", "rms"],
 )
 def test_a_composed_norm_gives_what_the_operators_give(norm, shape):
@@ -135,6 +135,28 @@ def test_a_composed_norm_gives_what_the_operators_give(norm, shape):
     found = value_and_gradients(norm, x)
     norm.on_cpu = False
     assert_equal(found, value_and_gradients(norm, x), 1e-4)
+
+
+@pytest.mark.parametrize(
+    "make, frames",
+    [
+        (lambda: Conv3d(8, 6), 5),
+        (lambda: Conv3d(8, 6, stride=(2, 2, 2)), 6),
+        (lambda: CausalConv3d(8, 6), 5),
+        (lambda: CausalConv3d(8, 6, stride=(2, 2, 2)), 6),
+        (lambda: CausalConv3d(8, 6, padding="replicate"), 5),
+        (lambda: CausalConv3d(8, 6, stride=(2, 1, 1), padding="replicate"), 5),
+    ],
+    ids=["conv", "conv of stride 2", "causal", "causal of stride 2", "edges", "edges of stride 2"],
+)
+def test_a_conv3d_on_frames_gives_what_the_operator_gives(make, frames):
+    rng = np.random.default_rng(0)
+    layer, x = scatter(make(), rng), Tensor(rng.standard_normal((1, 8, frames, 48, 40), np.float32))
+    assert layer.in_parts(x)
+    found = value_and_gradients(layer, x)
+    layer.set_train()
+    assert not layer.in_parts(x)
+    assert_equal(found, value_and_gradients(layer, x), 1e-5)
 
 
 def test_attention_in_pieces_gives_what_it_gives_at_once(mode):

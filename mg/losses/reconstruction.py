@@ -16,6 +16,7 @@ from mindspore import Tensor, nn, ops
 
 from mg.config import require
 from mg.losses.lpips import LPIPS
+from mg.models.layers.channels import swap_frames
 
 
 @dataclass
@@ -148,7 +149,7 @@ class AutoencoderLoss(nn.Cell):
 def _frames(x: Tensor) -> Tensor:
     """(B, C, T, H, W) -> (B*T, C, H, W)"""
     b, c, t, h, w = x.shape
-    return x.transpose(0, 2, 1, 3, 4).reshape(b * t, c, h, w)
+    return swap_frames(x).reshape(b * t, c, h, w)
 
 
 def _mean(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from mg.models.image_vae.weights import (
     rename,
     to_diffusers,
 )
+from mg.models.layers.channels import swap_frames
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
 from mg.tiling import TilingConfig
@@ -130,10 +131,10 @@ class ImageAutoencoder(VideoAutoencoder):
 def _fold(x: Tensor) -> Tensor:
     """Frames become images of a batch, so that norms see one each: (B, C, T, H, W) -> (B*T, C, 1, H, W)"""
     b, c, t, h, w = x.shape
-    return x.transpose(0, 2, 1, 3, 4).reshape(b * t, c, 1, h, w)
+    return swap_frames(x).reshape(b * t, c, 1, h, w)
 
 
 def _unfold(x: Tensor, frames: int) -> Tensor:
     """(B*T, C, 1, H, W) -> (B, C, T, H, W)"""
     n, c, _, h, w = x.shape
-    return x.reshape(n // frames, frames, c, h, w).transpose(0, 2, 1, 3, 4)
+    return swap_frames(x.reshape(n // frames, frames, c, h, w))

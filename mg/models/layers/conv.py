@@ -147,8 +147,8 @@ class Conv3d(PrecisionCell):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side.
 
     Dense ones are MindSpore's own Conv3D. Depthwise ones are a Conv2d that sees the frames under the kernel as channels,
-    and so are dense ones on a CPU, where that is faster; not in training, as it keeps every input once for each frame
-    of the kernel and takes long to compile. For another engine both kinds are one Conv3D.
+    and so are dense ones where operators do better in parts, see `PrecisionCell.in_parts`. For another engine both
+    kinds are one Conv3D.
 
     Args:
         kernel_size: in time, height and width alike.
@@ -202,12 +202,12 @@ class Conv3d(PrecisionCell):
         if x.shape[2] == 1 and not self.plain:
             y = self._on_a_frame(x, weight)
         else:
-            y = self.conv(x, weight) if self.is_whole() else self._on_frames(x, weight)
+            whole = self.exporting or not (self.depthwise or self.in_parts(x))
+            y = self._whole(x, weight) if whole else self._on_frames(x, weight)
         return self.cast(add_bias(y, self.bias, self.on_cpu))
 
-    def is_whole(self):
-        """Whether it is one Conv3D."""
-        return self.exporting or not (self.depthwise or (self.on_cpu and not self.training))
+    def _whole(self, x, weight):
+        return self.conv(x, weight)
 
     def _on_a_frame(self, x, weight):
         return self.conv_frames(x[:, :, 0], self.weight_of_a_frame(weight)).expand_dims(2)
@@ -279,17 +279,19 @@ class CausalConv3d(Conv3d):
         self.conv_frames = ops.Conv2D(out_channels, kernel_size, pad_mode="pad", pad=pad[2:], stride=stride[1:])
 
     def pad_frames(self, x):
-        b, c, t, h, w = x.shape
         if self.repeated:
+            t = x.shape[2]
             x = repeat_edges(x, 3, self.repeated, self.repeated)
             x = repeat_edges(x, 4, self.repeated, self.repeated)
-        if t > 1 or self.plain:
-            if self.repeated:
+            if t > 1 or self.plain:
                 x = repeat_edges(x, 2, self.kernel_size - 1, 0)
-            elif self.is_whole() and self.before:
-                # Not the operator's own padding, which devices want alike on both sides.
-                x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
         return x
+
+    def _whole(self, x, weight):
+        b, c, _, h, w = x.shape
+        if self.before:  # not the operator's own padding, which devices want alike on both sides
+            x = ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
+        return self.conv(x, weight)
 
     def weight_of_a_frame(self, weight):
         return weight.sum(axis=2) if self.repeated else weight[:, :, self.before]

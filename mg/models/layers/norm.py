@@ -26,15 +26,14 @@ class GroupNorm(PrecisionCell):
     def construct(self, x):
         b, c, t, h, w = x.shape
         y = x.astype(ms.float32)
-        if self.on_cpu and not self.training:
+        if self.in_parts(y):
             y = self._composed(y)
         else:
             y = ops.group_norm(y.reshape(b, c, t, h * w), self.groups, self.gamma, self.beta, self.eps)
         return self.cast(y).reshape(b, c, t, h, w)
 
     def _composed(self, x):
-        """The operator in its parts, which take half its time on a CPU. (With their gradients they gain nothing, and
-        a training step takes twice as long to compile.)"""
+        """The operator in its parts, which take half its time on a CPU."""
         b, c, t, h, w = x.shape
         groups, size = b * self.groups, c // self.groups
         mean = _means(x, groups)
