@@ -65,13 +65,14 @@ def grown(shape: tuple[int, ...], axis: str, factor: int) -> tuple[int, ...]:
 
 
 def plot(records: list[dict], path: Path) -> None:
-    """Seconds of a call, its operations and the process's peak memory by frames, area and batch, as a PNG; all axes are
-    logarithmic, and a dotted line is time or work in proportion."""
+    """Seconds of a call, its operations and the process's peak memory by frames, area and batch, as a PNG; what was not
+    measured has no row. All axes are logarithmic, and a dotted line is time or work in proportion."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = {"seconds": "seconds", "operations": "GFLOP", "peak_rss_mb": "peak memory, MB"}
-    figure = Figure(figsize=(11, 9), layout="constrained")
+    rows = {key: name for key, name in rows.items() if any(_value(record, key) is not None for record in records)}
+    figure = Figure(figsize=(11, 3 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(AXES), sharey="row", squeeze=False)
     curves = list(dict.fromkeys((record["part"], record["first"]) for record in records))
