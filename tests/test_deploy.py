@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -232,13 +233,46 @@ def test_what_an_engine_lacks_is_one_line(image_vae, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="this onnxruntime has no CUDA: .* pip install onnxruntime-gpu"):
         load(image_vae.folder, device="cuda")
-    with pytest.raises(ValueError, match="onnxruntime runs fp32 only"):
+    with pytest.raises(ValueError, match="bf16', which onnxruntime does not run"):
         load(image_vae.folder, precision="bf16")
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match="tf32', which takes .*device cuda"):
+            load(image_vae.folder, engine, precision="tf32")
     with pytest.raises(ValueError, match="OpenVINO runs on CPUs here"):
         load(image_vae.folder, "openvino", device="cuda")
     for wrong in ({"engine": "tensorrt"}, {"precision": "fp16"}, {"device": "gpu"}, {"threads": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; it must be"):
             load(image_vae.folder, **wrong)
+
+
+class FakeCuda:
+    """A session of onnxruntime as on a machine with a GPU."""
+
+    def __init__(self, path, options, providers):
+        self.providers = providers
+
+    def get_providers(self):
+        return [provider if isinstance(provider, str) else provider[0] for provider in self.providers]
+
+    def get_inputs(self):
+        return [SimpleNamespace(name="input")]
+
+    def run(self, outputs, inputs):
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 42")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_fp32_on_cuda_is_no_tf32_and_tiles_too_large_are_named(image_vae, monkeypatch, precision):
+    import onnxruntime
+
+    opened, preloaded = [], []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: preloaded.append(True))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: opened.append(FakeCuda(*a, **k)) or opened[-1])
+    vae = load(image_vae.folder, precision=precision)
+    assert preloaded and [session.providers[0][1]["use_tf32"] for session in opened] == [int(precision == "tf32")] * 2
+    with pytest.raises(MemoryError, match=r"decoder.onnx: the memory does not hold tiles of \d+x\d+x\d+; .*--size"):
+        vae.decode(image_vae.z)
 
 
 def test_bf16_runs_where_the_cpu_has_it_and_says_so_elsewhere(image_vae):

@@ -55,12 +55,13 @@ def load(
     Args:
         folder: it holds deploy.json and the networks.
         engine: onnxruntime | openvino.
-        precision: fp32 | bf16, the latter with OpenVINO on a CPU that has it.
+        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that has it.
         device: auto | cpu | cuda, the last with onnxruntime; auto takes CUDA where onnxruntime finds it.
         threads: of the CPU; by default as the engine chooses.
 
     Raises:
         ValueError, OSError: a folder that is no such export, an engine that is not there, or what it cannot do here.
+            Tiles that a GPU's memory does not hold are a MemoryError when they run.
     """
     folder = Path(folder)
     described = _read_settings(folder)

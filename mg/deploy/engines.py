@@ -9,7 +9,7 @@ import numpy as np
 _logger = logging.getLogger(__name__)
 
 ENGINES = ("onnxruntime", "openvino")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -20,7 +20,7 @@ def opener(engine: str, precision: str, device: str, threads: int | None) -> Cal
 
     Args:
         engine: onnxruntime | openvino.
-        precision: fp32 | bf16, the latter with OpenVINO on a CPU that has it.
+        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that has it.
         device: auto | cpu | cuda, the last with onnxruntime; auto takes CUDA where onnxruntime finds it.
         threads: of the CPU; by default as the engine chooses.
 
@@ -41,33 +41,52 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
         import onnxruntime
     except ImportError as error:
         raise ValueError(_not_installed("onnxruntime", error)) from None
-    if precision != "fp32":
-        raise ValueError(f"precision is {precision!r}; onnxruntime runs fp32 only. Take engine openvino, or fp32")
-    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if precision == "bf16":
+        raise ValueError("precision is 'bf16', which onnxruntime does not run here. Take engine openvino, or fp32")
+    cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and device != "cpu"
     if device == "cuda" and not cuda:
         raise ValueError(
             "device is 'cuda', but this onnxruntime has no CUDA: pip uninstall onnxruntime, "
-            "pip install onnxruntime-gpu. Or take device cpu"
+            "pip install onnxruntime-gpu[cuda,cudnn]. Or take device cpu"
         )
+    if precision == "tf32" and not cuda:
+        raise ValueError("precision is 'tf32', which takes device cuda. Take fp32")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
     providers = ["CPUExecutionProvider"]
-    if cuda and device != "cpu":
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))  # fp32 means fp32
+    if cuda:
+        onnxruntime.preload_dlls()  # NVIDIA's libraries out of their wheels, where those are installed
+        settings = {
+            "use_tf32": int(precision == "tf32"),  # by default it is 1: fp32 would be TF32
+            "arena_extend_strategy": "kSameAsRequested",  # by powers of two, the default, takes 1.4 times the memory
+        }
+        providers.insert(0, ("CUDAExecutionProvider", settings))
 
     def open_network(path: Path) -> Run:
         session = _opened(path, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers))
-        if len(providers) > 1 and session.get_providers()[0] != "CUDAExecutionProvider":
+        if cuda and session.get_providers()[0] != "CUDAExecutionProvider":
             if device == "cuda":
                 raise ValueError(
                     "device is 'cuda', but onnxruntime cannot start it here: it needs an NVIDIA driver, and the CUDA "
-                    "and cuDNN that it was built for. Or take device cpu"
+                    "and cuDNN that it was built for: pip install onnxruntime-gpu[cuda,cudnn]. Or take device cpu"
                 )
             _logger.warning("onnxruntime cannot start CUDA here; %s runs on the CPU", path.name)
         name = session.get_inputs()[0].name
-        return lambda x: session.run(None, {name: x})[0]
+
+        def run(x: np.ndarray) -> np.ndarray:
+            try:
+                return session.run(None, {name: x})[0]
+            except Exception as error:  # onnxruntime has no class of its own for it
+                if "Failed to allocate memory" not in str(error):
+                    raise
+                raise MemoryError(
+                    f"{path.name}: the memory does not hold tiles of {'x'.join(map(str, x.shape[2:]))}; export the "
+                    "model again with a smaller --size or fewer --frames"
+                ) from error
+
+        return run
 
     return open_network
 
@@ -79,6 +98,8 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
         raise ValueError(_not_installed("openvino", error)) from None
     if device == "cuda":
         raise ValueError("device is 'cuda'; OpenVINO runs on CPUs here. Take engine onnxruntime, or device cpu")
+    if precision == "tf32":
+        raise ValueError("precision is 'tf32', which takes engine onnxruntime and device cuda. Take fp32")
     core = openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         name = core.get_property("CPU", "FULL_DEVICE_NAME")
