@@ -6,4 +6,7 @@ import os
 # the gemm kernels that it picks when held to AVX2. It reads this once, when MindSpore is imported.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
+# A GPU newer than MindSpore's kernels compiles them: those that run, not all of them at the start. CUDA reads it once.
+os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+
 __version__ = "0.1.0"

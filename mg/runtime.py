@@ -70,10 +70,13 @@ def setup(
     joined = communication.GlobalComm.INITED  # by an earlier call; MindSpore then has the device for good
     found = ms.get_context("device_target").lower() if joined else _choose_device(device)
     ms.set_context(mode=MODES[mode], jit_config={"jit_level": jit_level})
+    # fp32 means fp32. Unless told otherwise CANN makes HF32 of convolutions and products, cuDNN TF32 of convolutions.
     if found == "ascend":
-        # CANN turns fp32 convolutions and products into HF32 unless told otherwise; fp32 here means fp32.
         ms.device_context.ascend.op_precision.conv_allow_hf32(False)
         ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
+    elif found == "gpu":
+        ms.device_context.gpu.op_precision.conv_allow_tf32(False)
+        ms.device_context.gpu.op_precision.matmul_allow_tf32(False)
     if blocking:
         ms.runtime.launch_blocking()
 

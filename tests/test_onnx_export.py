@@ -99,19 +99,20 @@ def test_group_norm_and_silu(tmp_path):
 
     _, found, error = converted(Block(), clip(2, 8, 3, 4, 4), tmp_path)
     assert error < 1e-5
-    assert found.count("LayerNormalization") == 1 and found[-5:] == ["Mul", "Add", "Sigmoid", "Mul", "Add"]
-    assert found.count("Reshape") == 3  # to rows; deviation and mean to channels
+    assert "InstanceNormalization" not in found and found[-5:] == ["Mul", "Add", "Sigmoid", "Mul", "Add"]
+    assert found.count("Reshape") == 4  # to rows, twice, and of mean and deviation to channels
 
 
 def test_group_norm_is_as_exact_over_millions_of_values(tmp_path):
     openvino = pytest.importorskip("openvino")
     x = clip(1, 4, 8, 256, 256) + np.float32(0.7)
+    x[:, :, :2] = 5  # frames of a single colour, whose variance is nothing beside their mean
     model, _, error = converted(GroupNorm(4, 1), x, tmp_path)
-    assert error < 3e-6  # InstanceNormalization: 3e-5
+    assert error < 1e-5  # InstanceNormalization: 3e-4
     onnx.save(model, tmp_path / "norm.onnx")
     found = openvino.Core().compile_model(tmp_path / "norm.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([x])[0]
     wanted = onnxruntime.InferenceSession(tmp_path / "norm.onnx").run(None, {"x": x})[0]
-    assert np.abs(found - wanted).max() < 3e-6 * np.abs(wanted).max()
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("frames", [1, 2])

@@ -1,4 +1,4 @@
-"""Put together the CUDA_HOME that MindSpore's CUDA plugin looks for, out of NVIDIA's wheels on PyPI: no toolkit, no root.
+"""Put together the CUDA_HOME that MindSpore's CUDA plugin looks for, of NVIDIA's wheels on PyPI: no toolkit, no root.
 
     python tools/make_cuda_home.py --target ~/cuda-11.8
     export CUDA_HOME=~/cuda-11.8 LD_LIBRARY_PATH=~/cuda-11.8/lib64:$LD_LIBRARY_PATH
@@ -35,8 +35,8 @@ PACKAGES = {  # and the library of each that the plugin is linked to
 }
 DRIVER = "libcuda.so.1"
 NVCC = """#!/bin/sh
-# Stands in for nvcc, which NVIDIA's wheels lack, and compiles nothing: MindSpore asks it for its version only.
-echo "nvcc: a stand-in beside the CUDA runtime of NVIDIA's wheels; it compiles nothing"
+# Stands in for nvcc, which NVIDIA's wheels lack, and compiles nothing: MindSpore asks it for its version only, and
+# looks for that in the first line, where this is on the PATH.
 echo "Cuda compilation tools, release {release}, V{version}"
 """
 
@@ -122,8 +122,8 @@ def unpack(wheel: Path, folder: Path) -> None:
 
 
 def missing_libraries(folder: Path) -> list[str]:
-    """What the linker does not find of the plugin's needs, and of theirs, with `folder` in LD_LIBRARY_PATH; the driver's
-    library aside. None where MindSpore is not installed."""
+    """What the linker does not find of the plugin's needs, and of theirs, with `folder` in LD_LIBRARY_PATH, but for the
+    driver's library. None where MindSpore is not installed."""
     mindspore = find_spec("mindspore")
     plugins = Path(mindspore.origin).parent.glob("lib/plugin/libmindspore_gpu.so.11.6") if mindspore else []
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"}

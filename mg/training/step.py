@@ -211,6 +211,7 @@ class TrainStep:
         self._accumulate = _Accumulate(model, loss, self.updater, share, judged=adversary is not None)
         if adversary is not None:
             self.discriminator = adversary.discriminator
+            self.discriminator.set_train()
             updates = max(total_steps - adversary.disc_loss.disc_start, 1)
             parameters = self.discriminator.trainable_params()
             self.discriminator_updater = Updater(parameters, adversary.optim, updates, dtype, world_size)

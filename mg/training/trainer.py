@@ -330,7 +330,6 @@ def _adversary(config: TrainConfig, resumed: bool, world_size: int) -> Adversary
         return None
     settings = replace(config.discriminator, from_pretrained=None) if resumed else config.discriminator
     discriminator = NLayerDiscriminator3D(settings, config.model.dtype, world_size)
-    discriminator.set_train()
     return Adversary(discriminator, config.gen_loss_config, config.disc_loss_config, config.optim_discriminator)
 
 
