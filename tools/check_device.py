@@ -62,6 +62,8 @@ def main() -> int:
         return 0
     device = setup(options.device).device
     print(f"device {device}, mindspore {ms.__version__}, {platform.platform()}, Python {platform.python_version()}")
+    if device == "gpu":
+        print("a GPU newer than MindSpore's kernels (9.0 and up) compiles them first: many minutes, once", flush=True)
     print("| mode | precision | latents | video | loss | gradient | seconds | |\n|---|---|---|---|---|---|---|---|")
     good = True
     with tempfile.TemporaryDirectory() as folder:
