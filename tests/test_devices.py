@@ -54,6 +54,14 @@ def test_auto_takes_the_cpu_where_nothing_else_works(monkeypatch, tmp_path):
     assert runtime.setup("auto", "pynative").device == "cpu"
 
 
+def test_cuda_loads_kernels_as_they_run_unless_told_otherwise():
+    code = "import mg, os; print(os.environ['CUDA_MODULE_LOADING'])"
+    variables = {name: value for name, value in os.environ.items() if name != "CUDA_MODULE_LOADING"}
+    for told, loading in ({}, "LAZY"), ({"CUDA_MODULE_LOADING": "EAGER"}, "EAGER"):
+        found = subprocess.run([sys.executable, "-c", code], env=variables | told, capture_output=True, text=True)
+        assert found.stdout == f"{loading}\n", found.stderr
+
+
 @pytest.mark.parametrize("device, rounded", [("ascend", "hf32"), ("gpu", "tf32")])
 def test_fp32_is_not_rounded_on_devices_that_would(monkeypatch, device, rounded):
     precision, allowed = getattr(ms.device_context, device).op_precision, {}
