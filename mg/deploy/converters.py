@@ -405,6 +405,7 @@ def _group_norm(g: Builder, node: Node, x, groups, gamma, beta, eps):
     if full[:2] != shape[:2]:
         full = shape
     of_channels = (*shape[:2], *(1,) * (len(full) - 2))
+    gamma, beta = (weights.reshape((1, *of_channels[1:])) for weights in (gamma, beta))
 
     def over_group(op, y):
         y = g.add(op, g.reshape(y, rows), np.int64([3]), shape=(*rows[:3], 1), keepdims=1)
@@ -417,10 +418,9 @@ def _group_norm(g: Builder, node: Node, x, groups, gamma, beta, eps):
     apart = g.add("Sub", g.reshape(x, full), per_channel(over_group("ReduceMean", x)), shape=full)
     variance = g.add("Mul", over_group("ReduceSumSquare", apart), np.float32([1 / row]), shape=of_groups)
     deviation = g.add("Sqrt", g.add("Add", variance, np.float32([eps]), shape=of_groups), shape=of_groups)
-    gain = g.add("Div", gamma.reshape((1, *of_channels[1:])), per_channel(deviation), shape=of_channels)
+    gain = g.add("Div", gamma, per_channel(deviation), shape=of_channels)
     y = g.add("Mul", apart, gain, shape=full)
-    y = g.add("Add", y, beta.reshape((1, *of_channels[1:])), shape=full)
-    return [g.reshape(y, shape), None, None]
+    return [g.reshape(g.add("Add", y, beta, shape=full), shape), None, None]
 
 
 def _row(length: int) -> int:
