@@ -414,7 +414,6 @@ def dc_ae_gradients(mode: str, dtype: str, checkpointed: bool = False, output: b
     for parameter in model.trainable_params():  # gains start near zero, which would hide the branches' gradients
         noise = (0.3 if parameter.ndim == 1 else 0.02) * rng.uniform(0, 1, parameter.shape)
         parameter.set_data(Tensor((parameter.asnumpy() + noise).astype(np.float32)))
-    model.set_train()
     if checkpointed:
         model.recompute_activations(output=output)
     loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=0))

@@ -267,7 +267,6 @@ def tae_step(mode: str, dtype: str = "fp32", recompute: bool = False, **config):
     model = create_model("tae", dtype=dtype, **TAE)
     if recompute:
         model.recompute_activations()
-    model.set_train()
     rng = np.random.default_rng(0)
     for parameter in model.trainable_params():  # branches that start at zero would hide their inner gradients
         if parameter.ndim > 1:
