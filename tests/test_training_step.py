@@ -113,6 +113,7 @@ RECIPES = {
     "clipped": dict(clip_norm=0.5),
     "decayed weights": dict(clip_norm=0, weight_decay=0.3),
     "warmed up and decayed": dict(warmup_steps=3, schedule="cosine_decay", min_lr=1e-3),
+    "eps that counts": dict(clip_norm=0, eps=0.1),
     "averaged": dict(ema_decay=0.8),
     "accumulated": dict(accumulation=3),
     "all": dict(
@@ -222,13 +223,13 @@ def test_a_step_that_is_not_finite_changes_nothing(mode, fault):
     assert not result.updated
     assert not math.isfinite(result.loss) and not math.isfinite(result.grad_norm)
     assert_same(snapshot(step), before)
-    assert result.lr == step.updater.rates[1]
+    assert result.lr == step.updater.optimizer.rates[1]
 
     after = run(step, batch(4), batch(5))
     other_model, other = affine_step(lr=0.1, ema_decay=0.5, accumulation=2, warmup_steps=5)
     run(other, batch(0), batch(2))
     assert run(other, batch(4), batch(5)) == after  # as if the bad one had never been
-    assert after.lr == step.updater.rates[1]
+    assert after.lr == step.updater.optimizer.rates[1]
     assert_same(snapshot(step), snapshot(other))
 
 
