@@ -47,12 +47,18 @@ def record(output: Path, options: list[str], stop_after: int | None = None) -> N
     gradients, steps = [], []
 
     def recorded(self):
-        clear = self._clear
-        self._clear = lambda: (gradients.append([g.asnumpy().copy() for g in self.gradients]), clear())
+        reduce = self._reduce
+
+        def reduced():
+            norm = reduce()
+            gradients.append([g.asnumpy().copy() for g in self.gradients])
+            return norm
+
+        self._reduce = reduced
         try:
             return update(self)
         finally:
-            self._clear = clear
+            self._reduce = reduce
 
     def stopping(self, *args):
         steps.append(self)

@@ -68,7 +68,7 @@ def _assign_gradient(total, gradient):
 
 @_clear.register("Tensor")
 def _clear_gradient(total):
-    return ops.assign(total, ops.zeros_like(total))
+    return ops.assign_sub(total, total)  # it is finite; zeros would be constants, as large as all parameters together
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,6 @@ class Updater:
         self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
         self._reduce = _Reduce(self.gradients, world_size)
         self._update = _Update(self.optimizer, self.parameters, self.averages, self.gradients, ema_decay)
-        self._clear = _Clear(self.gradients)
 
     def update(self) -> UpdateResult:
         """Move the parameters by the gradients gathered since the last update, and forget those."""
@@ -154,7 +153,8 @@ class Updater:
             clip = self.config.clip_norm
             factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
             self._update(Tensor(factor / scale, ms.float32), *self.optimizer.settings())
-        self._clear()
+        else:
+            self._clear()
         if self.scaler is not None:
             self.scaler.adjust(Tensor(finite))
         return UpdateResult(norm, finite, scale, lr)
@@ -165,6 +165,10 @@ class Updater:
 
     def loss_scale(self) -> Tensor:
         return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
+
+    def _clear(self) -> None:
+        for gradient in self.gradients:
+            gradient.set_data(Tensor(np.zeros(gradient.shape, np.float32)))
 
     def state(self) -> dict[str, Parameter]:
         """Every parameter that an exact resume needs beside the network's own."""
@@ -415,7 +419,7 @@ class _Reduce(nn.Cell):
 
 
 class _Update(nn.Cell):
-    """Optimizer step and moving average."""
+    """Optimizer step, moving average, and zeros for the next gradients."""
 
     def __init__(self, optimizer, parameters, averages, gradients, ema_decay):
         super().__init__(auto_prefix=False)
@@ -428,16 +432,5 @@ class _Update(nn.Cell):
         self.optimizer(self.map(ops.partial(_scale, factor), self.gradients), *settings)
         if len(self.averages) > 0:
             self.map(ops.partial(_average, self.decay), self.averages, self.parameters)
+        self.map(_clear, self.gradients)
         return factor
-
-
-class _Clear(nn.Cell):
-    """Zeros for the next gradients."""
-
-    def __init__(self, gradients):
-        super().__init__(auto_prefix=False)
-        self.gradients = gradients
-        self.map = ops.HyperMap()
-
-    def construct(self):
-        return self.map(_clear, self.gradients)
