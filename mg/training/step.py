@@ -37,7 +37,7 @@ _average = ops.MultitypeFuncGraph("average_parameter")
 _square = ops.MultitypeFuncGraph("square_sum")
 _scale = ops.MultitypeFuncGraph("scale_gradient")
 _assign = ops.MultitypeFuncGraph("assign_gradient")
-_clear = ops.MultitypeFuncGraph("clear_gradient")
+_zero = ops.MultitypeFuncGraph("zero_gradient")
 
 
 @_add.register("Tensor", "Tensor", "Tensor")
@@ -66,8 +66,8 @@ def _assign_gradient(total, gradient):
     return ops.assign(total, gradient)
 
 
-@_clear.register("Tensor")
-def _clear_gradient(total):
+@_zero.register("Tensor")
+def _zero_gradient(total):
     return ops.assign_sub(total, total)  # it is finite; zeros would be constants, as large as all parameters together
 
 
@@ -166,15 +166,15 @@ class Updater:
     def loss_scale(self) -> Tensor:
         return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
 
-    def _clear(self) -> None:
-        for gradient in self.gradients:
-            gradient.set_data(Tensor(np.zeros(gradient.shape, np.float32)))
-
     def state(self) -> dict[str, Parameter]:
         """Every parameter that an exact resume needs beside the network's own."""
         scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
         optimizer = [*self.optimizer.moments1, *self.optimizer.moments2, self.optimizer.global_step]
         return {p.name: p for p in [*optimizer, *scaler, *self.averages]}
+
+    def _clear(self) -> None:
+        for gradient in self.gradients:
+            gradient.set_data(Tensor(np.zeros(gradient.shape, np.float32)))
 
 
 class TrainStep:
@@ -432,5 +432,5 @@ class _Update(nn.Cell):
         self.optimizer(self.map(ops.partial(_scale, factor), self.gradients), *settings)
         if len(self.averages) > 0:
             self.map(ops.partial(_average, self.decay), self.averages, self.parameters)
-        self.map(_clear, self.gradients)
+        self.map(_zero, self.gradients)
         return factor
