@@ -16,7 +16,8 @@ AXES = {"frames": "frames", "area": "pixels of a frame", "batch": "clips at once
 
 
 def measure_growth(config: SpeedConfig) -> dict:
-    """Measure models at sizes `growth` times their first one, and write `growth.json` and a plot for each model.
+    """Measure models at sizes `growth` times their first one, and write a plot for each model, and `growth.json`, anew
+    after each size, so that a run that is killed leaves what it has.
 
     The first of the engines and precisions is taken, and no peer.
 
@@ -28,25 +29,24 @@ def measure_growth(config: SpeedConfig) -> dict:
         ValueError: a device that is not there.
     """
     device = runtime.setup(config.device, config.mode).device
-    found = describe(config)
+    found, folder = describe(config), Path(config.output_path)
     for first in config.jobs(device):
         shapes = {(axis, factor): grown(first.shape, axis, factor) for axis in AXES for factor in {1, *config.growth}}
-        measured = {}
         for shape in sorted(set(shapes.values()), key=math.prod):
             label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
             _logger.info("%s", label)
             try:
-                measured[shape] = measure(replace(first, shape=shape), config, "not beside growth", False)
+                record = measure(replace(first, shape=shape), config, "not beside growth", False)
             except WorkerError as error:
                 _logger.warning("%s: %s", label, error)
                 found["failed"].append(f"{label}: {error}")
-        found["records"] += [
-            {**measured[shape], "axis": axis, "factor": factor, "first": size_of(first.shape)}
-            for (axis, factor), shape in sorted(shapes.items())
-            if shape in measured
-        ]
-    folder = Path(config.output_path)
-    write(found, folder / "growth.json")
+            else:
+                found["records"] += [
+                    {**record, "axis": axis, "factor": factor, "first": size_of(first.shape)}
+                    for (axis, factor), size in shapes.items()
+                    if size == shape
+                ]
+            write(found, folder / "growth.json")
     for model in {record["model"]: None for record in found["records"]}:
         with atomic_write(folder / f"growth_{model}.png") as path:
             plot([record for record in found["records"] if record["model"] == model], path)
