@@ -32,20 +32,20 @@ def measure_growth(config: SpeedConfig) -> dict:
     found, folder = describe(config), Path(config.output_path)
     for first in config.jobs(device):
         shapes = {(axis, factor): grown(first.shape, axis, factor) for axis in AXES for factor in {1, *config.growth}}
-        for shape in sorted(set(shapes.values()), key=math.prod):
-            label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
-            _logger.info("%s", label)
-            try:
-                record = measure(replace(first, shape=shape), config, "not beside growth", False)
-            except WorkerError as error:
-                _logger.warning("%s: %s", label, error)
-                found["failed"].append(f"{label}: {error}")
-            else:
-                found["records"] += [
-                    {**record, "axis": axis, "factor": factor, "first": size_of(first.shape)}
-                    for (axis, factor), size in shapes.items()
-                    if size == shape
-                ]
+        measured = {}
+        for (axis, factor), shape in sorted(shapes.items()):
+            if shape not in measured:
+                label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
+                _logger.info("%s", label)
+                try:
+                    measured[shape] = measure(replace(first, shape=shape), config, "not beside growth", False)
+                except WorkerError as error:
+                    _logger.warning("%s: %s", label, error)
+                    found["failed"].append(f"{label}: {error}")
+                    measured[shape] = None
+            if measured[shape] is not None:
+                place = {"axis": axis, "factor": factor, "first": size_of(first.shape)}
+                found["records"].append(measured[shape] | place)
             write(found, folder / "growth.json")
     for model in {record["model"]: None for record in found["records"]}:
         with atomic_write(folder / f"growth_{model}.png") as path:

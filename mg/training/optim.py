@@ -130,19 +130,17 @@ class AdamW(nn.Cell):
         self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
         self.map = ops.HyperMap()
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the next update."""
-        return self.rates[self._updates]
+    def next_update(self) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
+        """The next update's learning rate, and what it is called with beside the gradients: the rate and eps, both
+        corrected for moments that began at zero, and what is kept of a weight that decays.
 
-    def settings(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What the next update is called with, beside gradients: the rate and eps, both corrected for moments that
-        began at zero, and what is kept of a weight that decays. Computed in 64 bits: 1 - beta2 has few digits in 32."""
-        config, step = self.config, self._updates + 1
+        Computed in 64 bits: 1 - beta2 has few digits in 32.
+        """
+        config, updates = self.config, int(self.global_step.asnumpy().item())
+        lr, step = self.rates[updates], updates + 1
         root = math.sqrt(1 - config.beta2**step)
-        rate = self.lr * root / (1 - config.beta1**step)
-        kept = 1 - self.lr * config.weight_decay
-        return tuple(Tensor(value, ms.float32) for value in (rate, config.eps * root, kept))
+        values = (lr * root / (1 - config.beta1**step), config.eps * root, 1 - lr * config.weight_decay)
+        return lr, tuple(Tensor(value, ms.float32) for value in values)
 
     def construct(self, gradients, rate, eps, kept):
         if self.decays:
@@ -150,7 +148,3 @@ class AdamW(nn.Cell):
         adam = ops.partial(_adam, rate, self.beta1, self.beta2, eps)
         self.map(adam, self.parameters, self.moments1, self.moments2, gradients)
         return ops.assign_add(self.global_step, 1)
-
-    @property
-    def _updates(self) -> int:
-        return int(self.global_step.asnumpy().item())

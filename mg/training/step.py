@@ -146,13 +146,13 @@ class Updater:
     def update(self) -> UpdateResult:
         """Move the parameters by the gradients gathered since the last update, and forget those."""
         scale = float(self.loss_scale().asnumpy())
-        lr = self.optimizer.lr
+        lr, settings = self.optimizer.next_update()  # an update left out does not count
         norm = float(self._reduce().asnumpy()) / scale
         finite = bool(np.isfinite(norm))
         if finite:
             clip = self.config.clip_norm
             factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-            self._update(Tensor(factor / scale, ms.float32), *self.optimizer.settings())
+            self._update(Tensor(factor / scale, ms.float32), *settings)
         else:
             self._clear()
         if self.scaler is not None:
@@ -173,6 +173,7 @@ class Updater:
         return {p.name: p for p in [*optimizer, *scaler, *self.averages]}
 
     def _clear(self) -> None:
+        """Zeros in place of gradients that are not finite, which `_zero` would leave so."""
         for gradient in self.gradients:
             gradient.set_data(Tensor(np.zeros(gradient.shape, np.float32)))
 
