@@ -1,6 +1,7 @@
 """Exported models give the MindSpore model's values in the same tiles, in either engine, and run without MindSpore."""
 
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -277,12 +278,47 @@ def test_fp32_on_cuda_is_no_tf32_and_tiles_too_large_are_named(image_vae, monkey
 
 def test_bf16_runs_where_the_cpu_has_it_and_says_so_elsewhere(image_vae):
     openvino = pytest.importorskip("openvino")
+    load(image_vae.folder, "openvino")  # OpenVINO looks at the CPU once, and is to see it without mg's limit
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         found = load(image_vae.folder, "openvino", "bf16").decode(image_vae.z)
-        assert np.abs(found - image_vae.y).max() < 0.1 * np.abs(image_vae.y).max()
+        error = np.abs(found - image_vae.y).max() / np.abs(image_vae.y).max()
+        assert 1e-5 < error < 0.1  # really low, and no lower than it should be
     else:
         with pytest.raises(ValueError, match="precision is 'bf16', which this CPU .* has no instructions for"):
             load(image_vae.folder, "openvino", "bf16")
+
+
+def test_norms_and_softmax_stay_in_fp32_under_bf16(image_vae):
+    """Seen in what OpenVINO would compile: it has marks for all of their operators, and for no convolution."""
+    openvino = pytest.importorskip("openvino")
+    from mg.deploy.engines import _norms_in_fp32
+
+    core = openvino.Core()
+    plain = core.read_model(image_vae.folder / "decoder.onnx")
+    model = _norms_in_fp32(core, plain)
+    marked = {op.get_type_name() for op in model.get_ops() if "DisablePrecisionConversion_0" in dict(op.get_rt_info())}
+    assert marked == {"Softmax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divide"}
+    assert len(model.get_ops()) == len(plain.get_ops())
+
+
+LIMITS = """
+import os, sys
+import mg
+from mg.deploy.engines import _whole_instruction_set
+
+before = os.environ["ONEDNN_MAX_CPU_ISA"]
+with _whole_instruction_set():
+    within = os.environ.get("ONEDNN_MAX_CPU_ISA")
+print(before, within, os.environ["ONEDNN_MAX_CPU_ISA"])
+"""
+
+
+@pytest.mark.parametrize("given, said", [({}, "AVX2 None AVX2"), ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "SSE41 SSE41 SSE41")])
+def test_mindspores_limit_is_lifted_for_openvino_and_the_users_is_not(given, said):
+    names = ("ONEDNN_MAX_CPU_ISA", "MG_LIMITS_ONEDNN")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    run = subprocess.run([sys.executable, "-c", LIMITS], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.stdout.strip() == said, run.stderr
 
 
 def test_arrays_of_other_shapes_and_kinds_are_refused(image_vae):

@@ -1,7 +1,11 @@
 """What runs an ONNX graph: onnxruntime or OpenVINO, one network of one input and one output at a time."""
 
 import logging
-from collections.abc import Callable
+import os
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,9 @@ _logger = logging.getLogger(__name__)
 ENGINES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+
+# What norms and softmax are made of, and hardly anything else is: in fp32 under bf16 too, as in the models themselves.
+_KEPT_IN_FP32 = {"Softmax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divide"}
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -101,7 +108,9 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
     if precision == "tf32":
         raise ValueError("precision is 'tf32', which takes engine onnxruntime and device cuda. Take fp32")
     core = openvino.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    with _whole_instruction_set():
+        can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in can:
         name = core.get_property("CPU", "FULL_DEVICE_NAME")
         raise ValueError(f"precision is 'bf16', which this CPU ({name}) has no instructions for; take fp32")
     settings = {
@@ -112,7 +121,11 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
         settings["INFERENCE_NUM_THREADS"] = threads
 
     def open_network(path: Path) -> Run:
-        request = _opened(path, lambda: core.compile_model(str(path), "CPU", settings)).create_infer_request()
+        def compile_model():
+            model = core.read_model(str(path))
+            return core.compile_model(_norms_in_fp32(core, model) if precision == "bf16" else model, "CPU", settings)
+
+        request = _opened(path, compile_model).create_infer_request()
 
         def run(x: np.ndarray) -> np.ndarray:
             return request.infer([x])[0].copy()  # the next run writes where this one's result lies
@@ -120,6 +133,39 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
         return run
 
     return open_network
+
+
+@contextmanager
+def _whole_instruction_set() -> Iterator[None]:
+    """Without the limit that `import mg` sets for MindSpore's oneDNN. OpenVINO's reads it once, when it is first asked
+    what the CPU can do; within the limit it is slower, and has no bf16 softmax."""
+    limit = os.environ.pop("ONEDNN_MAX_CPU_ISA", None) if "MG_LIMITS_ONEDNN" in os.environ else None
+    try:
+        yield
+    finally:
+        if limit is not None:
+            os.environ["ONEDNN_MAX_CPU_ISA"] = limit
+
+
+def _norms_in_fp32(core, model):
+    """The model with its norms and softmax marked, so that OpenVINO leaves them in fp32. It takes marks from its own files
+    alone: the model goes through one."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.xml"
+        openvino.save_model(model, file, compress_to_fp16=False)
+        tree = ET.parse(file)
+        for layer in tree.iter("layer"):
+            if layer.get("type") in _KEPT_IN_FP32:
+                marks = layer.find("rt_info")
+                if marks is None:
+                    marks = ET.Element("rt_info")
+                    layer.insert(int(layer.find("data") is not None), marks)
+                mark = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:dynamic"}
+                ET.SubElement(marks, "attribute", mark)
+        tree.write(file)
+        return core.read_model(file)
 
 
 def _not_installed(engine: str, error: ImportError) -> str:

@@ -221,6 +221,8 @@ class _TorchNetwork:
     compile_seconds = 0.0
 
     def __init__(self, job: Job):
+        if "MG_LIMITS_ONEDNN" in os.environ:  # for MindSpore's oneDNN; torch has its own, which is faster without
+            os.environ.pop("ONEDNN_MAX_CPU_ISA", None)
         from mg.evaluation.peers import Peer, PeerNetwork
 
         peer = Peer(job.model, job.model, job.config, job.by_frame)
