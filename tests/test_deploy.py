@@ -313,7 +313,9 @@ print(before, within, os.environ["ONEDNN_MAX_CPU_ISA"])
 """
 
 
-@pytest.mark.parametrize("given, said", [({}, "AVX2 None AVX2"), ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "SSE41 SSE41 SSE41")])
+@pytest.mark.parametrize(
+    "given, said", [({}, "AVX2 None AVX2"), ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "SSE41 SSE41 SSE41")]
+)
 def test_mindspores_limit_is_lifted_for_openvino_and_the_users_is_not(given, said):
     names = ("ONEDNN_MAX_CPU_ISA", "MG_LIMITS_ONEDNN")
     environment = {name: value for name, value in os.environ.items() if name not in names} | given

@@ -431,4 +431,3 @@ def _row(length: int) -> int:
 def _tensor(value):
     """A plain number as an array."""
     return np.float32([value]) if isinstance(value, (int, float)) else value
-

@@ -16,8 +16,9 @@ ENGINES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
-# What norms and softmax are made of, and hardly anything else is: in fp32 under bf16 too, as in the models themselves.
-_KEPT_IN_FP32 = {"Softmax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divide"}
+# What norms and softmax are made of, and hardly anything else is, by OpenVINO's names: in fp32 under bf16 too, as in the
+# models themselves.
+_KEPT_IN_FP32 = {"SoftMax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divide"}
 
 Run = Callable[[np.ndarray], np.ndarray]
 
