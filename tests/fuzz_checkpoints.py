@@ -33,6 +33,8 @@ from mg.checkpoints import CheckpointError, read_state_dict
 SECONDS = 5  # that a read may take; good files take a thousandth
 MEMORY = 256 * 2**20  # bytes that reading may add; the files are of kilobytes
 NUMBERS = (0, 1, 2, 4, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+CALLED = ["os system", "builtins eval", "builtins exec", "subprocess Popen", "torch load"]
+CALLED += ["collections OrderedDict", "torch Size", "torch._utils _rebuild_tensor_v2"]
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -101,8 +103,7 @@ def change_pickle(text: bytes, rng: random.Random) -> bytes:
             number = rng.choice(NUMBERS) * rng.choice((1, 1, -1))
             parts.insert(at, pickle.dumps(number, 2)[2:-1])
         elif kind == 6:
-            called = rng.choice(("os\nsystem", "builtins\neval", "builtins\nexec", "subprocess\nPopen", "torch\nload",
-                                 "collections\nOrderedDict", "torch\nSize", "torch._utils\n_rebuild_tensor_v2"))  # fmt: skip
+            called = rng.choice(CALLED).replace(" ", "\n")
             argument = pickle.dumps(rng.choice(("echo", (), [1], {"a": 1}, 2**40)), 2)[2:-1]
             parts.insert(
                 at, b"c" + called.encode() + b"\n" + argument + rng.choice((b"\x85R", b"R", b"\x81", b"b", b"o"))

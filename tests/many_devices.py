@@ -31,10 +31,16 @@ PROOFS = {  # by mode; in graph mode little, since it is compiled
     "graph": [*ADVERSARY, "--max_steps=3"],
     "pynative": [*ADVERSARY, "--max_steps=3", "--discriminator.n_layers=2", "--data.image_ratio=0.4"],
 }
-RESUMED = [*ADVERSARY, "--data.image_ratio=0.4", "--mode=pynative", "--ckpt_save_steps=2", "--data.flip=true",
-           "--optim.loss_scale=dynamic", "--optim.init_loss_scale=64"]  # fmt: skip
-BUCKETS = ["--mode=pynative", "--ckpt_save_steps=2",
-           '--data.buckets={"16px": {8: [[1.0, 0.5], 1], 4: [1.0, 1]}}']  # fmt: skip
+RESUMED = [
+    *ADVERSARY,
+    "--data.image_ratio=0.4",
+    "--mode=pynative",
+    "--ckpt_save_steps=2",
+    "--data.flip=true",
+    "--optim.loss_scale=dynamic",
+    "--optim.init_loss_scale=64",
+]
+BUCKETS = ["--mode=pynative", "--ckpt_save_steps=2", '--data.buckets={"16px": {8: [[1.0, 0.5], 1], 4: [1.0, 1]}}']
 
 
 class Stop(Exception):

@@ -447,13 +447,22 @@ def test_a_kl_weight_for_a_model_without_posterior_is_an_error_that_names_the_ke
 @pytest.mark.parametrize(
     "name, config",
     [
-        ("tae", {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 2, "temporal_downsample_level": [0],
-                 "temporal_upsample_level": [1]}),
+        (
+            "tae",
+            {
+                "ch": 32,
+                "ch_mult": [1, 1],
+                "num_res_blocks": 1,
+                "z_channels": 2,
+                "temporal_downsample_level": [0],
+                "temporal_upsample_level": [1],
+            },
+        ),
         ("image_vae", {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 2}),
         ("temporal_vae", {**SMALL_TEMPORAL_VAE, "micro_frame_size": 3}),
         ("hunyuan_vae", SMALL_HUNYUAN_VAE),
     ],
-)  # fmt: skip
+)
 def test_every_model_can_be_trained_against_a_discriminator(name, config):
     runtime.setup("cpu", "pynative", seed=0)
     model, rng = create_model(name, **config), np.random.default_rng(0)

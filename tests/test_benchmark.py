@@ -421,8 +421,16 @@ def test_inference_gives_the_command_that_makes_a_report_of_its_run(
 ):
     clips = configure(["a.mp4", "empty.mp4"])
     model = ModelConfig(checkpoints[0], dtype="bf16")
-    config = InferenceConfig(model, clips.csv_path, str(tmp_path / "samples"), video_folder=clips.video_folder,
-                             image_size=32, num_frames=4, crop=False, compare=checkpoints[1:])  # fmt: skip
+    config = InferenceConfig(
+        model,
+        clips.csv_path,
+        str(tmp_path / "samples"),
+        video_folder=clips.video_folder,
+        image_size=32,
+        num_frames=4,
+        crop=False,
+        compare=checkpoints[1:],
+    )
     reconstruct_csv(config)
     words = shlex.split(report_command(config))
     assert words[:2] == ["python", "scripts/benchmark.py"]

@@ -50,8 +50,10 @@ def shares(config, frames, size, count=40_000):
     assignment = Assignment(config, 8, sources((frames, size), count=count))
     found, counts = np.unique(assignment.draw(np.random.default_rng(0)), return_counts=True)
     names = [assignment.places[number].bucket if number >= 0 else number for number in found.tolist()]
-    return {name if isinstance(name, int) else (name.resolution, name.num_frames): share
-            for name, share in zip(names, (counts / count).tolist())}  # fmt: skip
+    return {
+        name if isinstance(name, int) else (name.resolution, name.num_frames): share
+        for name, share in zip(names, (counts / count).tolist())
+    }
 
 
 def close(found, wanted):
@@ -101,8 +103,13 @@ def test_the_configuration_guides_example():
 
 
 def test_image_buckets_take_images_and_nothing_else_does():
-    guide = {"256": {1: (1.0, 256)}, "512": {1: (0.8, 80)}, "480p": {1: (0.5, 52)}, "1024": {1: (0.5, 20)},
-             "1080p": {1: (0.2, 8)}}  # fmt: skip
+    guide = {
+        "256": {1: (1.0, 256)},
+        "512": {1: (0.8, 80)},
+        "480p": {1: (0.5, 52)},
+        "1024": {1: (0.5, 20)},
+        "1080p": {1: (0.2, 8)},
+    }
     wanted, left = {}, 1.0
     for name, keep in (("1080p", 0.2), ("1024", 0.5), ("480p", 0.5), ("512", 0.8), ("256", 1.0)):
         wanted[name, 1], left = left * keep, left * (1 - keep)
@@ -193,8 +200,9 @@ def test_one_aspect_ratio_or_the_largest():
 
 
 @pytest.mark.parametrize(
-    "size, wanted", [((480, 854), (192, 336)), ((854, 480), (336, 192)), ((500, 510), (256, 256)), ((300, 900), (160, 400))]
-)  # fmt: skip
+    "size, wanted",
+    [((480, 854), (192, 336)), ((854, 480), (336, 192)), ((500, 510), (256, 256)), ((300, 900), (160, 400))],
+)
 def test_the_nearest_aspect_ratio_wins(size, wanted):
     (place,) = Assignment({"256px": {4: (1.0, 1)}}, 16, sources((4, size))).reachable()
     assert place.size == wanted
@@ -254,8 +262,10 @@ def test_buckets_come_from_yaml_and_the_command_line(tmp_path):
     argv = ["--csv_path", "x.csv", "--config", str(file)]
     from_file = read_buckets(parse_config(TrainConfig, "", argv).data.buckets)
     assert [(b.resolution, b.num_frames, b.batch_size, b.keep_prob, b.frames_prob) for b in from_file] == [
-        ("480p", 32, 0, 0.0, 1.0), ("480p", 16, 4, 0.5, 0.3), ("256px_ar1:1", 32, 1, 1.0, 1.0)
-    ]  # fmt: skip
+        ("480p", 32, 0, 0.0, 1.0),
+        ("480p", 16, 4, 0.5, 0.3),
+        ("256px_ar1:1", 32, 1, 1.0, 1.0),
+    ]
     for written in ('{"512px": {32: [1.0, 2]}}', '{"512px": {"32": [1.0, 2]}}', "{512px: {32: [1, 2]}}"):
         config = parse_config(TrainConfig, "", [*argv, "--data.buckets", written])
         assert [(b.resolution, b.num_frames, b.batch_size) for b in read_buckets(config.data.buckets)] == [
@@ -346,8 +356,14 @@ def test_nothing_left_is_an_error_with_counts_and_what_would_help():
     clips = [(1, (64, 64))] * 3 + [(4, (64, 64))] * 2 + [(8, (8, 8))]
     with pytest.raises(DataError) as error:
         schedule(config, clips)
-    for part in ("nothing is left", "1: less than 0.8", "(add a lower one)", "2: no bucket of its length",
-                 "3: fewer than the 4 of a step", "(lower batch_size)"):  # fmt: skip
+    for part in (
+        "nothing is left",
+        "1: less than 0.8",
+        "(add a lower one)",
+        "2: no bucket of its length",
+        "3: fewer than the 4 of a step",
+        "(lower batch_size)",
+    ):
         assert part in str(error.value)
     with pytest.raises(DataError, match="2: not kept by chance .raise keep_prob"):
         schedule({"64px": {4: (1e-9, 1)}}, [(4, (64, 64))] * 2)
@@ -486,8 +502,10 @@ def test_what_has_no_effect_beside_buckets_is_said(folder, caplog):
         load(folder, batch_size=4, sample_n_frames=8)
         load(folder, rank=1, world_size=2, batch_size=4, buckets={"64px": {4: [1.0, 1]}})
     said = [record.getMessage() for record in caplog.records if "instead" in record.getMessage()]
-    assert said == [f"data.{name} is {value}, which data.buckets decides instead"
-                    for name, value in (("sample_n_frames", 8), ("batch_size", 4))]  # fmt: skip
+    assert said == [
+        f"data.{name} is {value}, which data.buckets decides instead"
+        for name, value in (("sample_n_frames", 8), ("batch_size", 4))
+    ]
 
 
 def test_files_that_cannot_be_opened_count_as_bad_before_the_first_batch(folder, caplog):

@@ -43,8 +43,10 @@ def test_indexes_list_readable_clips(clips):
 
 def test_no_photograph_is_on_both_sides(clips):
     assert not set(TRAIN_PHOTOGRAPHS) & set(TEST_PHOTOGRAPHS)
-    names = {split: {name.split(".")[0].replace("_", " ") for name in photographs}
-             for split, photographs in (("train", TRAIN_PHOTOGRAPHS), ("test", TEST_PHOTOGRAPHS))}  # fmt: skip
+    names = {
+        split: {name.split(".")[0].replace("_", " ") for name in photographs}
+        for split, photographs in (("train", TRAIN_PHOTOGRAPHS), ("test", TEST_PHOTOGRAPHS))
+    }
     for split, others in (("train", "test"), ("test", "train")):
         for number in range(24):
             _, caption = draw_clip(TRAIN_PHOTOGRAPHS if split == "train" else TEST_PHOTOGRAPHS, number, SETTINGS)

@@ -45,9 +45,16 @@ def test_the_three_forms_of_the_originals_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     "column, value",
-    [("num_frames", "many"), ("num_frames", "0"), ("num_frames", "1.5"), ("height", "-2"), ("width", "inf"),
-     ("fps", "-1"), ("fps", "24 fps")],
-)  # fmt: skip
+    [
+        ("num_frames", "many"),
+        ("num_frames", "0"),
+        ("num_frames", "1.5"),
+        ("height", "-2"),
+        ("width", "inf"),
+        ("fps", "-1"),
+        ("fps", "24 fps"),
+    ],
+)
 def test_a_wrong_size_or_frame_rate_is_named_with_its_line_and_column(tmp_path, column, value):
     message = f"set.csv, line 3: the column '{column}' is '{value}'; it must be a .*, or empty"
     with pytest.raises(DataError, match=message):

@@ -19,9 +19,13 @@ def test_the_short_side_takes_the_size(shape, size, wanted):
 
 @pytest.mark.parametrize(
     "shape, cover, wanted",
-    [((20, 30), (10, 10), (10, 15)), ((20, 30), (10, 20), (13, 20)), ((30, 20), (60, 30), (60, 40)),
-     ((20, 30), (20, 24), (20, 30))],
-)  # fmt: skip
+    [
+        ((20, 30), (10, 10), (10, 15)),
+        ((20, 30), (10, 20), (13, 20)),
+        ((30, 20), (60, 30), (60, 40)),
+        ((20, 30), (20, 24), (20, 30)),
+    ],
+)
 def test_what_covers_a_size_is_no_larger_than_it_must_be(shape, cover, wanted):
     x = frames(*shape)
     covering = transforms.resize_to_cover(x, *cover)

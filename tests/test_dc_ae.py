@@ -168,11 +168,17 @@ def test_no_frame_is_lost_between_tiles(model, frames):
     "tiles",
     [
         {"spatial_tile": 64, "encode_tile": 8, "encode_overlap": 4, "decode_tile": 8, "decode_overlap": 4},
-        {"spatial_tile": 96, "spatial_overlap": 64, "encode_tile": 0, "encode_overlap": 0, "decode_tile": 0,
-         "decode_overlap": 0},
+        {
+            "spatial_tile": 96,
+            "spatial_overlap": 64,
+            "encode_tile": 0,
+            "encode_overlap": 0,
+            "decode_tile": 0,
+            "decode_overlap": 0,
+        },
         {"spatial_tile": 0, "encode_tile": 4, "encode_overlap": 0, "decode_tile": 4, "decode_overlap": 0},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("frames", [1, 13])
 def test_tiles_of_any_size_give_the_untiled_shape(model, tiles, frames):
     x = video(1, 3, frames, 40, 100)

@@ -17,8 +17,8 @@ from mg.models import create_model
 
 ROOT = Path(__file__).parents[1]
 WIDTHS, DEPTHS = [16, 16, 32, 32, 32, 32], [1] * 6
-TINY = {f"{part}_{key}_list": values for part in ("encoder", "decoder") for key, values in
-        (("width", WIDTHS), ("depth", DEPTHS))} | {"latent_channels": 32}  # fmt: skip
+TINY = {f"{part}_width_list": WIDTHS for part in ("encoder", "decoder")}
+TINY |= {f"{part}_depth_list": DEPTHS for part in ("encoder", "decoder")} | {"latent_channels": 32}
 OPTIONS = """
     --loss.perceptual_weight 0 --data.buckets {"64px_ar1:1":{"4":[1.0,1]}} --data.num_workers 1 --data.image_ratio 0
     --optim.ema_decay 0.9 --model.dtype fp32 --device cpu

@@ -29,8 +29,15 @@ CASES = {
     "image_vae": (IMAGE_VAE, dict(frames=2, size=16, spatial_overlap=4), (2, 3, 4, 28, 16)),
     "temporal_vae": (SMALL_TEMPORAL_VAE, dict(size=8, spatial_overlap=4), (1, 3, 10, 14, 8)),
     "tae": (
-        {"ch": 8, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4,
-         "temporal_downsample_level": [0], "temporal_upsample_level": [1]},
+        {
+            "ch": 8,
+            "ch_mult": [1, 1],
+            "num_res_blocks": 1,
+            "z_channels": 4,
+            "norm_num_groups": 4,
+            "temporal_downsample_level": [0],
+            "temporal_upsample_level": [1],
+        },
         dict(frames=8, size=8, encode_overlap=4, decode_overlap=4),
         (1, 3, 14, 8, 12),
     ),
@@ -40,7 +47,7 @@ CASES = {
         (1, 3, 13, 8, 14),
     ),
     "dc_ae": ({**DC_AE, "scaling_factor": 0.5}, dict(frames=4, size=64, spatial_overlap=32), (1, 3, 8, 64, 96)),
-}  # fmt: skip
+}
 
 
 def randomized(name: str, config: dict):

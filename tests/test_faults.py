@@ -70,33 +70,32 @@ class Commands:
         steps = ["--max_steps", 1, "--mode", "pynative", "--output_path", self.out]
         return self("train_vae.py", *SHORT, *start, "--csv_path", index, *steps, *options)
 
-    def inference(self, weights, index, *options):
-        return self("inference_vae.py", "--ckpt_path", weights, "--csv_path", index, "--output_path", self.out, *CLIPS,
-                    *options)  # fmt: skip
+    def over_clips(self, script, weights, index, *options, models="--ckpt_path"):
+        return self(script, models, weights, "--csv_path", index, "--output_path", self.out, *CLIPS, *options)
 
-    def benchmark(self, weights, index, *options):
-        return self("benchmark.py", "--models", weights, "--csv_path", index, "--output_path", self.out, *CLIPS,
-                    *options)  # fmt: skip
+    def inference(self, *arguments):
+        return self.over_clips("inference_vae.py", *arguments)
 
-    def statistics(self, weights, index, *options):
-        return self("latent_statistics.py", "--ckpt_path", weights, "--csv_path", index, "--output_path", self.out,
-                    *CLIPS, *options)  # fmt: skip
+    def benchmark(self, *arguments):
+        return self.over_clips("benchmark.py", *arguments, models="--models")
 
-    def encode(self, weights, index, *options):
-        return self("encode_latents.py", "--ckpt_path", weights, "--csv_path", index, "--output_path", self.out, *CLIPS,
-                    *options)  # fmt: skip
+    def statistics(self, *arguments):
+        return self.over_clips("latent_statistics.py", *arguments)
+
+    def encode(self, *arguments):
+        return self.over_clips("encode_latents.py", *arguments)
 
     def convert(self, weights, index=None, *options):
-        return self("convert_checkpoint.py", "--model", "image_vae", "--src", weights, "--target", self.out / "x.ckpt",
-                    *options)  # fmt: skip
+        target = ["--target", self.out / "x.ckpt"]
+        return self("convert_checkpoint.py", "--model", "image_vae", "--src", weights, *target, *options)
 
     def inflate(self, weights, index=None, *options):
         return self("inflate_vae_to_tae.py", "--src", weights, "--target", self.out / "x.ckpt", *options)
 
     def evaluate(self, real, generated, *options):
-        return self("evaluate.py", "--real_video_dir", real, "--generated_video_dir", generated, "--num_frames", 4,
-                    "--resolution", 16, "--crop_size", 16, "--metric", "psnr", "--output_path", self.out, "--device",
-                    "cpu", *options)  # fmt: skip
+        folders = ["--real_video_dir", real, "--generated_video_dir", generated, "--output_path", self.out]
+        clips = ["--num_frames", 4, "--resolution", 16, "--crop_size", 16]
+        return self("evaluate.py", *folders, *clips, "--metric", "psnr", "--device", "cpu", *options)
 
 
 WITH_MODEL = ("train", "inference", "benchmark", "encode", "statistics")

@@ -194,13 +194,19 @@ def test_the_norm_of_a_large_clip_is_exact():
 
 
 MODELS = {
-    "tae": {"ch": 8, "norm_num_groups": 4, "num_res_blocks": 1, "ch_mult": [1, 2], "temporal_downsample_level": [0],
-            "temporal_upsample_level": [1]},
+    "tae": {
+        "ch": 8,
+        "norm_num_groups": 4,
+        "num_res_blocks": 1,
+        "ch_mult": [1, 2],
+        "temporal_downsample_level": [0],
+        "temporal_upsample_level": [1],
+    },
     "image_vae": {"ch": 8, "norm_num_groups": 4, "num_res_blocks": 1, "ch_mult": [1, 2]},
     "dc_ae": DC_AE,
     "temporal_vae": SMALL_TEMPORAL_VAE,
     "hunyuan_vae": SMALL_HUNYUAN_VAE,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("frames", [1, 5])

@@ -265,9 +265,16 @@ def test_attention_equals_the_masked_one_and_holds_scores_of_one_frame_alone(mon
     make_mask = models.autoencoders.autoencoder_kl_hunyuan_video.prepare_causal_attention_mask
     ours = randomized(CausalAttention(8, 4))
     theirs = models.attention_processor.Attention(
-        8, heads=1, dim_head=8, eps=1e-6, norm_num_groups=4, residual_connection=True, bias=True, upcast_softmax=True,
+        8,
+        heads=1,
+        dim_head=8,
+        eps=1e-6,
+        norm_num_groups=4,
+        residual_connection=True,
+        bias=True,
+        upcast_softmax=True,
         _from_deprecated_attn_block=True,
-    )  # fmt: skip
+    )
     names = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
     theirs.load_state_dict(
         {

@@ -217,9 +217,14 @@ def test_kl_may_be_summed_over_a_clip():
 @pytest.mark.parametrize("kl_per_clip", [False, True])
 def test_frames_that_do_not_count_might_as_well_not_be_there(mode, lpips_file, kl_per_clip):
     config = dict(
-        perceptual_weight=0.5, lpips_weights=lpips_file, kl_weight=0.1, kl_per_clip=kl_per_clip, outlier_weight=1e3,
-        latent_weight=0.3, pixel_weight=0.7,
-    )  # fmt: skip
+        perceptual_weight=0.5,
+        lpips_weights=lpips_file,
+        kl_weight=0.1,
+        kl_per_clip=kl_per_clip,
+        outlier_weight=1e3,
+        latent_weight=0.3,
+        pixel_weight=0.7,
+    )
     x, y, *latents = inputs()
     code, target = two_stages()
     kept, valid = [0, 1, 4], np.float32([1, 1, 0, 0, 1])

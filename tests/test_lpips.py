@@ -35,9 +35,15 @@ def torchvision_alexnet(**_):
 
     pool = [torch.nn.MaxPool2d(3, 2)]
     return random_classifier(
-        conv(3, 64, 11, stride=4, padding=2) + pool + conv(64, 192, 5, padding=2) + pool
-        + conv(192, 384, 3, padding=1) + conv(384, 256, 3, padding=1) + conv(256, 256, 3, padding=1) + pool
-    )  # fmt: skip
+        conv(3, 64, 11, stride=4, padding=2)
+        + pool
+        + conv(64, 192, 5, padding=2)
+        + pool
+        + conv(192, 384, 3, padding=1)
+        + conv(384, 256, 3, padding=1)
+        + conv(256, 256, 3, padding=1)
+        + pool
+    )
 
 
 def random_classifier(layers):

@@ -30,8 +30,16 @@ def start(logs: Path, script: str, *arguments) -> subprocess.Popen:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [BIN / "msrun", "--worker_num=2", "--local_worker_num=2", f"--master_port={port}", "--join=True",
-               f"--log_dir={logs}", FOLDER / script, *arguments]  # fmt: skip
+    command = [
+        BIN / "msrun",
+        "--worker_num=2",
+        "--local_worker_num=2",
+        f"--master_port={port}",
+        "--join=True",
+        f"--log_dir={logs}",
+        FOLDER / script,
+        *arguments,
+    ]
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with open(f"{logs}.txt", "w") as output:
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=logs.parent)
@@ -100,8 +108,15 @@ def test_gradients_and_parameters_are_those_of_one_worker_with_the_doubled_batch
 @pytest.mark.slow
 def test_the_first_worker_alone_writes_and_shows_a_bar(group):
     names = {path.name for path in (group / "graph").iterdir()} - {"rank_0.npz", "rank_1.npz"}
-    assert names == {"checkpoints", "config.json", "log.jsonl", "loss.png", "tensorboard", "two_convs.ckpt",
-                     "two_convs.json"}  # fmt: skip
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "log.jsonl",
+        "loss.png",
+        "tensorboard",
+        "two_convs.ckpt",
+        "two_convs.json",
+    }
     assert len(list((group / "graph" / "tensorboard").iterdir())) == 1
     assert [record["step"] for record in read_records(group / "graph")] == [0, 1, 2]
     for rank, bars in ((0, True), (1, False)):

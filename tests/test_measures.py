@@ -33,13 +33,15 @@ def test_every_measure_is_the_mean_of_its_definition_over_the_frames(weights, mo
     pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(real, generated)]
     expected = {
         "psnr": np.mean([peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs]),
-        "ssim": np.mean([
-            structural_similarity(
-                a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1, data_range=1
-            )
-            for a, b in pairs
-        ]),
-    }  # fmt: skip
+        "ssim": np.mean(
+            [
+                structural_similarity(
+                    a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1, data_range=1
+                )
+                for a, b in pairs
+            ]
+        ),
+    }
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-6)
     x, y = (Tensor(video.transpose(0, 3, 1, 2) * 2 - 1) for video in (real, generated))

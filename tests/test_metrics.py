@@ -24,11 +24,16 @@ def test_ssim_equals_scikit_image(shape, dtype):
     a, b = video_pair(shape, dtype=dtype)
     expected = [
         structural_similarity(
-            x.astype(np.float64), y.astype(np.float64), gaussian_weights=True, sigma=1.5,
-            use_sample_covariance=False, channel_axis=-1, data_range=1,
+            x.astype(np.float64),
+            y.astype(np.float64),
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            channel_axis=-1,
+            data_range=1,
         )
         for x, y in zip(a, b)
-    ]  # fmt: skip
+    ]
     result = ssim(a, b)
     assert result.dtype == np.float64 and result.shape == shape[:1]
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)

@@ -126,15 +126,18 @@ def test_nearest_neighbour_is_one_resize(tmp_path, frames):
     assert found.count("Expand") == frames - 1
 
 
-@pytest.mark.parametrize("upsample, shape, taps", [
-    (SpatialUpsample(4), (1, 4, 3, 4, 5), 4 * 4),
-    (TemporalUpsample(4), (1, 4, 3, 4, 5), 2 * 2),
-    (TemporalUpsample(4, "zeros"), (2, 4, 2, 4, 5), 2 * 2),
-    (HunyuanUpsample(4, (1, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),
-    (HunyuanUpsample(4, (2, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),  # the first frame alone stands once
-    (NearestConv3d(4, 1), (1, 4, 3, 4, 5), 4 * 4 * 3),
-    (NearestConv3d(4, 2), (1, 4, 3, 4, 5), 8 * 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "upsample, shape, taps",
+    [
+        (SpatialUpsample(4), (1, 4, 3, 4, 5), 4 * 4),
+        (TemporalUpsample(4), (1, 4, 3, 4, 5), 2 * 2),
+        (TemporalUpsample(4, "zeros"), (2, 4, 2, 4, 5), 2 * 2),
+        (HunyuanUpsample(4, (1, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),
+        (HunyuanUpsample(4, (2, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),  # the first frame alone stands once
+        (NearestConv3d(4, 1), (1, 4, 3, 4, 5), 4 * 4 * 3),
+        (NearestConv3d(4, 2), (1, 4, 3, 4, 5), 8 * 8),
+    ],
+)
 def test_a_convolution_behind_nearest_neighbour_runs_on_the_small_grid(tmp_path, upsample, shape, taps):
     """`taps`: of all kernels, one for each phase."""
     model, found, error = converted(upsample, clip(*shape), tmp_path)

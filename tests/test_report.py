@@ -229,9 +229,20 @@ def console(folder, probe: str, until: str | None = None) -> list[str]:
     page = folder / "probed.html"
     page.write_text((folder / "report.html").read_text().replace("</body>", f"{probe}</body>"))
     stay = ["--remote-debugging-port=0"] if until else [f"--screenshot={folder / 'screen.png'}"]
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--mute-audio",
-               f"--user-data-dir={folder / 'profile'}", "--window-size=1280,2400", "--enable-logging=stderr", "--v=0",
-               *stay, page.as_uri()]  # fmt: skip
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--mute-audio",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1280,2400",
+        "--enable-logging=stderr",
+        "--v=0",
+        *stay,
+        page.as_uri(),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, errors="replace")
     watch = threading.Timer(60, process.kill)
     watch.start()

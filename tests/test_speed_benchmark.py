@@ -28,22 +28,33 @@ needs_torch = pytest.mark.skipif(missing() is not None, reason="torch and diffus
 
 
 def a_config(path: Path, **options) -> SpeedConfig:
-    return SpeedConfig(**{
-        "models": ["image_vae"],
-        "parts": ["encode"],
-        "sizes": ["2x16x16"],
-        "configs": {"image_vae": IMAGE_VAE},
-        "runs": 2,
-        "threads": 1,
-        "device": "cpu",
-        "output_path": str(path),
-        **options,
-    })  # fmt: skip
+    return SpeedConfig(
+        **{
+            "models": ["image_vae"],
+            "parts": ["encode"],
+            "sizes": ["2x16x16"],
+            "configs": {"image_vae": IMAGE_VAE},
+            "runs": 2,
+            "threads": 1,
+            "device": "cpu",
+            "output_path": str(path),
+            **options,
+        }
+    )
 
 
 def job(**options) -> Job:
-    return Job(**{"task": "run", "engine": "mindspore", "part": "encode", "shape": SHAPE, "model": "image_vae",
-                  "config": IMAGE_VAE, **options})  # fmt: skip
+    return Job(
+        **{
+            "task": "run",
+            "engine": "mindspore",
+            "part": "encode",
+            "shape": SHAPE,
+            "model": "image_vae",
+            "config": IMAGE_VAE,
+            **options,
+        }
+    )
 
 
 class FakeWorker:
@@ -95,8 +106,14 @@ def test_networks_take_turns_after_a_first_call_each(fake_workers):
 
 
 def test_the_table_and_the_file_have_a_row_for_all_that_was_asked(tmp_path, fake_workers):
-    config = a_config(tmp_path, models=["image_vae", "dc_ae"], parts=["encode", "train"], precisions=["fp32", "bf16"],
-                      sizes=["2x16x16", "4x32x32"], batch=2)  # fmt: skip
+    config = a_config(
+        tmp_path,
+        models=["image_vae", "dc_ae"],
+        parts=["encode", "train"],
+        precisions=["fp32", "bf16"],
+        sizes=["2x16x16", "4x32x32"],
+        batch=2,
+    )
     found = measure_speed(config)
     assert json.loads((tmp_path / "speed.json").read_text()) == found
     rows = [(record["model"], record["size"], record["part"], record["precision"]) for record in found["records"]]
@@ -132,10 +149,14 @@ def test_a_peer_that_is_not_there_is_said_and_what_fails_costs_a_row(tmp_path, f
         assert line in format_table(found)
 
 
-@pytest.mark.parametrize("measure, options, file, rows", [
-    (measure_speed, dict(sizes=["2x16x16", "4x16x16"]), "speed.json", ["2x16x16"]),
-    (growth.measure_growth, dict(growth=[4]), "growth.json", ["2x16x16", "2x32x32", "2x16x16"]),  # area twice, batch
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "measure, options, file, rows",
+    [
+        (measure_speed, dict(sizes=["2x16x16", "4x16x16"]), "speed.json", ["2x16x16"]),
+        # area twice, batch
+        (growth.measure_growth, dict(growth=[4]), "growth.json", ["2x16x16", "2x32x32", "2x16x16"]),
+    ],
+)
 def test_a_run_that_is_killed_leaves_the_rows_that_it_has(
     tmp_path, fake_workers, monkeypatch, measure, options, file, rows
 ):
@@ -157,9 +178,13 @@ def test_cost_grows_along_one_axis_at_a_time_and_is_plotted(tmp_path, fake_worke
     found = growth.measure_growth(a_config(tmp_path, growth=[1, 4], batch=2))
     grown = [(record["axis"], record["factor"], record["batch"], record["size"]) for record in found["records"]]
     assert grown == [
-        ("area", 1, 2, "2x16x16"), ("area", 4, 2, "2x32x32"), ("batch", 1, 2, "2x16x16"), ("batch", 4, 8, "2x16x16"),
-        ("frames", 1, 2, "2x16x16"), ("frames", 4, 2, "8x16x16"),
-    ]  # fmt: skip
+        ("area", 1, 2, "2x16x16"),
+        ("area", 4, 2, "2x32x32"),
+        ("batch", 1, 2, "2x16x16"),
+        ("batch", 4, 8, "2x16x16"),
+        ("frames", 1, 2, "2x16x16"),
+        ("frames", 4, 2, "8x16x16"),
+    ]
     assert (tmp_path / "growth_image_vae.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "growth.json").read_text()) == found
     assert growth.grown((1, 3, 2, 16, 16), "area", 6) == (1, 3, 2, 32, 48)

@@ -215,7 +215,9 @@ def test_input_of_a_wrong_shape(smallest):
 
 
 def test_unknown_model_and_precision():
-    with pytest.raises(ValueError, match="no model 'tea'; the models are dc_ae, hunyuan_vae, image_vae,.* tae, temporal_vae"):
+    with pytest.raises(
+        ValueError, match="no model 'tea'; the models are dc_ae, hunyuan_vae, image_vae,.* tae, temporal_vae"
+    ):
         create_model("tea")
     with pytest.raises(ValueError, match="fp32, fp16, bf16"):
         create_model("tae", dtype="fp8", ch=32)

@@ -104,11 +104,14 @@ def test_every_chunks_posterior_enters_the_kl():
     np.testing.assert_allclose(slope, m, rtol=1e-5)  # of all three chunks: KL grows with mean squared / 2
 
 
-@pytest.mark.parametrize("loss, trained", [
-    ({**LATENTS, "kl_weight": 0.1}, False),
-    ({**LATENTS, "kl_weight": 0.1, "detach_latents": False}, True),
-    ({**PIXELS, "latent_weight": 1.0}, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "loss, trained",
+    [
+        ({**LATENTS, "kl_weight": 0.1}, False),
+        ({**LATENTS, "kl_weight": 0.1, "detach_latents": False}, True),
+        ({**PIXELS, "latent_weight": 1.0}, True),
+    ],
+)
 def test_without_pixels_the_spatial_half_learns_only_if_it_is_not_detached(loss, trained):
     """From latents alone it would learn those that are easily given back, which say nothing of the picture."""
     model, step = make(loss=loss)
@@ -151,8 +154,10 @@ def lengths(frames: int, count: int = 100) -> list[int]:
 
 
 def test_a_hundred_random_lengths_up_to_34_have_ten_shapes():
-    model = create_model("temporal_vae", **{**TINY, "temporal_downsample": [True, True], "channel_multipliers": [1] * 3,
-                                            "micro_frame_size": 17})  # fmt: skip
+    model = create_model(
+        "temporal_vae",
+        **{**TINY, "temporal_downsample": [True, True], "channel_multipliers": [1] * 3, "micro_frame_size": 17},
+    )
     drawn = lengths(34)
     assert len(set(drawn)) > 25
     aligned = {model.align_frames(np.zeros((1, 1, frames, 1, 1), np.float32))[0].shape[2] for frames in drawn}

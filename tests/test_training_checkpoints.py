@@ -208,5 +208,8 @@ def test_the_state_is_json_that_others_can_read(tmp_path):
     path = save(tmp_path, 7, *make(), skipped=2)
     assert json.loads((path / "state.json").read_text()) == {"step": 7, "skipped": 2}
     assert sorted(file.name for file in path.iterdir()) == [
-        "config.json", "model.safetensors", "state.json", "state.safetensors",
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "state.json",
+        "state.safetensors",
+    ]

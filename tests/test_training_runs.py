@@ -66,11 +66,9 @@ def weights(output: Path, name: str = "two_convs") -> dict[str, np.ndarray]:
 def finished(data, tmp_path_factory):
     """Output folder and terminal of a run of eight updates in graph mode, begun from the command line."""
     output = tmp_path_factory.mktemp("finished") / "run"
-    result = subprocess.run(
-        [sys.executable, SMALL_SCRIPT, *SHORT, *data, "--output_path", output, "--max_steps=8", "--ckpt_save_steps=3",
-         "--optim.warmup_steps", "3", "--ckpt_max_keep", "2"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    options = ["--max_steps=8", "--ckpt_save_steps=3", "--optim.warmup_steps", "3", "--ckpt_max_keep", "2"]
+    command = [sys.executable, SMALL_SCRIPT, *SHORT, *data, "--output_path", output, *options]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return output, result.stderr
 
@@ -80,8 +78,17 @@ def test_a_run_writes_log_events_curve_checkpoints_and_weights(finished):
     records = read_records(output)
     assert [record["step"] for record in records] == list(range(8))
     assert list(records[0]) == [
-        "step", "loss", "l1", "lpips", "kl", "outlier", "grad_norm", "lr", "loss_scale", "skipped",
-    ]  # fmt: skip
+        "step",
+        "loss",
+        "l1",
+        "lpips",
+        "kl",
+        "outlier",
+        "grad_norm",
+        "lr",
+        "loss_scale",
+        "skipped",
+    ]
     assert [record["lr"] for record in records[:4]] == pytest.approx([0.01 / 3, 0.02 / 3, 0.01, 0.01])
     assert records[-1]["loss"] < records[0]["loss"]
     events = read_events(output / "tensorboard")
@@ -91,8 +98,14 @@ def test_a_run_writes_log_events_curve_checkpoints_and_weights(finished):
     assert height > 200 and width > 400
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step_000006", "step_000008"]
     assert sorted(path.name for path in output.iterdir()) == [
-        "checkpoints", "config.json", "log.jsonl", "loss.png", "tensorboard", "two_convs.ckpt", "two_convs.json",
-    ]  # fmt: skip
+        "checkpoints",
+        "config.json",
+        "log.jsonl",
+        "loss.png",
+        "tensorboard",
+        "two_convs.ckpt",
+        "two_convs.json",
+    ]
 
 
 def test_the_weights_of_a_run_load_as_a_model(finished):

@@ -1,6 +1,6 @@
 """What the tests of training runs share: a model of two convolutions, a data set, and short runs of both.
 
-    python tests/training_runs.py --csv_path ... --output_path ...     # scripts/train_tae.py with that model
+python tests/training_runs.py --csv_path ... --output_path ... is scripts/train_tae.py with that model.
 """
 
 import json

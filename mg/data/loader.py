@@ -91,10 +91,8 @@ class DataConfig:
         for name in ("sample_n_frames", "sample_stride", "image_size", "crop_size", "batch_size"):
             _check(getattr(self, name) >= 1, name, self, "at least 1")
         _check(self.image_batch_size is None or self.image_batch_size >= 1, "image_batch_size", self, "at least 1")
-        _check(
-            self.max_sample_stride is None or self.max_sample_stride >= self.sample_stride,
-            "max_sample_stride", self, f"at least sample_stride, {self.sample_stride}",
-        )  # fmt: skip
+        least, most = self.sample_stride, self.max_sample_stride
+        _check(most is None or most >= least, "max_sample_stride", self, f"at least sample_stride, {least}")
         _check(self.fps_max is None or self.fps_max > 0, "fps_max", self, "above 0")
         _check(self.num_workers >= 0, "num_workers", self, "at least 0")
         _check(self.image_ratio is None or 0 <= self.image_ratio <= 1, "image_ratio", self, "from 0 to 1")
@@ -102,10 +100,8 @@ class DataConfig:
         if self.random_scale is None:
             _check(self.crop_size <= self.image_size, "crop_size", self, f"at most image_size, {self.image_size}")
         else:
-            _check(
-                len(self.random_scale) == 2 and 1 <= self.random_scale[0] <= self.random_scale[1],
-                "random_scale", self, "two numbers (lo, hi) with 1 <= lo <= hi",
-            )  # fmt: skip
+            right = len(self.random_scale) == 2 and 1 <= self.random_scale[0] <= self.random_scale[1]
+            _check(right, "random_scale", self, "two numbers (lo, hi) with 1 <= lo <= hi")
         if self.buckets is not None:
             read_buckets(self.buckets)
             _check(not self.random_frames, "random_frames", self, "false with buckets, which say how many")

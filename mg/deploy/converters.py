@@ -238,8 +238,18 @@ def _add_to_convolution(g: Builder, x, bias):
     return g.reshape(g.with_bias[conv](bias.reshape(-1)), shape)
 
 
-_UNARY = {"ReLU": "Relu", "Sigmoid": "Sigmoid", "Tanh": "Tanh", "Exp": "Exp", "Log": "Log", "Sqrt": "Sqrt",
-          "Neg": "Neg", "Abs": "Abs", "Reciprocal": "Reciprocal", "Erf": "Erf"}  # fmt: skip
+_UNARY = {
+    "ReLU": "Relu",
+    "Sigmoid": "Sigmoid",
+    "Tanh": "Tanh",
+    "Exp": "Exp",
+    "Log": "Log",
+    "Sqrt": "Sqrt",
+    "Neg": "Neg",
+    "Abs": "Abs",
+    "Reciprocal": "Reciprocal",
+    "Erf": "Erf",
+}
 
 
 @_converts(*_UNARY)
@@ -274,8 +284,14 @@ def _cast(g: Builder, node: Node, x, *_):
     return x.astype(np.float32)
 
 
-_REDUCTIONS = {"ReduceMean": "ReduceMean", "MeanExt": "ReduceMean", "ReduceSum": "ReduceSum", "SumExt": "ReduceSum",
-               "ReduceMax": "ReduceMax", "ReduceMin": "ReduceMin"}  # fmt: skip
+_REDUCTIONS = {
+    "ReduceMean": "ReduceMean",
+    "MeanExt": "ReduceMean",
+    "ReduceSum": "ReduceSum",
+    "SumExt": "ReduceSum",
+    "ReduceMax": "ReduceMax",
+    "ReduceMin": "ReduceMin",
+}
 
 
 @_converts(*_REDUCTIONS)

@@ -259,14 +259,17 @@ def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str
     radius = 3.5 if len(groups) <= 60 else 1.5
     drawn = []
     for number, label in enumerate(labels):
-        points = [(to_x(i), to_y(getattr(group[label], name)), group[label])
-                  for i, group in enumerate(groups) if label in group]  # fmt: skip
+        points = [
+            (to_x(i), to_y(getattr(group[label], name)), group[label])
+            for i, group in enumerate(groups)
+            if label in group
+        ]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
         drawn.append(f'<polyline points="{line}" fill="none" stroke="{COLORS[number % len(COLORS)]}"/>')
         for x, y, row in points:
             drawn.append(_mark(x, y, number, radius, f"{label}: {_figure(getattr(row, name), name)}, {row.name}"))
-    return _plot(f"{_axis(name, flow)} of every video", "videos, from the least to the greatest mean over models", [],
-                 y_range, to_y, "".join(drawn))  # fmt: skip
+    title, order = f"{_axis(name, flow)} of every video", "videos, from the least to the greatest mean over models"
+    return _plot(title, order, [], y_range, to_y, "".join(drawn))
 
 
 def _axis(name: str, flow: str) -> str:
@@ -333,8 +336,11 @@ def _clip(title: str, group: list[Row], clips: Path, flow: str) -> str:
     mean = "mean PSNR over models" if len(group) > 1 else "PSNR"
     figures = [_figure_of(clip_file(clips, row, ORIGINAL), "original", "")]
     for row in group:
-        measured = [f"{_title(name, flow)} {_figure(getattr(row, name), name)}"
-                    for name in MEASURES if getattr(row, name) is not None]  # fmt: skip
+        measured = [
+            f"{_title(name, flow)} {_figure(getattr(row, name), name)}"
+            for name in MEASURES
+            if getattr(row, name) is not None
+        ]
         both = _media(clip_file(clips, row, RECONSTRUCTION)) + _media(clip_file(clips, row, ERROR_MAP))
         figures.append(_figure_of(both, row.model, ", ".join(measured)))
     head = f"<h3>{escape(title)}: {escape(row.name)} <small>{mean} {_mean_psnr(group):.2f} dB, {shape}</small></h3>"

@@ -254,8 +254,17 @@ def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool 
 
 
 def _peer_job(job: Job, peer: Peer) -> Job:
-    return Job("run", "torch", job.part, job.shape, peer.kind, peer.config, job.precision, threads=job.threads,
-               by_frame=peer.by_frame)  # fmt: skip
+    return Job(
+        "run",
+        "torch",
+        job.part,
+        job.shape,
+        peer.kind,
+        peer.config,
+        job.precision,
+        threads=job.threads,
+        by_frame=peer.by_frame,
+    )
 
 
 def take_turns(workers: list[Worker], runs: int) -> list[Timing]:

@@ -55,8 +55,15 @@ class LossConfig:
     detach_latents: bool = True
 
     def __post_init__(self):
-        for name in ("pixel_weight", "perceptual_weight", "kl_weight", "outlier_weight", "outlier_range",
-                     "latent_weight", "identity_weight"):  # fmt: skip
+        for name in (
+            "pixel_weight",
+            "perceptual_weight",
+            "kl_weight",
+            "outlier_weight",
+            "outlier_range",
+            "latent_weight",
+            "identity_weight",
+        ):
             require(getattr(self, name) >= 0, self, name, "at least 0")
 
 

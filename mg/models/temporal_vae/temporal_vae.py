@@ -305,8 +305,15 @@ def _per_channel(config: dict, key: str) -> np.ndarray:
 
 
 def _check(config: dict) -> None:
-    positive = ("in_channels", "spatial_layers_per_block", "spatial_latent_channels", "latent_channels", "filters",
-                "num_res_blocks", "norm_num_groups")  # fmt: skip
+    positive = (
+        "in_channels",
+        "spatial_layers_per_block",
+        "spatial_latent_channels",
+        "latent_channels",
+        "filters",
+        "num_res_blocks",
+        "norm_num_groups",
+    )
     for key in (*positive, "micro_frame_size", "micro_batch_size"):
         value = config[key]
         if not (type(value) is int and value > 0 or value is None and key not in positive):
