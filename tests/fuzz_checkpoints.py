@@ -8,7 +8,7 @@ anything (every audit event of Python's is watched), took more memory than it ma
 """
 
 import argparse
-import encodings.cp437  # noqa: F401  # what zipfile and a .ckpt's texts decode with, else imported while watched
+import encodings.cp437  # what zipfile and a .ckpt's texts decode with, else imported while watched
 import encodings.utf_32_le  # noqa: F401
 import faulthandler
 import io

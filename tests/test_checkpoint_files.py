@@ -390,7 +390,7 @@ def test_damaged_bytes_raise_nothing_but_checkpoint_errors(tmp_path):
             try:
                 read_state_dict(path)
             except CheckpointError as error:
-                assert str(path) in str(error) and "\n" not in str(error)
+                assert str(path) in str(error) and "\n" not in str(error)  # noqa: PT017  # most files are refused
                 refused += 1
     assert refused > 300
 

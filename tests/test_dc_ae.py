@@ -293,7 +293,7 @@ def test_gradients_of_convolutions_equal_torchs_in_a_batch():
     ]
     x = video(3, 4, 6, 5, 6)
     for ours, theirs in cases:
-        y, gradient = ms.value_and_grad(lambda x: ours(x).square().sum(), 0, ours.weight)(x)
+        _, gradient = ms.value_and_grad(lambda x: ours(x).square().sum(), 0, ours.weight)(x)
         with torch.no_grad():
             theirs.weight.copy_(torch.from_numpy(ours.weight.asnumpy()))
             if theirs.bias is not None:

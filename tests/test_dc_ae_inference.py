@@ -1,4 +1,4 @@
-"""scripts/inference_vae.py with the shipped Video DC-AE config, on a tiny model: every frame comes back, tiled or not."""
+"""scripts/inference_vae.py with Video DC-AE's shipped config, on a tiny model: every frame comes back, tiled or not."""
 
 import csv
 import json

@@ -1,5 +1,5 @@
-"""Both stages of Video DC-AE from the command line, by the shipped configs at tiny sizes: stage 1 learns the quickstart's
-clips, stage 2 does not undo it. (Stage 2 resumes to the bit: tests/test_adversarial_training.py.)"""
+"""Both stages of Video DC-AE from the command line, by the shipped configs at tiny sizes: stage 1 learns the
+quickstart's clips, stage 2 does not undo it. (Stage 2 resumes to the bit: tests/test_adversarial_training.py.)"""
 
 import json
 import subprocess

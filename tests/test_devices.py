@@ -99,7 +99,8 @@ def wheels(tmp_path):
 def test_a_cuda_home_is_put_together_from_wheels(tmp_path, wheels):
     home = tmp_path / "cuda"
     # MindSpore's plugin would not link to stand-ins: without it the check of its needs has nothing to look at.
-    code = f"import sys; sys.modules['mindspore'] = None; sys.argv[0] = {MAKE!r}; import runpy; " + (
+    code = (
+        f"import sys; sys.modules['mindspore'] = None; sys.argv[0] = {MAKE!r}; import runpy; "
         f"import importlib.util as u; u.find_spec = lambda name: None; runpy.run_path({MAKE!r}, run_name='__main__')"
     )
     made = run("-c", code, "--target", str(home), "--wheels", str(wheels))

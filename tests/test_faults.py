@@ -180,10 +180,8 @@ def test_weights_at_fault_are_named_by_every_command(commands, tmp_path, index, 
     assert path.name in error and message in error
     if fault == "nan":
         names = [name for name in sorted(read_state_dict(path)) if not np.isfinite(read_state_dict(path)[name]).all()]
-        assert (
-            names[0].split(".")[-1] in error
-            and f"of its {len(read_state_dict(path))} parameters" in error
-            or (command == "inflate" and "parameters hold NaN" in error)
+        assert (names[0].split(".")[-1] in error and f"of its {len(read_state_dict(path))} parameters" in error) or (
+            command == "inflate" and "parameters hold NaN" in error
         )
     assert not (tmp_path / "ran").exists()
 
@@ -474,7 +472,7 @@ def test_a_full_disk_keeps_the_older_file_and_names_it(tmp_path, name):
     assert path.read_bytes() != before
 
 
-class full_disk:  # noqa: N801  # a context manager, used as a function is
+class full_disk:  # a context manager, used as a function is
     """No file grows beyond LIMIT bytes: writing more fails as on a full disk, in Python and in libraries alike."""
 
     def __enter__(self):
@@ -519,7 +517,7 @@ def test_a_log_that_a_full_disk_cuts_short_names_the_file_and_ends(tmp_path, sho
 
 def test_an_error_keeps_the_file_that_it_names(tmp_path):
     with pytest.raises(FileNotFoundError) as error, naming("other"):
-        open(tmp_path / "none")
+        open(tmp_path / "none")  # noqa: SIM115
     assert error.value.filename == str(tmp_path / "none")
 
 

@@ -1,4 +1,4 @@
-"""Data sets into latents and back: whole or not at all, resumable, shared over ranks, nothing lost, every fault named."""
+"""Data sets into latents and back: whole or not at all, resumed, shared over ranks, nothing lost, every fault named."""
 
 import json
 import os
@@ -284,9 +284,9 @@ def test_ranks_share_the_videos_and_any_number_of_them_goes_on(tmp_path, configu
 
 def test_two_runs_do_not_write_as_the_same_rank(tmp_path, configure):
     encode_csv(configure(["a/x.mp4"]))
-    with folders.locked(tmp_path / "latents" / ".lock-00000"):
-        with pytest.raises(DataError, match="another run is writing there"):
-            encode_csv(configure())
+    locked, refused = folders.locked(tmp_path / "latents" / ".lock-00000"), "another run is writing there"
+    with locked, pytest.raises(DataError, match=refused):
+        encode_csv(configure())
 
 
 def test_latents_that_are_not_finite_are_an_error_of_that_video(tmp_path, configure, monkeypatch):

@@ -20,12 +20,11 @@ MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 def torchvision_vgg16(**_):
     stages = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
     layers, channels = [], 3
-    for width in (item for width, depth in stages for item in [width] * depth + ["pool"]):
-        if width == "pool":
-            layers.append(torch.nn.MaxPool2d(2, 2))
-        else:
+    for width, depth in stages:
+        for _ in range(depth):
             layers += [torch.nn.Conv2d(channels, width, 3, padding=1), torch.nn.ReLU(inplace=True)]
             channels = width
+        layers.append(torch.nn.MaxPool2d(2, 2))
     return random_classifier(layers)
 
 

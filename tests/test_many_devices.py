@@ -198,7 +198,7 @@ def test_a_killed_worker_ends_the_run_within_a_minute(data, tmp_path, moment):
     while not met and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
         workers = scripts_of(process)
-        met = len(workers) == 3 and (moment == "before they meet" or log.exists() and log.stat().st_size > 1000)
+        met = len(workers) == 3 and (moment == "before they meet" or (log.exists() and log.stat().st_size > 1000))
     assert met, Path(f"{tmp_path}/logs.txt").read_text()
     workers[-1].send_signal(signal.SIGKILL)
     said = ends(process, tmp_path / "logs", 60)

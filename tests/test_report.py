@@ -23,8 +23,11 @@ def make_row(name: str, model: str, psnr: float, frames: int = 6) -> Row:
     return Row(name, name.removesuffix(".mp4").replace("/", "_"), model, "ok", **size, **figures)
 
 
-def make_summary(rows: list[Row], models: list[str], failures: dict[str, str] = {}, left_out: dict = {}) -> dict:
+def make_summary(
+    rows: list[Row], models: list[str], failures: dict | None = None, left_out: dict | None = None
+) -> dict:
     """What a benchmark would say of the rows."""
+    failures, left_out = failures or {}, left_out or {}
     summary = {"videos": len({row.name for row in rows} | set(failures)), "models": {}, "left_out": left_out}
     for number, label in enumerate(models):
         good = [row for row in rows if row.model == label]

@@ -185,7 +185,7 @@ def compilations(drawn: list[int]) -> tuple[list[str], np.ndarray]:
 
 
 def test_a_hundred_random_lengths_compile_once_per_aligned_shape():
-    """In a process of its own: behind hundreds of other graphs MindSpore's compiler failed, "pointer[manager] is null"."""
+    """In a process of its own: behind hundreds of graphs MindSpore's compiler failed, "pointer[manager] is null"."""
     drawn = lengths(4)
     assert set(drawn) == {1, 2, 3, 4}
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:

@@ -210,7 +210,7 @@ def test_a_step_that_is_not_finite_changes_nothing(mode, fault):
     bad = batch(1)
     if fault != "loss alone":
         bad[0, 0, 0, 0, 0] = float(fault.split()[0])
-    model, step = affine_step(lr=0.1, ema_decay=0.5, accumulation=2, warmup_steps=5)
+    _, step = affine_step(lr=0.1, ema_decay=0.5, accumulation=2, warmup_steps=5)
     run(step, batch(0), batch(2))
     before = snapshot(step)
     good_loss = step._accumulate.loss
@@ -226,7 +226,7 @@ def test_a_step_that_is_not_finite_changes_nothing(mode, fault):
     assert result.lr == step.updater.optimizer.rates[1]
 
     after = run(step, batch(4), batch(5))
-    other_model, other = affine_step(lr=0.1, ema_decay=0.5, accumulation=2, warmup_steps=5)
+    _, other = affine_step(lr=0.1, ema_decay=0.5, accumulation=2, warmup_steps=5)
     run(other, batch(0), batch(2))
     assert run(other, batch(4), batch(5)) == after  # as if the bad one had never been
     assert after.lr == step.updater.optimizer.rates[1]

@@ -162,7 +162,7 @@ def _open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path,
     if path.suffix not in _READERS:
         raise CheckpointError(f"{path}: is no weight file that can be read; those are {', '.join(_READERS)}")
     with reading(path):
-        source = Source(stack.enter_context(open(path, "rb")))
+        source = Source(stack.enter_context(open(path, "rb")))  # noqa: SIM115
         tensors = _READERS[path.suffix](source)
         if not tensors:
             raise CheckpointError("holds no tensors")

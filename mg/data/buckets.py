@@ -11,11 +11,12 @@ refuses goes on to fewer frames first. Images take buckets of 1 frame and no oth
 A name may end in _ar1:1, one aspect ratio (width to height) in place of all, or in _max, the one with the most pixels.
 `4K` and `4k` are the same.
 
-After Open-Sora, opensora/datasets/bucket.py and aspect.py: the assignment and pairs of v1.2, the sizes of v2.0. Sizes are
-computed from the number of pixels for whatever grid a model has, in place of v1.2's tables.
+After Open-Sora, opensora/datasets/bucket.py and aspect.py: the assignment and pairs of v1.2, the sizes of v2.0. Sizes
+are computed from the number of pixels for whatever grid a model has, in place of v1.2's tables.
 """
 
 import difflib
+import itertools
 import logging
 import math
 import re
@@ -168,7 +169,7 @@ def bucket_sizes(resolution: str, grid: int) -> dict[str, tuple[int, int]]:
 
 
 def _size(pixels: int, ratio: float, grid: int) -> tuple[int, int]:
-    """Open-Sora 2.0's rule: both sides rounded down, then one of them moved by a cell if that comes nearer to `pixels`."""
+    """Open-Sora 2.0's rule: both sides rounded down, then one of them moved by a cell if that is nearer to `pixels`."""
     width = max(grid, int(math.sqrt(pixels * ratio) // grid) * grid)
     height = max(grid, int(pixels / width // grid) * grid)
     nearby = [(0, 0), (-grid, 0), (grid, 0), (0, -grid), (0, grid)]
@@ -360,6 +361,6 @@ class BucketSchedule:
         steps, order = self._steps(found), rng.permutation(len(found))
         by_place = order[np.argsort(found[order], kind="stable")]
         ends = np.searchsorted(found[by_place], np.arange(len(steps) + 1))
-        rows = [by_place[start:end] for start, end in zip(ends, ends[1:])]
+        rows = [by_place[start:end] for start, end in itertools.pairwise(ends)]
         turns = [(place, number) for place in np.flatnonzero(steps) for number in range(steps[place])]
         return rows, rng.permutation(np.array(turns))

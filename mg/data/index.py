@@ -90,7 +90,7 @@ def _row(
 
 
 def _number(csv_path: Path, line: int, record: dict, column: str, whole: bool) -> float | int | None:
-    """What a column says; None where there is no such column, or nothing in it: "", nan, or 0, an image's frame rate."""
+    """What a column says; None where it is not there or holds nothing: "", nan, or 0, an image's frame rate."""
     text = (record.get(column) or "").strip()
     if text.lower() in ("", "nan"):
         return None

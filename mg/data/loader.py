@@ -203,8 +203,8 @@ class ClipLoader:
 
     @property
     def shapes(self) -> set[tuple[int, int, int, int, int]]:
-        """With buckets, all shapes (B, 3, T, H, W) that batches can have: one for each bucket and each of its sizes that
-        a row can get, and with an image_ratio above 0 one of T = 1 beside it."""
+        """With buckets, all shapes (B, 3, T, H, W) that batches can have: one for each bucket and each of its sizes
+        that a row can get, and with an image_ratio above 0 one of T = 1 beside it."""
         cuts = {self._image_ratio > 0, self._image_ratio == 1}
         return {
             (bucket.batch_size, 3, 1 if cut else bucket.num_frames, *size)

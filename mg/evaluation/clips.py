@@ -40,7 +40,7 @@ class ModelConfig:
 
     Args:
         from_pretrained: checkpoint: a file, or a folder that `save_pretrained` wrote.
-        name: dc_ae | hunyuan_vae | image_vae | tae | temporal_vae; by default what the config beside the checkpoint says, else tae.
+        name: dc_ae | hunyuan_vae | image_vae | tae | temporal_vae; by default what the config beside it says, else tae.
         config: keys to lay over that config.
         dtype: precision of convolutions and products.
         use_spatial_tiling: run frames larger than a tile in tiles, which bounds the memory.
@@ -267,8 +267,8 @@ def _place(
 
 
 class ClipReader:
-    """An open clip: `num_frames`, `fps`, whether it is `still`, its bucket's `batch_size`, `read`, and then the `size` of
-    its frames.
+    """An open clip: `num_frames`, `fps`, whether it is `still`, its bucket's `batch_size`, `read`, and then the `size`
+    of its frames.
 
     Args:
         frames_at: gives the frames of some indices as uint8 (T, H, W, C).

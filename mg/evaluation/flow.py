@@ -1,6 +1,7 @@
 """Optical flow between consecutive frames, by estimators that need no weights. Every figure that rests on a flow has to
 name its estimator: another one gives other figures."""
 
+import itertools
 from collections.abc import Callable
 
 import cv2
@@ -26,7 +27,7 @@ def optical_flow(frames: np.ndarray, estimator: str = "dis") -> np.ndarray:
         raise ValueError(f"flow is {estimator!r}; it must be one of {', '.join(FLOWS)}")
     levels = np.rint(np.clip(frames, 0, 1) * 255).astype(np.uint8)
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in levels]  # (H, W) each
-    flows = [FLOWS[estimator](before, after) for before, after in zip(grey, grey[1:])]
+    flows = [FLOWS[estimator](before, after) for before, after in itertools.pairwise(grey)]
     return np.stack(flows) if flows else np.empty((0, *frames.shape[1:3], 2), np.float32)
 
 

@@ -80,7 +80,7 @@ class Moments:
 
 @dataclass
 class Statistics:
-    """What was measured: unscaled latents per channel, None where no clip worked; names of clips that failed, and why."""
+    """What was measured: unscaled latents per channel, None where no clip worked; what clips failed, and why."""
 
     channels: Moments | None
     clips: int

@@ -68,7 +68,7 @@ class Worker:
     """
 
     def __init__(self, job: Job):
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed on exit
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
         # By default OpenMP's threads spin while they wait for each other. Where other processes want the processors
         # too, each wait then takes a turn of the scheduler: torch was seen to take 90 times as long, over a small net.

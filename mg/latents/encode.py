@@ -1,7 +1,7 @@
-"""The videos and images of a CSV as a folder of latents, for a diffusion model to be trained on; see mg.latents.folder.
+"""The videos and images of a CSV as a folder of latents that a diffusion model trains on; see mg.latents.folder.
 
-Each video is read, encoded and written by pieces along time, in the model's own tiles, so that memory does not depend on
-its length. Videos are shared out to the ranks by their place in the CSV. The same command again goes on where a run was
+Each video is read, encoded and written by pieces along time, in the model's own tiles: memory does not depend on its
+length. Videos are shared out to the ranks by their place in the CSV. The same command again goes on where a run was
 stopped, on any number of ranks.
 """
 

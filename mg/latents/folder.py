@@ -293,7 +293,8 @@ class ShardWriter:
             self._shard = f"latents-{self._rank:05d}-{self._number:05d}.safetensors"
             self._open = contextlib.ExitStack()
             temporary = self._open.enter_context(atomic_write(self._folder / self._shard))
-            self._writer = PieceWriter(self._open.enter_context(open(temporary, "wb")), self._dtype, HEADER_ROOM)
+            file = self._open.enter_context(open(temporary, "wb"))  # noqa: SIM115
+            self._writer = PieceWriter(file, self._dtype, HEADER_ROOM)
             self._number += 1
         for key in keys.values():
             self._writer.add(key, row.shape)

@@ -4,8 +4,8 @@ Strided 3x3x3 convolutions, the first two of them in time as well, give one logi
 (PatchGAN: arXiv 1611.07004). All that would be hidden state in a compiled step is handed in or out instead: the
 dropout's masks come from outside, and the statistics of a batch, by which the running ones move, are returned.
 
-On several workers the statistics of a batch are those of the batches of all of them together, as if it were one batch on
-one worker; the original's are each worker's own (a plain BatchNorm3d on every GPU), so its training depends on how a
+On several workers the statistics of a batch are those of the batches of all of them together, as if it were one batch
+on one worker; the original's are each worker's own (a plain BatchNorm3d on every GPU), so its training depends on how a
 batch is divided.
 """
 

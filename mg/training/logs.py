@@ -35,7 +35,7 @@ class RunLog:
         with atomic_write(self.path) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in records))
         self._points = {name: [] for name in MEASURES}
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # until `close`
         # A kill may take points that were not written yet: they come from log.jsonl again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "tensorboard").mkdir()

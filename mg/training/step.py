@@ -8,8 +8,8 @@ the discriminator frozen, and then the discriminator's, on the same reconstructi
 host's choice, by the number of the update. Autoencoder and discriminator are updated alike, each by an `Updater`.
 
 Of several workers each has a part of the global batch, and an update is the one that a single worker would make of all
-of it: the gradients, the discriminator's statistics and the adaptive weight are those of the global batch, and so is all
-that is reported.
+of it: the gradients, the discriminator's statistics and the adaptive weight are those of the global batch, and so is
+all that is reported.
 """
 
 from collections.abc import Sequence

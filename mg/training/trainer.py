@@ -131,8 +131,8 @@ class TrainingError(ValueError):
 @dataclass
 class Progress:
     """Where a run stands: updates done, and those of each network that were left out, in all and last in a row; and
-    what its steps depend on: the workers, clips per update (of images there may be others; None in buckets), and updates
-    in all."""
+    what its steps depend on: the workers, clips per update (of images there may be others; None in buckets), and
+    updates in all."""
 
     step: int = 0
     skipped: int = 0

@@ -17,6 +17,7 @@ an image: it passes by everything that changes the frame rate. So latents of t =
 diffusion model sees about unit variance. None leaves latents as they are; `tools/latent_statistics.py` measures it.
 """
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -219,7 +220,7 @@ def _check(config: dict) -> None:
                 raise ValueError(f"DC-AE config: {key} is {values}; it must be {stages} whole numbers above 0")
         if any(width % HEAD for width, block in zip(widths, BLOCKS) if block is EfficientViTBlock):
             raise ValueError(f"DC-AE config: {part}_width_list is {widths}; the last three must be multiples of {HEAD}")
-        for width, coarser in zip(widths, widths[1:]):
+        for width, coarser in itertools.pairwise(widths):
             if 4 * width % coarser:  # a shortcut makes one of the other, in an image from 4 pixels
                 raise ValueError(
                     f"DC-AE config: {part}_width_list is {widths}; 4 * {width} must be a multiple of {coarser}"

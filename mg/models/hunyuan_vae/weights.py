@@ -163,8 +163,8 @@ def check_config(config: Mapping) -> None:
     ratios = [2**i for i in range(len(widths))]
     if config["spatial_compression_ratio"] not in ratios:
         raise ValueError(
-            f"hunyuan_vae config: spatial_compression_ratio is {config['spatial_compression_ratio']}; it must be one of "
-            f"{', '.join(map(str, ratios))}"
+            f"hunyuan_vae config: spatial_compression_ratio is {config['spatial_compression_ratio']}; "
+            f"it must be one of {', '.join(map(str, ratios))}"
         )
     if type(config["mid_block_add_attention"]) is not bool:
         raise ValueError(

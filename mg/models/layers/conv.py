@@ -10,7 +10,7 @@ first: on a single frame a convolution in time is one of a single frame. That is
 """
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
 from mg.models.layers.channels import shift, swap_frames
@@ -146,9 +146,9 @@ class FactorizedConv(PrecisionCell):
 class Conv3d(PrecisionCell):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side.
 
-    Dense ones are MindSpore's own Conv3D. Depthwise ones are a Conv2d that sees the frames under the kernel as channels,
-    and so are dense ones where operators do better in parts, see `PrecisionCell.in_parts`. For another engine both
-    kinds are one Conv3D.
+    Dense ones are MindSpore's own Conv3D. Depthwise ones are a Conv2d that sees the frames under the kernel as
+    channels, and so are dense ones where operators do better in parts, see `PrecisionCell.in_parts`. For another engine
+    both kinds are one Conv3D.
 
     Args:
         kernel_size: in time, height and width alike.

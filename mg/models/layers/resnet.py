@@ -5,6 +5,7 @@ convolution with one in time, every spatial attention with a temporal one, and h
 the frame. Without the temporal parts this is the image VAE of SD and SDXL. Parameters bear latent diffusion's names.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -162,7 +163,7 @@ def resnet_blocks(
 ) -> nn.SequentialCell:
     """`count` blocks in a row, the first of which changes the width."""
     widths = [in_channels] + [out_channels] * count
-    return nn.SequentialCell([ResnetBlock(*pair, groups, conv, eps) for pair in zip(widths, widths[1:])])
+    return nn.SequentialCell([ResnetBlock(*pair, groups, conv, eps) for pair in itertools.pairwise(widths)])
 
 
 def _spatial_conv(in_channels: int, out_channels: int, kernel_size: int = 3, zero: bool = False) -> SpatialConv:

@@ -316,7 +316,7 @@ def _check(config: dict) -> None:
     )
     for key in (*positive, "micro_frame_size", "micro_batch_size"):
         value = config[key]
-        if not (type(value) is int and value > 0 or value is None and key not in positive):
+        if not ((type(value) is int and value > 0) or (value is None and key not in positive)):
             raise ValueError(f"temporal_vae config: {key} is {value}; it must be a whole number above 0")
     multipliers, halves = config["channel_multipliers"], config["temporal_downsample"]
     if not multipliers or not all(type(value) is int and value > 0 for value in multipliers):
