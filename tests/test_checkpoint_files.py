@@ -6,10 +6,10 @@ import pickle
 import random
 import stat
 import zipfile
-from collections import OrderedDict
 
 import numpy as np
 import pytest
+from weight_files import some_tensors, whole_files
 
 from mg.checkpoints import (
     CheckpointError,
@@ -22,20 +22,6 @@ from mg.checkpoints import (
 )
 
 FORMATS = ("safetensors", "ckpt")
-
-
-def some_tensors() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        "conv.weight": rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
-        "transposed": rng.standard_normal((5, 2)).astype(np.float32).T,
-        "scalar": np.array(2.5, np.float32),
-        "empty": np.zeros((0, 3), np.float32),
-        "long": np.arange(300, dtype=np.int64),
-        "bytes": np.array([0, 255], np.uint8),
-        "switch": np.array([True, False]),
-        "special": np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-40], np.float32),
-    }
 
 
 def assert_same(found: dict, wanted: dict) -> None:
@@ -351,17 +337,6 @@ def test_a_flipped_bit_in_a_ckpt_written_here_is_noticed(tmp_path):
     (tmp_path / "w.ckpt").write_bytes(data)
     with pytest.raises(CheckpointError, match="CRC"):
         read_state_dict(tmp_path / "w.ckpt")
-
-
-def whole_files(folder):
-    """One good file of every format."""
-    write_state_dict(folder / "w.safetensors", some_tensors(), "bf16", {"format": "np"})
-    write_state_dict(folder / "w.ckpt", some_tensors())
-    torch = pytest.importorskip("torch")
-    state = OrderedDict((name, torch.from_numpy(array)) for name, array in some_tensors().items())
-    torch.save({"state_dict": state, "epoch": 1}, folder / "w.pt")
-    torch.save(state, folder / "w.bin", _use_new_zipfile_serialization=False)
-    return sorted(folder.iterdir())
 
 
 def test_truncated_files_are_refused_at_every_length(tmp_path):

@@ -22,9 +22,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from test_inflation import TINY as VAE_CONFIG
-from test_inflation import image_vae
-from test_training_checkpoints import make
+from image_vaes import TINY as VAE_CONFIG
+from image_vaes import image_vae
+from small_steps import make
 from training_runs import SHORT, TwoConvs
 
 from mg import models

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_checkpoint_files import whole_files
+from weight_files import whole_files
 
 from mg.checkpoints import CheckpointError, read_state_dict
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_vaes import TINY, TINY_TAE, image_vae
 
 from mg.checkpoints import CheckpointError, read_state_dict, write_state_dict
-from mg.models.image_vae.weights import from_diffusers, image_vae_names, image_vae_shapes, rename, to_diffusers
+from mg.models.image_vae.weights import from_diffusers, image_vae_names, rename, to_diffusers
 from mg.models.tae.weights import (
     config_from_image_vae,
     expected_shapes,
@@ -41,24 +42,6 @@ SD35 = {  # the config.json of SD3.5's VAE
     "use_post_quant_conv": False,
     "use_quant_conv": False,
 }
-TINY = {
-    "block_out_channels": [32, 64],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "shift_factor": 0.1,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-TINY_TAE = config_from_image_vae(TINY)
-
-
-def image_vae(config=TINY_TAE, seed=0) -> dict[str, np.ndarray]:
-    """A random image VAE in diffusers' names."""
-    rng = np.random.default_rng(seed)
-    shapes = image_vae_shapes(config)
-    return to_diffusers({name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}, config)
 
 
 def to_ldm(state: dict, prefix: str = "") -> dict:
