@@ -1,4 +1,8 @@
-"""What every test needs: CPU, errors where they happen, and a clean mode afterwards."""
+"""What every test needs: CPU, errors where they happen, and a clean mode afterwards; and the two tiers.
+
+Tests marked `full` are left out unless --all is given: models of full size, long runs, several workers, and what proves
+again, elsewhere, what a test of the quick tier has proved.
+"""
 
 import mg  # noqa: F401  # isort: skip  # before MindSpore, whose convolutions it speeds up
 
@@ -6,6 +10,17 @@ import mindspore as ms
 import pytest
 
 from mg import runtime
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="run the tests marked full too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--all"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(autouse=True)

@@ -147,9 +147,8 @@ def test_images_are_mixed_in_at_the_set_ratio(tmp_path, data, monkeypatch):
         assert [loader.is_image_step(step) for step in range(20)] == [count == 1 for count in frames]
 
 
-@pytest.mark.parametrize("mode", ["graph", "pynative"])
-def test_both_modes_log_the_same_losses(finished, data, tmp_path, mode):
-    records = short_run(tmp_path, *data, "--max_steps=8", "--optim.warmup_steps=3", "--mode", mode)
+def test_both_modes_log_the_same_losses(finished, data, tmp_path):
+    records = short_run(tmp_path, *data, "--max_steps=8", "--optim.warmup_steps=3", "--mode=pynative")
     for name in ("loss", "l1", "grad_norm", "lr"):
         assert [r[name] for r in records] == pytest.approx([r[name] for r in read_records(finished[0])], rel=1e-5)
 
@@ -228,7 +227,7 @@ def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog)
 
 def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_path, data, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    settings = [*data, "--data.random_frames", "--data.sample_n_frames=3", "--seed=0"]
+    settings = [*data, "--data.random_frames", "--data.sample_n_frames=3", "--seed=0", "--mode=graph"]
     settings += ["--max_steps=8", "--ckpt_save_steps=3"]
     with caplog.at_level("INFO"):
         records = short_run(whole, *settings)
@@ -267,7 +266,7 @@ def test_a_tae_killed_with_sigkill_resumes_to_the_bit(tmp_path, data):
     def start(output: Path, *options: str) -> subprocess.Popen:
         command = [sys.executable, SCRIPT, *SHORT, "--config", tmp_path / "tae.yaml", *data, *EVERYTHING]
         command += ["--data.sample_n_frames=8", "--optim.lr=1e-3", "--optim.init_loss_scale=16384", "--max_steps=12"]
-        command += ["--ckpt_save_steps=3", "--output_path", output, *options]
+        command += ["--ckpt_save_steps=3", "--mode=graph", "--output_path", output, *options]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"

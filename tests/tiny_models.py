@@ -1,4 +1,7 @@
-"""Configs of small models that several test files build."""
+"""Configs of small models that several test files build, and weights none of which is as training starts."""
+
+import numpy as np
+from mindspore import Tensor, nn
 
 _WIDTHS, _DEPTHS = [32, 32, 32, 32, 64, 64], [1] * 6
 
@@ -30,3 +33,15 @@ SMALL_TEMPORAL_VAE = {
 HUNYUAN_VAE = {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
 # The smallest of its kind: 4x2x2; only the last change of time changes the frame too.
 SMALL_HUNYUAN_VAE = {**HUNYUAN_VAE, "block_out_channels": [8, 8, 16], "spatial_compression_ratio": 2}
+# A TAE of four levels, 8x8x8 as the released one, and an image VAE of two.
+SMALL_TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
+IMAGE_VAE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}
+
+
+def randomized(cell: nn.Cell, seed: int = 0) -> nn.Cell:
+    """All parameters random, norms too: none is zero or one, as some are in an untrained model."""
+    rng = np.random.default_rng(seed)
+    for name, p in cell.parameters_and_names():
+        deviation = np.prod(p.shape[1:]) ** -0.5 if p.ndim > 1 else 0.1
+        p.set_data(Tensor(rng.normal(float(name.endswith("gamma")), deviation, p.shape).astype(np.float32)))
+    return cell

@@ -78,7 +78,7 @@ def write_data(folder: Path, videos: int = 3, frames: int = 12) -> list[str]:
 
 SHORT = (
     "--model.name two_convs --loss.perceptual_weight 0 --optim.lr 1e-2 --data.image_size 16 --data.crop_size 16 "
-    "--data.sample_n_frames 4 --data.num_workers 1 --device cpu --epochs 20"
+    "--data.sample_n_frames 4 --data.num_workers 1 --device cpu --mode pynative --epochs 20"
 ).split()
 
 

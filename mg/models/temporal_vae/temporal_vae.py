@@ -27,7 +27,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mg.models.autoencoder import VideoAutoencoder, sample
+from mg.models.autoencoder import VideoAutoencoder, check_video, sample
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.layers.resnet import ResnetBlock
 from mg.models.streaming import Encoded
@@ -155,6 +155,7 @@ class OpenSoraVAE(VideoAutoencoder):
         return Encoded(*((value - self.shift) / self.scale for value in (z, mean)), logvar - 2 * ops.log(self.scale))
 
     def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
+        check_video(z, self.latent_channels, "z")
         return super().decode(self.unscaled(z), num_target_frames)
 
     def unscaled(self, z):
