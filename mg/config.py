@@ -8,14 +8,17 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader
 
 from mg.launcher import process_name
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def parse_config(cls: type[T], description: str, argv: list[str] | None = None) -> T:
@@ -97,8 +100,9 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         sys.exit(main())
     except (ValueError, OSError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        message = f"{error.filename}: {error.strerror}" if named else str(error)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror}"
         sys.stderr.write(f"{process}error: {' '.join(message.split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
@@ -116,7 +120,8 @@ class _HelpFormatter(DefaultHelpFormatter):
 
 def _rename_arguments(argv: list[str], aliases: dict[str, str]) -> list[str]:
     """`--alias value` -> `--option value`."""
-    renamed, given = [], {}  # given: option -> the name and the value that it was last given under each name
+    renamed: list[str] = []
+    given: dict[str, dict[str, str]] = {}  # option -> the name and the value that it was last given under each name
     for argument, following in zip(argv, [*argv[1:], ""]):
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--"):
@@ -247,9 +252,10 @@ def _explain(message: str, actions: dict) -> str:
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     plain = re.search(r"Option '([\w.]+)' is not accepted", message)
-    if not (unknown or group or plain):
+    found = group or unknown or plain
+    if not found:
         return message
-    key = ".".join((group or unknown or plain).groups())
+    key = ".".join(found.groups())
     near = difflib.get_close_matches(key, actions, 1, cutoff=0.5)
     return f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
 
@@ -260,7 +266,7 @@ def _with_other_name(name: str, actions: dict) -> str:
 
 
 def _type_name(action: argparse.Action) -> str:
-    hint = getattr(action, "_typehint", action.type)
+    hint: Any = getattr(action, "_typehint", action.type)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     if any(map(is_dataclass, get_args(hint))):

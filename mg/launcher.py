@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG = 1
 
 def process_name() -> str:
     """What to call this process before what it says: "worker 1: ", "scheduler: ", or "" without msrun."""
-    role, rank = os.environ.get("MS_ROLE"), os.environ.get("RANK_ID", "")
+    role, rank = os.environ.get("MS_ROLE", ""), os.environ.get("RANK_ID", "")
     return {"MS_WORKER": f"worker {rank}: ".replace(" :", ":"), "MS_SCHED": "scheduler: "}.get(role, "")
 
 

@@ -1,8 +1,9 @@
 """Numbers as they lie in weight files, under safetensors' names for them, and the file that they lie in."""
 
+import io
 import math
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class StoredTensor(NamedTuple):
 class Source:
     """An open file in which nothing is read past the end, and nothing allocated for what is not there."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.BufferedIOBase):
         self.file = file
         self.size = file.seek(0, 2)
 

@@ -16,7 +16,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: str
-    count: int
+    count: int  # type: ignore[assignment]  # in place of tuple.count
 
 
 class _Tensor(NamedTuple):
@@ -204,13 +204,16 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None):
     return _Unpickler(stream, {} if storages is None else storages).load()
 
 
-class _Unpickler(pickle._Unpickler):
+_Interpreter: Any = pickle._Unpickler  # whose inside type checkers do not know
+
+
+class _Unpickler(_Interpreter):
     """Admits what a state dict is made of: tensors, storages, plain containers. Nothing else can be called.
 
     It is the standard library's interpreter in Python: the one in C lets no one see the opcodes and keys go by.
     """
 
-    dispatch = {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
+    dispatch: dict = {getattr(pickle, name)[0]: _Interpreter.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, _Storage]):
         super().__init__(stream, encoding="utf-8")

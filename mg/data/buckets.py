@@ -81,7 +81,7 @@ class Place(NamedTuple):
         return f"{self.bucket.resolution}, {self.bucket.num_frames} x {self.size[0]} x {self.size[1]}"
 
 
-def read_buckets(config: Mapping[str | int, Mapping[int | str, Any]]) -> list[Bucket]:
+def read_buckets(config: Mapping[str, Any]) -> list[Bucket]:
     """The buckets of a config, the largest resolution first, in it the most frames first.
 
     Raises:

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mg.data.errors import DataError
 
@@ -85,7 +86,7 @@ def _row(
     if not absolute_is_fine and not path.is_relative_to(folder):
         raise DataError(f"{csv_path}, line {line}: {name} leads outside the folder {folder}")
     caption = (record[caption_column] or "").strip() if caption_column else ""
-    sizes = {column: _number(csv_path, line, record, column, whole=True) for column in SIZE_COLUMNS}
+    sizes: dict[str, Any] = {column: _number(csv_path, line, record, column, whole=True) for column in SIZE_COLUMNS}
     return IndexRow(path, name, caption, **sizes, fps=_number(csv_path, line, record, "fps", whole=False))
 
 

@@ -15,7 +15,7 @@ place, by the seed and the epoch, and comes there once over all ranks; the batch
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -228,7 +228,7 @@ class ClipLoader:
         rng = np.random.default_rng((self.seed, step, 0, 0, 1))
         return int(rng.integers(1, self.config.sample_n_frames + 1))
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """The batches of steps start_step, start_step + 1, ... without end, read a few ahead by `num_workers` threads.
 
         Closing the iterator ends the threads.
@@ -242,7 +242,7 @@ class ClipLoader:
                 yield self._finish(step, *self._load(step))
         workers = ThreadPoolExecutor(self.config.num_workers, thread_name_prefix="mg-data")
         try:
-            ahead = deque()
+            ahead: deque = deque()
             while True:
                 while len(ahead) <= self.config.num_workers:
                     step = next(steps)
@@ -287,8 +287,9 @@ class ClipLoader:
         failed = {row.name: str(found) for row, found in zip(rows, measured) if isinstance(found, VideoError)}
         kept = [(row, found) for row, found in zip(rows, measured) if not isinstance(found, VideoError)]
         self._count_bad(failed, none_left=not kept)
-        sizes = np.array([found for _, found in kept]).T  # (3, N)
-        return [row for row, _ in kept], Sources(*sizes, np.array([is_image(row.path) for row, _ in kept]))
+        length, height, width = np.array([found for _, found in kept]).T  # (3, N)
+        still = np.array([is_image(row.path) for row, _ in kept])
+        return [row for row, _ in kept], Sources(length, height, width, still)
 
     def _part(self, step: int) -> _Part:
         length, size = self.num_frames(step), (self.config.crop_size,) * 2
@@ -309,7 +310,8 @@ class ClipLoader:
     def _load(self, step: int) -> tuple[np.ndarray | None, list[str], dict[str, str]]:
         """Read the batch of a step: x (None if too many files are bad), names, and the files that failed on the way."""
         part = self._part(step)
-        clips, names, failed = [], [], {}
+        clips, names = [], []
+        failed: dict[str, str] = {}
         for i in range(part.batch_size):
             slot = self.rank * part.batch_size + i  # over all ranks
             clip, name = self._load_first_readable(part, int(part.starts[slot]), (self.seed, step, slot), failed)

@@ -74,7 +74,7 @@ class ClipSettings:
 def read_photograph(name: str) -> np.ndarray:
     """A photograph from inside the installed scikit-image package -> uint8 RGB (H, W, 3), grey ones too."""
     package = find_spec("skimage")
-    if package is None:
+    if package is None or package.origin is None:
         raise DataError("the photographs come with scikit-image, which is not installed: pip install scikit-image")
     return read_image(Path(package.origin).parent / "data" / name)
 
@@ -232,7 +232,7 @@ def _title(photograph: str) -> str:
     return Path(photograph).stem.replace("_", " ")
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[str, str]]) -> None:
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)

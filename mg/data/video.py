@@ -124,7 +124,9 @@ class _Packets:
 
 
 def _list_packets(path: PathLike) -> _Packets:
-    times, keys, num_packets = [], [], 0
+    times: list[int] = []
+    keys: list[tuple[int, int]] = []
+    num_packets = 0
     try:
         with av.open(str(path)) as container:
             stream = _video_stream(path, container)

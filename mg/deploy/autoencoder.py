@@ -137,8 +137,9 @@ class DeployedAutoencoder:
         if self._images_alone and x.shape[2] != 1:
             raise ValueError(f"x has {x.shape[2]} frames, but this export is for images (--frames 1): one frame each")
         mean, logvar = self._posterior(x)
-        certain = logvar is None or seed is None
-        z = mean if certain else mean + np.exp(0.5 * logvar) * noise_at(seed, 0, mean.shape)
+        z = mean
+        if logvar is not None and seed is not None:
+            z = mean + np.exp(0.5 * logvar) * noise_at(seed, 0, mean.shape)
         return self._scaled(z, mean, logvar)
 
     def decode(self, z: np.ndarray, num_target_frames: int | None = None) -> np.ndarray:

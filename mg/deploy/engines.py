@@ -63,7 +63,7 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
-    providers = ["CPUExecutionProvider"]
+    providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
     if cuda:
         onnxruntime.preload_dlls()  # NVIDIA's libraries out of their wheels, where those are installed
         settings = {
@@ -114,7 +114,7 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
     if precision == "bf16" and "BF16" not in can:
         name = core.get_property("CPU", "FULL_DEVICE_NAME")
         raise ValueError(f"precision is 'bf16', which this CPU ({name}) has no instructions for; take fp32")
-    settings = {
+    settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
     }

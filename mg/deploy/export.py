@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import mindspore as ms
 import numpy as np
@@ -98,7 +98,7 @@ def export_model(
     tiling, frames, size = tiling_of(model, frames, size, encode_overlap, decode_overlap, spatial_overlap)
     target = Path(target)
     _clear(target)
-    described = {
+    described: dict[str, Any] = {
         "version": FORMAT,
         "format": format,
         "model": model.name,

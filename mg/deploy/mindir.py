@@ -107,7 +107,7 @@ def read_graph(path: Path, weight: Callable[[str], np.ndarray]) -> Graph:
             names = [f"{name}/{i}" for i in range(len(shapes))] if several else [name]
             values[name] = tuple(map(Value, names)) if several else Value(name)
             attributes = {item.name: _constant(item) for item in primitive.attribute} if primitive else {}
-            nodes.append(Node(op, inputs, attributes, names, shapes if several else [shapes]))
+            nodes.append(Node(op, inputs, attributes, names, shapes if isinstance(shapes, list) else [shapes]))
     return Graph(nodes, source.name, tuple(source.tensor[0].dims), values[graph.output[0].name])
 
 
@@ -149,5 +149,5 @@ def _tensor(proto) -> np.ndarray:
 def _shapes(item) -> tuple[int, ...] | list[tuple[int, ...]]:
     """The shape of an operator's output, or a list of them where it gives a tuple."""
     if item.type in _SEQUENCES:
-        return [_shapes(value) for value in item.values]
+        return [tuple(value.tensors[0].dims) for value in item.values]
     return tuple(item.tensors[0].dims)

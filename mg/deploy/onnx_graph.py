@@ -42,8 +42,8 @@ class GraphBuilder:
         node = None if isinstance(value, np.ndarray) else self._nodes.get(value)
         return node if node is not None and node.op_type == op else None
 
-    def operand(self, node: onnx.NodeProto, i: int) -> str | np.ndarray:
-        """What a node was given: the name of a value, or an array."""
+    def operand(self, node: onnx.NodeProto, i: int) -> Any:
+        """What a node was given: the name of a value, a str, or an array."""
         return self._constants.get(node.input[i], node.input[i])
 
     def add(self, op: str, *inputs: str | np.ndarray, shape: Sequence[int], **attributes) -> str | np.ndarray:
@@ -89,7 +89,9 @@ class GraphBuilder:
 
     def model(self, output: str, output_name: str) -> onnx.ModelProto:
         """The model that computes `output` from the inputs. It is given `output_name`."""
-        needed, order, todo = set(), [], [output]
+        needed: set[str] = set()
+        order: list[onnx.NodeProto] = []
+        todo = [output]
         while todo:
             node = self._nodes.get(todo.pop())
             if node is not None and node.name not in needed:

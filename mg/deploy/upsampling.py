@@ -173,9 +173,9 @@ class Upsampling:
             *axes, axis = axes
             joined = {}
             for phase in itertools.product((0, 1), repeat=len(axes)):
-                shape = g.shape(parts[(*phase, 0)])
+                shape = g.shape(parts[phase + (0,)])
                 apart = (*shape[: axis + 1], 1, *shape[axis + 1 :])
-                pair = [g.reshape(parts[(*phase, odd)], apart) for odd in (0, 1)]
+                pair = [g.reshape(parts[phase + (odd,)], apart) for odd in (0, 1)]
                 y = g.add("Concat", *pair, shape=(*shape[: axis + 1], 2, *shape[axis + 1 :]), axis=axis + 1)
                 joined[phase] = g.reshape(y, (*shape[:axis], 2 * shape[axis], *shape[axis + 1 :]))
             parts = joined

@@ -238,7 +238,8 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
     """
     if is_image(path):
         image = read_image(path)[None]  # (T, H, W, C)
-        place = _place(path, config, grid, 1, *image.shape[1:3], still=True)
+        _, height, width, _ = image.shape
+        place = _place(path, config, grid, 1, height, width, still=True)
         yield ClipReader(lambda indices: image, range(1), 1.0, True, config, place)
         return
     with open_video(path) as video:
@@ -259,7 +260,9 @@ def _place(
     """The bucket and size of a file; None without buckets."""
     if config.buckets is None:
         return None
-    assignment = Assignment(config.buckets, grid, Sources(*np.array([[length], [height], [width]]), np.array([still])))
+    assignment = Assignment(
+        config.buckets, grid, Sources(*(np.array([each]) for each in (length, height, width, still)))
+    )
     (number,) = assignment.draw(np.random.default_rng(zlib.crc32(path.as_posix().encode())))
     if number < 0:
         raise VideoError(f"{path}: no bucket takes its {length} frames of {height} x {width}: {REASONS[int(number)]}")
@@ -289,7 +292,8 @@ class ClipReader:
         self.num_frames, self.fps, self.still = len(indices), fps, still
         self.batch_size = place.bucket.batch_size if place else None
         self._frames_at, self._indices, self._config, self._place = frames_at, indices, config, place
-        self._last, self._end = None, 0  # the frames given last, and the end of their range
+        self._last: np.ndarray | None = None  # the frames given last
+        self._end = 0  # of their range
 
     @property
     def size(self) -> tuple[int, int]:
@@ -387,7 +391,7 @@ def _ahead(
 ) -> Iterator[tuple[int, T]]:
     """What `job` makes of each row, in their order, by threads that are so many rows ahead."""
     with ThreadPoolExecutor(num_workers) as pool:
-        pending = deque()
+        pending: deque = deque()
         for i in range(len(rows) + num_workers):
             if i < len(rows):
                 pending.append((i, pool.submit(job, rows[i])))

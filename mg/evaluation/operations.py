@@ -72,7 +72,7 @@ def graph_operations(graph: GraphProto) -> Counter:
     shapes: dict[str, Shape] = {parameter.name: _shape(parameter.type) for parameter in graph.parameters}
     shapes |= {constant.key: tuple(constant.value.tensor_val.dims) for constant in graph.const_vals}
     shapes |= {node.name: _shape(node.output_type) for node in graph.node}
-    count = Counter()
+    count: Counter = Counter()
     for node in graph.node:
         if node.op_type in _COUNTS:
             inputs = [shapes.get(edge.name, ()) for edge in node.input]

@@ -147,7 +147,8 @@ def find_pairs(real: str | Path, generated: str | Path) -> Folders:
     for name in sorted({*sides[0], *sides[1]}):
         found = [side.get(name, []) for side in sides]
         errors = [_fault(folder, files) for folder, files in zip(folders, found) if len(files) != 1]
-        rows.append(Row(name, *(files[0] if files else None for files in found), error="; ".join(errors)))
+        real, generated = (files[0] if files else None for files in found)
+        rows.append(Row(name, real, generated, error="; ".join(errors)))
     return Folders(rows, {folder: names for folder, names in zip(folders, others) if names})
 
 
@@ -243,7 +244,7 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
 def _read_ahead(rows: list[Row], config: EvaluateConfig) -> Iterator[tuple[Row, Future]]:
     """Rows in their order, each with the frames of its two files to come."""
     with ThreadPoolExecutor(config.batch_size) as pool:
-        pending = deque()
+        pending: deque = deque()
         for row in rows:
             pending.append((row, pool.submit(_read_pair, row, config)))
             if len(pending) > config.batch_size:

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -122,7 +123,8 @@ class Report:
         if not self.succeeded:
             return {}
         rows = {method: [result.scores[method] for result in self.succeeded] for method in self.methods}
-        return {method: tuple(float(value) for value in np.mean(scores, axis=0)) for method, scores in rows.items()}
+        means = {method: np.mean(scores, axis=0).tolist() for method, scores in rows.items()}
+        return {method: (psnr, ssim) for method, (psnr, ssim) in means.items()}
 
     def mean_losses(self) -> dict[str, float]:
         """The mean of every loss over the clips that worked; empty where none did."""
@@ -147,7 +149,7 @@ class Losses:
             raise ValueError(f"loss.latent_weight and loss.identity_weight must be 0: {model.name} has no two stages")
         self.names = ["loss", *["pixel"] * self.loss.pixels, *self.loss.terms]
         if model.has_target:
-            nothing = {f"{term}_weight": 0 for term in ("pixel", "kl", "outlier", "identity")}
+            nothing: dict[str, Any] = {f"{term}_weight": 0 for term in ("pixel", "kl", "outlier", "identity")}
             self.latent = AutoencoderLoss(replace(config, **nothing, latent_weight=1))
             self.names = list(dict.fromkeys([*self.names, "latent"]))
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from mg.checkpoints import atomic_write, naming
 
@@ -148,7 +149,8 @@ def check_settings(path: Path, settings: dict, remedy: str = "another output_pat
 def _row(values: list[str]) -> Row:
     if len(values) != len(COLUMNS):
         raise ValueError(f"{len(values)} cells in place of {len(COLUMNS)}: {','.join(values)[:80]}")
-    row = Row(*(_read(field.type, text) for field, text in zip(fields(Row), values)))
+    cells: list[Any] = [_read(field.type, text) for field, text in zip(fields(Row), values)]
+    row = Row(*cells)
     if row.status not in (OK, ERROR):
         raise ValueError(f"status {row.status!r}")
     return row

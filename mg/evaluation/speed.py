@@ -115,7 +115,8 @@ def _parse_size(size: str) -> tuple[int, int, int]:
     parts = size.split("x")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
         raise ValueError(f"sizes has {size!r}; a size is frames x height x width, such as 16x64x64")
-    return tuple(map(int, parts))
+    frames, height, width = map(int, parts)
+    return frames, height, width
 
 
 @dataclass

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 _TOTAL_STEPS = 10_000  # of the learning rate's schedule
@@ -180,7 +181,7 @@ class _MindSporeNetwork:
         self.model = create_model(job.model, dtype=job.precision, **job.config)
         self.model.sample_deterministic = True
 
-    def runner(self, part: str) -> Callable[[int], None]:
+    def runner(self, part: str) -> Callable[[int], object]:
         """A function that runs the part on the first or second of two inputs, by the number that it is given."""
         from mindspore import Tensor
 
@@ -228,7 +229,7 @@ class _TorchNetwork:
         peer = Peer(job.model, job.model, job.config, job.by_frame)
         self.network = PeerNetwork(peer, job.shape, job.precision, job.threads)
 
-    def runner(self, part: str) -> Callable[[int], None]:
+    def runner(self, part: str) -> Callable[[int], object]:
         return {"encode": self.network.encoder, "decode": self.network.decoder, "train": self.network.trainer}[part]()
 
     def finish(self, run) -> dict:
@@ -250,7 +251,7 @@ class _ExportedNetwork:
         self.model = load(job.folder, job.engine, job.precision, device="cpu", threads=job.threads)
         self.compile_seconds = time.perf_counter() - start
 
-    def runner(self, part: str) -> Callable[[int], None]:
+    def runner(self, part: str) -> Callable[[int], object]:
         clips, frames = _clips(self.job.shape), self.job.shape[2]
         if part == "encode":
             return lambda number: self.model.encode(clips[number % 2])
@@ -261,7 +262,7 @@ class _ExportedNetwork:
         from mg.deploy import operations
 
         networks = json.loads((Path(self.job.folder) / "deploy.json").read_text(encoding="utf-8"))["networks"]
-        calls = Counter()
+        calls: Counter = Counter()
         for name, network in self.model.networks.items():
             network.run = _counted(network.run, calls, name)
         run(0)
@@ -269,7 +270,7 @@ class _ExportedNetwork:
         return {"operations": total}
 
 
-_NETWORKS = {
+_NETWORKS: dict[str, Any] = {
     "mindspore": _MindSporeNetwork,
     "torch": _TorchNetwork,
     "onnxruntime": _ExportedNetwork,
@@ -290,7 +291,7 @@ def _export(job: Job) -> dict:
     from mg.deploy.export import export_model
 
     _, _, frames, size, _ = job.shape
-    overlaps = dict.fromkeys(("encode_overlap", "decode_overlap", "spatial_overlap"), 0)
+    overlaps: dict[str, Any] = dict.fromkeys(("encode_overlap", "decode_overlap", "spatial_overlap"), 0)
     export_model(_MindSporeNetwork(job).model, job.folder, frames=frames, size=size, **overlaps)
     return {}
 

@@ -19,7 +19,7 @@ from mg.config import require
 from mg.data.video import write_video
 from mg.models import create_model
 
-SMALL_TAE = {"ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
+SMALL_TAE: dict = {"ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
 
 # Runs a script, and leaves its process's peak in a file.
 CHILD = """
@@ -77,7 +77,7 @@ def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
     """
     folder = Path(config.output_path)
     folder.mkdir(parents=True, exist_ok=True)
-    peaks = {"encode_latents": [], "decode_latents": []}
+    peaks: dict[str, list[int]] = {"encode_latents": [], "decode_latents": []}
     with tempfile.TemporaryDirectory(dir=folder) as place:
         place = Path(place)
         checkpoint = config.ckpt_path
@@ -90,7 +90,7 @@ def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
             (place / f"{frames}.csv").write_text(f"video\n{name}\n")
             latents = place / f"latents_{frames}"
             both = ["--device", "cpu", "--mode", config.mode]
-            encode = ["--ckpt_path", checkpoint, "--csv_path", place / f"{frames}.csv", "--output_path", latents]
+            encode: list = ["--ckpt_path", checkpoint, "--csv_path", place / f"{frames}.csv", "--output_path", latents]
             encode += ["--image_size", 0, "--crop", "False", "--enable_tile"]
             if config.tile:
                 tiles = {"encode_tile": config.tile, "decode_tile": config.tile, "decode_overlap": config.tile // 2}

@@ -59,7 +59,7 @@ class LPIPS(nn.Cell):
         for difference, linear in zip(self._differences(x, y), self.linear):
             # The 1x1 linear layer and the spatial mean commute; taking the mean first spares a full-size product.
             distance += linear(difference.mean((2, 3)))  # (N, 1)
-        return distance.reshape(-1, 1, 1, 1)
+        return distance.reshape(-1, 1, 1, 1)  # type: ignore[union-attr]
 
     def _differences(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """Squared differences of the features at each depth, (N, C_k, H_k, W_k)."""

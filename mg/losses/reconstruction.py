@@ -92,7 +92,7 @@ class AutoencoderLoss(nn.Cell):
         self.pixels = config.pixel_weight > 0
         self.latents = config.latent_weight > 0 or config.identity_weight > 0
         self.detached = config.detach_latents and not self.pixels
-        self.terms = ("l1", "lpips") if self.pixels else ()
+        self.terms: tuple[str, ...] = ("l1", "lpips") if self.pixels else ()
         self.terms += ("kl", "outlier")
         self.terms += ("latent", "identity") if self.latents else ()
         self.lpips = LPIPS("vgg", config.lpips_weights) if self.pixels and config.perceptual_weight else None

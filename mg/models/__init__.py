@@ -43,7 +43,7 @@ def create_model(
     model = model_class(name)
     if pretrained is not None:
         config = {**stored_config(pretrained, name), **config}
-    return model(config, pretrained=pretrained, dtype=dtype, use_recompute=use_recompute)
+    return model(config, pretrained=pretrained, dtype=dtype, use_recompute=use_recompute)  # type: ignore[call-arg]
 
 
 def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp32", **config) -> VideoAutoencoder:

@@ -63,8 +63,9 @@ def save_checkpoint(root: Path, model: VideoAutoencoder, train_step: TrainStep, 
 
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoints below `root`, the oldest first."""
-    steps = {path: re.fullmatch(r"step_(\d+)", path.name) for path in root.glob("step_*")}
-    return sorted((path for path, step in steps.items() if step), key=lambda path: int(steps[path][1]))
+    found = ((path, re.fullmatch(r"step_(\d+)", path.name)) for path in root.glob("step_*"))
+    steps = {path: int(match[1]) for path, match in found if match}
+    return sorted(steps, key=steps.__getitem__)
 
 
 def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) -> dict:

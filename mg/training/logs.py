@@ -34,7 +34,7 @@ class RunLog:
         records = read_log(self.path, start_step)
         with atomic_write(self.path) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-        self._points = {name: [] for name in MEASURES}
+        self._points: dict[str, list] = {name: [] for name in MEASURES}
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # until `close`
         # A kill may take points that were not written yet: they come from log.jsonl again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)

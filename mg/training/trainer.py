@@ -7,7 +7,7 @@ would have had, and several workers make the updates that one worker makes with 
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -244,10 +244,11 @@ def _updates(
     step: TrainStep,
     progress: Progress,
     worker: runtime.Runtime,
-) -> Iterator[StepResult]:
+) -> Generator[StepResult, None, None]:
     """Make the updates that are left, and move `progress` on before the result of each is given out."""
     per_update, first = config.optim.accumulation, progress.step
-    shapes, shared = set(), set()
+    shapes: set[tuple] = set()
+    shared: set[str] = set()
     aligned = config.data.random_frames and config.discriminator is None
     with closing(loader.batches(progress.step * per_update)) as batches, runtime.CtrlC() as ctrl_c:
         while progress.step < progress.total:
@@ -377,7 +378,7 @@ def _write_config(path: Path, config: TrainConfig, start: int) -> None:
 
 def _flat(settings: dict, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat = {}
+    flat: dict = {}
     for key, value in settings.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

@@ -94,7 +94,7 @@ class Decoder(nn.Cell):
         width = widths[-1]
         self.conv_in = Conv(in_channels, width)
         self.mid = _middle(width, groups, attention)
-        levels = []
+        levels: list[nn.Cell] = []
         for next_width, (time, space) in zip(reversed(widths), (*factors, (1, 1))):
             cells = OrderedDict(block=resnet_blocks(width, next_width, num_res_blocks + 1, groups, Conv))
             width = next_width

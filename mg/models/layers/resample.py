@@ -127,7 +127,7 @@ class DoublingConv3d(Conv3d):
         super().__init__(in_channels, out_channels)
         self.double = DoublingConv2d(out_channels)
 
-    def construct(self, x, frames):
+    def construct(self, x, frames):  # type: ignore[override]
         if self.plain or self.exporting:
             return self.convolve(nearest(x, frames))
         b, c, t, h, w = x.shape

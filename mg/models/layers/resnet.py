@@ -122,7 +122,7 @@ class Decoder(nn.Cell):
         width = widths[-1]
         self.conv_in = conv(in_channels, width)
         self.mid = _middle(width, temporal, temporal_attention, groups)
-        levels = []
+        levels: list[nn.Cell] = []
         for level in reversed(range(len(widths))):
             cells = OrderedDict(block=resnet_blocks(width, widths[level], num_res_blocks + 1, groups, conv))
             width = widths[level]

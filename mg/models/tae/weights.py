@@ -153,7 +153,7 @@ def _temporal_shapes(layer: Layer, config: Mapping) -> dict[str, tuple[int, ...]
         if not layer.name.endswith(".proj_out") or config.get("attn_type", "vanilla") == "spat_only":
             return {}
         name = layer.name.replace(".attn_1.proj_out", ".attn_1.1")
-        shapes = {f"{name}.norm.gamma": (width,), f"{name}.norm.beta": (width,)}
+        shapes: dict[str, tuple[int, ...]] = {f"{name}.norm.gamma": (width,), f"{name}.norm.beta": (width,)}
         for projection in ("to_q", "to_k", "to_v", "proj_out"):
             shapes |= {f"{name}.{projection}.weight": (width, width), f"{name}.{projection}.bias": (width,)}
         return shapes

@@ -86,7 +86,7 @@ class Decoder(nn.Cell):
         width = widths[-1]
         self.conv_in = CausalConv3d(in_channels, width)
         self.mid = _blocks(width, width, num_res_blocks, groups)
-        levels = []
+        levels: list[nn.Cell] = []
         for next_width, doubled in reversed(list(zip(widths, (False, *halves)))):
             cells = OrderedDict(block=_blocks(width, next_width, num_res_blocks, groups))
             width = next_width

@@ -152,7 +152,8 @@ class OpenSoraVAE(VideoAutoencoder):
 
     def encoded(self, mean, logvar, noise):
         z, mean, logvar = super().encoded(mean, logvar, noise)
-        return Encoded(*((value - self.shift) / self.scale for value in (z, mean)), logvar - 2 * ops.log(self.scale))
+        z, mean = ((value - self.shift) / self.scale for value in (z, mean))
+        return Encoded(z, mean, logvar - 2 * ops.log(self.scale))
 
     def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
         check_video(z, self.latent_channels, "z")

@@ -168,7 +168,7 @@ def config_from_open_sora(config: Mapping) -> dict:
     Raises:
         CheckpointError: its halves are of other kinds.
     """
-    sections = {}
+    sections: dict[str, dict] = {}
     for section, kinds, keys in (
         ("vae_2d", ("VideoAutoencoderKL",), _SPATIAL_KEYS),
         ("vae_temporal", ("VAE_Temporal_SD", "VAE_Temporal"), _TEMPORAL_KEYS),
