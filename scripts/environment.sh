@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh from the repository's root.
+# Sourced by quickstart.sh, test.sh and lint.sh from the repository's root.
 
 # An active virtual environment is used as it is; else .venv is made, once.
 use_environment() {
