@@ -3,8 +3,8 @@
 import os
 
 # On CPUs with AVX-512, oneDNN answers MindSpore's plain layouts with its reference convolution, 70 times slower than
-# the gemm kernels that it picks when held to AVX2. It reads this once, when MindSpore is imported. Other libraries bring
-# a oneDNN of their own, which is better off without: MG_LIMITS_ONEDNN tells them that the limit is not the user's.
+# the gemm kernels that it picks when held to AVX2. It reads this once, when MindSpore is imported. Other libraries have
+# a oneDNN of their own, better off without: MG_LIMITS_ONEDNN tells them that the limit is not the user's.
 if "ONEDNN_MAX_CPU_ISA" not in os.environ:
     os.environ.update(ONEDNN_MAX_CPU_ISA="AVX2", MG_LIMITS_ONEDNN="1")
 

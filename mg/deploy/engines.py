@@ -16,8 +16,8 @@ ENGINES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
-# What norms and softmax are made of, and hardly anything else is, by OpenVINO's names: in fp32 under bf16 too, as in the
-# models themselves.
+# What norms and softmax are made of, and hardly anything else is, by OpenVINO's names: in fp32 under bf16 too, as in
+# the models themselves.
 _KEPT_IN_FP32 = {"SoftMax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divide"}
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -149,8 +149,8 @@ def _whole_instruction_set() -> Iterator[None]:
 
 
 def _norms_in_fp32(core, model):
-    """The model with its norms and softmax marked, so that OpenVINO leaves them in fp32. It takes marks from its own files
-    alone: the model goes through one."""
+    """The model with its norms and softmax marked, so that OpenVINO leaves them in fp32. It takes marks from its own
+    files alone: the model goes through one."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
