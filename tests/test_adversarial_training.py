@@ -21,7 +21,7 @@ from mg.losses.discriminator import DISCRIMINATOR_FILE, DiscriminatorConfig, NLa
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, from_pretrained
 from mg.training import trainer
-from mg.training.optim import AdamWConfig, OptimConfig
+from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.step import Adversary, TrainStep
 from mg.training.trainer import TrainingError
 
@@ -45,7 +45,7 @@ def make(mode: str = "pynative", logits: float = 30.0, loss=LOSS, disc=None, gen
         discriminator,
         GeneratorLossConfig(gen_start, DISC_WEIGHT),
         DiscriminatorLossConfig(disc_start),
-        disc or AdamWConfig(lr=1e-3),
+        disc or OptimizerConfig(lr=1e-3),
     )
     config = OptimConfig(**{"lr": 1e-3, **optim})
     return model, TrainStep(model, AutoencoderLoss(loss), config, 20, adversary=adversary), discriminator
@@ -132,7 +132,7 @@ class ByHand:
 def test_gradients_and_adaptive_weight_are_those_of_each_loss_taken_apart(mode, loss_scale, logits):
     """Reconstruction and generator loss alone are weighed: KL and outlier penalty, which act on the latents, are not.
     Where the generator's gradient is small the 1e-4 beside it counts, and must bear the loss scale too."""
-    disc = AdamWConfig(lr=1e-3, loss_scale=loss_scale, init_loss_scale=64.0)
+    disc = OptimizerConfig(lr=1e-3, loss_scale=loss_scale, init_loss_scale=64.0)
     model, step, discriminator = make(mode, logits, disc=disc, loss_scale=loss_scale)
     x, noise, generators = batch()
     step.accumulate(x, noise, generators)
@@ -215,7 +215,7 @@ def test_the_generator_learns_to_please_a_frozen_discriminator():
 
 
 def test_the_discriminator_learns_to_tell_the_reconstructions_of_a_frozen_generator():
-    _, step, _ = make("graph", lr=1e-12, disc=AdamWConfig(lr=3e-3))
+    _, step, _ = make("graph", lr=1e-12, disc=OptimizerConfig(lr=3e-3))
     x, noise, _ = batch()
     fooled, results = [], []
     for _ in range(12):
@@ -287,7 +287,7 @@ def test_each_network_has_its_own_loss_scale_and_its_own_check():
     """A discriminator in fp16 whose gradients overflow under its scale is left out, and the autoencoder is not."""
     runtime.setup("cpu", "pynative", seed=0)
     model, discriminator = TwoConvs({}), make_discriminator("fp16")
-    adversary = Adversary(discriminator, optim=AdamWConfig(lr=1e-3, init_loss_scale=2.0**30))
+    adversary = Adversary(discriminator, optim=OptimizerConfig(lr=1e-3, init_loss_scale=2.0**30))
     config = OptimConfig(lr=1e-3, init_loss_scale=16.0)
     step = TrainStep(model, AutoencoderLoss(LOSS), config, 20, "fp16", adversary=adversary)
     before = snapshot(step)

@@ -13,7 +13,8 @@ from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.precision import set_precision
-from mg.training.optim import OptimConfig, learning_rates
+from mg.training.optim import OptimConfig
+from mg.training.schedules import learning_rates
 from mg.training.step import TrainStep
 
 TAE = dict(
@@ -124,7 +125,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_updates_are_those_computed_by_hand(mode, recipe):
-    config = OptimConfig(lr=0.02, **RECIPES[recipe])
+    config = OptimConfig(**{"lr": 0.02, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, **RECIPES[recipe]})
     model = Affine()
     step = TrainStep(model, AutoencoderLoss(LOSS), config, 6)
     by_hand = AffineByHand(config, 6)

@@ -1,28 +1,65 @@
-"""AdamW (Loshchilov and Hutter, arXiv:1711.05101) in MindSpore's fused kernel, with warm-up and decay."""
+"""Settings of an optimizer and of its learning rate, and which of them take which options."""
 
-import math
-from collections.abc import Sequence
+import importlib
 from dataclasses import dataclass
-from typing import Literal
-
-import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from types import ModuleType
+from typing import Any, Literal
 
 from mg.config import require
 
+# The options of each optimizer and what they are where none are given: those of its paper.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "lion": {"beta1": 0.9, "beta2": 0.99},
+    "adan": {"beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8},
+    "nadam": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
+    "sgd": {"momentum": 0.0, "nesterov": False},
+    "momentum": {"momentum": 0.9, "nesterov": False},
+    "lamb": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6},
+}
+
+# The same of each schedule; what is None must be given.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {},
+    "cosine_decay": {},
+    "linear_decay": {},
+    "polynomial_decay": {"power": 1.0},
+    "exponential_decay": {"decay_steps": None, "decay_rate": 0.1},
+    "step_decay": {"decay_steps": None, "decay_rate": 0.1},
+    "multi_step_decay": {"milestones": None, "decay_rate": 0.1},
+    "cosine_restarts": {"num_cycles": 1, "cycle_decay": 1.0},
+    "one_cycle": {"pct_start": 0.3},
+    "cyclic": {"num_cycles": 1, "cycle_decay": 1.0},
+}
+
+_OF_MANY = ("beta1", "beta2", "eps")  # given in nearly every config, so they must not stand in another optimizer's way
+
 
 @dataclass
-class AdamWConfig:
-    """AdamW and its learning rate, for one network.
+class OptimizerConfig:
+    """One network's optimizer and learning rate. An option that is null is what the optimizer's paper says.
 
     Args:
+        name: adamw | lion | adan | nadam | sgd | momentum | lamb; momentum is sgd with a momentum of 0.9.
         lr: the highest learning rate.
-        min_lr: what it decays to, at the end of the run.
-        schedule: constant | cosine_decay | linear_decay, after the warm-up.
+        min_lr: the lowest, once warmed up: what a decay ends at.
+        schedule: of the learning rate after the warm-up: constant | cosine_decay | linear_decay | polynomial_decay |
+            exponential_decay | step_decay | multi_step_decay | cosine_restarts | one_cycle | cyclic.
         warmup_steps: updates over which the rate climbs linearly from 0 to lr.
-        beta1: decay of the mean of the gradients.
-        beta2: decay of the mean of their squares.
-        eps: added to the root of the latter.
+        decay_steps: exponential_decay, step_decay: updates in which the rate falls by decay_rate, evenly or at once.
+        decay_rate: exponential_decay, step_decay, multi_step_decay: what the rate is multiplied by.
+        milestones: multi_step_decay: the updates after which it falls, counted from the run's beginning.
+        power: polynomial_decay: of the share of the run that is left.
+        num_cycles: cosine_restarts, cyclic: cycles in the run.
+        cycle_decay: cosine_restarts, cyclic: what a cycle's highest rate is multiplied by for the next.
+        pct_start: one_cycle: share of the run in which the rate climbs.
+        beta1: adamw, lion, adan, nadam, lamb: decay of the mean of the gradients.
+        beta2: adamw, nadam, lamb: decay of the mean of their squares; adan: of the mean of their changes; lion: of the
+            mean that the next update sees, beta1 being that of this one.
+        beta3: adan: decay of the mean of squares.
+        eps: adamw, adan, nadam, lamb: added to the root of the mean of squares.
+        momentum: sgd, momentum: what is kept of the last update's direction.
+        nesterov: sgd, momentum: look ahead by the momentum, as Nesterov does.
         weight_decay: of weights, not of biases and norms.
         clip_norm: longest global norm of a gradient; 0 does not clip.
         loss_scale: dynamic | none | auto; auto is dynamic for fp16 alone.
@@ -30,13 +67,35 @@ class AdamWConfig:
         max_skipped: so many updates in a row with a non-finite loss or gradient end the run.
     """
 
+    name: Literal["adamw", "lion", "adan", "nadam", "sgd", "momentum", "lamb"] = "adamw"
     lr: float = 1e-5
     min_lr: float = 0.0
-    schedule: Literal["constant", "cosine_decay", "linear_decay"] = "constant"
+    schedule: Literal[
+        "constant",
+        "cosine_decay",
+        "linear_decay",
+        "polynomial_decay",
+        "exponential_decay",
+        "step_decay",
+        "multi_step_decay",
+        "cosine_restarts",
+        "one_cycle",
+        "cyclic",
+    ] = "constant"
     warmup_steps: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    decay_steps: int | None = None
+    decay_rate: float | None = None
+    milestones: list[int] | None = None
+    power: float | None = None
+    num_cycles: int | None = None
+    cycle_decay: float | None = None
+    pct_start: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    beta3: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    nesterov: bool = False
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     loss_scale: Literal["auto", "dynamic", "none"] = "auto"
@@ -44,19 +103,58 @@ class AdamWConfig:
     max_skipped: int = 20
 
     def __post_init__(self):
+        self._require_fitting("name", OPTIMIZERS)
+        self._require_fitting("schedule", SCHEDULES)
         require(self.lr > 0, self, "lr", "above 0")
         require(0 <= self.min_lr <= self.lr, self, "min_lr", f"from 0 to lr, {self.lr}")
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, self, name, "at least 0 and below 1")
+        for name in ("beta1", "beta2", "beta3", "momentum", "pct_start"):
+            require(0 <= (getattr(self, name) or 0) < 1, self, name, "at least 0 and below 1")
         for name in ("warmup_steps", "weight_decay", "clip_norm"):
             require(getattr(self, name) >= 0, self, name, "at least 0")
-        for name in ("max_skipped", "init_loss_scale"):
-            require(getattr(self, name) >= 1, self, name, "at least 1")
-        require(self.eps > 0, self, "eps", "above 0")
+        for name in ("max_skipped", "init_loss_scale", "decay_steps", "num_cycles"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("eps", "power"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, self, name, "above 0")
+        for name in ("decay_rate", "cycle_decay"):
+            require(getattr(self, name) is None or 0 < getattr(self, name) <= 1, self, name, "above 0, and 1 at most")
+        updates = [0, *(self.milestones or [1])]
+        rising = len(updates) > 1 and all(earlier < later for earlier, later in zip(updates, updates[1:]))
+        require(self.milestones != [] and rising, self, "milestones", "numbers of updates, each above the one before")
+        if self.schedule in ("one_cycle", "cyclic"):
+            require(
+                self.warmup_steps == 0, self, "warmup_steps", f"0 with schedule {self.schedule}, which climbs itself"
+            )
+        if self.nesterov:
+            require(self.optimizer_options()["momentum"] > 0, self, "nesterov", "false where momentum is 0")
+
+    def optimizer_options(self) -> dict[str, Any]:
+        """The options that its optimizer takes."""
+        return self._options(OPTIMIZERS[self.name])
+
+    def schedule_options(self) -> dict[str, Any]:
+        """The options that its schedule takes."""
+        return self._options(SCHEDULES[self.schedule])
+
+    def _options(self, taken: dict[str, Any]) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in taken}
+        return {name: taken[name] if value is None else value for name, value in given.items()}
+
+    def _require_fitting(self, choice: str, table: dict[str, dict[str, Any]]) -> None:
+        """Raise ValueError where an option is given that the choice does not take, or none that it needs."""
+        chosen = getattr(self, choice)
+        require(chosen in table, self, choice, f"one of {', '.join(table)}")
+        for name in dict.fromkeys(name for options in table.values() for name in options):
+            value = getattr(self, name)
+            if name in table[chosen]:
+                missing = value is None and table[chosen][name] is None
+                require(not missing, self, name, f"given with {choice} {chosen}")
+            elif name not in _OF_MANY:
+                nothing = "false" if isinstance(value, bool) else "null"
+                require(value in (None, False), self, name, f"{nothing} with {choice} {chosen}")
 
 
 @dataclass
-class OptimConfig(AdamWConfig):
+class OptimConfig(OptimizerConfig):
     """The autoencoder's optimizer.
 
     Args:
@@ -73,78 +171,15 @@ class OptimConfig(AdamWConfig):
         require(self.accumulation >= 1, self, "accumulation", "at least 1")
 
 
-def learning_rates(config: AdamWConfig, total_steps: int) -> list[float]:
-    """The learning rate of every update, (total_steps,); neither a warm-up's first nor a decay's last is 0."""
-    warmup = min(config.warmup_steps, total_steps)
+def import_mindcv(module: str, asked_for: str) -> ModuleType:
+    """A module of mindcv, imported only where it is asked for: all of mindcv's networks come with it.
 
-    def rate(step: int) -> float:
-        if step < warmup:
-            return config.lr * step / warmup
-        progress = (step - warmup) / (total_steps + 1 - warmup)  # below 1
-        left = {
-            "constant": 1.0,
-            "cosine_decay": 0.5 * (1.0 + math.cos(math.pi * progress)),
-            "linear_decay": 1.0 - progress,
-        }
-        return config.min_lr + (config.lr - config.min_lr) * left[config.schedule]
-
-    return [rate(step) for step in range(1, total_steps + 1)]
-
-
-_shrink = ops.MultitypeFuncGraph("shrink_weight")
-_adam = ops.MultitypeFuncGraph("adam")
-_fused_adam = ops.Adam()
-
-
-@_shrink.register("Tensor", "Tensor")
-def _shrink_weight(kept, weight):
-    return ops.assign(weight, weight * kept)
-
-
-@_adam.register(*["Tensor"] * 8)
-def _adam_kernel(rate, beta1, beta2, eps, parameter, moment1, moment2, gradient):
-    # The kernel corrects its rate by powers of the betas, but not eps; with zeros as powers it takes both as they are.
-    return _fused_adam(parameter, moment1, moment2, 0.0, 0.0, rate, beta1, beta2, eps, gradient)
-
-
-class AdamW(nn.Cell):
-    """AdamW, a kernel for each parameter; written in plain operators it kept 17 times the parameters' memory on a CPU.
-
-    Args:
-        rates: the learning rate of every update.
-
-    Attributes:
-        moments1, moments2: running means of the gradients and of their squares.
-        global_step: updates made so far, (1,).
+    Raises:
+        ValueError: mindcv is not installed.
     """
-
-    def __init__(self, parameters: Sequence[Parameter], config: AdamWConfig, rates: Sequence[float]):
-        super().__init__(auto_prefix=False)  # the parameters keep their names
-        self.config, self.rates = config, rates
-        self.parameters = ParameterTuple(parameters)
-        self.weights = ParameterTuple([p for p in parameters if p.ndim >= 2])  # biases and norms do not decay
-        self.moments1 = self.parameters.clone(prefix="adam_m", init="zeros")
-        self.moments2 = self.parameters.clone(prefix="adam_v", init="zeros")
-        self.global_step = Parameter(Tensor([0], ms.int32), name="global_step")
-        self.decays = config.weight_decay > 0 and len(self.weights) > 0
-        self.beta1, self.beta2 = Tensor(config.beta1, ms.float32), Tensor(config.beta2, ms.float32)
-        self.map = ops.HyperMap()
-
-    def next_update(self) -> tuple[float, tuple[Tensor, Tensor, Tensor]]:
-        """The next update's learning rate, and what it is called with beside the gradients: the rate and eps, both
-        corrected for moments that began at zero, and what is kept of a weight that decays.
-
-        Computed in 64 bits: 1 - beta2 has few digits in 32.
-        """
-        config, updates = self.config, int(self.global_step.asnumpy().item())
-        lr, step = self.rates[updates], updates + 1
-        root = math.sqrt(1 - config.beta2**step)
-        values = (lr * root / (1 - config.beta1**step), config.eps * root, 1 - lr * config.weight_decay)
-        return lr, tuple(Tensor(value, ms.float32) for value in values)
-
-    def construct(self, gradients, rate, eps, kept):
-        if self.decays:
-            self.map(ops.partial(_shrink, kept), self.weights)
-        adam = ops.partial(_adam, rate, self.beta1, self.beta2, eps)
-        self.map(adam, self.parameters, self.moments1, self.moments2, gradients)
-        return ops.assign_add(self.global_step, 1)
+    try:
+        return importlib.import_module(f"mindcv.{module}")
+    except ImportError as error:
+        raise ValueError(
+            f"{asked_for} is mindcv's, which is not installed ({error}): pip install mindcv==0.3.0 'numpy<2'"
+        ) from error

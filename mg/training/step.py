@@ -30,7 +30,9 @@ from mg.losses.discriminator import NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss
 from mg.models.autoencoder import VideoAutoencoder
 from mg.runtime import WorkerMean
-from mg.training.optim import AdamW, AdamWConfig, OptimConfig, learning_rates
+from mg.training.optim import OptimConfig, OptimizerConfig
+from mg.training.optimizers import create_optimizer
+from mg.training.schedules import learning_rates
 
 _add = ops.MultitypeFuncGraph("add_gradient")
 _average = ops.MultitypeFuncGraph("average_parameter")
@@ -107,7 +109,7 @@ class Adversary:
     discriminator: NLayerDiscriminator3D
     gen_loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
     disc_loss: DiscriminatorLossConfig = field(default_factory=DiscriminatorLossConfig)
-    optim: AdamWConfig = field(default_factory=AdamWConfig)
+    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
 class Updater:
@@ -127,7 +129,7 @@ class Updater:
     def __init__(
         self,
         parameters: Sequence[Parameter],
-        config: AdamWConfig,
+        config: OptimizerConfig,
         total_steps: int,
         dtype: str,
         world_size: int,
@@ -137,7 +139,7 @@ class Updater:
         self.parameters = ParameterTuple(parameters)
         self.averages = self.parameters.clone(prefix="ema") if ema_decay else ParameterTuple(())
         self.gradients = self.parameters.clone(prefix="gradients", init="zeros")
-        self.optimizer = AdamW(self.parameters, config, learning_rates(config, total_steps))
+        self.optimizer = create_optimizer(self.parameters, config, learning_rates(config, total_steps))
         dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
         self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
         self._reduce = _Reduce(self.gradients, world_size)
@@ -169,8 +171,7 @@ class Updater:
     def state(self) -> dict[str, Parameter]:
         """Every parameter that an exact resume needs beside the network's own."""
         scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
-        optimizer = [*self.optimizer.moments1, *self.optimizer.moments2, self.optimizer.global_step]
-        return {p.name: p for p in [*optimizer, *scaler, *self.averages]}
+        return {p.name: p for p in [*self.optimizer.state(), *scaler, *self.averages]}
 
     def _clear(self) -> None:
         """Zeros in place of gradients that are not finite, which `_zero` would leave so."""

@@ -28,7 +28,7 @@ from mg.models import create_model
 from mg.models.autoencoder import VideoAutoencoder
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog
-from mg.training.optim import AdamWConfig, OptimConfig
+from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.step import Adversary, StepResult, TrainStep, UpdateResult
 from mg.training.workers import require_same, share_bad_files
 
@@ -104,7 +104,7 @@ class TrainConfig:
     discriminator: DiscriminatorConfig | None = None
     gen_loss_config: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
     disc_loss_config: DiscriminatorLossConfig = field(default_factory=DiscriminatorLossConfig)
-    optim_discriminator: AdamWConfig = field(default_factory=lambda: AdamWConfig(lr=1e-4, beta2=0.98))
+    optim_discriminator: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, beta2=0.98))
     data: DataConfig = field(default_factory=DataConfig)
     epochs: int = 2000
     max_steps: int | None = None

@@ -1,0 +1,322 @@
+"""The optimizers behind `optim.name`.
+
+AdamW runs in MindSpore's fused kernel, Lion is mindcv's, SGD MindSpore's own, as in mindcv. Where mindcv's is not what
+the paper says, or runs on no CPU, the update is written here in plain operators. All take gradients that are unscaled
+and clipped, and decay weights, but neither biases nor norms.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from mg.training.optim import OptimizerConfig, import_mindcv
+
+
+def create_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, rates: Sequence[float]) -> "Optimizer":
+    """The optimizer that a config names.
+
+    Args:
+        rates: the learning rate of every update.
+
+    Raises:
+        ValueError: it is mindcv's, and mindcv is not installed.
+    """
+    classes = {"adamw": AdamW, "lion": Lion, "adan": Adan, "nadam": NAdam, "sgd": SGD, "momentum": SGD, "lamb": LAMB}
+    return classes[config.name](parameters, config, rates)
+
+
+class Optimizer(nn.Cell):
+    """Base of the optimizers: the next update's numbers, from `next_update`, then the update with them.
+
+    Args:
+        rates: the learning rate of every update.
+
+    Attributes:
+        options: of this optimizer, those given and the others.
+        weights: the parameters that decay.
+        global_step: updates made so far, (1,).
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], config: OptimizerConfig, rates: Sequence[float]):
+        super().__init__(auto_prefix=False)  # the parameters keep their names
+        self.rates, self.weight_decay, self.options = rates, config.weight_decay, config.optimizer_options()
+        self.parameters = ParameterTuple(parameters)
+        self.weights = ParameterTuple([p for p in parameters if p.ndim >= 2])  # biases and norms do not decay
+        self.decays = config.weight_decay > 0 and len(self.weights) > 0
+        self.global_step = Parameter(Tensor([0], ms.int32), name="global_step")
+        self.map = ops.HyperMap()
+
+    def next_update(self) -> tuple[float, tuple[Tensor, ...]]:
+        """The next update's learning rate, and what it is called with beside the gradients."""
+        updates = int(self.global_step.asnumpy().item())
+        lr = self.rates[updates]
+        return lr, tuple(Tensor(value, ms.float32) for value in self.numbers(lr, updates + 1))
+
+    def numbers(self, lr: float, step: int) -> tuple[float, ...]:
+        """What update `step`, counted from 1, is called with; computed in 64 bits: 1 - beta2 has few digits in 32."""
+        raise NotImplementedError
+
+    def state(self) -> list[Parameter]:
+        """Every parameter that an exact resume needs."""
+        raise NotImplementedError
+
+    def construct(self, gradients, *numbers):
+        raise NotImplementedError
+
+    def zeros(self, prefix: str) -> ParameterTuple:
+        """Parameters for what is kept of the gradients, of names of this optimizer's own."""
+        return self.parameters.clone(prefix=prefix, init="zeros")
+
+
+_shrink = ops.MultitypeFuncGraph("shrink_weight")
+
+
+@_shrink.register("Tensor", "Tensor")
+def _shrink_weight(kept, weight):
+    return ops.assign(weight, weight * kept)
+
+
+_adam = ops.MultitypeFuncGraph("adam")
+_fused_adam = ops.Adam()
+
+
+@_adam.register(*["Tensor"] * 8)
+def _adam_kernel(rate, beta1, beta2, eps, parameter, moment1, moment2, gradient):
+    # The kernel corrects its rate by powers of the betas, but not eps; with zeros as powers it takes both as they are.
+    return _fused_adam(parameter, moment1, moment2, 0.0, 0.0, rate, beta1, beta2, eps, gradient)
+
+
+class AdamW(Optimizer):
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), a kernel for each parameter; written in plain operators it kept
+    17 times the parameters' memory on a CPU.
+
+    Attributes:
+        moments1, moments2: running means of the gradients and of their squares.
+    """
+
+    def __init__(self, parameters, config, rates):
+        super().__init__(parameters, config, rates)
+        self.moments1, self.moments2 = self.zeros("adam_m"), self.zeros("adam_v")
+        self.beta1, self.beta2 = (Tensor(self.options[name], ms.float32) for name in ("beta1", "beta2"))
+
+    def state(self):
+        return [*self.moments1, *self.moments2, self.global_step]
+
+    def numbers(self, lr, step):
+        """The rate and eps, both corrected for moments that began at zero, and what is kept of a weight that decays."""
+        beta1, beta2, eps = self.options.values()
+        root = math.sqrt(1 - beta2**step)
+        return lr * root / (1 - beta1**step), eps * root, 1 - lr * self.weight_decay
+
+    def construct(self, gradients, rate, eps, kept):
+        if self.decays:
+            self.map(ops.partial(_shrink, kept), self.weights)
+        adam = ops.partial(_adam, rate, self.beta1, self.beta2, eps)
+        self.map(adam, self.parameters, self.moments1, self.moments2, gradients)
+        return ops.assign_add(self.global_step, 1)
+
+
+class _Borrowed(Optimizer):
+    """Base of those that MindSpore or mindcv have: they know the rates, and count the updates themselves.
+
+    Attributes:
+        inner: the optimizer.
+    """
+
+    def __init__(self, parameters, config, rates):
+        super().__init__(parameters, config, rates)
+        others = [p for p in self.parameters if p.ndim < 2]
+        groups = [
+            {"params": group, "weight_decay": decay}
+            for group, decay in ((list(self.weights), config.weight_decay), (others, 0.0))
+            if group
+        ]
+        self.inner = self.make([*groups, {"order_params": list(self.parameters)}], list(rates))
+        self.global_step = self.inner.global_step
+
+    def make(self, groups: list[dict], rates: list[float]) -> nn.Optimizer:
+        """The optimizer over parameters that decay and others that do not."""
+        raise NotImplementedError
+
+    def numbers(self, lr, step):
+        return ()
+
+    def construct(self, gradients):
+        return self.inner(gradients)
+
+
+class Lion(_Borrowed):
+    """Lion (Chen et al., arXiv:2302.06675): steps by the sign of a mean of the gradients; weights decay beside it."""
+
+    def make(self, groups, rates):
+        return import_mindcv("optim.lion", "optimizer lion").Lion(groups, rates, **self.options)
+
+    def state(self):
+        return [*self.inner.moments1, self.global_step]
+
+
+class SGD(_Borrowed):
+    """Stochastic gradient descent, with momentum or without; the decay is part of the gradient.
+
+    It is nn.SGD for both of mindcv's names: the Nesterov momentum of nn.Momentum is not the documented one on a CPU.
+    """
+
+    def make(self, groups, rates):
+        return nn.SGD(groups, rates, **self.options)
+
+    def state(self):
+        return [*self.inner.accum, *self.inner.stat, self.global_step]
+
+
+_adan = ops.MultitypeFuncGraph("adan")
+
+
+@_adan.register("Tuple", *["Tensor"] * 6)
+def _adan_update(numbers, parameter, mean, change, square, last, gradient):
+    gain1, gain2, gain3, beta2, changed, of_mean, of_change, of_root, eps = numbers
+    difference = changed * (gradient - last)
+    new_mean = mean + gain1 * (gradient - mean)
+    new_change = change + gain2 * (difference - change)
+    new_square = square + gain3 * (ops.square(gradient + beta2 * difference) - square)
+    ops.assign_sub(parameter, (of_mean * new_mean + of_change * new_change) / (of_root * ops.sqrt(new_square) + eps))
+    ops.assign(mean, new_mean)
+    ops.assign(change, new_change)
+    ops.assign(square, new_square)
+    return ops.assign(last, gradient)
+
+
+class Adan(Optimizer):
+    """Adan (Xie et al., arXiv:2208.06677) as its authors' code has it: means from zero, corrected for that.
+
+    mindcv's takes the betas for their complements in places, corrects nothing, and decays every parameter.
+
+    Attributes:
+        means, changes, squares: running means of the gradients, of their changes, and of squares of both.
+        gradients: the last update's.
+    """
+
+    def __init__(self, parameters, config, rates):
+        super().__init__(parameters, config, rates)
+        self.means, self.changes, self.squares = (self.zeros(f"adan_{name}") for name in "mvn")
+        self.gradients = self.zeros("adan_g")
+
+    def state(self):
+        return [*self.means, *self.changes, *self.squares, *self.gradients, self.global_step]
+
+    def numbers(self, lr, step):
+        beta1, beta2, beta3, eps = self.options.values()
+        return (
+            1 / (1 + lr * self.weight_decay),
+            *(1 - beta1, 1 - beta2, 1 - beta3, beta2),
+            float(step > 1),  # the first gradient is no change
+            lr / (1 - beta1**step),
+            lr * beta2 / (1 - beta2**step),
+            1 / math.sqrt(1 - beta3**step),
+            eps,
+        )
+
+    def construct(self, gradients, kept, *numbers):
+        adan = ops.partial(_adan, numbers)
+        self.map(adan, self.parameters, self.means, self.changes, self.squares, self.gradients, gradients)
+        if self.decays:
+            self.map(ops.partial(_shrink, kept), self.weights)
+        return ops.assign_add(self.global_step, 1)
+
+
+_nadam = ops.MultitypeFuncGraph("nadam")
+
+
+@_nadam.register("Tuple", "Number", *["Tensor"] * 4)
+def _nadam_update(numbers, decay, parameter, mean, square, gradient):
+    gain1, gain2, of_mean, of_gradient, of_root, eps = numbers
+    if decay > 0:
+        gradient = gradient + decay * parameter
+    new_mean = mean + gain1 * (gradient - mean)
+    new_square = square + gain2 * (ops.square(gradient) - square)
+    ops.assign_sub(parameter, (of_mean * new_mean + of_gradient * gradient) / (of_root * ops.sqrt(new_square) + eps))
+    ops.assign(mean, new_mean)
+    return ops.assign(square, new_square)
+
+
+class _Moments(Optimizer):
+    """Base of those with two moments and a decay of each parameter's own.
+
+    Attributes:
+        means, squares: running means of the gradients and of their squares.
+        each_decay: of every parameter.
+    """
+
+    prefix: str
+
+    def __init__(self, parameters, config, rates):
+        super().__init__(parameters, config, rates)
+        self.means, self.squares = self.zeros(f"{self.prefix}_m"), self.zeros(f"{self.prefix}_v")
+        self.each_decay = tuple(config.weight_decay if p.ndim >= 2 else 0.0 for p in self.parameters)
+
+    def state(self):
+        return [*self.means, *self.squares, self.global_step]
+
+
+class NAdam(_Moments):
+    """NAdam (Dozat, 2016): Adam with a Nesterov momentum that climbs to beta1; the decay is part of the gradient.
+
+    mindcv's takes every update's momentum for the next one's.
+    """
+
+    prefix = "nadam"
+
+    def __init__(self, parameters, config, rates):
+        super().__init__(parameters, config, rates)
+        self.momenta = [self.options["beta1"] * (1 - 0.5 * 0.96 ** (0.004 * step)) for step in range(1, len(rates) + 2)]
+        self.products = list(accumulate(self.momenta, mul))
+
+    def numbers(self, lr, step):
+        beta1, beta2, eps = self.options.values()
+        now, ahead = self.momenta[step - 1 : step + 1]
+        product, product_ahead = self.products[step - 1 : step + 1]
+        of_mean, of_gradient = lr * ahead / (1 - product_ahead), lr * (1 - now) / (1 - product)
+        return 1 - beta1, 1 - beta2, of_mean, of_gradient, 1 / math.sqrt(1 - beta2**step), eps
+
+    def construct(self, gradients, *numbers):
+        nadam = ops.partial(_nadam, numbers)
+        self.map(nadam, self.each_decay, self.parameters, self.means, self.squares, gradients)
+        return ops.assign_add(self.global_step, 1)
+
+
+_lamb = ops.MultitypeFuncGraph("lamb")
+
+
+@_lamb.register("Tuple", "Number", *["Tensor"] * 4)
+def _lamb_update(numbers, decay, parameter, mean, square, gradient):
+    gain1, gain2, of_mean, of_root, eps, lr = numbers
+    new_mean = mean + gain1 * (gradient - mean)
+    new_square = square + gain2 * (ops.square(gradient) - square)
+    direction = of_mean * new_mean / (of_root * ops.sqrt(new_square) + eps)
+    if decay > 0:
+        direction = direction + decay * parameter
+    length, step = ops.sqrt(ops.square(parameter).sum()), ops.sqrt(ops.square(direction).sum())
+    trust = ops.where(ops.logical_and(length > 0, step > 0), length / step, ops.ones_like(length))
+    ops.assign_sub(parameter, lr * trust * direction)
+    ops.assign(mean, new_mean)
+    return ops.assign(square, new_square)
+
+
+class LAMB(_Moments):
+    """LAMB (You et al., arXiv:1904.00962): Adam, whose step is as long as the parameter, times the rate.
+
+    A parameter that is all zeros takes Adam's step. mindcv's is nn.Lamb, which has no CPU kernel and is deprecated.
+    """
+
+    prefix = "lamb"
+
+    def numbers(self, lr, step):
+        beta1, beta2, eps = self.options.values()
+        return 1 - beta1, 1 - beta2, 1 / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step), eps, lr
+
+    def construct(self, gradients, *numbers):
+        self.map(ops.partial(_lamb, numbers), self.each_decay, self.parameters, self.means, self.squares, gradients)
+        return ops.assign_add(self.global_step, 1)
