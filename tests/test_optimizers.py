@@ -3,13 +3,11 @@
 import itertools
 import sys
 
-import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor
 from training_runs import assert_same_weights, read_records, short_run, stopped_at, write_data
 
-from mg import runtime
 from mg.checkpoints import read_state_dict
 from mg.training.optim import OPTIMIZERS, OptimConfig, OptimizerConfig
 from mg.training.schedules import learning_rates

@@ -37,7 +37,7 @@ _OF_MANY = ("beta1", "beta2", "eps")  # given in nearly every config, so they mu
 
 @dataclass
 class OptimizerConfig:
-    """One network's optimizer and learning rate. An option that is null is what the optimizer's paper says.
+    """One network's optimizer and learning rate. What is null is as usual for its optimizer or schedule.
 
     Args:
         name: adamw | lion | adan | nadam | sgd | momentum | lamb; momentum is sgd with a momentum of 0.9.
