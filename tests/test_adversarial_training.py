@@ -127,8 +127,10 @@ class ByHand:
 # One update.
 
 
-@pytest.mark.parametrize("logits", [30.0, 0.5])
-@pytest.mark.parametrize("loss_scale", ["none", "dynamic"])
+@pytest.mark.parametrize(
+    "mode, loss_scale, logits",
+    [("graph", "dynamic", 0.5), ("pynative", "dynamic", 0.5), ("pynative", "dynamic", 30.0), ("pynative", "none", 0.5)],
+)
 def test_gradients_and_adaptive_weight_are_those_of_each_loss_taken_apart(mode, loss_scale, logits):
     """Reconstruction and generator loss alone are weighed: KL and outlier penalty, which act on the latents, are not.
     Where the generator's gradient is small the 1e-4 beside it counts, and must bear the loss scale too."""
@@ -199,7 +201,7 @@ def test_accumulated_gradients_are_the_mean_over_the_batches_for_both_networks()
 
 def test_the_generator_learns_to_please_a_frozen_discriminator():
     loss = LossConfig(perceptual_weight=0, kl_weight=0)
-    _, step, discriminator = make("graph", loss=loss, disc_start=100, lr=0.01)
+    _, step, discriminator = make(loss=loss, disc_start=100, lr=0.01)
     before = snapshot(step)
     x, noise, _ = batch()
     pleased = []
@@ -215,7 +217,7 @@ def test_the_generator_learns_to_please_a_frozen_discriminator():
 
 
 def test_the_discriminator_learns_to_tell_the_reconstructions_of_a_frozen_generator():
-    _, step, _ = make("graph", lr=1e-12, disc=OptimizerConfig(lr=3e-3))
+    _, step, _ = make(lr=1e-12, disc=OptimizerConfig(lr=3e-3))
     x, noise, _ = batch()
     fooled, results = [], []
     for _ in range(12):
@@ -241,8 +243,8 @@ def test_losses_of_logits_are_the_papers():
 
 
 def test_each_loss_starts_with_the_update_that_its_config_names():
-    _, step, discriminator = make("graph", gen_start=3, disc_start=2)
-    runtime.setup("cpu", "graph", seed=0)
+    _, step, discriminator = make(gen_start=3, disc_start=2)
+    runtime.setup("cpu", "pynative", seed=0)
     plain_model = TwoConvs({})
     plain = TrainStep(plain_model, AutoencoderLoss(LOSS), OptimConfig(lr=1e-3), 20)
     beginning = snapshot(step)
@@ -423,7 +425,7 @@ def dc_ae_gradients(mode: str, dtype: str, checkpointed: bool = False, output: b
     return step._reports[0][1].asnumpy(), [g.asnumpy() for g in step.updater.gradients]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("mode, dtype, output", [("graph", "bf16", False), ("pynative", "fp32", True)])
 def test_gradient_checkpointing_changes_no_gradient_of_dc_ae(mode, dtype, output):
     report, gradients = dc_ae_gradients("pynative", dtype)  # a graph without it would take as long again to compile

@@ -43,7 +43,7 @@ def psnr(weights: Path, data: Path) -> float:
     return reconstruct_csv(parse_config(InferenceConfig, "", [*map(str, argv)])).means()["reconstruction"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_stages_learn(tmp_path):
     make_clips(tmp_path / "clips", ClipSettings(train_clips=3, test_clips=0))
     data = tmp_path / "clips" / "train.csv"

@@ -86,7 +86,7 @@ SLOW = ("dc_ae", "hunyuan_vae")  # to compile
 
 
 def marked(name: str):
-    return pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+    return pytest.param(name, marks=[pytest.mark.full] * (name in SLOW))
 
 
 @pytest.fixture(scope="module", params=map(marked, CASES))

@@ -135,7 +135,7 @@ def test_wheels_that_do_not_do_are_named_and_nothing_is_left(tmp_path, wheels, d
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_check_of_a_device_prints_a_row_for_every_mode_and_precision():
     found = run("tools/check_device.py", "--device", "cpu", "--modes", "graph", "--dtypes", "fp32")
     assert found.returncode == 0, found.stderr

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
+from mg import runtime
 from mg.checkpoints import CheckpointError, write_state_dict
 from mg.losses.discriminator import DISCRIMINATOR_FILE, DiscriminatorConfig, NLayerDiscriminator3D
 
@@ -104,9 +105,11 @@ def test_logits_are_the_originals(mode):
     assert_close(discriminator(Tensor(x)).asnumpy(), wanted, 1e-4)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("frames", [5, 1])
+@pytest.mark.parametrize(
+    "mode, frames, dropout", [("graph", 5, 0.3), ("pynative", 5, 0.3), ("pynative", 5, 0.0), ("pynative", 1, 0.3)]
+)
 def test_a_training_pass_is_torchs(mode, frames, dropout):
+    runtime.setup("cpu", mode, seed=0)
     torch = pytest.importorskip("torch")
     discriminator = NLayerDiscriminator3D(DiscriminatorConfig(**TINY, dropout=dropout))
     rng = np.random.default_rng(0)

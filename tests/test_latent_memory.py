@@ -29,7 +29,7 @@ def test_pictures_move_and_do_not_depend_on_the_pieces():
     assert whole.shape == (9, 16, 16, 3) and np.abs(np.diff(whole.astype(int), axis=0)).mean() > 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_five_times_the_frames_take_no_more_memory(tmp_path, monkeypatch):
     for script in ("encode_latents.py", "decode_latents.py"):  # the real ones, with a model that takes no time
         (tmp_path / script).write_text(

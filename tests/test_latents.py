@@ -5,7 +5,6 @@ import os
 import re
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from mindspore import Tensor
 from safetensors.numpy import load_file
 from training_runs import TwoConvs
+from workers import finish, start
 
 from mg.checkpoints import CheckpointError
 from mg.config import parse_config
@@ -502,19 +502,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start(config: EncodeConfig, *before: str) -> subprocess.Popen:
-    options = ["--ckpt_path", config.model.from_pretrained, "--csv_path", config.csv_path]
-    options += ["--video_folder", config.video_folder, "--output_path", config.output_path, "--image_size", "0"]
-    options += ["--crop=False", "--device", "cpu", "--mode", "pynative"]
+def command(config: EncodeConfig) -> list[str]:
+    """The words of scripts/encode_latents.py, run with the model of two convolutions."""
     script = Path(config.output_path).with_name("run.py")
     script.write_text(WITH_TWO_CONVS)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # msrun takes the first python there
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PATH": path}
-    arguments = [str(script), "scripts/encode_latents.py", *options]
-    return subprocess.Popen([*before, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    words = ["--ckpt_path", config.model.from_pretrained, "--csv_path", config.csv_path]
+    words += ["--video_folder", config.video_folder, "--output_path", config.output_path, "--image_size", "0"]
+    words += ["--crop=False", "--device", "cpu", "--mode", "pynative"]
+    return [str(script), "scripts/encode_latents.py", *words]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_killed_process_and_two_workers_after_it_make_the_whole(tmp_path, videos, configure):
     """SIGKILL once the first shard is there; then the rest by two workers of msrun."""
     names = [f"{i}.mp4" for i in range(12)]
@@ -523,22 +521,20 @@ def test_a_killed_process_and_two_workers_after_it_make_the_whole(tmp_path, vide
         (tmp_path / "many" / name).write_bytes((videos / "long.mp4").read_bytes())
     config = configure(names, video_folder=str(tmp_path / "many"))
     folder = Path(config.output_path)
-    process = start(config, sys.executable)
+    path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    process = subprocess.Popen(
+        [sys.executable, *command(config)], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 300
     while process.poll() is None and not list(folder.glob(".latents-*")) and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert list(folder.glob(".latents-*"))  # the open shard, which the next run removes
-    msrun = [str(Path(sys.executable).with_name("msrun")), "--worker_num=2", "--local_worker_num=2", "--join=True"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        msrun += [f"--master_port={free.getsockname()[1]}"]
-    msrun += ["--cluster_time_out=60", f"--log_dir={tmp_path / 'logs'}"]
-    process = start(config, "timeout", "200", *msrun)
-    process.communicate()
+    process = start(tmp_path / "logs", *command(config), cwd=ROOT, PYTHONPATH=path)
+    said = finish(process, tmp_path / "logs", 800)
+    assert process.returncode == 0, said[-2000:]
     logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("worker_*.log"))
-    assert process.returncode == 0, logs[-2000:]
     assert len(re.findall(r"videos encoded, \d+ were there, 0 failed", logs)) == 2
     encode_csv(configure(names, video_folder=str(tmp_path / "many"), output_path=str(tmp_path / "whole")))
     assert_same(contents(folder), contents(tmp_path / "whole"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mg import runtime
 from mg.checkpoints import write_state_dict
 from mg.losses.lpips import LPIPS, LPIPSWeightsError
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
@@ -214,8 +215,9 @@ def test_kl_may_be_summed_over_a_clip():
     assert clip - frame == pytest.approx(4 * terms["kl"], rel=1e-4)
 
 
-@pytest.mark.parametrize("kl_per_clip", [False, True])
+@pytest.mark.parametrize("mode, kl_per_clip", [("graph", True), ("pynative", True), ("pynative", False)])
 def test_frames_that_do_not_count_might_as_well_not_be_there(mode, lpips_file, kl_per_clip):
+    runtime.setup("cpu", mode, seed=0)
     config = dict(
         perceptual_weight=0.5,
         lpips_weights=lpips_file,

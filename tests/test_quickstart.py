@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_quickstart(tmp_path):
     run = subprocess.run(
         [ROOT / "scripts" / "quickstart.sh", tmp_path, "--max_steps", "2"],

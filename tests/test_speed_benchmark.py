@@ -191,7 +191,7 @@ def test_cost_grows_along_one_axis_at_a_time_and_is_plotted(tmp_path, fake_worke
 
 
 @needs_torch
-@pytest.mark.slow
+@pytest.mark.full
 def test_operations_of_a_training_step_are_as_many_as_torch_counts():
     """Forward and backward of the same architecture, in the papers' form; by default they are fewer."""
     with Worker(job(task="count", part="train", reference=True)) as worker:

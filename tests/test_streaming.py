@@ -78,6 +78,7 @@ def test_pieces_join_to_what_the_whole_gives_in_tiles(name):
     assert len(asked[0]) > 1 and len(asked[1]) > 1 and longest < lengths[-1]
 
 
+@pytest.mark.full
 def test_graph_mode_gives_the_same():
     runtime.setup("cpu", "graph", seed=0)
     levels = {"ch_mult": [1, 1], "temporal_downsample_level": [0], "temporal_upsample_level": [1]}

@@ -25,7 +25,9 @@ def video(*shape: int) -> np.ndarray:
     return np.stack([np.stack((waves * 2)[: shape[1]])] * shape[0]).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 8, 8), (2, 3, 17, 17, 9), (1, 3, 27, 10, 37)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 1, 8, 8), (1, 3, 17, 17, 9), pytest.param((2, 3, 27, 10, 37), marks=pytest.mark.full)]
+)
 def test_tiled_shapes_are_untiled_shapes(model, shape):
     x = ms.Tensor(video(*shape))
     model.disable_tiling()
@@ -112,7 +114,7 @@ print(json.dumps([decode(128) - start, decode(256) - start]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_memory_of_a_tiled_decode_does_not_grow_with_the_frame():
     """Beyond what frames of one tile took, in MB: frames of 16 tiles add their own pixels and little more."""
 

@@ -217,7 +217,7 @@ def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray], part: str
     return {not np.array_equal(before[name], after[name]) for name in names}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_three_stages_train_one_after_the_other_by_the_shipped_configs(tmp_path):
     write_data(tmp_path)
     spatial = create_model("temporal_vae", **TINY).spatial_vae

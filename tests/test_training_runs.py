@@ -228,13 +228,13 @@ def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog)
 
 def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_path, data, caplog):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    settings = [*data, "--data.random_frames", "--data.sample_n_frames=3", "--seed=0", "--mode=graph"]
+    settings = [*data, "--data.random_frames", "--data.sample_n_frames=3", "--seed=0"]
     settings += ["--max_steps=8", "--ckpt_save_steps=3"]
     with caplog.at_level("INFO"):
         records = short_run(whole, *settings)
     assert "shapes of batches: 3 in 8 updates" in caplog.text
     for frames in (1, 2, 3):
-        assert caplog.text.count(f"the first batch of shape (1, 3, {frames}, 16, 16); the step is compiled") == 1
+        assert caplog.text.count(f"the first batch of shape (1, 3, {frames}, 16, 16)") == 1
 
     with stopped_at(6):  # updates 4 to 6 are made again
         short_run(stopped, *settings)
@@ -258,34 +258,39 @@ def test_frozen_parts_stay_as_they_were(tmp_path, data):
         assert np.array_equal(end[name], value) == name.startswith("encoder."), name
 
 
-@pytest.mark.slow
-def test_a_tae_killed_with_sigkill_resumes_to_the_bit(tmp_path, data):
-    """In graph mode, with fp16 and its loss scale, EMA, accumulation and images; killed between two checkpoints."""
-    config = {"model": {"name": "tae", "config": TAE, "dtype": "fp16"}}
-    (tmp_path / "tae.yaml").write_text(yaml.safe_dump(config))
+@pytest.mark.parametrize("model", ["two_convs", pytest.param("tae", marks=pytest.mark.full)])
+def test_a_run_killed_with_sigkill_resumes_to_the_bit(tmp_path, data, model):
+    """With fp16 and its loss scale, EMA, accumulation and images, killed between two checkpoints; the TAE compiled."""
+    settings = {"model": {"name": model, "dtype": "fp16"}, "mode": "pynative"}
+    script, updates = SMALL_SCRIPT, 40  # enough of them that the signal comes before the end
+    if model == "tae":
+        settings = {"model": {"name": model, "dtype": "fp16", "config": TAE}, "mode": "graph"}
+        script, updates = SCRIPT, 12
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
 
     def start(output: Path, *options: str) -> subprocess.Popen:
-        command = [sys.executable, SCRIPT, *SHORT, "--config", tmp_path / "tae.yaml", *data, *EVERYTHING]
-        command += ["--data.sample_n_frames=8", "--optim.lr=1e-3", "--optim.init_loss_scale=16384", "--max_steps=12"]
-        command += ["--ckpt_save_steps=3", "--mode=graph", "--output_path", output, *options]
+        command = [sys.executable, script, *SHORT, "--config", tmp_path / "run.yaml", *data, *EVERYTHING]
+        command += ["--data.sample_n_frames=8", "--optim.lr=1e-3", "--optim.init_loss_scale=16384"]
+        command += [f"--max_steps={updates}", "--ckpt_save_steps=3", "--output_path", output, *options]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed, doomed = start(whole), start(killed)
     kill_after(doomed, killed, lines=8)
-    (newest,) = {path.name for path in (killed / "checkpoints").glob("step_*")} - {"step_000003"}
+    newest = max(path.name for path in (killed / "checkpoints").glob("step_*"))
     logged = len((killed / "log.jsonl").read_bytes().splitlines())
-    assert int(newest[5:]) < logged < 12  # some updates are lost and must be made again
+    assert int(newest[5:]) <= logged < updates
     assert undisturbed.wait() == 0, undisturbed.stderr.read()
     resumed = start(killed, "--resume")
     assert resumed.wait() == 0, resumed.stderr.read()
 
     records = read_records(whole)
     assert read_records(killed) == records
-    assert [record["step"] for record in records] == list(range(12))
-    assert 0 < records[-1]["skipped"] < 8 and records[-1]["loss_scale"] < 16384  # the scale came down on the way
-    assert_same_weights(weights(killed, "tae"), weights(whole, "tae"))
-    assert (killed / "tae.ckpt").read_bytes() == (whole / "tae.ckpt").read_bytes()
+    assert [record["step"] for record in records] == list(range(updates))
+    if model == "tae":  # the scale came down on the way
+        assert 0 < records[-1]["skipped"] < 8 and records[-1]["loss_scale"] < 16384
+    assert_same_weights(weights(killed, model), weights(whole, model))
+    assert (killed / f"{model}.ckpt").read_bytes() == (whole / f"{model}.ckpt").read_bytes()
     np.testing.assert_equal(read_events(killed / "tensorboard"), read_events(whole / "tensorboard"))
 
 
@@ -388,7 +393,7 @@ def test_ctrl_c_ends_a_run_with_its_log_whole(tmp_path, data):
     ):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate()[1]
     assert process.returncode == 130, said
     assert said.endswith("interrupted\n") and "Traceback" not in said
     assert [record["step"] for record in read_records(tmp_path)] == list(range(len(read_records(tmp_path))))
@@ -503,8 +508,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mixed_256x256x16", "mixed_256x256x32"])
+@pytest.mark.parametrize("name", ["mixed_256x256x16", pytest.param("mixed_256x256x32", marks=pytest.mark.full)])
 def test_the_specifications_command_trains(workplace, name):
     sizes = "--data.image_size 16 --data.crop_size 16 --data.sample_n_frames 8 --max_steps 2 --data.image_ratio 0.5"
     if name.endswith("32"):  # without images and LPIPS, which the other run has, there is less to compile
