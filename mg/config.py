@@ -277,7 +277,9 @@ def _type_name(action: argparse.Action) -> str:
 
 
 def _plain_type(text: str) -> str:
-    """Python's text of a type as a YAML writer would say it: Optional[Literal['a', 'b']] -> a | b | null"""
+    """Python's text of a type, which differs by its version, as a YAML writer would say it:
+    Optional[Literal['a', 'b']] or Literal['a', 'b'] | None -> a | b | null"""
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text.replace("typing.", "").replace("pathlib.Path", "path"))
     text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
-    return re.sub(r"^Optional\[(.*)\]$", r"\1 | null", text)
+    text = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
+    return re.sub(r"\bNone\b", "null", text)
