@@ -22,7 +22,7 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def parse_config(cls: type[T], description: str, argv: list[str] | None = None) -> T:
-    """Fill the dataclass `cls` from the command line and the YAML file that `--config` names.
+    """Fill the dataclass `cls` from the command line and the YAML file that `--config` names, or the first argument.
 
     Later arguments win over earlier ones, and over the file where it stands before them. A switch may be written
     `--flag`, `--flag true` or `--flag=False`, a list `--list a b c`, `--list=a b c` or `--list "[a, b, c]"`.
@@ -42,12 +42,17 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     aliases: dict[str, str] = getattr(cls, "aliases", {})
     parser = ArgumentParser(
         description=description,
-        usage="%(prog)s [--config FILE.yaml] [--option value ...]",
+        usage="%(prog)s [FILE.yaml] [--option value ...]",
         formatter_class=_HelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", action="config", help="YAML file; its keys are those below")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        action="config",
+        help="YAML file; its keys are those below. As the first argument it needs no --config.",
+    )
     parser.add_class_arguments(cls)
     actions = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
     for field in fields(cls):
@@ -62,7 +67,8 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
         others = ", ".join(f"--{alias}" for alias in aliases if aliases[alias] == name)
         actions[name].help = f"{actions[name].help or ''} Also {others}.".lstrip()
     actions |= {alias: actions[name] for alias, name in aliases.items()}
-    argv = _read_files(_rename_arguments(sys.argv[1:] if argv is None else argv, aliases), aliases)
+    argv = _name_first(sys.argv[1:] if argv is None else argv)
+    argv = _read_files(_rename_arguments(argv, aliases), aliases)
     try:
         parsed = parser.parse_args(_spell_out_switches(_join_lists(argv, actions), actions))
     except ArgumentError as error:
@@ -118,6 +124,11 @@ class _HelpFormatter(DefaultHelpFormatter):
         return None if text is None or (action.metavar or "").startswith("{") else _plain_type(text)
 
 
+def _name_first(argv: list[str]) -> list[str]:
+    """`FILE.yaml ...` -> `--config=FILE.yaml ...`"""
+    return [f"--config={argv[0]}", *argv[1:]] if argv and not argv[0].startswith("-") else argv
+
+
 def _rename_arguments(argv: list[str], aliases: dict[str, str]) -> list[str]:
     """`--alias value` -> `--option value`."""
     renamed: list[str] = []
@@ -144,6 +155,8 @@ def _read_files(argv: list[str], aliases: dict[str, str]) -> list[str]:
         if name in (None, argument):  # no file: jsonargparse's to judge
             result.append(argument)
             continue
+        if name.endswith(".py"):
+            raise ValueError(f"{name}: configs are YAML files here; those that come with mg lie in its configs folder")
         content, taken = _take_aliases(_read_file(name), aliases)
         for alias, value in taken.items():
             _put(content, aliases[alias], alias, value, name)
@@ -249,6 +262,9 @@ def _explain(message: str, actions: dict) -> str:
     missing = re.search(r"following arguments are required: (.*)", message)
     if missing:
         return f"{' and '.join(_with_other_name(name, actions) for name in missing[1].split(', '))} must be given"
+    stray = re.search(r"unrecognized arguments: ([^-].*?)(?: -|$)", message)
+    if stray:
+        return f"{stray[1]!r} belongs to no option; a config stands first or after --config, all else after --option"
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     plain = re.search(r"Option '([\w.]+)' is not accepted", message)

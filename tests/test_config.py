@@ -89,6 +89,36 @@ def test_defaults_file_and_arguments_are_laid_over_each_other_in_their_order(wri
     )
 
 
+def test_a_config_may_stand_first_without_its_option(write):
+    file, second = write({"name": "file", "how-many": 5}), write({"count": 9}, "second.yaml")
+    assert parse(file) == Options("file", 5)
+    assert parse(file, "--count", "0", "--paths", "a", "b") == Options("file", 0, paths=["a", "b"])
+    assert parse(file, "--config", second) == Options("file", 9) == parse(file, f"--config={second}")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["a.yaml", "b.yaml"], "'b.yaml' belongs to no option; a config stands first or after --config"),
+        (["--config", "a.yaml", "b.yaml", "--count", "4"], "'b.yaml' belongs to no option"),
+        (["--name", "x", "a.yaml", "--count", "4"], "'a.yaml' belongs to no option"),
+        (["--name=x", "a.yaml", "and more"], "'a.yaml and more' belongs to no option"),
+        (["--fast", "a.yaml", "--name", "x"], "fast is 'a.yaml'; it must be true or false"),
+        (["--steps", "1", "a.yaml", "--name", "x"], "a.yaml"),
+        (["nowhere.yaml", "--name", "x"], "nowhere.yaml: No such file"),
+        (["configs/vae/train/stage1.py"], "configs/vae/train/stage1.py: configs are YAML files here"),
+        (["--config", "stage1.py", "--name", "x"], "stage1.py: configs are YAML files here"),
+    ],
+)
+def test_a_config_at_a_wrong_place_or_of_a_wrong_kind_is_named(write, monkeypatch, tmp_path, argv, message):
+    for name in ("a.yaml", "b.yaml"):
+        write({"name": "file"}, name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as error:
+        parse(*argv)
+    assert message in str(error.value)
+
+
 def test_values_are_read_as_their_types_say(write):
     assert parse("--name", "3", "--pair", "[1, 2.5]", "--section.rate", "2") == Options(
         "3", pair=(1.0, 2.5), section=Section(2.0)
@@ -305,6 +335,20 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="a bug"):
         run_command_line(main)
+
+
+def test_training_takes_its_config_first(tmp_path):
+    (tmp_path / "run.yaml").write_text("csv_path: of the file.csv\n")
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train_vae.py"), "run.yaml", "--output_path", "out", "--print_config"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    printed = yaml.safe_load(result.stdout)
+    assert (printed["csv_path"], printed["output_path"]) == ("of the file.csv", "out")
 
 
 def test_a_mistake_on_the_command_line_of_training_shows_no_traceback(tmp_path):
