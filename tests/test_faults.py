@@ -27,10 +27,10 @@ from image_vaes import image_vae
 from small_steps import make
 from training_runs import SHORT, TwoConvs
 
-from mg import models
 from mg.checkpoints import atomic_write, naming, read_state_dict, write_state_dict
 from mg.data.video import write_image, write_video
 from mg.evaluation.results import Row, append_row
+from mg.models import register_model
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog, draw_curve, read_log
 
@@ -38,14 +38,12 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIPS = ["--num_frames", 4, "--image_size", 16, "--device", "cpu", "--mode", "pynative"]
 
 
+@register_model
 class ScaledConvs(TwoConvs):
     """With the factors that statistics are for."""
 
     name = "scaled_convs"
     default_config = {**TwoConvs.default_config, "scaling_factor": 1.0, "shift_factor": 0.0}
-
-
-models._MODELS[ScaledConvs.name] = ScaledConvs
 
 
 class Commands:

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from mindspore import nn
 
-from mg import models
 from mg.config import parse_config, run_command_line
 from mg.data.video import write_image, write_video
+from mg.models import register_model
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import SpatialConv
 from mg.training import trainer
@@ -43,6 +43,7 @@ class OneConv(nn.Cell):
         return self.last_conv(h)
 
 
+@register_model
 class TwoConvs(VideoAutoencoder):
     """An encoder and a decoder of one convolution each; a latent per pixel. It compiles in a second."""
 
@@ -56,9 +57,6 @@ class TwoConvs(VideoAutoencoder):
         self.encoder = SpatialConv(3, 2 * self.latent_channels)
         self.decoder = OneConv(self.latent_channels)
         self.finish(dtype, use_recompute, pretrained)
-
-
-models._MODELS[TwoConvs.name] = TwoConvs
 
 
 def write_data(folder: Path, videos: int = 3, frames: int = 12) -> list[str]:

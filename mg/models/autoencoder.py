@@ -33,6 +33,7 @@ from mg.checkpoints import (
     read_state_dict,
     write_state_dict,
 )
+from mg.models import naming
 from mg.models.layers.precision import set_precision
 from mg.models.streaming import Encoded, Streaming
 from mg.models.tiling import tiled_tensor
@@ -166,6 +167,12 @@ class VideoAutoencoder(Streaming, nn.Cell):
         return dict(state)
 
     @staticmethod
+    def own_part(state: Mapping) -> dict:
+        """What of a file may be this model's: without what stands before the names in larger models' files, and without
+        what lies beside it there."""
+        return dict(state)
+
+    @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         """The name and shape of every parameter of a model of this config."""
         raise NotImplementedError
@@ -179,6 +186,22 @@ class VideoAutoencoder(Streaming, nn.Cell):
     def original_weights(state: Mapping, config: dict) -> dict:
         """This model's parameters under the original's names, in the original's shapes."""
         return dict(state)
+
+    @classmethod
+    def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a file with tensors of these names and shapes holds this model, of whatever size: it has all parts of
+        the model (encoder, decoder, ...), and in them nothing but what is also in a model of the default config, under
+        our names or the original's. A model without `weight_shapes` is never recognised."""
+        try:
+            ours = cls.weight_shapes(cls.default_config)
+        except NotImplementedError:
+            return False
+        empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
+        theirs = {name: array.shape for name, array in cls.original_weights(empty, cls.default_config).items()}
+        known = {naming.kind(*entry) for entry in (*ours.items(), *theirs.items())}
+        parts = {_part(name) for name in ours}
+        found = {name: shape for name, shape in cls.own_part(shapes).items() if _part(name) in parts}
+        return {_part(name) for name in found} == parts and all(naming.kind(*entry) in known for entry in found.items())
 
     # Weights.
 
@@ -419,6 +442,11 @@ class VideoAutoencoder(Streaming, nn.Cell):
         if right:
             x = ops.cat((x,) + (x[:, :, :, :, -1:],) * right, axis=4)
         return x
+
+
+def _part(name: str) -> str:
+    """The part of a model that a parameter belongs to."""
+    return name.partition(".")[0]
 
 
 def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 MindSpore calls the parameters of a norm gamma and beta, everyone else weight and bias.
 """
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,20 @@ def linear(name: str, original: str, channels: int) -> Layer:
 
 def norm(name: str, original: str, channels: int) -> Layer:
     return Layer(name, original, {"gamma": (channels,), "beta": (channels,)})
+
+
+def kind(name: str, shape: tuple[int, ...]) -> tuple[str, int]:
+    """What all layers of one place have in common, however many and wide they are: the parameter's name without its
+    numbers, and how many axes it has.
+
+        encoder.down.3.block.0.norm1.gamma (512,) -> encoder.down.#.block.#.norm1.weight, 1
+
+    A norm's parameters have everyone's names here, and a 1x1 convolution is the linear layer that it may be stored as.
+    """
+    *layer, parameter = re.sub(r"(?<![^.])\d+(?![^.])", "#", name).split(".")
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return ".".join([*layer, _THEIRS.get(parameter, parameter)]), len(shape)
 
 
 def original_names(layers: Iterable[Layer]) -> dict[str, str]:

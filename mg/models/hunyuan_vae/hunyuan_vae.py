@@ -27,6 +27,7 @@ from mg.models.hunyuan_vae.weights import (
     config_to_diffusers,
     factors,
     from_diffusers,
+    own_part,
     parameter_shapes,
     to_diffusers,
 )
@@ -113,6 +114,10 @@ class HunyuanVAE(VideoAutoencoder):
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
         return from_diffusers(state, config)
+
+    @staticmethod
+    def own_part(state: Mapping) -> dict:
+        return own_part(state)
 
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:

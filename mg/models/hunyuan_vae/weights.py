@@ -27,9 +27,12 @@ _PREFIX = "vae."  # of Tencent's own file
 
 def from_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
     """The names of a released file -> ours; names that are ours already, and others, pass."""
-    return rename(
-        {name.removeprefix(_PREFIX): value for name, value in state.items()}, naming.original_names(layers(config))
-    )
+    return rename(own_part(state), naming.original_names(layers(config)))
+
+
+def own_part(state: Mapping) -> dict:
+    """The tensors of a file without what stands before their names in Tencent's."""
+    return {name.removeprefix(_PREFIX): value for name, value in state.items()}
 
 
 def to_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from mg.models.image_vae.weights import (
     config_from_diffusers,
     config_to_diffusers,
     image_vae_shapes,
+    own_part,
     rename,
     to_diffusers,
 )
@@ -88,6 +89,10 @@ class ImageAutoencoder(VideoAutoencoder):
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
         return rename(state, config)[0]
+
+    @staticmethod
+    def own_part(state: Mapping) -> dict:
+        return own_part(state)
 
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:

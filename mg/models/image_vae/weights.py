@@ -14,6 +14,7 @@ from mg.checkpoints import CheckpointError, LoadReport
 
 _PREFIXES = (  # of the VAE within a larger model's checkpoint
     "first_stage_model.",  # of latent diffusion
+    "vae.",
     "spatial_vae.module.",  # of Open-Sora 1.2's video VAE
     "spatial_vae.",  # of the same here
 )
@@ -100,13 +101,13 @@ def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, 
 
     Args:
         state: in diffusers' names, new or old; in latent diffusion's, also as the part of a single-file checkpoint
-            under `first_stage_model.`; or in our own. Only the tensors that are used are read.
+            under `first_stage_model.` or `vae.`; or in our own. Only the tensors that are used are read.
 
     Returns:
         Our names -> float32 arrays, and the report in the names of `state`.
     """
     prefix = _prefix(state)
-    sources = {_canonical(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
+    sources = own_part({name: name for name in state})
     names = image_vae_names(config)
     if not any("_blocks." in name or ".mid_block." in name for name in sources):
         names = {name: _canonical(name) for name in names}
@@ -127,6 +128,12 @@ def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, 
         renamed[name] = array.astype(np.float32, copy=False)
     report.unexpected = [name for name in state if name not in taken]
     return renamed, report
+
+
+def own_part(state: Mapping) -> dict:
+    """What of a file may be the image VAE, without its prefix there, in one spelling of its names."""
+    prefix = _prefix(state)
+    return {_canonical(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def check_fit(report: LoadReport) -> None:

@@ -18,7 +18,7 @@ from mindspore import ops
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
-from mg.models.tae.weights import expected_shapes, from_mindone
+from mg.models.tae.weights import expected_shapes, from_mindone, own_part
 
 TAE_CONFIG = {
     "double_z": True,
@@ -122,6 +122,10 @@ class TemporalAutoencoder(VideoAutoencoder):
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
         return from_mindone(state)[0]
+
+    @staticmethod
+    def own_part(state: Mapping) -> dict:
+        return own_part(state)
 
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:

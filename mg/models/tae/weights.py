@@ -96,8 +96,8 @@ def from_mindone(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     """
     renamed, report = {}, LoadReport()
     for source in state:
-        name = source.replace("_backbone.", "").removeprefix("autoencoder.")
-        if not name.startswith(_PARTS) or ".temb_proj." in name:
+        name = _own_name(source)
+        if name is None:
             report.unexpected.append(source)
             continue
         if name in renamed:
@@ -107,6 +107,12 @@ def from_mindone(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     if report.unexpected:
         _logger.info("passed over %d entries that are no parameters of the TAE", len(report.unexpected))
     return renamed, report
+
+
+def own_part(state: Mapping) -> dict:
+    """What of a checkpoint of mindone's is the TAE, under our names."""
+    names = {source: _own_name(source) for source in state}
+    return {name: state[source] for source, name in names.items() if name is not None}
 
 
 def config_from_image_vae(config: Mapping) -> dict:
@@ -130,6 +136,12 @@ def config_from_image_vae(config: Mapping) -> dict:
         "temporal_downsample_level": list(range(levels - 1)),
         "temporal_upsample_level": list(range(levels - 1, 0, -1)),
     }
+
+
+def _own_name(source: str) -> str | None:
+    """Our name of an entry of mindone's; None where it is no parameter of the model."""
+    name = source.replace("_backbone.", "").removeprefix("autoencoder.")
+    return name if name.startswith(_PARTS) and ".temb_proj." not in name else None
 
 
 def _spatial_name(layer: Layer) -> str:
