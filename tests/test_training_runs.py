@@ -246,6 +246,13 @@ def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_pa
     assert_same_weights(weights(stopped), weights(whole))
 
 
+def test_a_run_is_of_the_model_that_its_weights_are_of(tmp_path, data):
+    create_model("two_convs").save_weights(tmp_path / "start.ckpt")
+    options = [f"--model.from_pretrained={tmp_path}/start.ckpt", "--model.name=null"]
+    short_run(tmp_path / "run", *data, *options, "--max_steps=1", "--mode=pynative")
+    assert from_pretrained(tmp_path / "run" / "two_convs.ckpt").name == "two_convs"
+
+
 def test_frozen_parts_stay_as_they_were(tmp_path, data):
     create_model("two_convs").save_weights(tmp_path / "start.ckpt")
     start = read_state_dict(tmp_path / "start.ckpt")

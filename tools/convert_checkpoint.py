@@ -1,5 +1,6 @@
 """Convert a model's weights from the original's names to ours, or back with --to original.
 
+    python tools/convert_checkpoint.py --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
     python tools/convert_checkpoint.py --model dc_ae --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
     python tools/convert_checkpoint.py --model temporal_vae --src OpenSora-VAE-v1.2 --target models/temporal_vae.ckpt
     python tools/convert_checkpoint.py --model hunyuan_vae --src hunyuan_vae.safetensors \
@@ -30,7 +31,7 @@ from mg.checkpoints import (
     write_state_dict,
 )
 from mg.config import parse_config, run_command_line
-from mg.models import VideoAutoencoder, model_class, stored_config
+from mg.models import VideoAutoencoder, model_class, model_name, stored_config
 from mg.models.autoencoder import merge_config
 
 
@@ -39,25 +40,26 @@ class Options:
     """What to convert.
 
     Attributes:
-        model: whose weights they are: dc_ae (the original is Open-Sora 2.0's Video DC-AE), hunyuan_vae (diffusers'
-            AutoencoderKLHunyuanVideo, Open-Sora 2.0's and Tencent's files of it), image_vae (diffusers'
-            AutoencoderKL), tae (mindone's TAE) or temporal_vae (Open-Sora 1.2's VideoAutoencoderPipeline).
         src: .safetensors, .pt, .pth, .bin or .ckpt file, or folder, in the original's names or in ours.
         target: .safetensors or .ckpt file, or folder, to write.
+        model: whose weights they are, by default what the source's config or its tensors say: dc_ae (the original is
+            Open-Sora 2.0's Video DC-AE), hunyuan_vae (diffusers' AutoencoderKLHunyuanVideo, Open-Sora 2.0's and
+            Tencent's files of it), image_vae (diffusers' AutoencoderKL), tae (mindone's TAE) or temporal_vae (Open-Sora
+            1.2's VideoAutoencoderPipeline).
         to: whose names the target has.
         dtype: precision of the weights in the target.
     """
 
-    model: str
     src: str
     target: str
+    model: str | None = None
     to: Literal["ours", "original"] = "ours"
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
 
 
 def main() -> None:
     options = parse_config(Options, "Convert a model's weights between the original's names and ours.")
-    model = model_class(options.model)
+    model = model_class(options.model or model_name(options.src))
     weights_file, config_file = target_files(options, model)
     config = source_config(options.src, model)
     state = fitting_weights(options.src, model, config)

@@ -36,7 +36,7 @@ class ExportConfig:
 
     Args:
         ckpt_path: the checkpoint, file or folder, with its config beside it.
-        model: whose weights they are, where the config does not say.
+        model: whose weights they are, where neither the config nor their names say.
         target: folder to write to.
         frames: of a tile; by default the model's own. 1 is for images.
         size: height and width of a tile in pixels; by default the model's own, or 256.

@@ -46,6 +46,7 @@ from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
 from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
 from mg.evaluation.results import OK, Row, append_row, check_settings, read_rows, write_rows, write_settings
 from mg.evaluation.summary import summarize
+from mg.models import model_name
 
 _logger = logging.getLogger(__name__)
 
@@ -236,8 +237,11 @@ def _describe(inference: InferenceConfig) -> dict:
     tiling = {key: value for key, value in vars(settings).items() if "tile" in key or "tiling" in key}
     if not (settings.use_spatial_tiling or settings.use_temporal_tiling):
         tiling = {}
+    name = settings.name
+    with contextlib.suppress(CheckpointError):  # which stands in the summary when the model cannot be built either
+        name = name or model_name(path)
     return {
-        "name": settings.name or stored.get("model"),
+        "name": name,
         "checkpoint": str(path),
         "sha256": sha256(path),
         "dtype": settings.dtype,

@@ -40,7 +40,8 @@ class ModelConfig:
 
     Args:
         from_pretrained: checkpoint: a file, or a folder that `save_pretrained` wrote.
-        name: dc_ae | hunyuan_vae | image_vae | tae | temporal_vae; by default what the config beside it says, else tae.
+        name: dc_ae | hunyuan_vae | image_vae | tae | temporal_vae; by default what the config beside the
+            checkpoint or its tensors say.
         config: keys to lay over that config.
         dtype: precision of convolutions and products.
         use_spatial_tiling: run frames larger than a tile in tiles, which bounds the memory.

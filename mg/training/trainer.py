@@ -24,7 +24,7 @@ from mg.data.loader import ClipLoader, DataConfig
 from mg.losses.adversarial import DiscriminatorLossConfig, GeneratorLossConfig
 from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
-from mg.models import create_model
+from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog
@@ -40,7 +40,7 @@ class ModelConfig:
     """The autoencoder.
 
     Args:
-        name: which model, see `mg.models.list_models`.
+        name: which model, see `mg.models.list_models`; by default the one that the weights are of, else tae.
         from_pretrained: weights to start from, a file or folder; null starts from random ones.
         spatial_from_pretrained: weights of the spatial half of a model of two, an image VAE's file or folder; they
             are laid over those of from_pretrained.
@@ -50,7 +50,7 @@ class ModelConfig:
         disc_off_grad_ckpt: leave what stands before the decoder's last convolution out of grad_checkpoint.
     """
 
-    name: str = "tae"
+    name: str | None = None
     from_pretrained: str | None = None
     spatial_from_pretrained: str | None = None
     freeze: list[str] = field(default_factory=list)
@@ -170,7 +170,9 @@ def train(config: TrainConfig) -> Path | None:
     worker = runtime.setup(config.device, config.mode, config.seed, config.jit_level)
 
     settings = config.model
-    model = create_model(settings.name, newest or settings.from_pretrained, settings.dtype, **settings.config)
+    start = newest or settings.from_pretrained
+    name = settings.name or (model_name(start) if start else "tae")
+    model = create_model(name, start, settings.dtype, **settings.config)
     grid = model.spatial_compression
     loader = ClipLoader(rows, config.data, config.seed, worker.rank, worker.world_size, grid)
     per_update = config.optim.accumulation
