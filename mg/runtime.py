@@ -198,7 +198,7 @@ def _missing(name: str) -> str | None:
     if name == "gpu" and not Path(os.environ.get("CUDA_HOME", ""), "bin", "nvcc").is_file():
         home = os.environ.get("CUDA_HOME")
         lacking = f"CUDA_HOME, {home}, has no bin/nvcc" if home else "CUDA_HOME is not set"
-        return f"{lacking}: python tools/make_cuda_home.py --target FOLDER makes one, and says what to set"
+        return f"{lacking}: mg-make-cuda-home --target FOLDER makes one, and says what to set"
     return None
 
 

@@ -1,30 +1,6 @@
-"""Decode a folder of latents to videos, and to images what were images.
+"""The command mg-decode-latents by its path in the repository: mg/cli/decode_latents.py."""
 
-    python scripts/decode_latents.py --latents_path outputs/latents --output_path samples/decoded
-    python scripts/decode_latents.py --latents_path outputs/latents --names a.mp4 b.mp4 --output_path samples/decoded
-
-The model is that of the encoding, and its checkpoint must be: by its hash, wherever it lies now (--ckpt_path). The same
-command again makes what is missing.
-"""
-
-from mg.config import parse_config, run_command_line
-from mg.latents.decode import DecodeConfig, decode_folder
-from mg.runtime import setup
-
-
-def main() -> int:
-    """0 if no video failed, 1 if one did."""
-    config = parse_config(DecodeConfig, __doc__.splitlines()[0])
-    runtime = setup(config.device, config.mode)
-    report = decode_folder(config, runtime.rank, runtime.world_size)
-    for name, error in report.failed:
-        print(f"failed: {name}: {error}")
-    print(
-        f"{report.decoded} videos decoded, {report.there} were there, {len(report.failed)} failed; "
-        f"see {config.output_path}"
-    )
-    return 1 if report.failed else 0
-
+from mg.cli.decode_latents import run
 
 if __name__ == "__main__":
-    run_command_line(main)
+    run()

@@ -1,32 +1,6 @@
-"""Encode the videos and images of a CSV into a folder of latents, for a diffusion model to be trained on.
+"""The command mg-encode-latents by its path in the repository: mg/cli/encode_latents.py."""
 
-    python scripts/encode_latents.py --config configs/tae/latents/video_256x256.yaml --ckpt_path tae.ckpt \
-        --csv_path train.csv --video_folder videos --output_path outputs/latents
-    msrun --worker_num=8 --local_worker_num=8 scripts/encode_latents.py ...     # the same, on eight devices
-
-writes safetensors shards, index.jsonl with a line per video, and latents.json with what they share. The same command
-again goes on where a run was stopped. `mg.latents.open_latents(folder)` reads it.
-"""
-
-from mg.config import parse_config, run_command_line
-from mg.latents.encode import EncodeConfig, encode_csv
-from mg.runtime import setup
-
-
-def main() -> int:
-    """0 if this rank has latents, or no video to encode, and 1 if all of them failed."""
-    config = parse_config(EncodeConfig, __doc__.splitlines()[0])
-    runtime = setup(config.device, config.mode, config.seed)
-    report = encode_csv(config, runtime.rank, runtime.world_size)
-    for name, error in report.failed:
-        print(f"failed: {name}: {error}")
-    part = f" (rank {runtime.rank} has {report.mine} of {report.videos})" if runtime.world_size > 1 else ""
-    print(
-        f"{report.encoded} videos encoded, {report.there} were there, {len(report.failed)} failed{part}; "
-        f"see {config.output_path}"
-    )
-    return 1 if report.mine and len(report.failed) == report.mine else 0
-
+from mg.cli.encode_latents import run
 
 if __name__ == "__main__":
-    run_command_line(main)
+    run()

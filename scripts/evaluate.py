@@ -1,27 +1,6 @@
-"""Measure the videos and images of one folder against those of the same names in another.
+"""The command mg-evaluate by its path in the repository: mg/cli/evaluate.py."""
 
-    python scripts/evaluate.py --real_video_dir samples/vae_ori --generated_video_dir samples/vae_rec \
-        --num_frames 17 --resolution 256 --crop_size 256 --metric ssim psnr lpips flolpips
-
-It writes samples/vae_rec_metrics/metrics.csv and metrics.json. LPIPS and FloLPIPS need weights that
-tools/convert_lpips.py makes; without them the other measures are taken.
-"""
-
-from mg.config import parse_config, run_command_line
-from mg.evaluation.pairs import EvaluateConfig, evaluate_folders, format_table
-from mg.runtime import setup
-
-
-def main() -> int:
-    """0 if at least one pair was measured, 1 if none was."""
-    config = parse_config(EvaluateConfig, __doc__.splitlines()[0])
-    setup(config.device, config.mode)
-    report = evaluate_folders(config)
-    print(format_table(report, config))
-    measured, failed, unpaired = (len(report.rows(status)) for status in ("ok", "error", "unpaired"))
-    print(f"{measured} pairs measured, {failed} failed, {unpaired} unpaired; see {config.output_path}")
-    return 0 if measured else 1
-
+from mg.cli.evaluate import run
 
 if __name__ == "__main__":
-    run_command_line(main)
+    run()

@@ -1,32 +1,6 @@
-"""Reconstruct the videos and images of a CSV with a video autoencoder, and measure PSNR, SSIM and the loss.
+"""The command mg-reconstruct by its path in the repository: mg/cli/reconstruct.py."""
 
-    python scripts/inference_vae.py --ckpt_path tae.ckpt --batch_size 2 --num_frames=16 --image_size 256 \
-        --csv_path test.csv --video_folder videos --enable_tile=False
-    python scripts/inference_vae.py --config configs/temporal_vae/inference/video.yaml \
-        --ckpt_path models/OpenSora-VAE-v1.2 --data_path test.csv --save_dir samples/vae_video
-
-The second writes the folders samples/vae_video_ori, _rec and _spatial, and the metrics to samples/vae_video.
-"""
-
-from mg.config import parse_config, run_command_line
-from mg.evaluation.benchmark import report_command
-from mg.evaluation.reconstruction import InferenceConfig, format_table, output_folders, reconstruct_csv
-from mg.runtime import setup
-
-
-def main() -> int:
-    """0 if at least one clip was reconstructed, 1 if none was."""
-    config = parse_config(InferenceConfig, __doc__.splitlines()[0])
-    setup(config.device, config.mode, config.seed)
-    report = reconstruct_csv(config)
-    print(format_table(report))
-    print(f"{len(report.succeeded)} of {len(report.results)} clips reconstructed; see {config.output_path}")
-    if config.separate_folders and config.save_videos:
-        print("videos and images:", *output_folders(config).values())
-    if report.succeeded:
-        print("for a report to look at, with speed, memory and error maps:", report_command(config), sep="\n    ")
-    return 0 if report.succeeded else 1
-
+from mg.cli.reconstruct import run
 
 if __name__ == "__main__":
-    run_command_line(main)
+    run()

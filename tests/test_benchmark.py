@@ -435,8 +435,8 @@ def test_inference_gives_the_command_that_makes_a_report_of_its_run(
     )
     reconstruct_csv(config)
     words = shlex.split(report_command(config))
-    assert words[:2] == ["python", "scripts/benchmark.py"]
-    assert run_here(monkeypatch, "scripts/benchmark.py", *words[2:], "--metric", "psnr") == 0
+    assert words[0] == "mg-benchmark"
+    assert run_here(monkeypatch, "scripts/benchmark.py", *words[1:], "--metric", "psnr") == 0
     summary = json.loads((tmp_path / "samples" / "benchmark" / "summary.json").read_text())
     assert list(summary["models"]) == ["samples", "second"] and summary["settings"]["clips"]["crop"] is False
     assert [model["dtype"] for model in summary["models"].values()] == ["bf16", "bf16"]

@@ -1,7 +1,6 @@
 """Devices: one that is not there is one line that says what to do; the CUDA_HOME of NVIDIA's wheels."""
 
 import os
-import runpy
 import subprocess
 import sys
 import zipfile
@@ -11,6 +10,7 @@ import mindspore as ms
 import pytest
 
 from mg import runtime
+from mg.cli import check_device
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = str(ROOT / "tools" / "make_cuda_home.py")
@@ -40,7 +40,7 @@ def test_a_device_that_is_not_there_is_one_line_that_says_what_to_do(device, the
 
 def test_a_gpu_without_a_cuda_home_is_told_how_to_make_one(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime, "_cuda_driver_works", lambda: True)
-    for home, message in ((None, "CUDA_HOME is not set: python tools/make_cuda_home.py"), (tmp_path, "no bin/nvcc")):
+    for home, message in ((None, "CUDA_HOME is not set: mg-make-cuda-home"), (tmp_path, "no bin/nvcc")):
         monkeypatch.setenv("CUDA_HOME", str(home)) if home else monkeypatch.delenv("CUDA_HOME", raising=False)
         with pytest.raises(ValueError, match=message) as error:
             runtime.setup("gpu")
@@ -157,10 +157,9 @@ def test_the_check_of_a_device_prints_a_row_for_every_mode_and_precision():
     ],
 )
 def test_a_device_whose_numbers_are_not_the_cpus_fails_the_check(row, code, said, monkeypatch, capsys):
-    main = runpy.run_path(str(ROOT / "tools" / "check_device.py"))["main"]
     rows = iter([({"latents": 1.0, "seconds": 1.0}, ""), row])
-    monkeypatch.setitem(main.__globals__, "run_row", lambda *_: next(rows))
+    monkeypatch.setattr(check_device, "run_row", lambda *_: next(rows))
     argv = ["check_device.py", "--device", "cpu", "--modes", "graph", "--dtypes", "fp32"]
     monkeypatch.setattr(sys, "argv", argv)
-    assert main() == code
+    assert check_device.main() == code
     assert said in capsys.readouterr().out

@@ -143,7 +143,7 @@ def test_the_loss_trains_nothing_of_lpips(lpips_file):
 def test_missing_lpips_weights_name_the_tool_and_the_switch(tmp_path):
     with pytest.raises(LPIPSWeightsError) as error:
         AutoencoderLoss(LossConfig(lpips_weights=str(tmp_path / "none.safetensors")))
-    for part in ("none.safetensors", "tools/convert_lpips.py", "--loss.perceptual_weight 0"):
+    for part in ("none.safetensors", "mg-convert-lpips", "--loss.perceptual_weight 0"):
         assert part in str(error.value)
     AutoencoderLoss(LossConfig(lpips_weights=str(tmp_path / "none.safetensors"), perceptual_weight=0))
 

@@ -208,7 +208,7 @@ def test_missing_weights_name_the_file_the_tool_its_sources_and_the_way_without(
     text = str(error.value)
     for part in (
         str(tmp_path / "none.safetensors"),
-        "tools/convert_lpips.py",
+        "mg-convert-lpips",
         "vgg16-397923af.pth",
         "lpips/weights/v0.1/vgg.pth",
         "--loss.perceptual_weight 0",

@@ -95,7 +95,7 @@ def test_without_weights_lpips_and_flolpips_are_left_out_with_the_reason(tmp_pat
     assert measures.names == ["psnr", "ssim"] == list(measures.of(*video_pair(2)))
     assert list(measures.left_out) == ["lpips", "flolpips"]
     for line in measures.left_out.values():
-        for part in ("models/lpips_alex.safetensors", "tools/convert_lpips.py --net alex", "weights/v0.1/alex.pth"):
+        for part in ("models/lpips_alex.safetensors", "mg-convert-lpips --net alex", "weights/v0.1/alex.pth"):
             assert part in line
         assert "\n" not in line and "--loss" not in line
     vgg = Measures(MeasuresConfig(["lpips"], "vgg"))

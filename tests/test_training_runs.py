@@ -356,7 +356,7 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
         (["--model.from_pretrained", "none.ckpt"], "none.ckpt"),
         (["--model.name", "vae"], "there is no model 'vae'; the models are "),
         (["--model.config.z_chanels", "3"], "two_convs has no config key 'z_chanels'; did you mean 'z_channels'?"),
-        (["--loss.perceptual_weight", "1"], "tools/convert_lpips.py"),
+        (["--loss.perceptual_weight", "1"], "mg-convert-lpips"),
         (["--loss.latent_weight=1"], "loss.latent_weight is 1.0; it must be 0, two_convs has no first stage"),
         (["--loss.identity_weight=1"], "loss.identity_weight is 1.0; it must be 0, two_convs has no first stage"),
         (["--loss.pixel_weight=0"], "loss.pixel_weight is 0.0; it must be above 0 where latent_weight and identity"),

@@ -1,26 +1,6 @@
-"""Measure how fast models encode, decode and train, beside a PyTorch network of the same kind.
+"""The command mg-benchmark-speed by its path in the repository: mg/cli/benchmark_speed.py."""
 
-    python tools/benchmark_speed.py                                        # every model at a size of its own
-    python tools/benchmark_speed.py --models tae --parts encode decode --sizes 16x64x64 16x128x128 --threads 2
-    python tools/benchmark_speed.py --models tae --growth 1 2 4            # cost by frames, area and batch, and a plot
-
-prints a table of seconds, frames/s, peak memory, compile time, operations, and the ratio to the peer's time, taken pair
-by pair; below 1 is faster. All of it, and every single time, is in speed.json too.
-"""
-
-from mg.config import parse_config, run_command_line
-from mg.evaluation.growth import measure_growth
-from mg.evaluation.speed import SpeedConfig, format_table, measure_speed
-
-
-def main() -> int:
-    """0 if all that can be measured here was, 1 if something failed."""
-    config = parse_config(SpeedConfig, __doc__.splitlines()[0])
-    found = measure_growth(config) if config.growth else measure_speed(config)
-    print(format_table(found))
-    print(f"see {config.output_path}")
-    return 1 if found["failed"] else 0
-
+from mg.cli.benchmark_speed import run
 
 if __name__ == "__main__":
-    run_command_line(main)
+    run()

@@ -1,28 +1,6 @@
-"""Export a model's encoder and decoder as ONNX graphs at one tile's size, for onnxruntime and OpenVINO.
+"""The command mg-export by its path in the repository: mg/cli/export.py."""
 
-    python tools/export_onnx.py --ckpt_path models/tae.ckpt --model tae --target outputs/tae_onnx --frames 16 --size 256
-    python tools/export_onnx.py --ckpt_path models/dc_ae.ckpt --target outputs/dc_ae_image --frames 1
-    python tools/export_onnx.py --ckpt_path models/tae.ckpt --target outputs/tae_mindir --format mindir
-
-`mg.deploy.load(folder)` gives the same encode and decode for it, in the same tiles, on videos of any length and size;
-it takes neither MindSpore nor the checkpoint. Tiles and overlaps are the model's own unless they are given. A network
-for one frame is for images alone. --format mindir writes NAME.mindir for mindspore.load in place of NAME.onnx.
-"""
-
-from mg.config import parse_config, run_command_line
-from mg.deploy.export import ExportConfig, export
-from mg.runtime import setup
-
-SUMMARY, _, MEANING = __doc__.strip().split("\n\n")
-
-
-def main() -> None:
-    config = parse_config(ExportConfig, f"{SUMMARY} {MEANING}")
-    setup("cpu")
-    for name, network in export(config)["networks"].items():
-        print(f"{name}: {tuple(network['input'])} -> {tuple(network['output'])}")
-    print(f"see {config.target}")
-
+from mg.cli.export import run
 
 if __name__ == "__main__":
-    run_command_line(main)
+    run()

@@ -1,45 +1,6 @@
-"""Measure the latents of a video autoencoder over the clips of a CSV, and write the model with factors that scale them.
+"""The command mg-latent-statistics by its path in the repository: mg/cli/latent_statistics.py."""
 
-    python tools/latent_statistics.py --ckpt_path models/dc_ae.ckpt --csv_path train.csv --video_folder videos \
-        --num_frames 32 --save_dir models/dc_ae_scaled
-
-The factors bring latents to the unit variance that a diffusion model is trained on; reconstructions do not depend on
-them. For Video DC-AE, scaling_factor is the standard deviation of all latents about their mean: encode divides by it
-and decode multiplies. For the Open-Sora 1.2 VAE, shift and scale are the mean and standard deviation of each channel:
-encode gives (z - shift) / scale and decode undoes it. So nothing else has to know of them. For the TAE and image VAEs,
-scaling_factor is 1 / std and shift_factor the mean, and applying them is left to the caller:
-z = (z - shift_factor) * scaling_factor.
-
-The folder holds the model, for `from_pretrained` and --model.from_pretrained, and latent_statistics.json: mean and
-standard deviation per channel and over all, of the latents as they are without any scaling.
-"""
-
-import numpy as np
-
-from mg.config import parse_config, run_command_line
-from mg.evaluation.latents import StatisticsConfig, measure_csv
-from mg.runtime import setup
-
-SUMMARY, _, MEANING, _ = __doc__.split("\n\n")
-
-
-def main() -> int:
-    """0 if at least one clip was measured, 1 if none was."""
-    config = parse_config(StatisticsConfig, f"{SUMMARY} {MEANING}")
-    setup(config.device, config.mode, config.seed)
-    statistics, factors = measure_csv(config)
-    for name, error in statistics.failures:
-        print(f"failed: {name}: {error}")
-    print(f"{statistics.clips} of {statistics.clips + len(statistics.failures)} clips measured")
-    if statistics.channels is None:
-        return 1
-    overall = statistics.channels.over_channels()
-    print(f"latents: mean {overall.mean:.6g}, standard deviation {overall.std:.6g}")
-    for key, value in factors.items():  # a number, or one per channel
-        print(key, *(f"{number:.6g}" for number in np.ravel(value)))
-    print(f"see {config.output_path}")
-    return 0
-
+from mg.cli.latent_statistics import run
 
 if __name__ == "__main__":
-    run_command_line(main)
+    run()

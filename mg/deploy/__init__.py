@@ -6,7 +6,7 @@
     z, mean, logvar = vae.encode(x)                 # numpy arrays
     y = vae.decode(z, num_target_frames=x.shape[2])
 
-`tools/export_onnx.py` writes such a folder; see `mg.deploy.export`.
+`mg-export` writes such a folder; see `mg.deploy.export`.
 """
 
 from mg.deploy.autoencoder import DeployedAutoencoder, Encoded, load

@@ -50,7 +50,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
 ) -> "DeployedAutoencoder":
-    """Open a folder that `tools/export_onnx.py` wrote.
+    """Open a folder that `mg-export` wrote.
 
     Args:
         folder: it holds deploy.json and the networks.
@@ -80,7 +80,7 @@ def load(
 def _read_settings(folder: Path) -> dict:
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no exported model, there is no {SETTINGS_FILE}; see tools/export_onnx.py")
+        raise FileNotFoundError(f"{folder}: no exported model, there is no {SETTINGS_FILE}; mg-export writes one")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -57,7 +57,7 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
 
     Args:
         csv_path: CSV with a column `video` or `path`.
-        models: one or more inference configs, runs of scripts/inference_vae.py by their metrics.json, and checkpoints.
+        models: one or more inference configs, runs of mg-reconstruct by their metrics.json, and checkpoints.
             FILE.yaml=CHECKPOINT lays other weights over a config, or those that it does not name. What a file says of
             the model and its tiles counts; the clips are those of the options here.
         baseline: area averages over cells of so many frames x pixels, brought back by interpolation, to measure
@@ -164,7 +164,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
 
 
 def report_command(config: InferenceConfig) -> str:
-    """The command that makes a report of the models and clips of a run of scripts/inference_vae.py."""
+    """The command that makes a report of the models and clips of a run of `mg-reconstruct`."""
     run = f"{Path(config.output_path) / 'metrics.json'}"
     words = ["--csv_path", config.csv_path, "--models", run, *(f"{run}={checkpoint}" for checkpoint in config.compare)]
     for option in fields(ClipOptions):
@@ -172,7 +172,7 @@ def report_command(config: InferenceConfig) -> str:
         if value != option.default:
             words += [f"--{option.name}", value if isinstance(value, str) else json.dumps(value)]
     words += ["--output_path", str(Path(config.output_path) / "benchmark")]
-    return shlex.join(["python", "scripts/benchmark.py", *words])
+    return shlex.join(["mg-benchmark", *words])
 
 
 # Which models.

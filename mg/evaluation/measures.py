@@ -35,7 +35,7 @@ class MeasuresConfig:
     Args:
         metric: one or more of psnr, ssim, lpips, flolpips.
         lpips_net: trunk of LPIPS; alex is the usual one for reporting.
-        lpips_weights: its file, made by tools/convert_lpips.py; by default models/lpips_<net>.safetensors.
+        lpips_weights: its file, made by mg-convert-lpips; by default models/lpips_<net>.safetensors.
         flow: estimator of the optical flow that flolpips rests on, OpenCV's both.
 
     Raises:

@@ -30,7 +30,7 @@ class DecodeConfig:
     """Decode a folder of latents to videos, and to images what were images.
 
     Args:
-        latents_path: the folder that scripts/encode_latents.py wrote.
+        latents_path: the folder that mg-encode-latents wrote.
         from_pretrained: the checkpoint; by default where it lay when the latents were made.
         any_checkpoint: take one whose hash is not that of the checkpoint that encoded.
         output_path: folder to write to; what is there already stays.

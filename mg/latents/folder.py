@@ -118,7 +118,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def open_latents(folder: str | Path) -> "LatentFolder":
-    """The latents of a folder that scripts/encode_latents.py wrote, by the names of the videos.
+    """The latents of a folder that `mg-encode-latents` wrote, by the names of the videos.
 
     Raises:
         DataError, CheckpointError: no such folder, or one without an index that can be read.

@@ -1,6 +1,6 @@
 """How much memory a video takes on its way to latents and back, by its length.
 
-Videos of several lengths are encoded and decoded by the scripts, each time in a process of its own, whose peak resident
+Videos of several lengths are encoded and decoded by the commands, each time in a process of its own, whose peak resident
 memory is taken as Linux counts it. It should not depend on the length.
 """
 
@@ -21,14 +21,14 @@ from mg.models import create_model
 
 SMALL_TAE: dict = {"ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
 
-# Runs a script, and leaves its process's peak in a file.
+# Runs a module as a program, and leaves its process's peak in a file.
 CHILD = """
 import runpy, sys
 from pathlib import Path
 peak = sys.argv[1]
-sys.argv = sys.argv[2:]
+module, sys.argv = sys.argv[2], sys.argv[2:]
 try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 finally:
     lines = Path("/proc/self/status").read_text().splitlines()
     Path(peak).write_text(next(line for line in lines if line.startswith("VmHWM")).split()[1])
@@ -62,18 +62,18 @@ class MemoryConfig:
         require(self.size >= 2 and self.size % 2 == 0, self, "size", "an even number of at least 2")
 
 
-def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
+def measure_memory(config: MemoryConfig, encoder: str, decoder: str) -> dict:
     """Measure, and write `memory.json`.
 
     Args:
-        scripts: the folder of encode_latents.py and decode_latents.py.
+        encoder, decoder: the modules of the commands mg-encode-latents and mg-decode-latents.
 
     Returns:
-        "peaks": per script a list of bytes, one for each length; "ratios": the largest of the longer ones' over the
+        "peaks": per command a list of bytes, one for each length; "ratios": the largest of the longer ones' over the
         first; "holds": whether all ratios are within the limit; and the settings.
 
     Raises:
-        ValueError: a script that failed, with what it said last.
+        ValueError: a command that failed, with what it said last.
     """
     folder = Path(config.output_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,9 +96,9 @@ def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
                 tiles = {"encode_tile": config.tile, "decode_tile": config.tile, "decode_overlap": config.tile // 2}
                 encode += [f"--tiling.{name}={value}" for name, value in tiles.items()]
             decode = ["--latents_path", latents, "--output_path", place / "decoded"]
-            for script, options in (("encode_latents", encode), ("decode_latents", decode)):
-                peaks[script].append(peak_memory([scripts / f"{script}.py", *options, *both], place / "peak"))
-    ratios = {script: max(values[1:]) / values[0] for script, values in peaks.items()}
+            peaks["encode_latents"].append(peak_memory([encoder, *encode, *both], place / "peak"))
+            peaks["decode_latents"].append(peak_memory([decoder, *decode, *both], place / "peak"))
+    ratios = {command: max(values[1:]) / values[0] for command, values in peaks.items()}
     found = {
         "frames": config.frames,
         "size": config.size,
@@ -116,10 +116,10 @@ def measure_memory(config: MemoryConfig, scripts: Path) -> dict:
 
 
 def peak_memory(command: list, peak: Path) -> int:
-    """Bytes that a Python script has resident at most, in a process of its own.
+    """Bytes that a Python module run as a program has resident at most, in a process of its own.
 
     Args:
-        command: the script and its options.
+        command: the module and its options.
         peak: a file to hand the number over in.
     """
     words = [sys.executable, "-c", CHILD, str(peak), *map(str, command)]
@@ -143,7 +143,7 @@ def moving_picture(frames: int, size: int, piece: int = 16) -> Iterator[np.ndarr
 def format_table(found: dict) -> str:
     """What was measured, as text."""
     lines = [f"{'peak resident memory, MB':<26}" + "".join(f"{n:>8} frames" for n in found["frames"]) + "     ratio"]
-    for script, values in found["peaks"].items():
+    for command, values in found["peaks"].items():
         cells = "".join(f"{value / 2**20:>15.0f}" for value in values)
-        lines.append(f"{script:<26}{cells}{found['ratios'][script]:>10.3f}")
+        lines.append(f"{command:<26}{cells}{found['ratios'][command]:>10.3f}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 Follows the `lpips` package: both images run through a frozen classifier; at five depths the features are scaled to
 unit length over the channels, their squared differences are weighted per channel and averaged over the image; the
-five figures are summed. `tools/convert_lpips.py` makes the weight file from the originals.
+five figures are summed. `mg-convert-lpips` makes the weight file from the originals.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class LPIPS(nn.Cell):
 
     Args:
         net: trunk, `vgg` (for training) or `alex` (for reporting).
-        weights: file written by `tools/convert_lpips.py`; by default `models/lpips_<net>.safetensors`.
+        weights: file written by `mg-convert-lpips`; by default `models/lpips_<net>.safetensors`.
 
     Raises:
         LPIPSWeightsError: the file is missing, or lacks a tensor, or holds one of another shape.
@@ -102,7 +102,7 @@ class LPIPSMaps(LPIPS):
 def how_to_make_weights(net: str, path: str | Path) -> str:
     """What to say of a weight file that is not there, in one line."""
     return (
-        f"no LPIPS weights at '{path}': make them with tools/convert_lpips.py --net {net} from torchvision's "
+        f"no LPIPS weights at '{path}': make them with mg-convert-lpips --net {net} from torchvision's "
         f"{BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth"
     )
 

@@ -26,7 +26,7 @@ class LossConfig:
     Args:
         pixel_weight: of L1 and LPIPS together; 0 trains a model of two stages without making pixels.
         perceptual_weight: of LPIPS (VGG16), beside L1's 1.
-        lpips_weights: LPIPS' weights as `tools/convert_lpips.py` writes them.
+        lpips_weights: LPIPS' weights as `mg-convert-lpips` writes them.
         kl_weight: of the KL divergence from a standard normal.
         kl_per_clip: sum the divergence over a clip and average over clips, as Open-Sora 1.2 does, in place of over a
             frame and over frames.

@@ -14,7 +14,7 @@ an image: it passes by everything that changes the frame rate. So latents of t =
 `num_target_frames` asks for more.
 
 `scaling_factor` is the standard deviation of the latents: encode divides by it and decode multiplies, so that a
-diffusion model sees about unit variance. None leaves latents as they are; `tools/latent_statistics.py` measures it.
+diffusion model sees about unit variance. None leaves latents as they are; `mg-latent-statistics` measures it.
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """Movie Gen's temporal autoencoder, TAE (arXiv 2410.13720, section 3.1.1): 8x8x8 compression, 16 channels.
 
 An SD3.5 image VAE inflated in time: every 2-D convolution is followed by a 1-D one over the frames, every spatial
-attention by a temporal one. `tools/inflate_vae_to_tae.py` makes its first weights from the image VAE's. Names and
-shapes of the parameters are those of mindone's checkpoints, which load as they are.
+attention by a temporal one. `mg-inflate` makes its first weights from the image VAE's. Names and shapes of the
+parameters are those of mindone's checkpoints, which load as they are.
 
     tae = TemporalAutoencoder(pretrained="tae.ckpt", use_tile=False)
     z, mean, logvar = tae.encode(x)              # x (B, 3, T, H, W) in [-1, 1] -> (B, 16, ceil(T/8), H/8, W/8)

@@ -1,0 +1,28 @@
+"""Measure that a video's way to latents and back takes the same memory whatever its length.
+
+    mg-benchmark-memory                              # 128 and 1,024 frames of 192 x 192, a small TAE
+    mg-benchmark-memory --frames 128 1024 4096 --size 256 --ckpt_path models/tae.ckpt
+
+encodes and decodes a video of each length, every time in a process of its own, and prints the peaks of their resident
+memory and the ratio; they are in memory.json too.
+"""
+
+from mg.config import parse_config, run_command_line
+from mg.latents.memory import MemoryConfig, format_table, measure_memory
+
+
+def main() -> int:
+    """0 if the longer videos take at most `limit` times the memory of the first one, 1 if not."""
+    config = parse_config(MemoryConfig, __doc__.splitlines()[0])
+    found = measure_memory(config, "mg.cli.encode_latents", "mg.cli.decode_latents")
+    print(format_table(found))
+    print(f"at most {config.limit} is asked for; see {config.output_path}")
+    return 0 if found["holds"] else 1
+
+
+def run() -> None:
+    run_command_line(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,34 @@
+"""Decode a folder of latents to videos, and to images what were images.
+
+    mg-decode-latents --latents_path outputs/latents --output_path samples/decoded
+    mg-decode-latents --latents_path outputs/latents --names a.mp4 b.mp4 --output_path samples/decoded
+
+The model is that of the encoding, and its checkpoint must be: by its hash, wherever it lies now (--ckpt_path). The same
+command again makes what is missing.
+"""
+
+from mg import runtime
+from mg.config import parse_config, run_command_line
+from mg.latents.decode import DecodeConfig, decode_folder
+
+
+def main() -> int:
+    """0 if no video failed, 1 if one did."""
+    config = parse_config(DecodeConfig, __doc__.splitlines()[0])
+    worker = runtime.setup(config.device, config.mode)
+    report = decode_folder(config, worker.rank, worker.world_size)
+    for name, error in report.failed:
+        print(f"failed: {name}: {error}")
+    print(
+        f"{report.decoded} videos decoded, {report.there} were there, {len(report.failed)} failed; "
+        f"see {config.output_path}"
+    )
+    return 1 if report.failed else 0
+
+
+def run() -> None:
+    run_command_line(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,103 @@
+"""Inflate an image VAE (SD3.5's, or one of its kind) to a TAE that equals it on every image.
+
+    mg-inflate --src sd3.5_vae/diffusion_pytorch_model.safetensors --target models/tae_vae2d.ckpt
+
+The config.json beside the source says what its architecture is; without one it is taken for SD3.5's. The config of
+the TAE is written beside the target, X.json beside X.ckpt.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from mg.checkpoints import (
+    CheckpointError,
+    LoadReport,
+    atomic_write,
+    check_finite,
+    find_config,
+    open_state_dict,
+    read_config,
+    write_state_dict,
+)
+from mg.config import parse_config, run_command_line
+from mg.models.tae.tae import TAE_CONFIG
+from mg.models.tae.weights import config_from_image_vae, inflate
+
+
+@dataclass
+class Options:
+    """What to inflate.
+
+    Attributes:
+        src: image VAE: .safetensors, .pt, .pth, .bin or .ckpt file, or a diffusers folder.
+        target: .ckpt or .safetensors file to write.
+        dtype: precision of the weights in the target.
+        report: text file for the full list of names used, missing and left over.
+        verbose: print the full list too.
+    """
+
+    src: str
+    target: str
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    report: str | None = None
+    verbose: bool = False
+
+
+def main() -> None:
+    options = parse_config(Options, "Inflate an image VAE to a TAE that equals it on every image.")
+    target = Path(options.target)
+    if target.suffix not in (".ckpt", ".safetensors"):
+        raise ValueError(f"--target {target} must end in .ckpt or .safetensors")
+    if target.resolve() == Path(options.src).resolve():
+        raise ValueError(f"--target {target} is the source itself")
+
+    described_by = find_config(options.src)
+    with open_state_dict(options.src) as image:
+        config = read_tae_config(described_by) if described_by else TAE_CONFIG
+        try:
+            state, report = inflate(image, config)
+        except CheckpointError as error:
+            tell(error.report, options, failed=True)
+            hint = "" if described_by else "; if it is not of SD3.5's architecture, put its config.json beside it"
+            raise CheckpointError(f"{options.src} {error}{hint}") from error
+
+    check_finite(options.src, state)
+    write_state_dict(target, state, options.dtype)
+    with atomic_write(target.with_suffix(".json")) as file:
+        file.write_text(json.dumps({"model": "tae", **config}, indent=2) + "\n")
+    tell(report, options)
+    print(f"{target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
+
+
+def read_tae_config(path: Path) -> dict:
+    """The config of the TAE to make, from the file that describes the image VAE."""
+    described = read_config(path)
+    try:
+        return config_from_image_vae(described)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def tell(report: LoadReport | None, options: Options, failed: bool = False) -> None:
+    """Write every name to the report file, print those that were not used, or all of them if so asked."""
+    if report is None:
+        return
+    if options.report:
+        with atomic_write(options.report) as file:
+            file.write_text(report.details() + "\n")
+    if options.verbose:
+        print(report.details())
+    elif not failed:
+        print(replace(report, used=[]).details() or "every name was used")
+    if not failed:
+        print(report.summary())
+
+
+def run() -> None:
+    run_command_line(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,30 @@
+"""Train any of the models on the videos and images of a CSV, in one stage or more.
+
+    mg-train --config configs/tae/train/mixed_256x256x16.yaml \
+        --output_path outputs/tae --csv_path train.csv --video_folder videos
+
+    mg-train --config configs/dc_ae/train/video_dc_ae.yaml --dataset.data_path train.csv
+    mg-train --config configs/dc_ae/train/video_dc_ae_disc.yaml --dataset.data_path train.csv \
+        --model.from_pretrained outputs/video_dc_ae/checkpoints/step_090000
+
+    mg-train --config configs/temporal_vae/train/stage1.yaml --data_path train.csv
+    mg-train --config configs/temporal_vae/train/stage2.yaml --data_path train.csv
+    mg-train --config configs/temporal_vae/train/stage3.yaml --data_path train.csv
+"""
+
+from mg.config import parse_config, run_command_line
+from mg.training.trainer import TrainConfig, train
+
+
+def main() -> None:
+    config = parse_config(TrainConfig, "Train a video autoencoder on the videos and images of a CSV.")
+    if weights := train(config):  # the first worker's alone
+        print(f"weights: {weights}")
+
+
+def run() -> None:
+    run_command_line(main)
+
+
+if __name__ == "__main__":
+    run()
