@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
@@ -84,6 +85,24 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
+def config_file(name: str) -> str:
+    """The file that a config's name stands for: that file or, where configs/... is not there, the one that mg ships.
+
+    Raises:
+        ValueError: mg ships none of that name either; the nearest one is named.
+    """
+    path = Path(name)
+    if path.exists() or path.parts[:1] != ("configs",) or ".." in path.parts:
+        return name
+    package = Path(__file__).parent  # its folder configs/ is the repository's, or a copy where mg is installed
+    if (package / path).is_file():
+        return str(package / path)
+    shipped = [str(file.relative_to(package)) for file in package.glob("configs/**/*.yaml")]
+    near = difflib.get_close_matches(str(path), shipped, 1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{name}: there is no such file here, and mg ships no config of that name{hint}")
+
+
 def to_dict(config) -> dict:
     """A dataclass, nested ones too, as plain values for YAML or JSON."""
     if hasattr(config, "__dataclass_fields__"):
@@ -157,6 +176,7 @@ def _read_files(argv: list[str], aliases: dict[str, str]) -> list[str]:
             continue
         if name.endswith(".py"):
             raise ValueError(f"{name}: configs are YAML files here; those that come with mg lie in its configs folder")
+        name = config_file(name)
         content, taken = _take_aliases(_read_file(name), aliases)
         for alias, value in taken.items():
             _put(content, aliases[alias], alias, value, name)

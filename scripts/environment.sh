@@ -57,7 +57,7 @@ EOP
             pip_install "$@" -r <(echo "$missing") "numpy<2"
         fi
     fi
-    python -c 'import importlib.metadata as m; m.version("mg")' 2> /dev/null || pip_install --no-deps --editable .
+    python -c 'import importlib.metadata as m; m.version("mg-video")' 2> /dev/null || pip_install --no-deps --editable .
 }
 
 pip_install() {

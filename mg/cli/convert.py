@@ -1,6 +1,6 @@
 """Convert a model's weights from the original's names to ours, or back with --to original.
 
-    mg-convert --model dc_ae --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
+    mg-convert --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
     mg-convert --model temporal_vae --src OpenSora-VAE-v1.2 --target models/temporal_vae.ckpt
     mg-convert --model hunyuan_vae --src hunyuan_vae.safetensors --target models/hunyuan_vae.ckpt
     mg-convert --model image_vae --src sd3.5_vae --target models/image_vae.ckpt

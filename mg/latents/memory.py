@@ -1,7 +1,7 @@
 """How much memory a video takes on its way to latents and back, by its length.
 
-Videos of several lengths are encoded and decoded by the commands, each time in a process of its own, whose peak resident
-memory is taken as Linux counts it. It should not depend on the length.
+Videos of several lengths are encoded and decoded by the commands, each time in a process of its own, whose peak
+resident memory is taken as Linux counts it. It should not depend on the length.
 """
 
 import json
