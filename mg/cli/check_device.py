@@ -14,7 +14,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import mindspore as ms
 import numpy as np
@@ -31,7 +31,7 @@ from mg.training.step import TrainStep
 # a dozen layers. A device that computes in TF32 or HF32 behind fp32's name is found out.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 LEFT_OUT = "left out"
-MODEL = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 4} | {
+MODEL: dict[str, Any] = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 4} | {
     "temporal_downsample_level": [0],
     "temporal_upsample_level": [1],
 }
@@ -109,7 +109,7 @@ def measure(device: str, mode: str, dtype: str) -> dict:
     noise = rng.standard_normal(model.latent_shape(x.shape), dtype=np.float32)
     loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-6))
     step = TrainStep(model, loss, OptimConfig(lr=1e-4, init_loss_scale=1), 2, dtype)
-    found = {}
+    found: dict = {}
     for _ in range(2):  # the first compiles; its numbers count, since its step moves the weights
         start = time.monotonic()
         mean = model.encode(Tensor(x)).mean
