@@ -50,7 +50,7 @@ def main() -> None:
 
 def find_installed_linear(net: str) -> Path:
     package = importlib.util.find_spec("lpips")  # found without importing it, which would need torch
-    path = package and Path(package.origin).parent / "weights" / "v0.1" / f"{net}.pth"
+    path = package and package.origin and Path(package.origin).parent / "weights" / "v0.1" / f"{net}.pth"
     if not path or not path.is_file():
         raise ValueError(f"no lpips package here to take its weights/v0.1/{net}.pth from: name the file with --linear")
     return path

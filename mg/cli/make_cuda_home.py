@@ -125,7 +125,8 @@ def missing_libraries(folder: Path) -> list[str]:
     """What the linker does not find of the plugin's needs, and of theirs, with `folder` in LD_LIBRARY_PATH, but for the
     driver's library. None where MindSpore is not installed."""
     mindspore = find_spec("mindspore")
-    plugins = Path(mindspore.origin).parent.glob("lib/plugin/libmindspore_gpu.so.11.6") if mindspore else []
+    found = mindspore and mindspore.origin
+    plugins = Path(found).parent.glob("lib/plugin/libmindspore_gpu.so.11.6") if found else []
     environment = {**os.environ, "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
     missing = set()
     for binary in [*plugins, *folder.glob("*.so*")]:

@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import dataclass
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, Literal
 
@@ -118,7 +119,7 @@ class OptimizerConfig:
         for name in ("decay_rate", "cycle_decay"):
             require(getattr(self, name) is None or 0 < getattr(self, name) <= 1, self, name, "above 0, and 1 at most")
         updates = [0, *(self.milestones or [1])]
-        rising = len(updates) > 1 and all(earlier < later for earlier, later in zip(updates, updates[1:]))
+        rising = len(updates) > 1 and all(earlier < later for earlier, later in pairwise(updates))
         require(self.milestones != [] and rising, self, "milestones", "numbers of updates, each above the one before")
         if self.schedule in ("one_cycle", "cyclic"):
             require(
