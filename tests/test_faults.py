@@ -209,7 +209,7 @@ REQUIRED = {
     "latent_statistics.py": ["--ckpt_path", "x.ckpt", "--csv_path", "x.csv"],
     "encode_latents.py": ["--ckpt_path", "x.ckpt", "--csv_path", "x.csv"],
     "decode_latents.py": ["--latents_path", "x"],
-    "convert_checkpoint.py": ["--model", "tae", "--src", "x.ckpt", "--target", "y.ckpt"],
+    "convert_checkpoint.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
     "inflate_vae_to_tae.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
     "convert_lpips.py": ["--backbone", "x.pth", "--target", "y.ckpt"],
     "make_clips.py": ["--output_dir", "x"],
