@@ -15,6 +15,7 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from mg.launcher import end_with_msrun
+from mg.memory import peak_rss
 
 _logger = logging.getLogger(__name__)
 
@@ -101,6 +102,16 @@ def setup(
 def device() -> str:
     """The device in use: ascend | gpu | cpu."""
     return ms.get_context("device_target").lower()
+
+
+def peak_memory() -> tuple[int, str] | None:
+    """The most memory that was held so far, in bytes, and whose: "device" where MindSpore counts it, which it does not on
+    a CPU, else "process", as Linux counts it; None where neither is known."""
+    allocated = 0 if device() == "cpu" else ms.runtime.max_memory_allocated()
+    if allocated:
+        return allocated, "device"
+    resident = peak_rss()
+    return None if resident is None else (resident, "process")
 
 
 def is_graph_mode() -> bool:

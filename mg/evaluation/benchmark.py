@@ -297,7 +297,8 @@ class _Timed:
             self._seen.add(x.shape)
         _reset_peak_memory()
         found = self._run(x)
-        found.took |= _peak_memory()
+        if peak := runtime.peak_memory():
+            found.took |= {"peak_memory": peak[0], "memory_of": peak[1]}
         return found
 
     def _run(self, x: np.ndarray) -> _Pass:
@@ -402,19 +403,6 @@ def _reset_peak_memory() -> None:
         ms.runtime.reset_peak_memory_stats()
     with contextlib.suppress(OSError):  # then the peak is that of the process's whole life
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
-
-
-def _peak_memory() -> dict[str, int | str]:
-    """Bytes, and whose: the device's where MindSpore counts them, which it does not on a CPU, else the process's, as
-    Linux counts them; none where neither is known."""
-    allocated = 0 if runtime.device() == "cpu" else ms.runtime.max_memory_allocated()
-    if allocated:
-        return {"peak_memory": allocated, "memory_of": "device"}
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        resident = next(line for line in lines if line.startswith("VmHWM"))
-        return {"peak_memory": 1024 * int(resident.split()[1]), "memory_of": "process"}
-    return {}
 
 
 def _free_memory() -> None:

@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mg.memory import peak_rss
+
 _PR_SET_PDEATHSIG = 1
 _TOTAL_STEPS = 10_000  # of the learning rate's schedule
 
@@ -162,7 +164,7 @@ def main() -> None:
                 answer({"seconds": time.perf_counter() - start})
                 number += 1
             else:
-                answer({"peak_rss": _peak_rss(), **network.finish(run)})
+                answer({"peak_rss": peak_rss(), **network.finish(run)})
     except Exception as error:  # whatever it is, the other end says it
         answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:400]})
 
@@ -325,14 +327,6 @@ def _normal(shape: tuple[int, ...]) -> list:
     import numpy as np
 
     return [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in range(2)]
-
-
-def _peak_rss() -> int | None:
-    """Bytes that this process had resident at most, as Linux counts them; None elsewhere."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    return None
 
 
 if __name__ == "__main__":
