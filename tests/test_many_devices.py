@@ -79,6 +79,7 @@ def test_the_first_worker_alone_writes_and_shows_a_bar(group):
         "config.json",
         "log.jsonl",
         "loss.png",
+        "speed.jsonl",
         "tensorboard",
         "two_convs.ckpt",
         "two_convs.json",

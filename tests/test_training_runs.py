@@ -42,8 +42,8 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def read_events(folder: Path) -> dict[str, dict[int, float]]:
-    """TensorBoard's scalars, {name: {step: value}}."""
+def read_events(folder: Path, speed: bool = False) -> dict[str, dict[int, float]]:
+    """TensorBoard's scalars, {name: {step: value}}; those of the speed, which no two runs have in common, or the others."""
     scalars = {}
     for path in folder.glob("events.*"):
         content, at = path.read_bytes(), 0
@@ -55,7 +55,8 @@ def read_events(folder: Path) -> dict[str, dict[int, float]]:
             at += length + 16  # length, its checksum, event, its checksum
             assert event.session_log.status == 0  # no point is void
             for value in event.summary.value:
-                scalars.setdefault(value.tag, {})[event.step] = value.simple_value
+                if value.tag.startswith("speed/") == speed:
+                    scalars.setdefault(value.tag, {})[event.step] = value.simple_value
     return scalars
 
 
@@ -103,6 +104,7 @@ def test_a_run_writes_log_events_curve_checkpoints_and_weights(finished):
         "config.json",
         "log.jsonl",
         "loss.png",
+        "speed.jsonl",
         "tensorboard",
         "two_convs.ckpt",
         "two_convs.json",
@@ -121,7 +123,7 @@ def test_the_weights_of_a_run_load_as_a_model(finished):
 def test_the_terminal_shows_progress_time_left_and_loss(finished):
     _, said = finished
     last = said.replace("\r", "\n").strip().splitlines()[-1]
-    assert "8/8" in last and "loss=" in last and "step" in last
+    assert "8/8" in last and "loss=" in last and "step" in last and "frames/s=" in last and "data_wait=" in last
     first = next(line for line in said.replace("\r", "\n").splitlines() if " 1/8 " in line)
     assert "<" in first  # elapsed<left
     assert "Traceback" not in said and "Exception" not in said
@@ -172,6 +174,11 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path, data):
     assert read_records(parts) == read_records(whole)
     assert_same_weights(weights(parts), weights(whole))
     assert read_events(parts / "tensorboard") == read_events(whole / "tensorboard")
+    speeds = [json.loads(line) for line in (parts / "speed.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in speeds] == list(range(6))
+    for name, points in read_events(parts / "tensorboard", speed=True).items():
+        of_this = {r["step"]: r[name.removeprefix("speed/")] for r in speeds if name.removeprefix("speed/") in r}
+        assert points == pytest.approx(of_this, rel=1e-6), name
 
     assert short_run(parts, *options, "--resume") == read_records(whole)  # nothing is left to do
     assert_same_weights(weights(parts), weights(whole))
@@ -369,6 +376,7 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
         (["--discriminator.ndf", "few"], "discriminator.ndf is 'few'; it must be a whole number"),
         (["--discriminator.ndf", "0"], "ndf is 0; it must be at least 1"),
         (["--discriminator", "3"], "discriminator is '3'; it must be null or a section, with keys of its own"),
+        (["--preview_clips", "-1"], "preview_clips is -1; it must be at least 0"),
         (["--ckpt_save_interval", "0"], "ckpt_save_interval is 0; it must be at least 1"),
         (["--data.sample_n_frames", "50"], "too short: 12 frames, 50 needed"),
         (["--device", "ascend"], "device is 'ascend', but there is no Ascend NPU here"),

@@ -1,11 +1,18 @@
-"""What a run says of itself: a progress bar, log.jsonl, TensorBoard scalars, and a loss curve as PNG."""
+"""What a run says of itself: a progress bar, log.jsonl, speed.jsonl, TensorBoard scalars, and a loss curve as PNG.
+
+What a run computes is a function of its config, and stands in log.jsonl; how long it took is not, and stands apart.
+"""
 
 import json
+import logging
 import math
 import os
 import shutil
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -15,6 +22,8 @@ from tqdm import tqdm
 
 from mg.checkpoints import atomic_write, naming
 
+_logger = logging.getLogger(__name__)
+
 # What the curve may be of, and its unit: the first of these that a run's loss has.
 MEASURES = {
     "l1": "mean absolute error, pixels in [-1, 1]",
@@ -22,56 +31,96 @@ MEASURES = {
 }
 
 
+class Tracker(Protocol):
+    """A service that follows a run beside the files here, as mg.training.wandb_run does. None of its methods raises."""
+
+    def begin(self) -> None: ...
+    def add(self, step: int, scalars: dict[str, float]) -> None: ...
+    def add_image(self, step: int, name: str, path: Path) -> None: ...
+    def close(self, failed: bool) -> None: ...
+
+
 class RunLog:
     """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`.
 
-    A scalar that is not finite stands in log.jsonl as null, and is no point in TensorBoard.
+    A scalar that is not finite stands in log.jsonl as null, and is no point in TensorBoard. As a context manager it is
+    closed at the end, and tells the trackers whether the run failed.
     """
 
-    def __init__(self, folder: Path, start_step: int, total_steps: int):
+    def __init__(self, folder: Path, start_step: int, total_steps: int, trackers: Sequence[Tracker] = ()):
         self.folder = folder
-        self.path = folder / "log.jsonl"
-        records = read_log(self.path, start_step)
-        with atomic_write(self.path) as partial:
-            partial.write_text("".join(json.dumps(record) + "\n" for record in records))
+        self._log = _JsonLines(folder / "log.jsonl", start_step)
+        self._speed_log = _JsonLines(folder / "speed.jsonl", start_step)
         self._points: dict[str, list] = {name: [] for name in MEASURES}
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # until `close`
         # A kill may take points that were not written yet: they come from log.jsonl again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "tensorboard").mkdir()
         # Not SummaryWriter, whose thread dies when the disk is full, and then the process waits for it forever.
         self._board = EventsWriter(str(folder / "tensorboard" / "events"))
-        for record in records:
+        for record in self._log.kept:
             self._draw(record)
+        for record in self._speed_log.kept:
+            self._draw(_of_speed(record))
+        self._trackers = trackers
+        for tracker in trackers:
+            tracker.begin()
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
 
-    def add(self, step: int, scalars: dict[str, float]) -> None:
-        """Record update number `step`, counted from 0."""
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, kind, *exception) -> None:
+        self.close(failed=kind is not None)
+
+    def add(self, step: int, scalars: dict[str, float], speed: dict[str, float] | None = None) -> None:
+        """Record update number `step`, counted from 0; `speed` is what SpeedMeter.scalars gives."""
         finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        record = {"step": step, **finite}
-        with naming(self.path):
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+        record, measured = {"step": step, **finite}, {"step": step, **(speed or {})}
+        self._log.add(record)
         self._draw(record)
+        if speed:
+            self._speed_log.add(measured)
+            self._draw(_of_speed(measured))
+        for tracker in self._trackers:
+            points = {**record, **_of_speed(measured)}
+            tracker.add(step, {name: x for name, x in points.items() if name != "step" and x is not None})
         shown = {"loss": f"{scalars['loss']:.1f}"}
         if "l1" in scalars:
             shown["l1"] = f"{scalars['l1']:.4f}"
+        if "frames_per_second" in measured:
+            shown |= {"frames/s": f"{speed['frames_per_second']:.3g}", "data_wait": f"{speed['data_wait']:.0%}"}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
+    def add_image(self, step: int, name: str, path: Path) -> None:
+        """Show the trackers a picture that was drawn at update number `step`."""
+        for tracker in self._trackers:
+            tracker.add_image(step, name, path)
+
+    def say(self, line: str) -> None:
+        """A line in the log, above the bar."""
+        with self._bar.external_write_mode(file=sys.stderr):
+            _logger.info(line)
+
     def save(self) -> None:
         """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""
-        os.fsync(self._file.fileno())
+        self._log.save()
+        self._speed_log.save()
         with naming(self.folder / "tensorboard"):
             self._board.flush()
         name = next((name for name in MEASURES if self._points[name]), "l1")
         draw_curve(self._points[name], MEASURES[name], self.folder / "loss.png")
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._bar.close()
-        self.save()
-        self._file.close()
-        self._board.close()
+        try:
+            self.save()
+            self._log.close()
+            self._speed_log.close()
+            self._board.close()
+        finally:  # last: it may wait for uploads
+            for tracker in self._trackers:
+                tracker.close(failed)
 
     def _draw(self, record: dict) -> None:
         """Add an update to the curve and to TensorBoard."""
@@ -85,8 +134,35 @@ class RunLog:
                     self._board.write_event(event)
 
 
+class _JsonLines:
+    """A file of a record per update, of which those before `start_step` are kept."""
+
+    def __init__(self, path: Path, start_step: int):
+        self.path = path
+        self.kept = read_log(path, start_step)
+        with atomic_write(path) as partial:
+            partial.write_text("".join(json.dumps(record) + "\n" for record in self.kept))
+        self._file = open(path, "a", encoding="utf-8")
+
+    def add(self, record: dict) -> None:
+        with naming(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def save(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _of_speed(record: dict) -> dict:
+    """A record of speed.jsonl as TensorBoard and others show it, apart from the losses."""
+    return {name if name == "step" else f"speed/{name}": value for name, value in record.items()}
+
+
 def read_log(path: Path, before_step: int) -> list[dict]:
-    """The records of log.jsonl up to `before_step`; a last line that a kill cut short is passed over."""
+    """The records of a log up to `before_step`; a last line that a kill cut short is passed over."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

@@ -29,7 +29,10 @@ from mg.models.autoencoder import VideoAutoencoder
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog
 from mg.training.optim import OptimConfig, OptimizerConfig
+from mg.training.previews import Previews
+from mg.training.speed import SpeedMeter
 from mg.training.step import Adversary, StepResult, TrainStep, UpdateResult
+from mg.training.wandb_run import WandbRun
 from mg.training.workers import require_same, share_bad_files
 
 _logger = logging.getLogger(__name__)
@@ -82,6 +85,9 @@ class TrainConfig:
         ckpt_save_steps: updates between checkpoints, in place of ckpt_save_interval.
         ckpt_max_keep: how many of the newest checkpoints are kept; 0 keeps all.
         resume: go on from the newest checkpoint in output_path, if there is one.
+        wandb: log to Weights & Biases too, which takes the package wandb; without an account, offline.
+        preview_clips: how many clips are drawn at every checkpoint beside what the model makes of them, below previews/;
+            by default 2 with wandb, which shows them, else none.
         seed: of the parameters, the order of the data, crops and noise.
         device: auto takes ascend, gpu or cpu, the first that is there.
         mode: graph compiles once per shape, pynative runs op by op.
@@ -112,6 +118,8 @@ class TrainConfig:
     ckpt_save_steps: int | None = None
     ckpt_max_keep: int = 5
     resume: bool = False
+    wandb: bool = False
+    preview_clips: int | None = None
     seed: int = 42
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
@@ -120,8 +128,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("epochs", "max_steps", "ckpt_save_interval", "ckpt_save_steps"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
-        for name in ("ckpt_max_keep", "seed"):
-            require(getattr(self, name) >= 0, self, name, "at least 0")
+        for name in ("ckpt_max_keep", "seed", "preview_clips"):
+            require((getattr(self, name) or 0) >= 0, self, name, "at least 0")
 
 
 class TrainingError(ValueError):
@@ -163,6 +171,7 @@ def train(config: TrainConfig) -> Path | None:
         OSError: a file that cannot be written.
     """
     output = Path(config.output_path)
+    trackers = [WandbRun(output, to_dict(config), config.resume)] if config.wandb else []
     newest = next(reversed(list_checkpoints(output / "checkpoints")), None)
     if newest and not config.resume:
         raise TrainingError(f"{output} holds checkpoints of a run; continue it with --resume, or choose another folder")
@@ -203,7 +212,8 @@ def train(config: TrainConfig) -> Path | None:
         },
     )
 
-    with closing(_updates(config, loader, model, step, progress, worker)) as updates:
+    meter = SpeedMeter(worker.world_size)
+    with closing(_updates(config, loader, model, step, progress, worker, meter)) as updates:
         if not worker.is_main:
             for _ in updates:
                 pass
@@ -222,12 +232,17 @@ def train(config: TrainConfig) -> Path | None:
             config.mode,
             worker.device,
         )
-        with closing(RunLog(output, progress.step, total)) as log:
+        count = config.preview_clips if config.preview_clips is not None else 2 * config.wandb
+        previews = Previews(output / "previews", loader, count)
+        with RunLog(output, progress.step, total, trackers) as log:
             for result in updates:
-                log.add(progress.step - 1, _scalars(result, progress))
+                log.add(progress.step - 1, _scalars(result, progress), meter.scalars())
                 if progress.step % save_every == 0 or progress.step == total:
                     log.save()
                     save_checkpoint(output / "checkpoints", model, step, asdict(progress), config.ckpt_max_keep)
+                    log.say(f"update {progress.step}: {meter.describe()}")
+                    if picture := previews.draw(model, progress.step):
+                        log.add_image(progress.step - 1, "previews", picture)
     for left_out, whose in ((progress.skipped, ""), (progress.disc_skipped, " of the discriminator")):
         if left_out:
             message = "%d of %d updates%s left out: their loss or gradient was not finite"
@@ -246,15 +261,17 @@ def _updates(
     step: TrainStep,
     progress: Progress,
     worker: runtime.Runtime,
+    meter: SpeedMeter,
 ) -> Generator[StepResult, None, None]:
-    """Make the updates that are left, and move `progress` on before the result of each is given out."""
+    """Make the updates that are left, timed by `meter`, and move `progress` on before the result of each is given out."""
     per_update, first = config.optim.accumulation, progress.step
     shapes: set[tuple] = set()
     shared: set[str] = set()
     aligned = config.data.random_frames and config.discriminator is None
     with closing(loader.batches(progress.step * per_update)) as batches, runtime.CtrlC() as ctrl_c:
         while progress.step < progress.total:
-            for batch in islice(batches, per_update):
+            meter.begin()
+            for batch in meter.timed(islice(batches, per_update)):
                 x, valid = model.align_frames(batch.x) if aligned else (batch.x, None)
                 if x.shape not in shapes:
                     shapes.add(x.shape)
@@ -265,6 +282,7 @@ def _updates(
                 noise = np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
                 step.accumulate(x, noise, generators, valid)
             result = step.update()
+            meter.end()
             share_bad_files(worker, loader, shared)
             progress.count(result)
             ctrl_c.hold()

@@ -1,0 +1,99 @@
+"""How fast a run trains, what share of the time it waits for data, and how much memory it takes.
+
+The speed is that of the last `WINDOW` updates. An update with the first batch of a shape is none of them: it compiles
+the step, or loads kernels, which says nothing of those that follow. Nor does the time count that lies between updates,
+in which logs and checkpoints are written.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from mg import runtime
+from mg.data.loader import Batch
+
+WINDOW = 50
+
+
+class _Update(NamedTuple):
+    """Seconds that an update took, those of them in which it waited for its batches, and frames of all workers."""
+
+    seconds: float
+    waiting: float
+    frames: int
+
+
+class SpeedMeter:
+    """Times the updates of a run.
+
+        for ...:
+            meter.begin()
+            for batch in meter.timed(batches):
+                ...
+            meter.end()
+
+    Each worker waits for its own data; where others wait longer, that is part of the time in which it computes.
+
+    Args:
+        world_size: workers that share the batches; the frames are those of all.
+        clock: seconds, from any point in time.
+    """
+
+    def __init__(self, world_size: int = 1, clock: Callable[[], float] = time.perf_counter):
+        self.world_size, self._clock = world_size, clock
+        self._recent: deque[_Update] = deque(maxlen=WINDOW)
+        self._shapes: set[tuple[int, ...]] = set()
+        self.begin()
+
+    def begin(self) -> None:
+        """An update begins."""
+        self._begun, self._waiting, self._frames, self._typical = self._clock(), 0.0, 0, True
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of the update, with the time until each of them is there, and its frames, counted."""
+        batches = iter(batches)
+        while True:
+            asked = self._clock()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self._waiting += self._clock() - asked
+            clips, _, frames, *_ = batch.x.shape
+            self._frames += clips * frames * self.world_size
+            self._typical &= batch.x.shape in self._shapes
+            self._shapes.add(batch.x.shape)
+            yield batch
+
+    def end(self) -> None:
+        """The update is made."""
+        if self._typical:
+            self._recent.append(_Update(self._clock() - self._begun, self._waiting, self._frames))
+
+    def scalars(self) -> dict[str, float]:
+        """frames_per_second, steps_per_second, which are updates, data_wait, a share of the time, and peak_memory_gb, of
+        the device or on a CPU of the process; what is not known yet, or nowhere on this machine, is missing."""
+        scalars = {}
+        if self._recent:
+            seconds, waiting, frames = map(sum, zip(*self._recent))
+            scalars = {
+                "frames_per_second": frames / seconds,
+                "steps_per_second": len(self._recent) / seconds,
+                "data_wait": waiting / seconds,
+            }
+        if peak := runtime.peak_memory():
+            scalars["peak_memory_gb"] = peak[0] / 1e9
+        return scalars
+
+    def describe(self) -> str:
+        """The same in words, with what they are of."""
+        words, scalars = [], self.scalars()
+        if self._recent:
+            frames, steps, wait = (scalars[name] for name in ("frames_per_second", "steps_per_second", "data_wait"))
+            updates = f"the last {len(self._recent)} updates of shapes seen before"
+            words = [
+                f"{frames:.3g} frames/s, {steps:.3g} updates/s and {wait:.0%} of the time waiting for data in {updates}"
+            ]
+        if peak := runtime.peak_memory():
+            words.append(f"peak memory {peak[0] / 1e9:.2f} GB of the {peak[1]}")
+        return ", ".join(words)

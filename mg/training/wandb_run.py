@@ -1,0 +1,131 @@
+"""A run's scalars and previews in Weights & Biases, https://docs.wandb.ai, by the package `wandb`, which is optional.
+
+Its own environment variables hold: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and so on. Without an account, or where the
+service cannot be reached, the run is kept below the output folder, and `wandb sync` uploads it later. What fails there
+ends no training: the run goes on without it.
+"""
+
+import importlib
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mg.checkpoints import atomic_write
+
+_logger = logging.getLogger(__name__)
+
+# What wandb reads once, unless the user has set it.
+_DEFAULTS = {
+    "WANDB_PROJECT": "mg",
+    "WANDB_SILENT": "true",  # it says little here that is not said in a line of ours
+    "WANDB_CONSOLE": "off",  # a copy of the terminal would be mostly progress bar
+    "WANDB_INIT_TIMEOUT": "30",  # seconds until a service that does not answer is given up
+    "WANDB_FINISH_TIMEOUT": "600",  # seconds for the last uploads; what is left then lies on the disk
+}
+
+
+class WandbRun:
+    """A run in wandb, the same one from the first update to the last: a resumed run finds its id in the output folder.
+
+    Args:
+        folder: of the run's output; wandb's files go to `wandb/` in it.
+        settings: the run's config, shown beside its curves.
+        resume: go on in the run that the folder holds, if it holds one.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+
+    def __init__(self, folder: Path, settings: dict, resume: bool):
+        self.folder, self.settings, self.resume = folder, settings, resume
+        self._wandb = _import()
+        self._run: Any = None
+
+    def begin(self) -> None:
+        """Start the run, or go on with it; offline where it cannot be online."""
+        path = self.folder / "wandb" / "run_id.txt"
+        run_id = path.read_text().strip() if self.resume and path.is_file() else secrets.token_hex(4)
+        with atomic_write(path) as partial:
+            partial.write_text(run_id + "\n")
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        name = os.environ.get("WANDB_NAME") or self.folder.resolve().name
+        options = {"dir": str(self.folder), "id": run_id, "resume": "allow", "name": name, "config": self.settings}
+        with _nobody_to_ask():
+            self._tell(lambda: self._start(options))
+
+    def add(self, step: int, scalars: dict[str, float]) -> None:
+        """Record update number `step`; one that was recorded before a kill may come again."""
+        if self._run is not None:
+            self._tell(lambda: self._run.log({"step": step, **scalars}))
+
+    def add_image(self, step: int, name: str, path: Path) -> None:
+        """Record a picture, made at update number `step`."""
+        if self._run is not None:
+            self._tell(lambda: self._run.log({"step": step, name: self._wandb.Image(str(path))}))
+
+    def close(self, failed: bool = False) -> None:
+        """End the run, when all of it is uploaded."""
+        if self._run is not None:
+            self._tell(lambda: self._run.finish(exit_code=int(failed)))
+        self._run = None
+
+    def _start(self, options: dict) -> None:
+        reason = ""
+        try:
+            run = self._wandb.init(**options)
+        except Exception as error:  # no account, no answer, an id that was deleted there, ...
+            reason = f" ({_one_line(error)})"
+            self._wandb.teardown()  # which still holds the id
+            run = self._wandb.init(**options, mode="offline")
+        # Not wandb's own count of steps, which must grow: a killed run makes its last updates again.
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+        self._run = run
+        if run.offline:
+            _logger.info(
+                "wandb: offline%s; to upload the run: wandb sync %s", reason, self.folder / f"wandb/*-{run.id}"
+            )
+        elif run.url:
+            _logger.info("wandb: %s", run.url)
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:  # whatever it is: the training is worth more
+            self._run = None
+            _logger.warning("wandb failed, and the run goes on without it: %s", _one_line(error))
+
+
+def _import():
+    try:
+        wandb = importlib.import_module("wandb")
+        missing = None if hasattr(wandb, "init") else "found a folder of that name"  # that another run left, say
+    except ImportError as error:
+        missing = str(error)
+    if missing:
+        raise ValueError(
+            f"--wandb needs the package wandb, which cannot be imported ({missing}): "
+            "pip install -r requirements-wandb.txt, or train without --wandb"
+        )
+    return wandb
+
+
+@contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Let standard input be empty: wandb would ask a terminal for an account, and wait."""
+    before = sys.stdin
+    with open(os.devnull) as sys.stdin:
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
