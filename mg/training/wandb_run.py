@@ -111,7 +111,7 @@ def _import():
     if missing:
         raise ValueError(
             f"--wandb needs the package wandb, which cannot be imported ({missing}): "
-            "pip install -r requirements-wandb.txt, or train without --wandb"
+            "pip install wandb, or train without --wandb"
         )
     return wandb
 
