@@ -105,7 +105,7 @@ def device() -> str:
 
 
 def peak_memory() -> tuple[int, str] | None:
-    """The most memory that was held so far, in bytes, and whose: "device" where MindSpore counts it, which it does not on
+    """The most memory held so far, in bytes, and whose: "device" where MindSpore counts it, which it does not on
     a CPU, else "process", as Linux counts it; None where neither is known."""
     allocated = 0 if device() == "cpu" else ms.runtime.max_memory_allocated()
     if allocated:

@@ -1,4 +1,4 @@
-"""Beside its log a run says how fast it is, draws a few clips, and tells wandb; none of it changes a number of the run."""
+"""A run says how fast it is, draws a few clips, and tells wandb; none of it changes a number of the run."""
 
 import json
 import logging

@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 
 def read_events(folder: Path, speed: bool = False) -> dict[str, dict[int, float]]:
-    """TensorBoard's scalars, {name: {step: value}}; those of the speed, which no two runs have in common, or the others."""
+    """TensorBoard's scalars, {name: {step: value}}: of the speed, which no two runs have in common, or the others."""
     scalars = {}
     for path in folder.glob("events.*"):
         content, at = path.read_bytes(), 0

@@ -253,7 +253,7 @@ class ClipLoader:
             workers.shutdown(wait=True, cancel_futures=True)
 
     def peek(self, step: int) -> tuple[np.ndarray | None, list[str]]:
-        """A step's `x` and `names`, out of turn: its bad files are not counted, and where there are too many, x is None."""
+        """A step's `x` and `names`, out of turn: bad files are not counted, and where there are too many, x is None."""
         x, names, _ = self._load(step)
         return x, names
 

@@ -88,7 +88,7 @@ class RunLog:
         if "l1" in scalars:
             shown["l1"] = f"{scalars['l1']:.4f}"
         if "frames_per_second" in measured:
-            shown |= {"frames/s": f"{speed['frames_per_second']:.3g}", "data_wait": f"{speed['data_wait']:.0%}"}
+            shown |= {"frames/s": f"{measured['frames_per_second']:.3g}", "data_wait": f"{measured['data_wait']:.0%}"}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
@@ -142,7 +142,7 @@ class _JsonLines:
         self.kept = read_log(path, start_step)
         with atomic_write(path) as partial:
             partial.write_text("".join(json.dumps(record) + "\n" for record in self.kept))
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  # until `close`
 
     def add(self, record: dict) -> None:
         with naming(self.path):

@@ -71,7 +71,7 @@ class SpeedMeter:
             self._recent.append(_Update(self._clock() - self._begun, self._waiting, self._frames))
 
     def scalars(self) -> dict[str, float]:
-        """frames_per_second, steps_per_second, which are updates, data_wait, a share of the time, and peak_memory_gb, of
+        """frames_per_second, steps_per_second (updates), data_wait, a share of the time, and peak_memory_gb, of
         the device or on a CPU of the process; what is not known yet, or nowhere on this machine, is missing."""
         scalars = {}
         if self._recent:

@@ -86,7 +86,7 @@ class TrainConfig:
         ckpt_max_keep: how many of the newest checkpoints are kept; 0 keeps all.
         resume: go on from the newest checkpoint in output_path, if there is one.
         wandb: log to Weights & Biases too, which takes the package wandb; without an account, offline.
-        preview_clips: how many clips are drawn at every checkpoint beside what the model makes of them, below previews/;
+        preview_clips: how many clips are drawn at every checkpoint beside their reconstructions, below previews/;
             by default 2 with wandb, which shows them, else none.
         seed: of the parameters, the order of the data, crops and noise.
         device: auto takes ascend, gpu or cpu, the first that is there.
@@ -263,7 +263,7 @@ def _updates(
     worker: runtime.Runtime,
     meter: SpeedMeter,
 ) -> Generator[StepResult, None, None]:
-    """Make the updates that are left, timed by `meter`, and move `progress` on before the result of each is given out."""
+    """Make the updates that are left, timed by `meter`; `progress` moves on before the result of each is given out."""
     per_update, first = config.optim.accumulation, progress.step
     shapes: set[tuple] = set()
     shared: set[str] = set()
