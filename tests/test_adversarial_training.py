@@ -27,6 +27,7 @@ from mg.training.trainer import TrainingError
 
 LOSS = LossConfig(perceptual_weight=0, kl_weight=0.1, outlier_weight=10.0)
 DISC_WEIGHT = 0.5
+BOTH_MODES = pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.full), "pynative"])
 
 
 def make_discriminator(dtype: str = "fp32", dropout: float = 0.3, logits: float = 30.0):
@@ -167,6 +168,7 @@ def test_gradients_and_adaptive_weight_are_those_of_each_loss_taken_apart(mode, 
     assert result.loss == pytest.approx(without + generator_term, rel=1e-3)
 
 
+@BOTH_MODES
 def test_running_statistics_move_by_every_pass_of_an_update_in_its_order(mode):
     model, step, discriminator = make(mode)
     x, noise, generators = batch()
@@ -266,6 +268,7 @@ def test_each_loss_starts_with_the_update_that_its_config_names():
     assert not (last.asnumpy() == after[last.name]).all() and beginning.keys() == after.keys()
 
 
+@BOTH_MODES
 def test_an_update_that_is_not_finite_changes_neither_network(mode):
     _, step, _ = make(mode, accumulation=2, ema_decay=0.9)
     step.accumulate(*batch(0))

@@ -612,5 +612,5 @@ def test_results_of_other_buckets_are_not_mixed_and_the_report_has_the_same(tmp_
         with pytest.raises(ValueError, match="settings.json"):
             check_settings(tmp_path / "settings.json", {"clips": ClipOptions(buckets=other).describe()})
     command = report_command(InferenceConfig(ModelConfig("x"), "x.csv", buckets=options.buckets, fps_max=12.0))
-    again = parse_config(BenchmarkConfig, "", shlex.split(command)[2:])
+    again = parse_config(BenchmarkConfig, "", shlex.split(command)[1:])
     assert again.describe() == {**options.describe(), "fps_max": 12.0}

@@ -72,7 +72,7 @@ def test_the_shipped_config_reconstructs_in_tiles(tmp_path, checkpoint, index, m
     assert read_image(tmp_path / "out" / "reconstruction" / "still.png").shape == (64, 64, 3)
 
 
-@pytest.mark.parametrize("frames", [1, 6])
+@pytest.mark.parametrize("frames", [1, pytest.param(6, marks=pytest.mark.full)])
 def test_images_and_short_clips_go_the_models_own_way(tmp_path, checkpoint, index, monkeypatch, frames):
     options = ["--num_frames", frames, "--model.dtype", "fp32", "--sample_posterior"]
     code, rows = run_script(monkeypatch, checkpoint, index, tmp_path / "out", *options)

@@ -10,6 +10,7 @@ from arrays import relative_error, video
 from mindspore import Tensor, nn
 from tiny_models import HUNYUAN_VAE as TINY
 from tiny_models import SMALL_HUNYUAN_VAE as SMALL
+from tiny_models import randomized
 
 from mg import runtime
 from mg.checkpoints import CheckpointError
@@ -29,15 +30,6 @@ TOLERANCE = 1e-4  # of the output's scale
 def latents(model, x: Tensor) -> np.ndarray:
     """Such as a clip of x's shape has. Those of a random encoder hardly vary, and norms blow up what they lose."""
     return np.random.default_rng(1).standard_normal(model.latent_shape(x.shape), dtype=np.float32)
-
-
-def randomized(cell: nn.Cell, seed: int = 0) -> nn.Cell:
-    """All parameters random, norms too: none is zero or one, as some are in an untrained model."""
-    rng = np.random.default_rng(seed)
-    for name, p in cell.parameters_and_names():
-        deviation = np.prod(p.shape[1:]) ** -0.5 if p.ndim > 1 else 0.1
-        p.set_data(Tensor(rng.normal(float(name.endswith("gamma")), deviation, p.shape).astype(np.float32)))
-    return cell
 
 
 class Original:

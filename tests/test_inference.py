@@ -396,6 +396,7 @@ def test_the_command_of_the_specification_reconstructs_with_a_real_model(tmp_pat
     assert list(summary["mean"]) == ["reconstruction", "baseline"]
 
 
+@pytest.mark.full
 def test_tiled_inference_with_a_real_model_keeps_every_frame_and_pixel(tmp_path, videos, checkpoint, monkeypatch):
     index = write_index(tmp_path, ["c.mp4", "still.png"])
     tiles = {"encode_tile": 8, "decode_tile": 16, "decode_overlap": 8, "spatial_tile": 32, "spatial_overlap": 16}

@@ -67,7 +67,10 @@ def assert_streams_equal_whole(model, frames: int, height: int, width: int) -> N
     return read.asked, read_z.asked
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("image_vae", "temporal_vae", "dc_ae")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.full] * (n in SLOW)) for n in CASES])
 def test_pieces_join_to_what_the_whole_gives_in_tiles(name):
     config, tiles, size, lengths = CASES[name]
     model = create_model(name, **config)

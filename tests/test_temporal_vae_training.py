@@ -184,6 +184,7 @@ def compilations(drawn: list[int]) -> tuple[list[str], np.ndarray]:
     return compiled, np.array([report.asnumpy() for _, report in step._reports])
 
 
+@pytest.mark.full
 def test_a_hundred_random_lengths_compile_once_per_aligned_shape():
     """In a process of its own: behind hundreds of graphs MindSpore's compiler failed, "pointer[manager] is null"."""
     drawn = lengths(4)

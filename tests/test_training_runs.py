@@ -276,21 +276,21 @@ def test_frozen_parts_stay_as_they_were(tmp_path, data):
 def test_a_run_killed_with_sigkill_resumes_to_the_bit(tmp_path, data, model):
     """With fp16 and its loss scale, EMA, accumulation and images, killed between two checkpoints; the TAE compiled."""
     settings = {"model": {"name": model, "dtype": "fp16"}, "mode": "pynative"}
-    script, updates = SMALL_SCRIPT, 40  # enough of them that the signal comes before the end
+    script, updates, save_every = SMALL_SCRIPT, 40, 10
     if model == "tae":
         settings = {"model": {"name": model, "dtype": "fp16", "config": TAE}, "mode": "graph"}
-        script, updates = SCRIPT, 12
+        script, updates, save_every = SCRIPT, 12, 3
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
 
     def start(output: Path, *options: str) -> subprocess.Popen:
         command = [sys.executable, script, *SHORT, "--config", tmp_path / "run.yaml", *data, *EVERYTHING]
         command += ["--data.sample_n_frames=8", "--optim.lr=1e-3", "--optim.init_loss_scale=16384"]
-        command += [f"--max_steps={updates}", "--ckpt_save_steps=3", "--output_path", output, *options]
+        command += [f"--max_steps={updates}", f"--ckpt_save_steps={save_every}", "--output_path", output, *options]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     undisturbed, doomed = start(whole), start(killed)
-    kill_after(doomed, killed, lines=8)
+    kill_after(doomed, killed, lines=save_every + 5)
     newest = max(path.name for path in (killed / "checkpoints").glob("step_*"))
     logged = len((killed / "log.jsonl").read_bytes().splitlines())
     assert int(newest[5:]) <= logged < updates

@@ -58,7 +58,8 @@ class LPIPS(nn.Cell):
         distance = 0.0
         for difference, linear in zip(self._differences(x, y), self.linear):
             # The 1x1 linear layer and the spatial mean commute; taking the mean first spares a full-size product.
-            distance += linear(difference.mean((2, 3)))  # (N, 1)
+            # Not +=: behind a graph with a tensor's, MindSpore 2.10 compiles no gradients ("pointer[manager] is null").
+            distance = distance + linear(difference.mean((2, 3)))  # (N, 1)
         return distance.reshape(-1, 1, 1, 1)  # type: ignore[union-attr]
 
     def _differences(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
