@@ -13,9 +13,4 @@ use_environment
 install requirements-test.txt
 install requirements-lpips.txt --no-deps
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-if [ "$*" = --all ]; then
-    # A few files to a process, whose memory grows with every graph that it compiles.
-    printf '%s\n' tests/test_*.py | xargs -n 8 python -m pytest -n 2 --dist worksteal --all
-else
-    python -m pytest -n 2 --dist worksteal "$@"
-fi
+python -m pytest -n 2 --dist worksteal "$@"
