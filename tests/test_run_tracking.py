@@ -321,9 +321,8 @@ def test_speed_is_that_of_the_last_updates_that_did_not_compile():
 
 
 def test_peak_memory_is_the_devices_where_that_is_counted_else_the_processs(monkeypatch):
-    before = peak_rss()
     held = np.ones(64 * 2**20, np.uint8)
-    assert runtime.peak_memory() == (peak_rss(), "process") and peak_rss() >= before + held.nbytes // 2
+    assert runtime.peak_memory() == (peak_rss(), "process") and peak_rss() >= held.nbytes
     assert SpeedMeter().describe().endswith(" GB of the process")
     monkeypatch.setattr(runtime, "device", lambda: "ascend")
     monkeypatch.setattr(ms.runtime, "max_memory_allocated", lambda: 5_000_000_000)
