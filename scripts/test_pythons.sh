@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The tests of what depends on Python's version, on each of the other Pythons that are promised and installed here, as
+# python3.X or by pyenv. Makes .venv-3.X, without torch: what is compared with it is compared by test.sh.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tests="config models_by_name convert_checkpoint buckets tiling data_video clips metrics checkpoint_files report data_index
+    data_transforms"
+export PYTHONPATH="$PWD" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+for version in 3.10 3.11 3.12; do
+    [ "$version" != "$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ] || continue  # test.sh runs it
+    for python in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python none; do
+        "$python" -c 'import ensurepip' 2> /dev/null && break
+    done
+    if [ "$python" = none ]; then
+        echo "Python $version is not installed here"
+        continue
+    fi
+    echo "Python $version"
+    environment=.venv-$version
+    pins=$(grep -hvE '^(-r|#|torch|diffusers)' requirements.txt requirements-test.txt)
+    if [ "$pins" != "$(cat "$environment/pins" 2> /dev/null)" ]; then
+        "$python" -m venv "$environment"
+        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -r <(echo "$pins")
+        echo "$pins" > "$environment/pins"
+    fi
+    "$environment/bin/python" -m pytest -n 2 -q $(printf 'tests/test_%s.py ' $tests)
+done
