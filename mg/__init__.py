@@ -1,9 +1,11 @@
 """Video autoencoders on MindSpore: Ascend NPUs first, CPU for tests, CUDA where MindSpore offers it.
 
-import mg
+    import mg
 
-vae = mg.from_pretrained("models/tae.ckpt")
-z, mean, logvar = vae.encode(x)      # x (B, 3, T, H, W) in [-1, 1]
+    vae = mg.from_pretrained("models/tae.ckpt")
+    z, mean, logvar = vae.encode(x)      # x (B, 3, T, H, W) in [-1, 1]
+
+All models share the interface of `mg.models.autoencoder`.
 """
 
 import os
