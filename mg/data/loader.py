@@ -14,27 +14,24 @@ place, by the seed and the epoch, and comes there once over all ranks; the batch
 """
 
 import logging
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import count
-from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mg.data import transforms
 from mg.data.buckets import Assignment, BucketSchedule, Sources, read_buckets
 from mg.data.errors import DataError
 from mg.data.index import IndexRow
-from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
+from mg.data.reader import ClipReader
+from mg.data.video import VideoError, is_image
+from mg.data.workers import ReaderPool
 
 _logger = logging.getLogger(__name__)
-
-_IMAGE_CACHE_BYTES = 512 * 2**20
 
 # What buckets decide instead.
 REPLACED_BY_BUCKETS = ("sample_n_frames", "image_size", "crop_size", "batch_size", "image_batch_size")
@@ -65,7 +62,7 @@ class DataConfig:
         image_ratio: share of the steps that are image steps (T = 1), by default 0.2. With buckets, share of the steps
             whose clips are cut to one frame of the videos, by default 0: images have buckets of their own.
         image_batch_size: images per image step and rank; by default batch_size.
-        num_workers: threads that read ahead; 0 reads in the caller's thread.
+        num_workers: processes that read ahead, a batch each; 0 reads in the caller's own, when it asks.
         max_bad_share: the run stops when more than this share of the files could not be read.
     """
 
@@ -174,6 +171,7 @@ class ClipLoader:
         self.config, self.seed, self.rank, self.world_size = config, seed, rank, world_size
         self.bad_files: dict[str, str] = {}
         self._num_files = len({row.path for row in rows})
+        self._reader = ClipReader(config)
         self._rows, self._schedule = rows, None
         if config.buckets is not None:
             self._rows, sources = self._measure(rows)
@@ -189,7 +187,6 @@ class ClipLoader:
         self._image_ratio = Fraction(ratio).limit_denominator(10**6) if len(self._videos) else Fraction(1)
         if self._schedule is None and self._image_ratio == 0 and len(self._videos) < len(rows):
             _logger.warning("image_ratio is 0: the %d images of the index are not used", len(rows) - len(self._videos))
-        self._cache = _ImageCache(_IMAGE_CACHE_BYTES)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -229,32 +226,30 @@ class ClipLoader:
         return int(rng.integers(1, self.config.sample_n_frames + 1))
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches of steps start_step, start_step + 1, ... without end, read a few ahead by `num_workers` threads.
+        """The batches of steps start_step, start_step + 1, ... without end, read ahead by `num_workers` processes.
 
-        Closing the iterator ends the threads.
+        Closing the iterator ends the processes.
 
         Raises:
-            DataError: more than `max_bad_share` of the files could not be read, or none of them could.
+            DataError: more than `max_bad_share` of the files could not be read, or none of them could; or a process
+                was ended from outside.
         """
         steps = count(start_step)
         if self.config.num_workers == 0:
             for step in steps:
-                yield self._finish(step, *self._load(step))
-        workers = ThreadPoolExecutor(self.config.num_workers, thread_name_prefix="mg-data")
-        try:
+                yield self._finish(step, *self._load(self._reader, step))
+        with closing(ReaderPool(self.config)) as pool:
             ahead: deque = deque()
             while True:
                 while len(ahead) <= self.config.num_workers:
                     step = next(steps)
-                    ahead.append((step, workers.submit(self._load, step)))
+                    ahead.append((step, pool.submit(self._load, step)))
                 step, loaded = ahead.popleft()
                 yield self._finish(step, *loaded.result())
-        finally:
-            workers.shutdown(wait=True, cancel_futures=True)
 
     def peek(self, step: int) -> tuple[np.ndarray | None, list[str]]:
         """A step's `x` and `names`, out of turn: bad files are not counted, and where there are too many, x is None."""
-        x, names, _ = self._load(step)
+        x, names, _ = self._load(self._reader, step)
         return x, names
 
     def _image_steps_before(self, step: int) -> int:
@@ -279,16 +274,16 @@ class ClipLoader:
 
     def _measure(self, rows: Sequence[IndexRow]) -> tuple[list[IndexRow], Sources]:
         """The rows whose size the index knows or the file tells, and what a clip of each could have."""
-        config = self.config
-
-        def measure(row: IndexRow) -> tuple[int, int, int] | VideoError:
-            try:
-                return _measure_file(row, config.fps_max, config.sample_stride)
-            except VideoError as error:
-                return error
-
-        with ThreadPoolExecutor(max(1, config.num_workers), thread_name_prefix="mg-data") as workers:
-            measured = list(workers.map(measure, rows))
+        measured: list = [self._reader.size_in_index(row) for row in rows]
+        unknown = [number for number, found in enumerate(measured) if found is None]
+        if self.config.num_workers == 0 or not unknown:
+            for number in unknown:
+                measured[number] = _measure(self._reader, rows[number])
+        else:
+            with closing(ReaderPool(self.config)) as pool:
+                futures = [pool.submit(_measure, rows[number]) for number in unknown]
+                for number, future in zip(unknown, futures):
+                    measured[number] = future.result()
         failed = {row.name: str(found) for row, found in zip(rows, measured) if isinstance(found, VideoError)}
         kept = [(row, found) for row, found in zip(rows, measured) if not isinstance(found, VideoError)]
         self._count_bad(failed, none_left=not kept)
@@ -312,14 +307,15 @@ class ClipLoader:
         starts = np.arange(step_in_epoch * clips, (step_in_epoch + 1) * clips) % len(pool)
         return _Part(pool, starts if order is None else order[starts], batch_size, length, size)
 
-    def _load(self, step: int) -> tuple[np.ndarray | None, list[str], dict[str, str]]:
+    def _load(self, reader: ClipReader, step: int) -> tuple[np.ndarray | None, list[str], dict[str, str]]:
         """Read the batch of a step: x (None if too many files are bad), names, and the files that failed on the way."""
         part = self._part(step)
         clips, names = [], []
         failed: dict[str, str] = {}
         for i in range(part.batch_size):
             slot = self.rank * part.batch_size + i  # over all ranks
-            clip, name = self._load_first_readable(part, int(part.starts[slot]), (self.seed, step, slot), failed)
+            start, key = int(part.starts[slot]), (self.seed, step, slot)
+            clip, name = self._load_first_readable(reader, part, start, key, failed)
             if clip is None:
                 return None, [], failed
             clips.append(clip)
@@ -327,7 +323,7 @@ class ClipLoader:
         return np.stack(clips), names, failed  # (B, 3, T, H, W)
 
     def _load_first_readable(
-        self, part: _Part, start: int, key: tuple[int, ...], failed: dict[str, str]
+        self, reader: ClipReader, part: _Part, start: int, key: tuple[int, ...], failed: dict[str, str]
     ) -> tuple[np.ndarray | None, str]:
         """The row at `start`, or else the next one that can be read; (None, "") when too many in a row cannot.
 
@@ -336,54 +332,12 @@ class ClipLoader:
         for attempt in range(len(part.pool)):
             row = self._rows[part.pool[(start + attempt) % len(part.pool)]]
             try:
-                return self._load_row(row, part, np.random.default_rng((*key, attempt))), row.name
+                return reader.read(row, part.num_frames, part.size, (*key, attempt)), row.name
             except VideoError as error:
                 failed[row.name] = str(error)
                 if len(failed) > self.config.max_bad_share * self._num_files:
                     break
         return None, ""
-
-    def _load_row(self, row: IndexRow, part: _Part, rng: np.random.Generator) -> np.ndarray:
-        """A clip of a row as a tensor, float32 (3, T, H, W)."""
-        if is_image(row.path):
-            frames = self._cache.read(row.path)[None]  # (1, H, W, 3)
-        else:
-            with open_video(row.path) as video:
-                frames = video.read(self._clip_indices(row, video, part.num_frames, rng))  # (T, H, W, 3)
-        return self._transform(frames, part.size, rng)
-
-    def _clip_indices(self, row: IndexRow, video, length: int, rng: np.random.Generator) -> list[int]:
-        stride = self.config.sample_stride
-        interval = frame_interval(video.fps, self.config.fps_max)
-        needed = (length - 1) * stride * interval + 1
-        if video.num_frames < needed:
-            raise VideoError(f"{row.path}: too short: {video.num_frames} frames, {needed} needed")
-        if self.config.max_sample_stride is not None and length > 1:
-            longest = (video.num_frames - 1) // (length - 1) // interval
-            stride = int(rng.integers(stride, min(self.config.max_sample_stride, longest) + 1))
-        step = stride * interval
-        start = int(rng.integers(video.num_frames - (length - 1) * step))
-        return [start + step * i for i in range(length)]
-
-    def _transform(self, frames: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        config = self.config
-        if self._schedule is not None:
-            frames = transforms.resize_to_cover(frames, *size)
-        else:
-            short = config.image_size
-            if config.random_scale is not None:
-                short = round(config.crop_size * rng.uniform(*config.random_scale))
-                short = max(config.crop_size, min(short, min(frames.shape[1:3])))
-            frames = transforms.resize_short_side(frames, short)
-        if config.random_crop:
-            frames = transforms.random_crop(frames, *size, rng)
-        else:
-            frames = transforms.center_crop(frames, *size)
-        if config.flip and rng.random() < 0.5:
-            frames = transforms.horizontal_flip(frames)
-        if config.color_jitter:
-            frames = transforms.jitter_colors(frames, rng)
-        return transforms.to_video_tensor(frames)
 
     def _finish(self, step: int, x: np.ndarray | None, names: list[str], failed: dict[str, str]) -> Batch:
         """Count a batch's bad files as it is given out, so that a run stops at the same step for any num_workers."""
@@ -403,38 +357,9 @@ class ClipLoader:
             raise DataError(f"{bad} of {total} files could not be used, {limit}: {some}")
 
 
-def _measure_file(row: IndexRow, fps_max: float | None, stride: int) -> tuple[int, int, int]:
-    """How many frames a clip of a row's file could have, its height and width; the file is opened only where the index
-    does not say."""
-    sized = row.height and row.width
-    if is_image(row.path):
-        height, width = (row.height, row.width) if sized else read_image(row.path).shape[:2]
-        return 1, height, width
-    if sized and row.num_frames and (row.fps or fps_max is None):
-        return clip_length(row.num_frames, row.fps or 0, fps_max, stride), row.height, row.width
-    with open_video(row.path) as video:
-        return clip_length(video.num_frames, video.fps, fps_max, stride), video.height, video.width
-
-
-class _ImageCache:
-    """Decoded images by path, the least recently used dropped first; safe to use from several threads."""
-
-    def __init__(self, max_bytes: int):
-        self._max_bytes = max_bytes
-        self._images: OrderedDict[Path, np.ndarray] = OrderedDict()
-        self._bytes = 0
-        self._lock = Lock()
-
-    def read(self, path: Path) -> np.ndarray:
-        with self._lock:
-            if path in self._images:
-                self._images.move_to_end(path)
-                return self._images[path]
-        image = read_image(path)
-        with self._lock:
-            if path not in self._images:
-                self._images[path] = image
-                self._bytes += image.nbytes
-            while self._bytes > self._max_bytes:
-                self._bytes -= self._images.popitem(last=False)[1].nbytes
-        return image
+def _measure(reader: ClipReader, row: IndexRow) -> tuple[int, int, int] | VideoError:
+    """What `reader.measure` finds, or why it cannot."""
+    try:
+        return reader.measure(row)
+    except VideoError as error:
+        return error

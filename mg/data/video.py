@@ -10,7 +10,8 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +27,10 @@ PathLike = str | os.PathLike
 
 BACKENDS = ("auto", "decord", "av")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+
+# Of frames that decord decodes at once where something becomes of them. Larger arrays come from the system each time,
+# which clears their pages, under a lock that all threads share.
+_PIECE_BYTES = 8 * 2**20
 
 
 class VideoError(ValueError):
@@ -82,8 +87,12 @@ class VideoReader:
     height: int
     width: int
 
-    def read(self, indices: Iterable[int]) -> np.ndarray:
+    def read(self, indices: Iterable[int], each: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
         """Decode the frames at `indices` (any order, repeats allowed) -> uint8 RGB (T, H, W, 3).
+
+        Args:
+            each: what becomes of frames, (t, H, W, 3) to (t, h, w, 3), as they are decoded, a few at a time: such as
+                scaling down, after which all of them are held in a fraction of the memory.
 
         Raises:
             VideoError: an index outside the video, or a frame that does not decode.
@@ -94,9 +103,9 @@ class VideoReader:
             raise VideoError(f"{self.path}: frame {outside[0]} was asked for, of {self.num_frames}")
         if not indices:
             return np.empty((0, self.height, self.width, 3), np.uint8)
-        return self._read(indices)
+        return self._read(indices, each)
 
-    def _read(self, indices: Sequence[int]) -> np.ndarray:
+    def _read(self, indices: Sequence[int], each: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -179,9 +188,13 @@ class _DecordReader(VideoReader):
         if channels != 3:  # decord divides a padded line by the width, which goes wrong where that is below 64
             raise VideoError(f"{self.path}: decord cannot read frames {self.width} wide; use the backend 'av'")
 
-    def _read(self, indices: Sequence[int]) -> np.ndarray:
+    def _read(self, indices: Sequence[int], each: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
         try:
-            return self._reader.get_batch(indices).asnumpy()
+            if each is None:
+                return self._reader.get_batch(indices).asnumpy()
+            count = max(1, _PIECE_BYTES // (self.height * self.width * 3))
+            pieces = [indices[i : i + count] for i in range(0, len(indices), count)]
+            return np.concatenate([each(self._reader.get_batch(piece).asnumpy()) for piece in pieces])
         except (_decord().DECORDError, RuntimeError, IndexError) as error:
             raise VideoError(f"{self.path}: frames do not decode ({_reason(error)})") from None
 
@@ -222,12 +235,17 @@ class _AvReader(VideoReader):
                 raise VideoError(f"{self.path}: the frame at {frame.time} s is damaged")
             yield frame
 
-    def _read(self, indices: Sequence[int]) -> np.ndarray:
+    def _read(self, indices: Sequence[int], each: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
         wanted = set(indices)
+
+        def taken(frame: av.VideoFrame) -> np.ndarray:
+            picture = _to_rgb(frame)
+            return picture if each is None else each(picture[None])[0]
+
         try:
-            frames = self._read_by_time(wanted) if self._index_of else {}
+            frames = self._read_by_time(wanted, taken) if self._index_of else {}
             if len(frames) < len(wanted):  # times that lie, or a key frame that is none: count from the start instead
-                frames = self._read_by_count(wanted)
+                frames = self._read_by_count(wanted, taken)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"{self.path}: frames do not decode ({_reason(error)})") from None
         missing = sorted(wanted - set(frames))
@@ -235,23 +253,23 @@ class _AvReader(VideoReader):
             raise VideoError(f"{self.path}: frame {missing[0]} of {self.num_frames} does not decode")
         return np.stack([frames[index] for index in indices])  # (T, H, W, 3)
 
-    def _read_by_time(self, wanted: set) -> dict:
+    def _read_by_time(self, wanted: set, taken: Callable[[av.VideoFrame], np.ndarray]) -> dict:
         frames = {}
         first, last = min(wanted), max(wanted)
         time_of_first = next(time for time, index in self._index_of.items() if index == first)
         for frame in self._decode(time_of_first):
             index = self._index_of.get(frame.pts, -1)
             if index in wanted:
-                frames[index] = _to_rgb(frame)
+                frames[index] = taken(frame)
             if index >= last:
                 break
         return frames
 
-    def _read_by_count(self, wanted: set) -> dict:
+    def _read_by_count(self, wanted: set, taken: Callable[[av.VideoFrame], np.ndarray]) -> dict:
         frames = {}
         for index, frame in enumerate(self._decode()):
             if index in wanted:
-                frames[index] = _to_rgb(frame)
+                frames[index] = taken(frame)
             if len(frames) == len(wanted):
                 break
         return frames
@@ -357,9 +375,9 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 def _decord():
     """The decord module, or None where it has no wheel."""
+    with suppress(ImportError):  # where there is one, before decord: the other order aborts the process
+        import mindspore  # noqa: F401
     try:
-        import mindspore  # noqa: F401  # isort: skip  # before decord: the other order aborts the process
-
         import decord
     except ImportError:
         return None
