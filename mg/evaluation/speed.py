@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 from mg import runtime
 from mg.checkpoints import atomic_write
@@ -300,10 +300,10 @@ def _megabytes(size: int | None) -> float | None:
     return None if size is None else size / 2**20
 
 
-def describe(config: SpeedConfig) -> dict:
+def describe(config: Any, packages: Sequence[str] = PACKAGES) -> dict:
     """What a run will have found, empty yet, with the settings, versions and machine that it is of."""
     versions = {}
-    for name in PACKAGES:
+    for name in packages:
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return {

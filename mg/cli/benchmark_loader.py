@@ -1,0 +1,28 @@
+"""Measure how many clips per second the data loader reads, by videos, decoder and number of workers.
+
+    mg-benchmark-loader                                        # videos of 360p, 720p and 1080p, made for it
+    mg-benchmark-loader --csv_path train.csv --video_folder videos --num_frames 16 --workers 1 8 16 --kinds processes
+
+prints clips/s, how many times the clips of the first row that is, the processor time of a clip, the time to the first
+clip, and the memory that a worker took; all of it, and every single run, is in loader.json too.
+"""
+
+from mg.config import parse_config, run_command_line
+from mg.evaluation.loader_speed import LoaderSpeedConfig, format_table, measure_loader
+
+
+def main() -> int:
+    """0 if all that can be measured here was, 1 if something failed."""
+    config = parse_config(LoaderSpeedConfig, __doc__.splitlines()[0])
+    found = measure_loader(config)
+    print(format_table(found))
+    print(f"see {config.output_path}")
+    return 1 if found["failed"] else 0
+
+
+def run() -> None:
+    run_command_line(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,260 @@
+"""How many clips per second this machine reads, by the size of the videos, the decoder, and the number of workers.
+
+What is timed is what training waits for: a clip opened, decoded, scaled, cut and as a tensor in the caller's memory.
+Numbers of workers take turns, run by run, and the ratio to the first is taken within each run: what slows the machine
+for a while slows all of them.
+"""
+
+import logging
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import count, product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+
+from mg.config import require
+from mg.data import DataError
+from mg.data.index import IndexRow, read_index
+from mg.data.loader import DataConfig
+from mg.data.reader import ClipReader
+from mg.data.synthetic import TRAIN_PHOTOGRAPHS, read_photograph
+from mg.data.transforms import resize_to_cover
+from mg.data.video import VideoError, is_image, write_video
+from mg.data.workers import ReaderPool
+from mg.evaluation.speed import describe, pairwise_ratio, write
+from mg.memory import peak_rss
+
+_logger = logging.getLogger(__name__)
+
+_VIDEOS = 2  # of each size
+_PACKAGES = ("numpy", "av", "decord", "opencv-python-headless")
+
+
+def _powers_of_two() -> list[int]:
+    """1, 2, 4 ... up to the number of processors, and that."""
+    most = os.cpu_count() or 1
+    return sorted({*(2**i for i in range(most.bit_length())), most})
+
+
+@dataclass(kw_only=True)
+class LoaderSpeedConfig:
+    """Measure how many clips per second the data loader reads.
+
+    Args:
+        csv_path: videos to read, an index as for training; by default some are made.
+        video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
+        sizes: of the videos that are made, 16:9, by their height: 360p 720p 1080p ...
+        num_frames: frames per clip.
+        image_size: the shorter side is resized to it, and the middle square cut out.
+        decoders: decord | av; by default those that are there.
+        kinds: processes, as in training, and threads, to compare with.
+        workers: how many of them at a time; by default 1, 2, 4 ... up to the number of processors.
+        clips: timed in each run, after the first ones of every worker.
+        runs: of each number of workers, in turns.
+        output_path: folder for loader.json, and for the videos that are made.
+    """
+
+    csv_path: str | None = None
+    video_folder: str | None = None
+    sizes: list[str] = field(default_factory=lambda: ["360p", "720p", "1080p"])
+    num_frames: int = 32
+    image_size: int = 256
+    decoders: list[Literal["decord", "av"]] = field(default_factory=list)
+    kinds: list[Literal["processes", "threads"]] = field(default_factory=lambda: ["processes", "threads"])
+    workers: list[int] = field(default_factory=_powers_of_two)
+    clips: int = 24
+    runs: int = 3
+    output_path: str = "outputs/benchmark_loader"
+
+    def __post_init__(self):
+        for name in ("num_frames", "image_size", "clips", "runs"):
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("sizes", "kinds", "workers"):
+            require(bool(getattr(self, name)), self, name, "one or more")
+        require(all(number >= 1 for number in self.workers), self, "workers", "numbers of at least 1")
+        for size in self.sizes:
+            _height(size)
+
+
+def _height(size: str) -> int:
+    """360p -> 360"""
+    height = int(size[:-1]) if size.endswith("p") and size[:-1].isdecimal() else 0
+    if height < 16 or height % 2:
+        raise ValueError(f"sizes has {size!r}; a size is a video's height, even and at least 16, such as 720p")
+    return height
+
+
+def measure_loader(config: LoaderSpeedConfig) -> dict:
+    """Measure, and write `loader.json`, anew after each source and decoder.
+
+    Returns:
+        "records": one for each source, decoder, kind and number of workers; "skipped": what was not measured and why;
+        "failed": the same of what should have been; and the settings, versions and machine.
+
+    Raises:
+        ValueError: an index that cannot be used, or that has no video.
+    """
+    found, path = describe(config, _PACKAGES), Path(config.output_path) / "loader.json"
+    there = [decoder for decoder in ("decord", "av") if find_spec(decoder)]
+    decoders = config.decoders or there
+    found["skipped"] += [f"{decoder}: it is not installed" for decoder in decoders if decoder not in there]
+    for (source, rows), decoder in product(_sources(config), [name for name in decoders if name in there]):
+        try:
+            found["records"] += _measure_source(config, source, rows, decoder)
+        except DataError as error:
+            found["failed"].append(f"{source} {decoder}: {error}")
+        write(found, path)
+    write(found, path)
+    return found
+
+
+def _sources(config: LoaderSpeedConfig) -> Iterator[tuple[str, list[IndexRow]]]:
+    """Videos, by a name."""
+    if config.csv_path is not None:
+        rows = [row for row in read_index(config.csv_path, config.video_folder) if not is_image(row.path)]
+        if not rows:
+            raise DataError(f"{config.csv_path}: it has no video to measure with")
+        yield Path(config.csv_path).name, rows
+        return
+    for size in config.sizes:
+        yield size, make_videos(Path(config.output_path) / "videos", size, 2 * config.num_frames)
+
+
+def make_videos(folder: Path, size: str, num_frames: int) -> list[IndexRow]:
+    """Photographs that a window moves over, as videos; those that are there already stay."""
+    height = _height(size)
+    width = round(height * 16 / 9 / 2) * 2
+    rows = []
+    for number, photograph in enumerate(TRAIN_PHOTOGRAPHS[:_VIDEOS]):
+        row = IndexRow(folder / f"{size}_{num_frames}_{number}.mp4", f"{size}_{num_frames}_{number}.mp4")
+        rows.append(row)
+        if not row.path.exists():
+            _logger.info("making %s", row.path)
+            picture = resize_to_cover(read_photograph(photograph)[None], height + num_frames, width + num_frames)
+            write_video(row.path, (picture[:, i : i + height, i : i + width] for i in range(num_frames)), fps=24)
+    return rows
+
+
+def _measure_source(config: LoaderSpeedConfig, source: str, rows: list[IndexRow], decoder: str) -> list[dict]:
+    """The records of a source and a decoder: all kinds and numbers of workers, taking turns."""
+    setups = list(product(config.kinds, config.workers))
+    runs: dict[tuple[str, int], list[dict]] = {setup: [] for setup in setups}
+    for number, (kind, workers) in product(range(config.runs), setups):
+        _logger.info("%s %s, %d %s, run %d of %d", source, decoder, workers, kind, number + 1, config.runs)
+        runs[kind, workers].append(_measure_run(config, rows, decoder, kind, workers))
+    first = [run["seconds"] for run in runs[setups[0]]]
+    return [
+        {
+            "source": source,
+            "decoder": decoder,
+            "kind": kind,
+            "workers": workers,
+            "clips_per_second": statistics.median(config.clips / seconds for seconds in times),
+            "seconds_of_runs": times,
+            "processor_seconds_per_clip": statistics.median(run["processor_seconds"] for run in of_setup)
+            / config.clips,
+            "first_clip_seconds": statistics.median(run["first_clip_seconds"] for run in of_setup),
+            "peak_worker_mb": max((run["peak_worker_mb"] for run in of_setup if run["peak_worker_mb"]), default=None),
+            "speedup": pairwise_ratio(first, times),
+            "unreadable": sum(run["unreadable"] for run in of_setup),
+        }
+        for (kind, workers), of_setup in runs.items()
+        for times in [[run["seconds"] for run in of_setup]]
+    ]
+
+
+def _measure_run(
+    config: LoaderSpeedConfig, rows: list[IndexRow], decoder: str, kind: str, workers: int
+) -> dict[str, Any]:
+    """The seconds of `clips` clips, in the order of the rows, when all workers are at work."""
+    size = config.image_size
+    data = DataConfig(
+        sample_n_frames=config.num_frames, image_size=size, crop_size=size, num_workers=workers, max_bad_share=1.0
+    )
+    numbers, unreadable = count(), 0
+    ahead: deque[Future] = deque()
+    begun = time.perf_counter()
+    with closing(ReaderPool(data, threads=kind == "threads", decoder=decoder)) as pool:
+
+        def next_clip() -> None:
+            nonlocal unreadable
+            while True:
+                while len(ahead) <= workers:
+                    number = next(numbers)
+                    ahead.append(pool.submit(_read, rows[number % len(rows)], data, number))
+                clip = ahead.popleft().result()
+                if not isinstance(clip, VideoError):
+                    return
+                unreadable += 1
+                if unreadable > max(len(rows), config.clips):
+                    raise DataError(f"there is hardly a video that can be read: {clip}")
+
+        next_clip()
+        first = time.perf_counter() - begun
+        for _ in range(workers):
+            next_clip()
+        begun, spent = time.perf_counter(), _processor_time(pool)
+        for _ in range(config.clips):
+            next_clip()
+        seconds, spent = time.perf_counter() - begun, _processor_time(pool) - spent
+        peaks = [peak_rss(worker.process.pid) for worker in pool.workers]
+    peak = max((peak for peak in peaks if peak), default=None)
+    return {
+        "seconds": seconds,
+        "processor_seconds": spent,
+        "first_clip_seconds": first,
+        "unreadable": unreadable,
+        "peak_worker_mb": None if peak is None else peak / 2**20,
+    }
+
+
+def _processor_time(pool: ReaderPool) -> float:
+    """Seconds of all processors, of this process and of the workers."""
+    times = [psutil.Process(worker.process.pid).cpu_times() for worker in pool.workers]
+    return time.process_time() + sum(each.user + each.system for each in times)
+
+
+def _read(reader: ClipReader, row: IndexRow, data: DataConfig, number: int) -> np.ndarray | VideoError:
+    try:
+        return reader.read(row, data.sample_n_frames, (data.crop_size,) * 2, (0, number))
+    except VideoError as error:
+        return error
+
+
+COLUMNS = {
+    "source": 12, "decoder": 9, "workers": 9, "kind": 11, "clips/s": 9, "times": 18, "CPU s/clip": 12, "first clip s": 14, "worker MB": 9,
+}  # fmt: skip
+
+
+def format_table(found: dict) -> str:
+    """What was measured, as text: a row for each record, and what was left out."""
+    rows = ["".join(f"{name:<{width}}" for name, width in COLUMNS.items()).rstrip()]
+    for record in found["records"]:
+        times, peak = record["speedup"], record["peak_worker_mb"]
+        cells = [
+            record["source"],
+            record["decoder"],
+            record["workers"],
+            record["kind"],
+            f"{record['clips_per_second']:.2f}",
+            f"{times['median']:.2f} ({times['min']:.2f}-{times['max']:.2f})",
+            f"{record['processor_seconds_per_clip']:.2f}",
+            f"{record['first_clip_seconds']:.2f}",
+            "-" if peak is None else f"{peak:.0f}",
+        ]
+        rows.append("".join(f"{cell:<{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)).rstrip())
+    bad = {record["source"]: f"{record['unreadable']} clips" for record in found["records"] if record["unreadable"]}
+    rows += [f"left out: {clips} of {source}, which could not be read" for source, clips in bad.items()]
+    rows += [f"left out: {line}" for line in found["skipped"]]
+    rows += [f"FAILED: {line}" for line in found["failed"]]
+    return "\n".join(rows)
