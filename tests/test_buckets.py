@@ -435,7 +435,7 @@ def test_the_index_forms_agree_and_only_the_described_one_opens_no_file(folder, 
     assert same(take(load(folder, "v1"), 6), opened)
     with monkeypatch.context() as patch:
         for name in ("open_video", "read_image"):
-            patch.setattr(f"mg.data.loader.{name}", lambda path: 1 / 0)
+            patch.setattr(f"mg.data.reader.{name}", lambda *_: 1 / 0)
         described = load(folder, "v2")
         with pytest.raises(ZeroDivisionError):
             load(folder, "v1")

@@ -66,6 +66,23 @@ def test_frames_come_in_the_order_asked_for(video, backend):
         reader.read([0, 10])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frames_that_change_as_they_are_decoded_are_those_that_are_changed_later(tmp_path, backend, monkeypatch):
+    monkeypatch.setattr("mg.data.video._PIECE_BYTES", 3 * 64 * 96 * 3)
+    path = tmp_path / "clip.mp4"
+    encode(path, moving_frames(24, 64, 96), options={"g": "9", "bf": "2"})
+
+    def halve(frames):
+        seen.append(len(frames))
+        return frames[:, ::2, ::2] // 2
+
+    for indices in (range(5, 22), range(1, 24, 5), [20, 3, 3, 11, 4]):
+        seen = []
+        with open_video(path, backend) as one, open_video(path, backend) as other:
+            assert np.array_equal(one.read(indices, halve), other.read(indices)[:, ::2, ::2] // 2)
+        assert max(seen) <= 3, "never all at once"
+
+
 @pytest.mark.parametrize(
     "name, codec, pix_fmt, options",
     [

@@ -320,6 +320,23 @@ def test_speed_is_that_of_the_last_updates_that_did_not_compile():
     assert meter.scalars()["frames_per_second"] == pytest.approx(4 * 2 * 8 / 2)  # what was before is forgotten
 
 
+def test_waiting_for_data_is_said_once_with_what_would_help(monkeypatch):
+    monkeypatch.setattr(speed.os, "cpu_count", lambda: 8)
+    for waiting, said in ((0.5, None), (2.0, "training waits for data: 40% of the time of the last 50 updates")):
+        clock = Clock()
+        meter = SpeedMeter(clock=clock)
+        for _ in range(speed.WINDOW):
+            measured(meter, clock, frames=8, waiting=waiting, working=3.0)
+            assert meter.warning(4) is None, "the first of them compiled"
+        measured(meter, clock, frames=8, waiting=waiting, working=3.0)
+        found = meter.warning(4)
+        if said is None:
+            assert found is None
+        else:
+            assert found.startswith(said) and "is 4, with 8 processors here: more of them, or smaller files" in found
+        assert meter.warning(4) is None
+
+
 def test_peak_memory_is_the_devices_where_that_is_counted_else_the_processs(monkeypatch):
     held = np.ones(64 * 2**20, np.uint8)
     assert runtime.peak_memory() == (peak_rss(), "process") and peak_rss() >= held.nbytes
@@ -331,11 +348,14 @@ def test_peak_memory_is_the_devices_where_that_is_counted_else_the_processs(monk
     assert SpeedMeter().describe() == "peak memory 5.00 GB of the device"
 
 
-def test_each_update_has_its_speed_apart_from_the_log_also_after_a_resume(tmp_path, data, caplog):
+def test_each_update_has_its_speed_apart_from_the_log_also_after_a_resume(tmp_path, data, caplog, monkeypatch):
+    monkeypatch.setattr(speed, "WINDOW", 1)
+    monkeypatch.setattr(speed, "WAITS", 0.0)  # any wait is too long
     options = [*data, "--mode=pynative", "--data.image_ratio=0", "--max_steps=4", "--ckpt_save_steps=2"]
     with caplog.at_level(logging.INFO), stopped_at(4):
         short_run(tmp_path, *options)
     assert "update 2: " in caplog.text and "frames/s" in caplog.text and "updates of shapes seen before" in caplog.text
+    assert caplog.text.count("training waits for data") == 1
     short_run(tmp_path, *options, "--resume")
     speeds = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     assert [record["step"] for record in speeds] == [0, 1, 2, 3]

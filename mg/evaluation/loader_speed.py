@@ -188,7 +188,7 @@ def _measure_run(
 
         def next_clip() -> None:
             nonlocal unreadable
-            while True:
+            for _ in rows:
                 while len(ahead) <= workers:
                     number = next(numbers)
                     ahead.append(pool.submit(_read, rows[number % len(rows)], data, number))
@@ -196,8 +196,7 @@ def _measure_run(
                 if not isinstance(clip, VideoError):
                     return
                 unreadable += 1
-                if unreadable > max(len(rows), config.clips):
-                    raise DataError(f"there is hardly a video that can be read: {clip}")
+            raise DataError(f"none of its videos can be read: {clip}")
 
         next_clip()
         first = time.perf_counter() - begun
@@ -232,7 +231,8 @@ def _read(reader: ClipReader, row: IndexRow, data: DataConfig, number: int) -> n
 
 
 COLUMNS = {
-    "source": 12, "decoder": 9, "workers": 9, "kind": 11, "clips/s": 9, "times": 18, "CPU s/clip": 12, "first clip s": 14, "worker MB": 9,
+    "source": 12, "decoder": 9, "workers": 9, "kind": 11, "clips/s": 9, "times": 18, "CPU s/clip": 12,
+    "first clip s": 14, "worker MB": 9,
 }  # fmt: skip
 
 

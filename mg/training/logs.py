@@ -97,10 +97,10 @@ class RunLog:
         for tracker in self._trackers:
             tracker.add_image(step, name, path)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, level: int = logging.INFO) -> None:
         """A line in the log, above the bar."""
         with self._bar.external_write_mode(file=sys.stderr):
-            _logger.info(line)
+            _logger.log(level, line)
 
     def save(self) -> None:
         """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""

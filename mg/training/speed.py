@@ -5,6 +5,7 @@ the step, or loads kernels, which says nothing of those that follow. Nor does th
 in which logs and checkpoints are written.
 """
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from mg import runtime
 from mg.data.loader import Batch
 
 WINDOW = 50
+WAITS = 0.2  # share of the time spent waiting for data from which on a run says so
 
 
 class _Update(NamedTuple):
@@ -44,6 +46,7 @@ class SpeedMeter:
         self.world_size, self._clock = world_size, clock
         self._recent: deque[_Update] = deque(maxlen=WINDOW)
         self._shapes: set[tuple[int, ...]] = set()
+        self._has_warned = False
         self.begin()
 
     def begin(self) -> None:
@@ -97,3 +100,20 @@ class SpeedMeter:
         if peak := runtime.peak_memory():
             words.append(f"peak memory {peak[0] / 1e9:.2f} GB of the {peak[1]}")
         return ", ".join(words)
+
+    def warning(self, num_workers: int) -> str | None:
+        """Where data is too slow, what to do about it; once in a run, when a whole window of updates shows it.
+
+        Args:
+            num_workers: that read.
+        """
+        wait = self.scalars().get("data_wait", 0.0)
+        if self._has_warned or len(self._recent) < WINDOW or wait < WAITS:
+            return None
+        self._has_warned = True
+        processors = os.cpu_count() or 1
+        advice = "more of them, or smaller files" if num_workers < processors else "smaller files, or more processors"
+        return (
+            f"training waits for data: {wait:.0%} of the time of the last {WINDOW} updates. data.num_workers is "
+            f"{num_workers}, with {processors} processors here: {advice} would help; mg-benchmark-loader measures both"
+        )

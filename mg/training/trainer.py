@@ -237,6 +237,8 @@ def train(config: TrainConfig) -> Path | None:
         with RunLog(output, progress.step, total, trackers) as log:
             for result in updates:
                 log.add(progress.step - 1, _scalars(result, progress), meter.scalars())
+                if warning := meter.warning(config.data.num_workers):
+                    log.say(warning, logging.WARNING)
                 if progress.step % save_every == 0 or progress.step == total:
                     log.save()
                     save_checkpoint(output / "checkpoints", model, step, asdict(progress), config.ckpt_max_keep)
