@@ -199,7 +199,8 @@ def _seems_present(name: str) -> bool:
 
 def _missing(name: str) -> str | None:
     """What a device lacks here, and who brings it; looked at before MindSpore looks, which fills the terminal."""
-    if name == "ascend" and not Path(_ASCEND_DRIVER).exists():
+    simulated = "MS_SIMULATION_LEVEL" in os.environ  # by MindSpore, which then needs no driver
+    if name == "ascend" and not simulated and not Path(_ASCEND_DRIVER).exists():
         return (
             f"there is no Ascend NPU here, or no driver ({_ASCEND_DRIVER} is missing): install the driver, and the "
             f"CANN that MindSpore {ms.__version__} is made for, and source CANN's set_env.sh"

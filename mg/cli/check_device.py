@@ -1,10 +1,18 @@
-"""Run a small TAE on a device, in every mode and precision, and compare its numbers with the CPU's in fp32.
+"""Run every model, small, on a device, in every mode and precision, and compare its numbers with the CPU's in fp32.
 
     mg-check-device --device gpu
+    mg-check-device --device ascend --models tae --sizes full      # at 256x256
 
 What to run first on a new machine: encode, decode and one training step of random weights, each row in a process of its
 own, so that one that crashes costs a row. The table can be pasted into an issue. A row is ok where every number differs
 from the CPU's by no more than its precision allows; seconds are of the second run, compiled before.
+
+    mg-check-device --static ascend --sizes small full --jobs 4
+
+needs no device: it compiles every graph of every model for Ascend on this machine's CPU (x86-64 Linux with g++), and
+says which kernels MindSpore takes and what CANN's documents have against them. A row is a graph; it is ok where nothing
+is refused or left to the host, no rule is broken, and each kernel that CANN would have to compile for every shape
+(aclop) is among the exceptions. Nothing is launched: `--device ascend` on an NPU is the proof. See docs/devices.md.
 """
 
 import platform
@@ -13,15 +21,19 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
 from mg import runtime
-from mg.config import parse_config, run_command_line
+from mg.ascend.check import TITLES, Check
+from mg.ascend.graphs import graphs
+from mg.ascend.sizes import SMALL
+from mg.config import parse_config, require, run_command_line
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model
 from mg.training.optim import OptimConfig
@@ -31,10 +43,7 @@ from mg.training.step import TrainStep
 # a dozen layers. A device that computes in TF32 or HF32 behind fp32's name is found out.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 LEFT_OUT = "left out"
-MODEL: dict[str, Any] = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 4} | {
-    "temporal_downsample_level": [0],
-    "temporal_upsample_level": [1],
-}
+FULL_PIXELS = 256
 
 
 @dataclass
@@ -43,36 +52,90 @@ class Options:
 
     Args:
         device: the device.
+        static: check the graphs for this device instead, without one.
+        models: names of models; by default all. When static also discriminator, optimizer, lpips and loss_scale.
         modes: graph (compiled) | pynative (op by op).
         dtypes: fp32 | fp16 | bf16.
-        save: file that the numbers of a single row, one mode and one dtype, go to: what a row's process is told.
+        sizes: small models, and clips that are small or, with full, of 256x256; when static full is the released models
+            at the clips of their configs.
+        parts: when static, of a model, as encode and update; by default all.
+        jobs: when static, graphs that are compiled at a time.
+        details: when static, say every fault, with how often it is there, below the table.
+        folder: when static, where logs and compiled graphs are kept; by default they are not.
+        save: file that the numbers of a single row go to: what a row's process is told.
     """
 
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    static: Literal["ascend"] | None = None
+    models: list[str] = field(default_factory=list)
     modes: list[Literal["graph", "pynative"]] = field(default_factory=lambda: ["graph", "pynative"])
     dtypes: list[Literal["fp32", "fp16", "bf16"]] = field(default_factory=lambda: ["fp32", "fp16", "bf16"])
+    sizes: list[Literal["small", "full"]] = field(default_factory=lambda: ["small"])
+    parts: list[str] = field(default_factory=list)
+    jobs: int = 1
+    details: bool = False
+    folder: Path | None = None
     save: Path | None = None
+
+    def __post_init__(self):
+        require(self.jobs >= 1, self, "jobs", "at least 1")
+        if self.static is None:
+            for name in self.models:
+                require(name in SMALL, self, "models", f"of {', '.join(SMALL)}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the device's table."""
+
+    model: str
+    size: str
+    mode: str
+    dtype: str
 
 
 def main() -> int:
     """0 if every row is ok, or of a precision that the device has not; 1 if not."""
     options = parse_config(Options, __doc__.splitlines()[0])
     if options.save is not None:
-        np.savez(options.save, **measure(options.device, options.modes[0], options.dtypes[0]))
+        row = Row(options.models[0], options.sizes[0], options.modes[0], options.dtypes[0])
+        np.savez(options.save, **measure(options.device, row))
         return 0
+    return check_graphs(options) if options.static else check_numbers(options)
+
+
+def check_graphs(options: Options) -> int:
+    """Compile for a device that is not there."""
+    chosen = graphs(options.models, options.parts, options.dtypes, options.sizes)
+    good, details = True, []
+    with Check(options.folder) as check:
+        print(f"{len(chosen)} graphs for Ascend, mindspore {ms.__version__}, no kernel built or launched")
+        print("|", " | ".join(TITLES), "|\n" + "|---" * len(TITLES) + "|", flush=True)
+        for finding in check.all(chosen, options.jobs):
+            good = good and finding.clean
+            print(finding.row(), flush=True)
+            details += [f"{finding.graph}: {line}" for line in finding.lines()]
+    if options.details:
+        print("\n".join(details))
+    return 0 if good else 1
+
+
+def check_numbers(options: Options) -> int:
+    """Run on a device."""
     device = runtime.setup(options.device).device
     print(f"device {device}, mindspore {ms.__version__}, {platform.platform()}, Python {platform.python_version()}")
     if device == "gpu":
         print("a GPU newer than MindSpore's kernels (9.0 and up) compiles them first: many minutes, once", flush=True)
-    print("| mode | precision | latents | video | loss | gradient | seconds | |\n|---|---|---|---|---|---|---|---|")
+    titles = ("model", "size", "mode", "precision", "latents", "video", "loss", "gradient", "seconds", "")
+    print("|", " | ".join(titles), "|\n" + "|---" * len(titles) + "|")
     good = True
     with tempfile.TemporaryDirectory() as folder:
-        wanted, why = run_row("cpu", "pynative", "fp32", Path(folder) / "cpu.npz")
-        if wanted is None:
-            raise ValueError(f"the CPU's own numbers could not be had: {why}")
-        for mode in options.modes:
-            for dtype in options.dtypes:
-                found, why = run_row(device, mode, dtype, Path(folder) / f"{mode}_{dtype}.npz")
+        for size, model in product(options.sizes, options.models or SMALL):
+            wanted, why = run_row("cpu", Row(model, size, "pynative", "fp32"), Path(folder) / "cpu.npz")
+            if wanted is None:
+                raise ValueError(f"the CPU's own numbers of {model} could not be had: {why}")
+            for mode, dtype in product(options.modes, options.dtypes):
+                found, why = run_row(device, Row(model, size, mode, dtype), Path(folder) / "row.npz")
                 cells = ["-"] * 5
                 if found is not None:
                     apart = {name: difference(found[name], wanted[name]) for name in wanted if name != "seconds"}
@@ -80,35 +143,38 @@ def main() -> int:
                     far = [name for name, value in apart.items() if not value <= TOLERANCES[dtype]]
                     why = f"FAR in {', '.join(far)}: at most {TOLERANCES[dtype]:g} is expected" if far else "ok"
                 good = good and (why == "ok" or why.startswith(LEFT_OUT))
-                print("|", " | ".join([mode, dtype, *cells, why]), "|", flush=True)
+                print("|", " | ".join([model, size, mode, dtype, *cells, why]), "|", flush=True)
     return 0 if good else 1
 
 
-def run_row(device: str, mode: str, dtype: str, save: Path) -> tuple[dict | None, str]:
+def run_row(device: str, row: Row, save: Path) -> tuple[dict | None, str]:
     """What `measure` finds in a process of its own, or why it found nothing."""
-    options = ["--device", device, "--modes", mode, "--dtypes", dtype, "--save", str(save)]
-    row = subprocess.run([sys.executable, "-m", "mg.cli.check_device", *options], capture_output=True, text=True)
-    if row.returncode == 0:
+    options = ["--device", device, "--models", row.model, "--sizes", row.size, "--modes", row.mode]
+    options += ["--dtypes", row.dtype, "--save", str(save)]
+    done = subprocess.run([sys.executable, "-m", "mg.cli.check_device", *options], capture_output=True, text=True)
+    if done.returncode == 0:
         with np.load(save) as file:
             return dict(file), ""
-    lines = [line.strip() for line in row.stderr.splitlines() if line.strip(" -")]
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip(" -")]
     last = lines[-1][:200] if lines else "nothing was said"
-    if row.returncode == 2 and last.startswith("error: "):  # a precision that the device has not
+    if done.returncode == 2 and last.startswith("error: "):  # a precision that the device has not
         return None, last.replace("error", LEFT_OUT, 1)
-    return None, f"FAILED with {row.returncode}: {last}"
+    return None, f"FAILED with {done.returncode}: {last}"
 
 
-def measure(device: str, mode: str, dtype: str) -> dict:
+def measure(device: str, row: Row) -> dict:
     """Latents, reconstruction, loss, and length of the gradient, of weights and a clip that are the same everywhere."""
-    runtime.setup(device, mode)
+    runtime.setup(device, row.mode)
     rng = np.random.default_rng(0)
-    model = create_model("tae", None, dtype, **MODEL)
+    size = SMALL[row.model]
+    pixels = FULL_PIXELS if row.size == "full" else size.pixels
+    model = create_model(row.model, None, row.dtype, **size.config)
     for _, parameter in model.named_weights():
         fill(parameter, rng)
-    x = rng.uniform(-1, 1, (1, 3, 4, 32, 32)).astype(np.float32)
+    x = rng.uniform(-1, 1, (1, 3, size.frames, pixels, pixels)).astype(np.float32)
     noise = rng.standard_normal(model.latent_shape(x.shape), dtype=np.float32)
-    loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-6))
-    step = TrainStep(model, loss, OptimConfig(lr=1e-4, init_loss_scale=1), 2, dtype)
+    loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-6 if model.has_posterior else 0.0))
+    step = TrainStep(model, loss, OptimConfig(lr=1e-4, init_loss_scale=1), 2, row.dtype)
     found: dict = {}
     for _ in range(2):  # the first compiles; its numbers count, since its step moves the weights
         start = time.monotonic()

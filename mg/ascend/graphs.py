@@ -1,0 +1,282 @@
+"""Every graph that a device is given, by name: MODEL/PART/PRECISION/SIZE, as in tae/encode/bf16/small.
+
+    python -m mg.ascend.graphs tae/encode/bf16/small WEIGHTS      # in the environment of `mg.ascend.stand_ins`
+
+compiles one. No parameter has data, so that the released models take no memory, and no video is anything but zeros.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.nn.utils import no_init_parameters
+
+from mg import runtime
+from mg.ascend.sizes import SIZES
+from mg.checkpoints import write_state_dict
+from mg.losses.adversarial import DiscriminatorLossConfig
+from mg.losses.backbones import BACKBONES, BackboneFeatures
+from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
+from mg.losses.lpips import LPIPSMaps
+from mg.losses.reconstruction import AutoencoderLoss, LossConfig
+from mg.models import VideoAutoencoder, create_model
+from mg.training.optim import OPTIMIZERS, OptimConfig
+from mg.training.step import Adversary, TrainStep
+
+MODELS = tuple(SIZES["small"])
+INFERENCE = ("encode", "encode_image", "decode", "decode_image")
+# `checkpointed` is `accumulate` with gradient checkpointing; `compete` is it against a discriminator.
+TRAINING = ("accumulate", "accumulate_image", "checkpointed", "compete", "reduce", "update", "update_with_ema")
+# What does not depend on the autoencoder, and so is compiled with none or a small one.
+APART = {
+    "discriminator": ("judge", "judge_vanilla", "track", "reduce", "update"),
+    "optimizer": tuple(OPTIMIZERS),
+    "lpips": tuple(BACKBONES),
+    "loss_scale": ("adjust",),
+}
+CONTROLS = ("refused", "on_host", "too_wide", "grouped")
+TRAINED = "parameters trained: "  # what `main` says, and how many
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph's name in its parts.
+
+    Attributes:
+        model: of MODELS, or another thing that has graphs: of APART, or "control".
+        part: of INFERENCE or TRAINING, or what APART has; of CONTROLS.
+        dtype: fp32 | fp16 | bf16.
+        size: small | full.
+    """
+
+    model: str
+    part: str
+    dtype: str
+    size: str
+
+    def __str__(self) -> str:
+        return "/".join((self.model, self.part, self.dtype, self.size))
+
+    @property
+    def trains(self) -> bool:
+        return self.part not in INFERENCE and self.model != "lpips"
+
+
+def graphs(
+    models: Sequence[str] = (), parts: Sequence[str] = (), dtypes: Sequence[str] = (), sizes: Sequence[str] = ()
+) -> list[Graph]:
+    """All graphs but the controls, or those of some models, parts, precisions and sizes.
+
+    Raises:
+        ValueError: a name that there is not.
+    """
+    found = [
+        Graph(model, part, dtype, size)
+        for size in SIZES
+        for model in (*MODELS, *APART)
+        for part in APART.get(model, INFERENCE + TRAINING)
+        for dtype in ("fp32", "fp16", "bf16")
+        if not _repeats(model, part, dtype, size)
+    ]
+    for name, chosen in (("model", models), ("part", parts), ("dtype", dtypes), ("size", sizes)):
+        known = list(dict.fromkeys(getattr(graph, name) for graph in found))
+        for value in chosen:
+            if value not in known:
+                raise ValueError(f"there is no {name} {value!r} to check; there are {', '.join(known)}")
+        found = [graph for graph in found if not chosen or getattr(graph, name) in chosen]
+    return found
+
+
+def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
+    """Whether a graph is the same as one of another precision or size."""
+    if model in ("optimizer", "loss_scale"):
+        return dtype != "fp32" or size != "small"
+    # LPIPS and parameters are fp32 in every precision.
+    return dtype != "fp32" and (model == "lpips" or part in ("reduce", "update", "update_with_ema", "track"))
+
+
+class Built(NamedTuple):
+    """A cell, what it is called with, and how many parameters it trains."""
+
+    cell: nn.Cell
+    inputs: tuple[Tensor, ...]
+    parameters: int = 0
+
+
+def build(graph: Graph, weights: Path) -> Built:
+    """The cell that a graph is compiled from.
+
+    Args:
+        weights: a folder for files of weights, which are zeros.
+    """
+    if graph.model == "control":
+        return _control(graph.part)
+    if graph.model == "lpips":
+        pixels = SIZES[graph.size]["tae"].pixels
+        images = _zeros(4, 3, pixels, pixels)
+        return Built(LPIPSMaps(graph.part, _lpips_weights(graph.part, weights)), (images, images))
+    if graph.model in APART:
+        graph, apart = Graph("tae", "", graph.dtype, graph.size), graph
+        return _training_cell(*_model(graph), apart, weights)
+    model, clip = _model(graph)
+    if graph.part in INFERENCE:
+        model.set_train(False)
+        if graph.part.startswith("encode"):
+            return Built(_Encode(model), (clip,))
+        return Built(_Decode(model, clip.shape[2]), (_zeros(*model.latent_shape(clip.shape)),))
+    return _training_cell(model, clip, graph, weights)
+
+
+class _Encode(nn.Cell):
+    """All of `encode`: padding and sampling are not compiled there, but run operator by operator."""
+
+    def __init__(self, model: VideoAutoencoder):
+        super().__init__()
+        self.model = model
+
+    def construct(self, x):
+        mean, logvar = self.model.posterior(x)
+        noise = None if logvar is None else ops.standard_normal(mean.shape)
+        z, mean, logvar = self.model.encoded(mean, logvar, noise)
+        return (z, mean) if logvar is None else (z, mean, logvar)
+
+
+class _Decode(nn.Cell):
+    """All of `decode`."""
+
+    def __init__(self, model: VideoAutoencoder, frames: int):
+        super().__init__()
+        self.model, self.frames = model, frames
+
+    def construct(self, z):
+        return self.model.decode(z, self.frames)
+
+
+class _Adjust(nn.Cell):
+    """The dynamic loss scale after an update."""
+
+    def __init__(self, scaler):
+        super().__init__(auto_prefix=False)
+        self.scaler = scaler
+
+    def construct(self, finite):
+        return self.scaler.adjust(finite)
+
+
+def _model(graph: Graph) -> tuple[VideoAutoencoder, Tensor]:
+    """The model, and the clip or image that a graph is about."""
+    size = SIZES[graph.size][graph.model]
+    frames = 1 if graph.part.endswith("image") else size.frames
+    return create_model(graph.model, None, graph.dtype, **size.config), _zeros(1, 3, frames, size.pixels, size.pixels)
+
+
+def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights: Path) -> Built:
+    """A part of `TrainStep`, the only function here that knows what it is made of."""
+    part, adversary = graph.part, None
+    settings: dict[str, Any] = {"weight_decay": 0.01}
+    if graph.model == "optimizer":
+        settings |= {"name": part}
+    if graph.model == "loss_scale":
+        settings |= {"loss_scale": "dynamic"}
+    if part == "checkpointed":
+        model.recompute_activations()
+    if part == "compete" or graph.model == "discriminator":
+        discriminator = DiscriminatorConfig() if graph.size == "full" else DiscriminatorConfig(ndf=8, n_layers=3)
+        kind = DiscriminatorLossConfig(disc_loss_type="vanilla" if part == "judge_vanilla" else "hinge")
+        adversary = Adversary(NLayerDiscriminator3D(discriminator, graph.dtype), disc_loss=kind)
+    config = OptimConfig(ema_decay=0.9 if part == "update_with_ema" else 0.0, **settings)
+    loss = AutoencoderLoss(_all_terms(model, clip, weights))
+    step = TrainStep(model, loss, config, 2, graph.dtype, 1, adversary)
+    updater = step.discriminator_updater if graph.model == "discriminator" else step.updater
+    scale, noise = _zeros(), _zeros(*model.latent_shape(clip.shape))
+    if graph.model == "loss_scale":
+        return Built(_Adjust(updater.scaler), (Tensor(True),))
+    if graph.model == "optimizer" or part.startswith("update"):
+        _, numbers = updater.optimizer.next_update()
+        return Built(updater._update, (scale, *numbers), len(updater.parameters))
+    if part == "reduce":
+        return Built(updater._reduce, ())
+    if adversary is None:
+        x, valid = model.align_frames(clip.asnumpy())
+        return Built(step._accumulate, (Tensor(x), noise, scale, None if valid is None else Tensor(valid)))
+    if part == "track":
+        norms = [adversary.discriminator.main[at + 1] for at in adversary.discriminator.normed]
+        return Built(step._track, tuple(_zeros(*norm.weight.shape) for norm in norms for _ in ("mean", "variance")))
+    masks = tuple(Tensor(np.ones(shape, np.uint8)) for shape in adversary.discriminator.mask_shapes(clip.shape))
+    if part == "compete":
+        return Built(step._compete, (clip, noise, scale, scale, *masks))
+    return Built(step._judge, (clip, clip, scale, *masks, *masks))
+
+
+def _all_terms(model: VideoAutoencoder, clip: Tensor, weights: Path) -> LossConfig:
+    """Every term of the loss that the model can have."""
+    return LossConfig(
+        lpips_weights=_lpips_weights("vgg", weights),
+        kl_weight=float(model.has_posterior),
+        outlier_weight=1.0,
+        latent_weight=float(model.has_target),
+        identity_weight=float(model.has_target and clip.shape[2] == 1),
+    )
+
+
+def _lpips_weights(net: str, folder: Path) -> str:
+    """A file of zeros in place of the weights of LPIPS, which is loaded where it is built."""
+    file = folder / f"lpips_{net}.safetensors"
+    if not file.exists():
+        backbone = BACKBONES[net]
+        shapes = {f"backbone.{p.name}": p.shape for p in BackboneFeatures(backbone).get_parameters()}
+        shapes |= {f"linear.{depth}.weight": (1, channels) for depth, channels in enumerate(backbone.tap_channels)}
+        write_state_dict(file, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    return str(file)
+
+
+class _Cholesky(nn.Cell):
+    def construct(self, x):
+        return ops.cholesky(x)
+
+
+class _Convolution(nn.Cell):
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.conv = ops.Conv2D(channels, 3, pad_mode="same", group=groups)
+
+    def construct(self, x, weight):
+        return self.conv(x, weight)
+
+
+def _control(name: str) -> Built:
+    """A graph that has one fault for certain."""
+    if name == "refused":
+        return Built(nn.MaxPool2d(2, 2), (_zeros(1, 8, 8, 8).astype(ms.bfloat16),))
+    if name == "on_host":
+        return Built(_Cholesky(), (_zeros(4, 4),))
+    if name == "too_wide":
+        return Built(_Convolution(8, 1), (_zeros(1, 8, 4, 4097), _zeros(8, 8, 3, 3)))
+    return Built(_Convolution(8, 2), (_zeros(1, 8, 8, 8), _zeros(8, 4, 3, 3)))
+
+
+def _zeros(*shape: int) -> Tensor:
+    return Tensor(np.zeros(shape, np.float32))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compile one. Where a kernel of the kind aclop was selected the process may crash behind the selection, since
+    there is no CANN that could build it."""
+    name, weights = arguments
+    graph = Graph(*name.split("/"))
+    runtime.setup("ascend")
+    with nullcontext() if graph.model == "control" else no_init_parameters():
+        built = build(graph, Path(weights))
+    sys.stdout.write(f"{TRAINED}{built.parameters}\n")
+    sys.stdout.flush()
+    built.cell.compile(*built.inputs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

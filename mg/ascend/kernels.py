@@ -1,0 +1,126 @@
+"""What MindSpore's Ascend plugin selected for a graph: read from its log, and from the kernel graph that it saved.
+
+The log says for each primitive once which kind of kernel it takes: aclnn, which comes compiled with CANN; aclop, which
+CANN compiles anew for every shape; or, where the plugin has none, one on the host's CPU. If there is none there either
+the graph is refused. The saved graph has every call with the types and shapes of what goes in and out.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# What MindSpore has to be told for `read` to find something: to log as it selects, and to save the graph behind that.
+SAVED_AFTER = "end_opt_acl_graph_after_kernel_packet"
+LOGGING = {
+    "GLOG_v": "3",
+    "MS_SUBMODULE_LOG_v": "{DEVICE:1}",
+    "MS_DEV_SAVE_GRAPHS": "1",
+    "MS_DEV_DUMP_IR_PASSES": SAVED_AFTER,
+}
+
+_SELECTED = re.compile(r"CollectOpSelectedType\] (\w+) select (\w+) kernel")
+_ON_HOST = re.compile(r"Try to use backoff CPU kernel, node:(\S+)")
+_REFUSED = re.compile(r"selection failed.*?node is (\S+)")
+_ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt)\b.*", re.MULTILINE)
+# %3(name) = PrimFunc_Conv2DExt(%1, %2) primitive_attrs: ..., and below it : (what goes in) -> (what comes out)
+_CALL = re.compile(r"^  %\d+\(.*?\) = (?:\w+::)?(?:PrimFunc_)?(\w+)\(")
+_TYPES = re.compile(r"^ +: \((.*)\) -> \((.*)\)$")
+_SCOPE = re.compile(r"^ +# Fullname with scope: \((.*)\)$")
+_ENTRY = re.compile(r"<(.*?)>")
+_DTYPE = re.compile(r"Tensor\[(\w+)\](?:\*(\d+))?")
+_SHAPE = re.compile(r"\(([-\d, ]*)\)")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """The type, as Float32, and the shape of what a kernel is given or gives."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A call of a kernel.
+
+    Attributes:
+        primitive: MindSpore's name of the operator.
+        kind: aclnn | aclop | host, or another that the plugin has.
+        inputs, outputs: the tensors among them, in their order.
+        scope: where in the model it is.
+    """
+
+    primitive: str
+    kind: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    scope: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was found of a graph.
+
+    Attributes:
+        kernels: in the order of the saved graph.
+        failure: why there is no graph, in one line; empty where there is one.
+        refused: whether that is because the plugin has no kernel for something.
+    """
+
+    kernels: tuple[Kernel, ...] = ()
+    failure: str = ""
+    refused: bool = False
+
+    def count(self, kind: str) -> Counter[str]:
+        """How many kernels of a kind each primitive has."""
+        return Counter(kernel.primitive for kernel in self.kernels if kernel.kind == kind)
+
+
+def read(log: str, saved: Path) -> Selection:
+    """What a process that compiled one graph has left.
+
+    Args:
+        log: all that it wrote.
+        saved: the folder of its graphs.
+    """
+    kinds: dict[str, str] = {}
+    for primitive, kind in _SELECTED.findall(log):
+        # One that is aclop for some types counts as aclop for all, as the log does not say for which.
+        kinds[primitive] = kind if kinds.get(primitive) != "aclop" else "aclop"
+    files = sorted(saved.rglob(f"hwopt*{SAVED_AFTER}*.ir"))
+    if not files:
+        if refused := _REFUSED.search(log):
+            return Selection(failure=f"refused: {_primitive(refused[1])}", refused=True)
+        said = _ERROR.findall(log)
+        return Selection(failure=said[-1] if said else "it ended without a word")
+    kinds |= {_primitive(node): "host" for node in _ON_HOST.findall(log)}
+    kernels = (kernel for file in files for kernel in _kernels(file, kinds))
+    return Selection(tuple(kernels))
+
+
+def _primitive(node: str) -> str:
+    """The primitive of a node by its name in the graph, as Default/encoder-Encoder/Conv2D-op3."""
+    return node.rpartition("/")[2].rpartition("-op")[0]
+
+
+def _kernels(file: Path, kinds: dict[str, str]) -> Iterator[Kernel]:
+    """The calls of a saved graph that are kernels: what the log has no kind for moves no data."""
+    primitive, types = "", ("", "")
+    for line in file.read_text(errors="replace").splitlines():
+        if call := _CALL.match(line):
+            primitive, types = call[1], ("", "")
+        elif primitive in kinds and not types[0] and (found := _TYPES.match(line)):
+            types = found[1], found[2]
+        elif primitive in kinds and (found := _SCOPE.match(line)):
+            inputs, outputs = (tuple(_tensors(text)) for text in types)
+            yield Kernel(primitive, kinds[primitive], inputs, outputs, found[1])
+            primitive = ""
+
+
+def _tensors(text: str) -> Iterator[Tensor]:
+    for entry in _ENTRY.findall(text):  # of one tensor, or of a tuple of them
+        dtypes = [dtype for dtype, times in _DTYPE.findall(entry) for _ in range(int(times or 1))]
+        shapes = (tuple(int(size) for size in shape.split(",") if size.strip()) for shape in _SHAPE.findall(entry))
+        yield from (Tensor(dtype, shape) for dtype, shape in zip(dtypes, shapes))

@@ -1,0 +1,53 @@
+"""Every model in two sizes: a small one of the same kinds of layers, and the released one at its configs' clips."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and a clip.
+
+    Attributes:
+        frames, pixels: of the clip, T and both H and W.
+        config: overrides of the model's default config, which is the released one.
+    """
+
+    frames: int
+    pixels: int
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+SMALL = {
+    "tae": Size(
+        *(4, 32),
+        {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 4}
+        | {"temporal_downsample_level": [0], "temporal_upsample_level": [1]},
+    ),
+    "dc_ae": Size(
+        *(4, 64),
+        {f"{side}_width_list": [32, 32, 32, 32, 64, 64] for side in ("encoder", "decoder")}
+        | {f"{side}_depth_list": [1] * 6 for side in ("encoder", "decoder")}
+        | {"latent_channels": 16},
+    ),
+    "temporal_vae": Size(
+        *(5, 32),
+        {"spatial_block_out_channels": [32, 32], "spatial_layers_per_block": 1, "filters": 32, "num_res_blocks": 1}
+        | {"channel_multipliers": [1, 1], "temporal_downsample": [True], "micro_frame_size": 5},
+    ),
+    "hunyuan_vae": Size(
+        *(5, 32),
+        {"block_out_channels": [8, 8, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
+        | {"spatial_compression_ratio": 2},
+    ),
+    "image_vae": Size(4, 32, {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}),
+}
+# A clip, or a tile, of configs/ each; images have no clip there, and come in fours.
+FULL = {
+    "tae": Size(32, 256),
+    "dc_ae": Size(32, 256),
+    "temporal_vae": Size(17, 256),
+    "hunyuan_vae": Size(33, 256),
+    "image_vae": Size(4, 256),
+}
+SIZES = {"small": SMALL, "full": FULL}
