@@ -38,6 +38,13 @@ def test_a_device_that_is_not_there_is_one_line_that_says_what_to_do(device, the
     assert (ROOT / "docs" / "devices.md").is_file()
 
 
+def test_a_simulated_ascend_needs_no_driver(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "_ASCEND_DRIVER", str(tmp_path / "none"))
+    assert "install the driver" in runtime._missing("ascend")
+    monkeypatch.setenv("MS_SIMULATION_LEVEL", "1")
+    assert runtime._missing("ascend") is None
+
+
 def test_a_gpu_without_a_cuda_home_is_told_how_to_make_one(monkeypatch, tmp_path):
     monkeypatch.setattr(runtime, "_cuda_driver_works", lambda: True)
     for home, message in ((None, "CUDA_HOME is not set: mg-make-cuda-home"), (tmp_path, "no bin/nvcc")):
@@ -136,14 +143,16 @@ def test_wheels_that_do_not_do_are_named_and_nothing_is_left(tmp_path, wheels, d
 
 
 @pytest.mark.full
-def test_the_check_of_a_device_prints_a_row_for_every_mode_and_precision():
-    found = run("tools/check_device.py", "--device", "cpu", "--modes", "graph", "--dtypes", "fp32")
+def test_the_check_of_a_device_prints_a_row_for_every_model_size_mode_and_precision():
+    options = "--device cpu --modes graph --dtypes fp32 --models tae image_vae --sizes small full".split()
+    found = run("tools/check_device.py", *options)
     assert found.returncode == 0, found.stderr
-    header, titles, _, row = found.stdout.splitlines()
+    header, titles, _, *rows = found.stdout.splitlines()
     assert header.startswith("device cpu, mindspore ") and "gradient" in titles
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[:2] == ["graph", "fp32"] and cells[-1] == "ok"
-    assert all(float(cell) <= 1e-4 for cell in cells[2:6])
+    found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    sizes = [[model, size, "graph", "fp32"] for size in ("small", "full") for model in ("tae", "image_vae")]
+    assert [cells[:4] for cells in found] == sizes and {cells[-1] for cells in found} == {"ok"}
+    assert all(float(cell) <= 1e-4 for cells in found for cell in cells[4:8])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +168,21 @@ def test_the_check_of_a_device_prints_a_row_for_every_mode_and_precision():
 def test_a_device_whose_numbers_are_not_the_cpus_fails_the_check(row, code, said, monkeypatch, capsys):
     rows = iter([({"latents": 1.0, "seconds": 1.0}, ""), row])
     monkeypatch.setattr(check_device, "run_row", lambda *_: next(rows))
-    argv = ["check_device.py", "--device", "cpu", "--modes", "graph", "--dtypes", "fp32"]
+    argv = "check_device.py --device cpu --models tae --modes graph --dtypes fp32".split()
     monkeypatch.setattr(sys, "argv", argv)
     assert check_device.main() == code
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("--models teo", "models must be of tae, dc_ae"),
+        ("--jobs 0", "jobs must be at least 1"),
+        ("--static ascend --models teo", "there is no model 'teo' to check; there are tae, dc_ae"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(options, said, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["check_device.py", *options.split()])
+    with pytest.raises(ValueError, match=said):
+        check_device.main()

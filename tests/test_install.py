@@ -109,7 +109,8 @@ def test_the_wheel_has_all_modules_all_configs_and_the_marker_of_types(installed
 
     assert files(package, "**/*.py") == files(ROOT / "mg", "**/*.py")
     assert files(package / "configs", "**/*.yaml") == files(ROOT / "configs", "**/*.yaml")
-    assert (package / "evaluation" / "report.html").is_file() and (package / "py.typed").is_file()
+    for data in ("evaluation/report.html", "ascend/symbols.txt", "py.typed"):
+        assert (package / data).is_file(), data
     assert not (package / "configs").is_symlink()
 
 

@@ -9,11 +9,40 @@ from collections.abc import Callable
 
 from mg.ascend.kernels import Kernel, Tensor
 
-# Kernels of the kind aclop that are taken nevertheless, each with a reason: what is here does not fail a graph.
-# CANN compiles an aclop kernel for every shape that it meets, seconds each, so a model whose clips have many shapes
-# waits at each.
-ACLOP_INFERENCE: dict[str, str] = {}
-ACLOP_TRAINING: dict[str, str] = {}
+# Kernels of the kind aclop that are taken nevertheless, each with a reason: what is here does not fail a graph. CANN
+# compiles an aclop kernel anew for every shape that it meets, in seconds each, so the first clip of every shape waits.
+ACLOP_INFERENCE: dict[str, str] = {
+    "Conv2D": "convolutions on frames, along time and of one pixel; Conv2DExt and Conv3DExt are aclnn",
+    "Conv3D": "dense convolutions in three dimensions; Conv3DExt is aclnn",
+    "BiasAdd": "the biases of Conv2D, which Conv2DExt takes itself",
+    "Slice": "ops.narrow, where edges are repeated",
+    "StridedSlice": "slices of a tensor in a compiled graph",
+    "Split": "ops.split and ops.chunk into equal parts; SplitWithSize is aclnn",
+    "Stack": "ops.stack; mint.stack is aclnn",
+    "StandardNormal": "the noise of a sample, drawn once a clip",
+    "MaxPool": "LPIPS' trunks in fp32; MaxPoolWithMask is aclnn",
+}
+ACLOP_TRAINING: dict[str, str] = ACLOP_INFERENCE | {
+    "Conv2DBackpropInput": "the gradient of Conv2D",
+    "Conv2DBackpropFilter": "the gradient of Conv2D",
+    "Conv3DBackpropInput": "the gradient of Conv3D",
+    "Conv3DBackpropFilter": "the gradient of Conv3D",
+    "BiasAddGrad": "the gradient of BiasAdd",
+    "SliceGrad": "the gradient of Slice",
+    "StridedSliceGrad": "the gradient of StridedSlice",
+    "MaxPoolGrad": "the gradient of MaxPool",
+    "Unstack": "the gradient of Stack",
+    "SqrtGrad": "the gradient of ops.sqrt",
+    "FillV2": "zeros that gradients begin with",
+    "AddN": "gradients that meet, and their norm",
+    "ReduceMean": "means, in norms and losses",
+    "RealDiv": "the gradient of a mean",
+    "AssignAdd": "gradients that are gathered, and counts",
+    "AssignSub": "gradients that are set to zero",
+    "Assign": "parameters, averages and statistics that are written",
+    "TensorMove": "what is read before it is written",
+    "Adam": "AdamW's step; the primitive AdamW is aclnn",
+}
 
 # The most kernels that an update may launch for each parameter.
 LAUNCHES_PER_PARAMETER = 3
@@ -22,6 +51,7 @@ Rule = Callable[[Kernel], str | None]
 
 _FORWARD = ("Conv2D", "Conv2DExt", "Conv2DPadding", "Conv3D", "Conv3DExt", "Conv3DPadding", "Convolution")
 _FORWARD += ("ConvolutionStr", "DepthwiseConv2dNative")
+_UNGROUPED = ("Conv3D", "Conv3DBackpropInput", "Conv3DBackpropFilter")
 _INT32 = 2**31 - 1
 
 
@@ -46,9 +76,10 @@ def convolution_groups(kernel: Kernel) -> str | None:
         return None
     channels, out_channels, weight = shapes[0].shape[1], shapes[1].shape[0], shapes[1].shape[1]
     groups = channels // weight
-    if groups == 1 or (groups == channels == out_channels and not kernel.primitive.startswith("Conv3DBackprop")):
+    if groups == 1 or (groups == channels == out_channels and kernel.primitive not in _UNGROUPED):
         return None
-    return f"{groups} groups of {channels} channels to {out_channels}; there may be 1, or one for each"
+    allowed = "1" if kernel.primitive in _UNGROUPED else "1, or one for each"
+    return f"{groups} groups of {channels} channels to {out_channels}; there may be {allowed}"
 
 
 def convolution_kernel(kernel: Kernel) -> str | None:

@@ -115,8 +115,8 @@ def check_graphs(options: Options) -> int:
             good = good and finding.clean
             print(finding.row(), flush=True)
             details += [f"{finding.graph}: {line}" for line in finding.lines()]
-    if options.details:
-        print("\n".join(details))
+    for line in details if options.details else ():
+        print(line)
     return 0 if good else 1
 
 
