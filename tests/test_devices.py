@@ -177,8 +177,8 @@ def test_a_device_whose_numbers_are_not_the_cpus_fails_the_check(row, code, said
 @pytest.mark.parametrize(
     "options, said",
     [
-        ("--models teo", "models must be of tae, dc_ae"),
-        ("--jobs 0", "jobs must be at least 1"),
+        ("--models teo", "it must be some of tae, dc_ae"),
+        ("--jobs 0", "jobs is 0; it must be at least 1"),
         ("--static ascend --models teo", "there is no model 'teo' to check; there are tae, dc_ae"),
     ],
 )

@@ -80,8 +80,7 @@ class Options:
     def __post_init__(self):
         require(self.jobs >= 1, self, "jobs", "at least 1")
         if self.static is None:
-            for name in self.models:
-                require(name in SMALL, self, "models", f"of {', '.join(SMALL)}")
+            require(set(self.models) <= set(SMALL), self, "models", f"some of {', '.join(SMALL)}")
 
 
 @dataclass(frozen=True)
