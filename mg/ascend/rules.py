@@ -21,6 +21,7 @@ ACLOP_INFERENCE: dict[str, str] = {
     "Stack": "ops.stack; mint.stack is aclnn",
     "StandardNormal": "the noise of a sample, drawn once a clip",
     "MaxPool": "LPIPS' trunks in fp32; MaxPoolWithMask is aclnn",
+    "ReduceMean": "means, in norms and losses",
 }
 ACLOP_TRAINING: dict[str, str] = ACLOP_INFERENCE | {
     "Conv2DBackpropInput": "the gradient of Conv2D",
@@ -33,15 +34,17 @@ ACLOP_TRAINING: dict[str, str] = ACLOP_INFERENCE | {
     "MaxPoolGrad": "the gradient of MaxPool",
     "Unstack": "the gradient of Stack",
     "SqrtGrad": "the gradient of ops.sqrt",
+    "RsqrtGrad": "the gradient of ops.rsqrt",
     "FillV2": "zeros that gradients begin with",
     "AddN": "gradients that meet, and their norm",
-    "ReduceMean": "means, in norms and losses",
     "RealDiv": "the gradient of a mean",
     "AssignAdd": "gradients that are gathered, and counts",
     "AssignSub": "gradients that are set to zero",
     "Assign": "parameters, averages and statistics that are written",
     "TensorMove": "what is read before it is written",
     "Adam": "AdamW's step; the primitive AdamW is aclnn",
+    "SGD": "the step of nn.SGD",
+    "Gather": "the learning rate of an update, in optimizers that look it up",
 }
 
 # The most kernels that an update may launch for each parameter.
