@@ -15,7 +15,7 @@ from mg.ascend import kernels, rules, stand_ins
 from mg.ascend.check import Check, judge
 from mg.ascend.graphs import APART, CONTROLS, INFERENCE, MODELS, Graph, graphs
 from mg.ascend.kernels import Kernel, Selection, Tensor
-from mg.ascend.sizes import FULL, SMALL
+from mg.ascend.sizes import FULL, NARROW, SMALL
 from mg.cli import check_device
 from mg.models import list_models
 
@@ -181,7 +181,7 @@ def test_an_update_is_at_most_three_launches_for_each_parameter():
 
 
 def test_every_model_is_checked_in_both_sizes():
-    assert set(list_models()) <= set(MODELS) == set(SMALL) == set(FULL)
+    assert set(list_models()) <= set(MODELS) == set(SMALL) == set(FULL) == set(NARROW)
     names = {str(found) for found in graphs()}
     for model in MODELS:
         for part in (*INFERENCE, "accumulate", "checkpointed", "compete"):

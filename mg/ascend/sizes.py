@@ -1,4 +1,6 @@
-"""Every model in two sizes: a small one of the same kinds of layers, and the released one at its configs' clips."""
+"""Every model in sizes to check it in: the smallest that has its kinds of layers, and the released one at the clips of
+its configs; and between them one that is narrow, but as deep as the released one, so that it sees such a frame as that
+one does."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,3 +53,17 @@ FULL = {
     "image_vae": Size(4, 256),
 }
 SIZES = {"small": SMALL, "full": FULL}
+NARROW = {
+    "tae": Size(8, 256, {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}),
+    "dc_ae": Size(4, 256, SMALL["dc_ae"].config),
+    "temporal_vae": Size(
+        *(5, 256),
+        {"spatial_block_out_channels": [32, 32, 32, 64], "spatial_layers_per_block": 1, "filters": 32}
+        | {"channel_multipliers": [1, 1, 1, 2], "num_res_blocks": 1, "micro_frame_size": 5},
+    ),
+    "hunyuan_vae": Size(
+        *(5, 256),
+        {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
+    ),
+    "image_vae": Size(2, 256, {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}),
+}

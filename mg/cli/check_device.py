@@ -32,7 +32,7 @@ from mindspore import Parameter, Tensor
 from mg import runtime
 from mg.ascend.check import TITLES, Check
 from mg.ascend.graphs import graphs
-from mg.ascend.sizes import SMALL
+from mg.ascend.sizes import NARROW, SMALL
 from mg.config import parse_config, require, run_command_line
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model
@@ -43,7 +43,6 @@ from mg.training.step import TrainStep
 # a dozen layers. A device that computes in TF32 or HF32 behind fp32's name is found out.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 LEFT_OUT = "left out"
-FULL_PIXELS = 256
 
 
 @dataclass
@@ -56,8 +55,8 @@ class Options:
         models: names of models; by default all. When static also discriminator, optimizer, lpips and loss_scale.
         modes: graph (compiled) | pynative (op by op).
         dtypes: fp32 | fp16 | bf16.
-        sizes: small models, and clips that are small or, with full, of 256x256; when static full is the released models
-            at the clips of their configs.
+        sizes: small models and clips, or with full narrow models at 256x256; when static full is the released models at
+            the clips of their configs.
         parts: when static, of a model, as encode and update; by default all.
         jobs: when static, graphs that are compiled at a time.
         details: when static, say every fault, with how often it is there, below the table.
@@ -165,12 +164,11 @@ def measure(device: str, row: Row) -> dict:
     """Latents, reconstruction, loss, and length of the gradient, of weights and a clip that are the same everywhere."""
     runtime.setup(device, row.mode)
     rng = np.random.default_rng(0)
-    size = SMALL[row.model]
-    pixels = FULL_PIXELS if row.size == "full" else size.pixels
+    size = (NARROW if row.size == "full" else SMALL)[row.model]
     model = create_model(row.model, None, row.dtype, **size.config)
     for _, parameter in model.named_weights():
         fill(parameter, rng)
-    x = rng.uniform(-1, 1, (1, 3, size.frames, pixels, pixels)).astype(np.float32)
+    x = rng.uniform(-1, 1, (1, 3, size.frames, size.pixels, size.pixels)).astype(np.float32)
     noise = rng.standard_normal(model.latent_shape(x.shape), dtype=np.float32)
     loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-6 if model.has_posterior else 0.0))
     step = TrainStep(model, loss, OptimConfig(lr=1e-4, init_loss_scale=1), 2, row.dtype)
