@@ -44,8 +44,8 @@ def save_checkpoint(root: Path, model: VideoAutoencoder, train_step: TrainStep, 
         if train_step.discriminator is not None:
             weights = {p.name: p.asnumpy() for p in train_step.discriminator.get_parameters()}
             write_state_dict(partial / DISCRIMINATOR_FILE, weights)
-        state = {name: p.asnumpy() for name, p in _resumed_parameters(train_step).items()}
-        write_state_dict(partial / "state.safetensors", state)
+        raw = {name: p.asnumpy() for name, p in _raw_parameters(train_step).items()}
+        write_state_dict(partial / "state.safetensors", train_step.state() | raw)
         with atomic_write(partial / "state.json") as file:
             file.write_text(json.dumps(run))
         sync(partial)
@@ -94,26 +94,28 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
     model.load_weights(path / "model.safetensors")
     if train_step.discriminator is not None:
         train_step.discriminator.load_weights(path)
-    state, wanted = read_state_dict(path / "state.safetensors"), _resumed_parameters(train_step)
+    raw = _raw_parameters(train_step)
+    state, wanted = read_state_dict(path / "state.safetensors"), train_step.state() | raw
     if state.keys() != wanted.keys():
         odd = sorted(state.keys() ^ wanted.keys())
         raise CheckpointError(
             f"{path}: its optimizer, EMA or loss scale is not this run's ({len(odd)} names differ, e.g. {odd[0]}); "
             "resume with the settings that it was trained with"
         )
-    for name, parameter in wanted.items():
-        if tuple(state[name].shape) != tuple(parameter.shape):
-            raise CheckpointError(f"{path}: {name} has shape {state[name].shape}, this run's has {parameter.shape}")
+    for name, value in wanted.items():
+        if tuple(state[name].shape) != tuple(value.shape):
+            raise CheckpointError(f"{path}: {name} has shape {state[name].shape}, this run's has {value.shape}")
+    train_step.load_state(state)
+    for name, parameter in raw.items():
         parameter.set_data(Tensor(state[name], parameter.dtype))
     train_step.done = run["step"]
     return run
 
 
-def _resumed_parameters(train_step: TrainStep) -> dict[str, Parameter]:
-    """All that must come back beside model.safetensors; the model's own where that holds the moving averages."""
+def _raw_parameters(train_step: TrainStep) -> dict[str, Parameter]:
+    """The model's own, which model.safetensors lacks where it holds the moving averages."""
     updater = train_step.updater
-    raw = {f"parameters.{p.name}": p for p in updater.parameters} if updater.averages else {}
-    return train_step.state() | raw
+    return {} if updater.averages is None else {f"parameters.{p.name}": p for p in updater.parameters}
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -1,6 +1,6 @@
 """The optimizers behind `optim.name`.
 
-AdamW runs in MindSpore's fused kernel, Lion is mindcv's, SGD MindSpore's own, as in mindcv. Where mindcv's is not what
+AdamW runs in a kernel of the device's for each parameter, Lion is mindcv's, SGD MindSpore's own, as in mindcv. Where mindcv's is not what
 the paper says, or runs on no CPU, the update is written here in plain operators. All take gradients that are unscaled
 and clipped, and decay weights, but neither biases nor norms.
 """
@@ -12,7 +12,9 @@ from operator import mul
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.ops.auto_generate import AdamW as AdamWKernel
 
+from mg import runtime
 from mg.training.optim import OptimizerConfig, import_mindcv
 
 
@@ -25,7 +27,8 @@ def create_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, r
     Raises:
         ValueError: it is mindcv's, and mindcv is not installed.
     """
-    classes = {"adamw": AdamW, "lion": Lion, "adan": Adan, "nadam": NAdam, "sgd": SGD, "momentum": SGD, "lamb": LAMB}
+    adamw = AscendAdamW if runtime.device() == "ascend" else AdamW
+    classes = {"adamw": adamw, "lion": Lion, "adan": Adan, "nadam": NAdam, "sgd": SGD, "momentum": SGD, "lamb": LAMB}
     return classes[config.name](parameters, config, rates)
 
 
@@ -38,6 +41,7 @@ class Optimizer(nn.Cell):
     Attributes:
         options: of this optimizer, those given and the others.
         weights: the parameters that decay.
+        each_decay: of every parameter.
         global_step: updates made so far, (1,).
     """
 
@@ -45,6 +49,7 @@ class Optimizer(nn.Cell):
         super().__init__(auto_prefix=False)  # the parameters keep their names
         self.rates, self.weight_decay, self.options = rates, config.weight_decay, config.optimizer_options()
         self.parameters = ParameterTuple(parameters)
+        self.each_decay = tuple(config.weight_decay if p.ndim >= 2 else 0.0 for p in parameters)
         self.weights = ParameterTuple([p for p in parameters if p.ndim >= 2])  # biases and norms do not decay
         self.decays = config.weight_decay > 0 and len(self.weights) > 0
         self.global_step = Parameter(Tensor([0], ms.int32), name="global_step")
@@ -54,11 +59,19 @@ class Optimizer(nn.Cell):
         """The next update's learning rate, and what it is called with beside the gradients."""
         updates = int(self.global_step.asnumpy().item())
         lr = self.rates[updates]
-        return lr, tuple(Tensor(value, ms.float32) for value in self.numbers(lr, updates + 1))
+        return lr, self.inputs(self.numbers(lr, updates + 1))
 
     def numbers(self, lr: float, step: int) -> tuple[float, ...]:
         """What update `step`, counted from 1, is called with; computed in 64 bits: 1 - beta2 has few digits in 32."""
         raise NotImplementedError
+
+    def inputs(self, numbers: Sequence[float]) -> tuple:
+        """Numbers in the form in which the compiled update takes them without being compiled anew."""
+        return tuple(Tensor(number, ms.float32) for number in numbers)
+
+    def count(self) -> None:
+        """Note that an update was made."""
+        self.global_step.set_data(Tensor(self.global_step.asnumpy() + 1))
 
     def state(self) -> list[Parameter]:
         """Every parameter that an exact resume needs."""
@@ -117,7 +130,35 @@ class AdamW(Optimizer):
             self.map(ops.partial(_shrink, kept), self.weights)
         adam = ops.partial(_adam, rate, self.beta1, self.beta2, eps)
         self.map(adam, self.parameters, self.moments1, self.moments2, gradients)
-        return ops.assign_add(self.global_step, 1)
+
+
+_ascend_adam = ops.MultitypeFuncGraph("ascend_adam")
+_fused_adamw = AdamWKernel()
+
+
+@_ascend_adam.register("Tuple", "Tensor", "Number", "Number", *["Tensor"] * 4)
+def _ascend_adam_kernel(constants, step, rate, decay, parameter, moment1, moment2, gradient):
+    beta1, beta2, eps = constants
+    # In the place of the largest square so far, which it takes with AMSGrad alone, stands what has the right shape.
+    return _fused_adamw(
+        parameter, moment1, moment2, moment2, gradient, step, rate, beta1, beta2, decay, eps, False, False
+    )
+
+
+class AscendAdamW(AdamW):
+    """The same in the kernel of Ascend's that decays weights and corrects both moments and eps itself; there is none
+    for a CPU, and Adam's on Ascend is compiled for every shape when it is first seen."""
+
+    def numbers(self, lr, step):
+        return lr, step - 1  # the kernel counts from 0
+
+    def inputs(self, numbers):
+        lr, step = numbers
+        return ms.mutable(float(lr)), Tensor([step], ms.float32)
+
+    def construct(self, gradients, rate, step):
+        adam = ops.partial(_ascend_adam, tuple(self.options.values()), step, rate)
+        self.map(adam, self.each_decay, self.parameters, self.moments1, self.moments2, gradients)
 
 
 class _Borrowed(Optimizer):
@@ -145,8 +186,11 @@ class _Borrowed(Optimizer):
     def numbers(self, lr, step):
         return ()
 
+    def count(self):
+        pass
+
     def construct(self, gradients):
-        return self.inner(gradients)
+        self.inner(gradients)
 
 
 class Lion(_Borrowed):
@@ -224,7 +268,6 @@ class Adan(Optimizer):
         self.map(adan, self.parameters, self.means, self.changes, self.squares, self.gradients, gradients)
         if self.decays:
             self.map(ops.partial(_shrink, kept), self.weights)
-        return ops.assign_add(self.global_step, 1)
 
 
 _nadam = ops.MultitypeFuncGraph("nadam")
@@ -247,7 +290,6 @@ class _Moments(Optimizer):
 
     Attributes:
         means, squares: running means of the gradients and of their squares.
-        each_decay: of every parameter.
     """
 
     prefix: str
@@ -255,7 +297,6 @@ class _Moments(Optimizer):
     def __init__(self, parameters, config, rates):
         super().__init__(parameters, config, rates)
         self.means, self.squares = self.zeros(f"{self.prefix}_m"), self.zeros(f"{self.prefix}_v")
-        self.each_decay = tuple(config.weight_decay if p.ndim >= 2 else 0.0 for p in self.parameters)
 
     def state(self):
         return [*self.means, *self.squares, self.global_step]
@@ -284,7 +325,6 @@ class NAdam(_Moments):
     def construct(self, gradients, *numbers):
         nadam = ops.partial(_nadam, numbers)
         self.map(nadam, self.each_decay, self.parameters, self.means, self.squares, gradients)
-        return ops.assign_add(self.global_step, 1)
 
 
 _lamb = ops.MultitypeFuncGraph("lamb")
@@ -319,4 +359,3 @@ class LAMB(_Moments):
 
     def construct(self, gradients, *numbers):
         self.map(ops.partial(_lamb, numbers), self.each_decay, self.parameters, self.means, self.squares, gradients)
-        return ops.assign_add(self.global_step, 1)

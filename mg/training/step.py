@@ -1,7 +1,9 @@
 """One training step, in compiled parts: gradients of a batch, compiled for every shape, and the update, once.
 
-The gradients are gathered in buffers, so accumulation over batches costs no second path. Between the parts the host
-looks at their norm: where it is not finite the update is left out, and nothing has changed but the loss scale.
+The gradients of all parameters are gathered in one flat tensor, so accumulation over batches costs no second path, and
+what is done to them before the optimizer takes them apart a few kernels. Every part takes that tensor and gives the
+next one: nothing is changed in place. Between the parts the host looks at the norm: where it is not finite the update
+is left out, and nothing has changed but the loss scale.
 
 In adversarial training each batch has the autoencoder's gradients first, with the generator loss among its losses and
 the discriminator frozen, and then the discriminator's, on the same reconstruction. Which of the two there are is the
@@ -12,12 +14,12 @@ of it: the gradients, the discriminator's statistics and the adaptive weight are
 all that is reported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, amp, mint, nn, ops
 
 from mg.losses.adversarial import (
     AdaptiveBalance,
@@ -30,48 +32,10 @@ from mg.losses.discriminator import NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss
 from mg.models.autoencoder import VideoAutoencoder
 from mg.runtime import WorkerMean
+from mg.training.flat import Flat
 from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.optimizers import create_optimizer
 from mg.training.schedules import learning_rates
-
-_add = ops.MultitypeFuncGraph("add_gradient")
-_average = ops.MultitypeFuncGraph("average_parameter")
-_square = ops.MultitypeFuncGraph("square_sum")
-_scale = ops.MultitypeFuncGraph("scale_gradient")
-_assign = ops.MultitypeFuncGraph("assign_gradient")
-_zero = ops.MultitypeFuncGraph("zero_gradient")
-
-
-@_add.register("Tensor", "Tensor", "Tensor")
-def _add_gradient(weight, total, gradient):
-    return ops.assign_add(total, gradient * weight)
-
-
-@_average.register("Tensor", "Tensor", "Tensor")
-def _average_parameter(decay, average, parameter):
-    return ops.assign(average, average * decay + parameter * (1.0 - decay))
-
-
-@_square.register("Tensor")
-def _square_sum(gradient):
-    rows = gradient.reshape(gradient.shape[:1] + (-1,))  # summed first: 7 times as fast on a CPU as all in one go
-    return rows.square().sum(-1).sum()
-
-
-@_scale.register("Tensor", "Tensor")
-def _scale_gradient(factor, gradient):
-    return gradient * factor
-
-
-@_assign.register("Tensor", "Tensor")
-def _assign_gradient(total, gradient):
-    return ops.assign(total, gradient)
-
-
-@_zero.register("Tensor")
-def _zero_gradient(total):
-    return ops.assign_sub(total, total)  # it is finite; zeros would be constants, as large as all parameters together
-
 
 @dataclass(frozen=True)
 class UpdateResult:
@@ -122,8 +86,9 @@ class Updater:
         world_size: workers whose gradients are averaged.
 
     Attributes:
-        gradients: the buffers, for the loss times `loss_scale()`.
-        averages: moving averages of the parameters, empty without EMA.
+        flat: the layout of the next two.
+        gradients: those gathered since the last update, of the loss times `loss_scale()`.
+        averages: moving averages of the parameters, None without EMA.
     """
 
     def __init__(
@@ -137,46 +102,60 @@ class Updater:
     ):
         self.config = config
         self.parameters = ParameterTuple(parameters)
-        self.averages = self.parameters.clone(prefix="ema") if ema_decay else ParameterTuple(())
-        self.gradients = self.parameters.clone(prefix="gradients", init="zeros")
+        self.flat = Flat(parameters)
+        self.gradients = self.flat.zeros()
+        self.averages = self.flat.from_arrays({p.name: p.asnumpy() for p in parameters}) if ema_decay else None
         self.optimizer = create_optimizer(self.parameters, config, learning_rates(config, total_steps))
         dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
         self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
-        self._reduce = _Reduce(self.gradients, world_size)
-        self._update = _Update(self.optimizer, self.parameters, self.averages, self.gradients, ema_decay)
+        self._reduce = _Reduce(self.flat, world_size)
+        self._update = _Update(self.flat, self.optimizer, ema_decay)
 
     def update(self) -> UpdateResult:
         """Move the parameters by the gradients gathered since the last update, and forget those."""
         scale = float(self.loss_scale().asnumpy())
         lr, settings = self.optimizer.next_update()  # an update left out does not count
-        norm = float(self._reduce().asnumpy()) / scale
+        self.gradients, norm = self._reduce(self.gradients)
+        norm = float(norm.asnumpy()) / scale
         finite = bool(np.isfinite(norm))
         if finite:
             clip = self.config.clip_norm
             factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-            self._update(Tensor(factor / scale, ms.float32), *settings)
+            factor = Tensor(factor / scale, ms.float32)
+            self.gradients, self.averages = self._update(self.gradients, self.averages, factor, *settings)
+            self.optimizer.count()
         else:
-            self._clear()
+            self.forget()
         if self.scaler is not None:
             self.scaler.adjust(Tensor(finite))
         return UpdateResult(norm, finite, scale, lr)
 
+    def forget(self) -> None:
+        """Leave out the gradients gathered so far."""
+        self.gradients = self.flat.zeros()
+
     def averaged(self) -> dict[str, np.ndarray]:
         """The moving averages by the names of their parameters; {} without EMA."""
-        return {p.name: average.asnumpy() for p, average in zip(self.parameters, self.averages)}
+        return {} if self.averages is None else self.flat.to_arrays(self.averages)
 
     def loss_scale(self) -> Tensor:
         return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
 
-    def state(self) -> dict[str, Parameter]:
-        """Every parameter that an exact resume needs beside the network's own."""
-        scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
-        return {p.name: p for p in [*self.optimizer.state(), *scaler, *self.averages]}
+    def state(self) -> dict[str, np.ndarray]:
+        """All that an exact resume needs beside the network's own parameters."""
+        averages = {f"ema.{name}": average for name, average in self.averaged().items()}
+        return {name: p.asnumpy() for name, p in self._kept().items()} | averages
 
-    def _clear(self) -> None:
-        """Zeros in place of gradients that are not finite, which `_zero` would leave so."""
-        for gradient in self.gradients:
-            gradient.set_data(Tensor(np.zeros(gradient.shape, np.float32)))
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take what `state` of another gave, under the same names and of the same shapes."""
+        for name, parameter in self._kept().items():
+            parameter.set_data(Tensor(state[name], parameter.dtype))
+        if self.averages is not None:
+            self.averages = self.flat.from_arrays({name: state[f"ema.{name}"] for name in self.flat.shapes})
+
+    def _kept(self) -> dict[str, Parameter]:
+        scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
+        return {p.name: p for p in [*self.optimizer.state(), *scaler]}
 
 
 class TrainStep:
@@ -246,17 +225,26 @@ class TrainStep:
         if self.adversary is not None and self.done >= self.adversary.gen_loss.gen_start:
             masks = self._masks(x.shape, generators)
             scale = self.updater.loss_scale()
-            report, *made, statistics = self._compete(video, noise, scale, Tensor(0.0, ms.float32), *masks)
+            probe = Tensor(0.0, ms.float32)
+            gathered, report, *made, statistics = self._compete(
+                self.updater.gradients, video, noise, scale, probe, *masks
+            )
             self._reports.append((self._compete.terms, report))
             self._statistics.append((self.updater, statistics))
         else:
-            report, *made = self._accumulate(video, noise, self.updater.loss_scale(), valid)
+            gathered, report, *made = self._accumulate(
+                self.updater.gradients, video, noise, self.updater.loss_scale(), valid
+            )
             self._reports.append((self._accumulate.terms, report))
+        self.updater.gradients = gathered
         if self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start:
             masks = self._masks(x.shape, generators) + self._masks(x.shape, generators)
-            report, *statistics = self._judge(video, *made, self.discriminator_updater.loss_scale(), *masks)
+            judge = self.discriminator_updater
+            judge.gradients, report, *statistics = self._judge(
+                judge.gradients, video, *made, judge.loss_scale(), *masks
+            )
             self._reports.append((self._judge.terms, report))
-            self._statistics += [(self.discriminator_updater, each) for each in statistics]
+            self._statistics += [(judge, each) for each in statistics]
 
     def update(self) -> StepResult:
         """Move the parameters by the gradients gathered since the last update, and forget those."""
@@ -279,12 +267,20 @@ class TrainStep:
         self.done += 1
         return StepResult(**vars(result), loss=means.pop("loss"), terms=means, discriminator=discriminator)
 
-    def state(self) -> dict[str, Parameter]:
-        """Every parameter that an exact resume needs beside the networks' own."""
+    def state(self) -> dict[str, np.ndarray]:
+        """All that an exact resume needs beside the networks' own parameters."""
         state = self.updater.state()
         if self.discriminator_updater is not None:
-            state |= {f"discriminator.{name}": p for name, p in self.discriminator_updater.state().items()}
+            state |= {f"discriminator.{name}": value for name, value in self.discriminator_updater.state().items()}
         return state
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take what `state` of another gave, under the same names and of the same shapes."""
+        self.updater.load_state(state)
+        if self.discriminator_updater is not None:
+            prefix = "discriminator."
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            self.discriminator_updater.load_state(own)
 
     def _masks(self, shape: tuple[int, ...], generators: Sequence[np.random.Generator] | None) -> tuple[Tensor, ...]:
         return () if generators is None else tuple(map(Tensor, self.discriminator.draw_masks(shape, generators)))
@@ -294,17 +290,17 @@ class TrainStep:
 
 
 class _Gather(nn.Cell):
-    """Base of the parts that add `share` of a batch's gradients to an updater's buffers."""
+    """Base of the parts that add `share` of a batch's gradients to those gathered, which are their first input and
+    output."""
 
     def __init__(self, updater, share):
         super().__init__(auto_prefix=False)
-        self.gradients = updater.gradients
+        self.flat = updater.flat
         self.share = Tensor(share, ms.float32)
-        self.map = ops.HyperMap()
 
-    def gather(self, loss, gradients):
+    def gather(self, gathered, loss, gradients):
         # A loss that is not finite must show in the gradients, which all workers share: 0 * inf and 0 * nan are nan.
-        self.map(ops.partial(_add, self.share + 0.0 * loss), self.gradients, gradients)
+        return gathered + self.flat.join(gradients) * (self.share + 0.0 * loss)
 
 
 class _Accumulate(_Gather):
@@ -324,11 +320,10 @@ class _Accumulate(_Gather):
         outputs = (loss * scale, loss, terms)
         return outputs + (y,) if self.judged else outputs
 
-    def construct(self, x, noise, scale, valid):
+    def construct(self, gathered, x, noise, scale, valid):
         outputs, gradients = self.differentiate(x, noise, scale, valid)
         loss, terms = outputs[1:3]
-        self.gather(loss, gradients)
-        return (ops.cat((loss.reshape(1), terms)),) + outputs[3:]
+        return (self.gather(gathered, loss, gradients), ops.cat((loss.reshape(1), terms))) + outputs[3:]
 
 
 class _Compete(_Gather):
@@ -355,13 +350,13 @@ class _Compete(_Gather):
         generator = generator_loss(logits)
         return (loss + generator) * scale, loss, terms, generator, y, statistics
 
-    def construct(self, x, noise, scale, probe, *masks):
+    def construct(self, gathered, x, noise, scale, probe, *masks):
         outputs, gradients = self.differentiate(x, noise, scale, probe, *masks)
         loss, terms, generator, y, statistics = outputs[1:]
         weight, gradients = gradients
         loss = loss + self.disc_weight * weight * generator
-        self.gather(loss, gradients)
-        return ops.cat((loss.reshape(1), terms, ops.stack((generator, weight)))), y, statistics
+        report = ops.cat((loss.reshape(1), terms, generator.reshape(1), weight.reshape(1)))
+        return self.gather(gathered, loss, gradients), report, y, statistics
 
 
 class _Judge(_Gather):
@@ -383,14 +378,13 @@ class _Judge(_Gather):
         real, real_statistics = self.discriminator.forward(x, masks[:half])
         fake, fake_statistics = self.discriminator.forward(y, masks[half:])
         loss = discriminator_loss(real, fake, self.kind)
-        report = ops.stack((loss, real.mean(), fake.mean()))
+        report = ops.cat((loss.reshape(1), mint.mean(real).reshape(1), mint.mean(fake).reshape(1)))
         return loss * scale, loss, report, real_statistics, fake_statistics
 
-    def construct(self, x, y, scale, *masks):
+    def construct(self, gathered, x, y, scale, *masks):
         outputs, gradients = self.differentiate(x, y, scale, *masks)
         loss, report, real_statistics, fake_statistics = outputs[1:]
-        self.gather(loss, gradients)
-        return report, real_statistics, fake_statistics
+        return self.gather(gathered, loss, gradients), report, real_statistics, fake_statistics
 
 
 class _Track(nn.Cell):
@@ -405,34 +399,29 @@ class _Track(nn.Cell):
 
 
 class _Reduce(nn.Cell):
-    """The gathered gradients, averaged over the workers; returns their global norm."""
+    """The gathered gradients, averaged over the workers, and their norm."""
 
-    def __init__(self, gradients, world_size):
+    def __init__(self, flat, world_size):
         super().__init__(auto_prefix=False)
-        self.gradients = gradients
-        # Without `mean` it sums.
-        self.reducer = nn.DistributedGradReducer(gradients, True, world_size) if world_size > 1 else None
-        self.map = ops.HyperMap()
+        self.flat = flat
+        self.over_workers = WorkerMean(world_size)
 
-    def construct(self):
-        if self.reducer is not None:
-            self.map(_assign, self.gradients, self.reducer(self.gradients))
-        return ops.sqrt(ops.addn(self.map(_square, self.gradients)))
+    def construct(self, gathered):
+        gathered = self.over_workers(gathered)
+        return gathered, self.flat.norm(gathered)
 
 
 class _Update(nn.Cell):
-    """Optimizer step, moving average, and zeros for the next gradients."""
+    """Optimizer step and moving average. Returns zeros for the next gradients, and the averages."""
 
-    def __init__(self, optimizer, parameters, averages, gradients, ema_decay):
+    def __init__(self, flat, optimizer, ema_decay):
         super().__init__(auto_prefix=False)
-        self.optimizer = optimizer
-        self.parameters, self.averages, self.gradients = parameters, averages, gradients
-        self.decay = Tensor(ema_decay, ms.float32)
-        self.map = ops.HyperMap()
+        self.flat, self.optimizer = flat, optimizer
+        self.parameters = optimizer.parameters
+        self.decay = ema_decay
 
-    def construct(self, factor, *settings):
-        self.optimizer(self.map(ops.partial(_scale, factor), self.gradients), *settings)
-        if len(self.averages) > 0:
-            self.map(ops.partial(_average, self.decay), self.averages, self.parameters)
-        self.map(_zero, self.gradients)
-        return factor
+    def construct(self, gathered, averages, factor, *settings):
+        self.optimizer(self.flat.split(gathered * factor, self.parameters), *settings)
+        if averages is not None:
+            averages = averages * self.decay + self.flat.join(self.parameters) * (1.0 - self.decay)
+        return gathered * 0.0, averages  # they are finite; zeros would be a constant, as large as all parameters
