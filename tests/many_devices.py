@@ -55,10 +55,10 @@ def record(output: Path, options: list[str], stop_after: int | None = None) -> N
     def recorded(self):
         reduce = self._reduce
 
-        def reduced():
-            norm = reduce()
-            gradients.append([g.asnumpy().copy() for g in self.gradients])
-            return norm
+        def reduced(gathered):
+            mean, norm = reduce(gathered)
+            gradients.append(list(self.flat.to_arrays(mean).values()))
+            return mean, norm
 
         self._reduce = reduced
         try:
@@ -81,7 +81,7 @@ def record(output: Path, options: list[str], stop_after: int | None = None) -> N
         Updater.update, TrainStep.accumulate = update, accumulate
     step = steps[-1]
     networks = [*step.updater.parameters, *(step.discriminator.get_parameters() if step.discriminator else [])]
-    values = {name: p.asnumpy() for name, p in {**{p.name: p for p in networks}, **step.state()}.items()}
+    values = {p.name: p.asnumpy() for p in networks} | step.state()
     values |= {f"gradient_{i}_{j}": g for i, each in enumerate(gradients) for j, g in enumerate(each)}
     np.savez(output / f"rank_{os.environ.get('RANK_ID', 0)}.npz", **values)
 

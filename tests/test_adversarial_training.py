@@ -71,13 +71,14 @@ def assert_close(found, wanted, tolerance: float = 2e-5):
     """Lists of gradients, relative to the global norm."""
     scale = norm(wanted)
     for value, right in zip(found, wanted, strict=True):
-        assert np.abs(value.asnumpy() - right.asnumpy()).max() <= tolerance * scale
+        assert np.abs(np.asarray(value) - np.asarray(right)).max() <= tolerance * scale
 
 
 def snapshot(step) -> dict:
     """All that an update may change, apart from the loss scales."""
-    values = step.state() | {p.name: p for p in [*step.updater.parameters, *step.discriminator.get_parameters()]}
-    return {name: p.asnumpy().copy() for name, p in values.items() if not name.endswith(("scale_value", "counter"))}
+    networks = [*step.updater.parameters, *step.discriminator.get_parameters()]
+    values = step.state() | {p.name: p.asnumpy() for p in networks}
+    return {name: value.copy() for name, value in values.items() if not name.endswith(("scale_value", "counter"))}
 
 
 def assert_same(found: dict, wanted: dict):
@@ -154,11 +155,12 @@ def test_gradients_and_adaptive_weight_are_those_of_each_loss_taken_apart(mode, 
     assert report["adaptive_weight"] == pytest.approx(weight, rel=2e-4)
     wanted = [a + DISC_WEIGHT * weight * b for a, b in zip(whole, generated)]
     assert norm(wanted) > 1.01 * norm(whole) or norm(wanted) < 0.99 * norm(whole)
-    assert_close([g / scale for g in step.updater.gradients], wanted, 1e-4)
+    assert_close([g / scale for g in step.updater.gathered().values()], wanted, 1e-4)
 
     y = model.forward(Tensor(x), Tensor(noise))[0]
     value, gradients = by_hand.judge(x, y, *masks[1:])
-    assert_close([g / (64 if scale > 1 else 1) for g in step.discriminator_updater.gradients], gradients, 1e-4)
+    judged = step.discriminator_updater.gathered().values()
+    assert_close([g / (64 if scale > 1 else 1) for g in judged], gradients, 1e-4)
     result = step.update()
     assert result.terms["disc"] == pytest.approx(float(value.asnumpy()), rel=1e-4)
     assert result.grad_norm == pytest.approx(norm(wanted), rel=1e-4)
@@ -195,9 +197,9 @@ def test_accumulated_gradients_are_the_mean_over_the_batches_for_both_networks()
         for seed in seeds:
             step.accumulate(*batch(seed))
         updaters = (step.updater, step.discriminator_updater)
-        gradients.append([g.copy() for updater in updaters for g in updater.gradients])
+        gradients.append([g for updater in updaters for g in updater.gathered().values()])
         for updater in updaters:
-            updater._clear()
+            updater.forget()
     assert_close(gradients[2], [a + b for a, b in zip(*gradients[:2])], 1e-6)  # half of each, as they were gathered
 
 
@@ -425,7 +427,7 @@ def dc_ae_gradients(mode: str, dtype: str, checkpointed: bool = False, output: b
     step = TrainStep(model, loss, OptimConfig(lr=1e-3), 20, adversary=Adversary(make_discriminator()))
     x = rng.uniform(-1, 1, (1, 3, 4, 32, 32)).astype(np.float32)
     step.accumulate(x, np.zeros(model.latent_shape(x.shape), np.float32), [np.random.default_rng(0)])
-    return step._reports[0][1].asnumpy(), [g.asnumpy() for g in step.updater.gradients]
+    return step._reports[0][1].asnumpy(), list(step.updater.gathered().values())
 
 
 @pytest.mark.full
@@ -483,9 +485,7 @@ def test_every_model_can_be_trained_against_a_discriminator(name, config):
     for step in (plain, against):
         step.accumulate(x, noise)
     weight = against._reports[0][1].asnumpy()[-1]
-    names = [p.name for p in against.updater.parameters]
-    last = names.index(model.last_conv.weight.name)
-    alone, both = (step.updater.gradients[last].asnumpy() for step in (plain, against))
+    alone, both = (step.updater.gathered()[model.last_conv.weight.name] for step in (plain, against))
     # By its definition the weight makes the generator's share at the last convolution disc_weight of the other's.
     assert 0 < weight < 1e4
     assert np.linalg.norm(both - alone) == pytest.approx(DISC_WEIGHT * np.linalg.norm(alone), rel=0.01)

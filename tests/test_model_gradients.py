@@ -42,7 +42,7 @@ def gradients(name: str, mode: str, dtype: str = "fp32", recompute: bool = False
     step = TrainStep(model, AutoencoderLoss(LossConfig(perceptual_weight=0, **loss)), OptimConfig(), 1)
     x = rng.uniform(-1, 1, shape).astype(np.float32)
     step.accumulate(x, rng.standard_normal(model.latent_shape(x.shape), dtype=np.float32))
-    return [gradient.asnumpy() for gradient in step.updater.gradients]
+    return list(step.updater.gathered().values())
 
 
 @functools.cache

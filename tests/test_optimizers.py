@@ -96,7 +96,7 @@ def gradients(seed: int) -> list[np.ndarray]:
 
 
 def update(updater: Updater, values: list[np.ndarray]):
-    updater.gradients = updater.flat.from_arrays(dict(zip(("weight", "bias"), values)))
+    updater.gradients.set_data(updater.flat.from_arrays(dict(zip(("weight", "bias"), values))))
     return updater.update()
 
 

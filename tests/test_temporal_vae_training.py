@@ -59,8 +59,8 @@ def gradients(model, step, x, noise, valid=None) -> tuple[np.ndarray, dict[str, 
     step.accumulate(x, noise, None, valid)
     ((_, report),) = step._reports
     step._reports = []
-    found = {p.name: g.asnumpy().copy() for p, g in zip(step.updater.parameters, step.updater.gradients)}
-    step.updater._clear()
+    found = step.updater.gathered()
+    step.updater.forget()
     return report.asnumpy(), found
 
 

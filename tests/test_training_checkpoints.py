@@ -29,10 +29,12 @@ def test_a_loaded_checkpoint_goes_on_as_the_run_that_wrote_it(tmp_path, config):
     assert load_checkpoint(path, other_model, other) == {"step": 3, "skipped": 1}
     for seed in range(3, 6):
         assert update(other_model, other, seed) == update(model, step, seed)
-    for found, wanted in zip(
-        other.updater.averages or other.updater.parameters, step.updater.averages or step.updater.parameters
-    ):
+    for found, wanted in zip(other.updater.parameters, step.updater.parameters):
         np.testing.assert_array_equal(found.asnumpy(), wanted.asnumpy())
+    found, wanted = other.state(), step.state()
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
 
 
 def test_a_checkpoint_holds_the_averages_for_use_and_the_raw_weights_for_training(tmp_path):
@@ -40,7 +42,7 @@ def test_a_checkpoint_holds_the_averages_for_use_and_the_raw_weights_for_trainin
     for seed in range(3):
         update(model, step, seed)
     raw = {p.name: p.asnumpy().copy() for p in model.get_parameters()}
-    averages = {p.name: a.asnumpy().copy() for p, a in zip(step.updater.parameters, step.updater.averages)}
+    averages = step.updater.averaged()
     assert all(np.abs(raw[name] - averages[name]).max() > 0 for name in raw)
     path = save(tmp_path, 3, model, step)
     stored = read_state_dict(path / "model.safetensors")
@@ -53,8 +55,8 @@ def test_a_checkpoint_holds_the_averages_for_use_and_the_raw_weights_for_trainin
     for found, wanted in ((used, averages), (fresh_model, raw)):
         for parameter in found.get_parameters():
             np.testing.assert_array_equal(parameter.asnumpy(), wanted[parameter.name])
-    for parameter, average in zip(fresh.updater.parameters, fresh.updater.averages):
-        np.testing.assert_array_equal(average.asnumpy(), averages[parameter.name])
+    for name, average in fresh.updater.averaged().items():
+        np.testing.assert_array_equal(average, averages[name])
 
 
 def test_the_newest_few_are_kept_by_number_not_by_name(tmp_path):

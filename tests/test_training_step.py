@@ -99,8 +99,8 @@ def run(step: TrainStep, *batches: np.ndarray):
 
 def snapshot(step: TrainStep) -> dict:
     """All that an update may change, apart from the loss scale."""
-    values = step.state() | {p.name: p for p in step.updater.parameters}
-    return {name: p.asnumpy().copy() for name, p in values.items() if name not in ("scale_value", "counter")}
+    values = step.state() | {p.name: p.asnumpy() for p in step.updater.parameters}
+    return {name: value.copy() for name, value in values.items() if name not in ("scale_value", "counter")}
 
 
 def assert_same(found: dict, wanted: dict):
@@ -139,7 +139,7 @@ def test_updates_are_those_computed_by_hand(mode, recipe):
         assert result.grad_norm == pytest.approx(norm, rel=1e-5)
         np.testing.assert_allclose(model.weight.asnumpy().ravel(), by_hand.values["weight"], rtol=0, atol=2e-6)
         np.testing.assert_allclose(model.bias.asnumpy(), by_hand.values["bias"], rtol=0, atol=2e-6)
-    averages = {p.name: a.asnumpy().ravel() for p, a in zip(step.updater.parameters, step.updater.averages)}
+    averages = {name: average.ravel() for name, average in step.updater.averaged().items()}
     assert set(averages) == (set(by_hand.averages) if config.ema_decay else set())
     for name, value in averages.items():
         np.testing.assert_allclose(value, by_hand.averages[name], rtol=0, atol=2e-6)
@@ -296,7 +296,7 @@ def tae_gradients(mode: str, dtype: str = "fp32", recompute: bool = False):
     model, step = tae_step(mode, dtype, recompute)
     step.accumulate(*clip(model, 8))
     loss, scale = float(step._reports[0][1].asnumpy()[0]), float(step.updater.loss_scale().asnumpy())
-    gradients = {p.name: g.asnumpy() / scale for p, g in zip(step.updater.parameters, step.updater.gradients)}
+    gradients = {name: g / scale for name, g in step.updater.gathered().items()}
     if recompute:
         return loss, gradients, [], step
     losses = [step.update().loss]

@@ -5,15 +5,17 @@ a message to the other workers is hundreds of launches.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore.common.initializer import initializer
 
 ROW = 4096  # sums of millions of values in one go lose digits on a CPU; of rows, and then of their sums, they do not
 
 _flatten = ops.MultitypeFuncGraph("flatten")
-_shape_like = ops.MultitypeFuncGraph("shape_like")
+_part = ops.MultitypeFuncGraph("part")
 
 
 @_flatten.register("Tensor")
@@ -21,9 +23,9 @@ def _flatten_tensor(x):
     return x.reshape(-1)
 
 
-@_shape_like.register("Tensor", "Tensor")
-def _shape_piece(parameter, piece):
-    return piece.reshape(parameter.shape)
+@_part.register("Tensor", "Tensor", "Number")
+def _part_of_tensor(values, parameter, begin):
+    return mint.narrow(values, 0, begin, parameter.size).reshape(parameter.shape)  # a view: no kernel
 
 
 class Flat(nn.Cell):
@@ -38,7 +40,7 @@ class Flat(nn.Cell):
         self.total = sum(p.size for p in parameters)
         self.rows = -(-self.total // ROW)
         self.rest = self.rows * ROW - self.total
-        self.sizes = tuple(p.size for p in parameters) + ((self.rest,) if self.rest else ())
+        self.begins = tuple(accumulate((p.size for p in parameters[:-1]), initial=0))
         self.padding = (Tensor(np.zeros(self.rest, np.float32)),) if self.rest else ()
         self.map = ops.HyperMap()
 
@@ -51,24 +53,19 @@ class Flat(nn.Cell):
 
     def split(self, flat: Tensor, parameters: Sequence[Parameter]) -> tuple[Tensor, ...]:
         """(rows, ROW) -> tensors of the parameters' shapes"""
-        pieces = mint.split(flat.reshape(-1), self.sizes)
-        return self.map(_shape_like, parameters, pieces[: len(parameters)])
+        return self.map(ops.partial(_part, flat.reshape(-1)), parameters, self.begins)
 
     def norm(self, flat: Tensor) -> Tensor:
         """The root of the sum of squares."""
         return ops.sqrt(flat.square().sum(-1).sum())
 
     def zeros(self) -> Tensor:
-        return Tensor(np.zeros((self.rows, ROW), np.float32))
+        return initializer("zeros", (self.rows, ROW))  # takes no memory until it is needed
 
     def to_arrays(self, flat: Tensor) -> dict[str, np.ndarray]:
         """The parts by the names of their parameters."""
-        values, begin, parts = flat.asnumpy().reshape(-1), 0, {}
-        for name, shape in self.shapes.items():
-            end = begin + int(np.prod(shape))
-            parts[name] = values[begin:end].reshape(shape)
-            begin = end
-        return parts
+        pieces = np.split(flat.asnumpy().reshape(-1)[: self.total], self.begins[1:])
+        return {name: piece.reshape(shape) for piece, (name, shape) in zip(pieces, self.shapes.items())}
 
     def from_arrays(self, parts: Mapping[str, np.ndarray]) -> Tensor:
         """What `to_arrays` takes apart."""

@@ -1,9 +1,9 @@
 """One training step, in compiled parts: gradients of a batch, compiled for every shape, and the update, once.
 
-The gradients of all parameters are gathered in one flat tensor, so accumulation over batches costs no second path, and
-what is done to them before the optimizer takes them apart a few kernels. Every part takes that tensor and gives the
-next one: nothing is changed in place. Between the parts the host looks at the norm: where it is not finite the update
-is left out, and nothing has changed but the loss scale.
+The gradients of all parameters are gathered in one flat buffer, so accumulation over batches costs no second path, and
+all that is done to them before the optimizer takes them apart only a few kernels. Between the parts the host looks at
+the loss and at their norm: where either is not finite the update is left out, and nothing has changed but the loss
+scale.
 
 In adversarial training each batch has the autoencoder's gradients first, with the generator loss among its losses and
 the discriminator frozen, and then the discriminator's, on the same reconstruction. Which of the two there are is the
@@ -87,7 +87,7 @@ class Updater:
 
     Attributes:
         flat: the layout of the next two.
-        gradients: those gathered since the last update, of the loss times `loss_scale()`.
+        gradients: the buffer, for the loss times `loss_scale()`.
         averages: moving averages of the parameters, None without EMA.
     """
 
@@ -103,26 +103,31 @@ class Updater:
         self.config = config
         self.parameters = ParameterTuple(parameters)
         self.flat = Flat(parameters)
-        self.gradients = self.flat.zeros()
-        self.averages = self.flat.from_arrays({p.name: p.asnumpy() for p in parameters}) if ema_decay else None
+        self.gradients = Parameter(self.flat.zeros(), name="gradients", requires_grad=False)
+        self.averages = None
+        if ema_decay:
+            beginning = self.flat.from_arrays({p.name: p.asnumpy() for p in parameters})
+            self.averages = Parameter(beginning, name="ema", requires_grad=False)
         self.optimizer = create_optimizer(self.parameters, config, learning_rates(config, total_steps))
         dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
         self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
-        self._reduce = _Reduce(self.flat, world_size)
-        self._update = _Update(self.flat, self.optimizer, ema_decay)
+        self._reduce = _Reduce(self.flat, self.gradients, world_size)
+        self._update = _Update(self.flat, self.optimizer, self.gradients, self.averages, ema_decay)
 
-    def update(self) -> UpdateResult:
-        """Move the parameters by the gradients gathered since the last update, and forget those."""
+    def update(self, finite: bool = True) -> UpdateResult:
+        """Move the parameters by the gradients gathered since the last update, and forget those.
+
+        Args:
+            finite: whether their losses were; else the update is left out.
+        """
         scale = float(self.loss_scale().asnumpy())
         lr, settings = self.optimizer.next_update()  # an update left out does not count
-        self.gradients, norm = self._reduce(self.gradients)
-        norm = float(norm.asnumpy()) / scale
-        finite = bool(np.isfinite(norm))
+        norm = float(self._reduce().asnumpy()) / scale
+        finite = finite and bool(np.isfinite(norm))
         if finite:
             clip = self.config.clip_norm
             factor = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-            factor = Tensor(factor / scale, ms.float32)
-            self.gradients, self.averages = self._update(self.gradients, self.averages, factor, *settings)
+            self._update(Tensor(factor / scale, ms.float32), *settings)
             self.optimizer.count()
         else:
             self.forget()
@@ -130,9 +135,13 @@ class Updater:
             self.scaler.adjust(Tensor(finite))
         return UpdateResult(norm, finite, scale, lr)
 
+    def gathered(self) -> dict[str, np.ndarray]:
+        """The gradients gathered so far by the names of their parameters."""
+        return self.flat.to_arrays(self.gradients)
+
     def forget(self) -> None:
         """Leave out the gradients gathered so far."""
-        self.gradients = self.flat.zeros()
+        self.gradients.set_data(self.flat.zeros().init_data())
 
     def averaged(self) -> dict[str, np.ndarray]:
         """The moving averages by the names of their parameters; {} without EMA."""
@@ -151,7 +160,8 @@ class Updater:
         for name, parameter in self._kept().items():
             parameter.set_data(Tensor(state[name], parameter.dtype))
         if self.averages is not None:
-            self.averages = self.flat.from_arrays({name: state[f"ema.{name}"] for name in self.flat.shapes})
+            averages = {name: state[f"ema.{name}"] for name in self.flat.shapes}
+            self.averages.set_data(self.flat.from_arrays(averages))
 
     def _kept(self) -> dict[str, Parameter]:
         scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
@@ -190,16 +200,16 @@ class TrainStep:
         self.over_workers = WorkerMean(world_size)
         self.updater = Updater(model.trainable_params(), config, total_steps, dtype, world_size, config.ema_decay)
         self.discriminator = self.discriminator_updater = None
-        share = 1 / config.accumulation
-        self._accumulate = _Accumulate(model, loss, self.updater, share, judged=adversary is not None)
+        self.share = 1 / config.accumulation
+        self._accumulate = _Accumulate(model, loss, self.updater, judged=adversary is not None)
         if adversary is not None:
             self.discriminator = adversary.discriminator
             self.discriminator.set_train()
             updates = max(total_steps - adversary.disc_loss.disc_start, 1)
             parameters = self.discriminator.trainable_params()
             self.discriminator_updater = Updater(parameters, adversary.optim, updates, dtype, world_size)
-            self._compete = _Compete(model, loss, adversary, self.updater, share, world_size)
-            self._judge = _Judge(adversary, self.discriminator_updater, share)
+            self._compete = _Compete(model, loss, adversary, self.updater, world_size)
+            self._judge = _Judge(adversary, self.discriminator_updater)
             self._track = _Track(self.discriminator)
         self._reports: list[tuple[tuple[str, ...], Tensor]] = []
         self._statistics: list[tuple[Updater, tuple[Tensor, ...]]] = []
@@ -222,29 +232,20 @@ class TrainStep:
         """
         video, noise = Tensor(x), Tensor(noise)
         valid = None if valid is None else Tensor(valid)
+        scale = self._scale(self.updater)
         if self.adversary is not None and self.done >= self.adversary.gen_loss.gen_start:
             masks = self._masks(x.shape, generators)
-            scale = self.updater.loss_scale()
-            probe = Tensor(0.0, ms.float32)
-            gathered, report, *made, statistics = self._compete(
-                self.updater.gradients, video, noise, scale, probe, *masks
-            )
+            report, *made, statistics = self._compete(video, noise, scale, Tensor(0.0, ms.float32), *masks)
             self._reports.append((self._compete.terms, report))
             self._statistics.append((self.updater, statistics))
         else:
-            gathered, report, *made = self._accumulate(
-                self.updater.gradients, video, noise, self.updater.loss_scale(), valid
-            )
+            report, *made = self._accumulate(video, noise, scale, valid)
             self._reports.append((self._accumulate.terms, report))
-        self.updater.gradients = gathered
         if self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start:
             masks = self._masks(x.shape, generators) + self._masks(x.shape, generators)
-            judge = self.discriminator_updater
-            judge.gradients, report, *statistics = self._judge(
-                judge.gradients, video, *made, judge.loss_scale(), *masks
-            )
+            report, *statistics = self._judge(video, *made, self._scale(self.discriminator_updater), *masks)
             self._reports.append((self._judge.terms, report))
-            self._statistics += [(judge, each) for each in statistics]
+            self._statistics += [(self.discriminator_updater, each) for each in statistics]
 
     def update(self) -> StepResult:
         """Move the parameters by the gradients gathered since the last update, and forget those."""
@@ -257,8 +258,9 @@ class TrainStep:
             over_all = self.over_workers(Tensor(list(means.values()), ms.float32)).asnumpy()
             means = dict(zip(means, over_all.tolist()))
         judged = self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start
-        result = self.updater.update()
-        discriminator = self.discriminator_updater.update() if judged else None
+        # What all workers share tells of the loss of each: the mean over all is finite only where they all are.
+        result = self.updater.update(np.isfinite(means["loss"]))
+        discriminator = self.discriminator_updater.update(np.isfinite(means["disc"])) if judged else None
         moved = {self.updater: result.updated, self.discriminator_updater: judged and discriminator.updated}
         for updater, statistics in self._statistics:
             if moved[updater]:  # statistics of numbers that are not finite must not stay either
@@ -282,6 +284,10 @@ class TrainStep:
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             self.discriminator_updater.load_state(own)
 
+    def _scale(self, updater: Updater) -> Tensor:
+        """What a batch's loss is multiplied by: its share in the update's, and the loss scale."""
+        return updater.loss_scale() * self.share
+
     def _masks(self, shape: tuple[int, ...], generators: Sequence[np.random.Generator] | None) -> tuple[Tensor, ...]:
         return () if generators is None else tuple(map(Tensor, self.discriminator.draw_masks(shape, generators)))
 
@@ -290,25 +296,22 @@ class TrainStep:
 
 
 class _Gather(nn.Cell):
-    """Base of the parts that add `share` of a batch's gradients to those gathered, which are their first input and
-    output."""
+    """Base of the parts that add a batch's gradients to an updater's buffer."""
 
-    def __init__(self, updater, share):
+    def __init__(self, updater):
         super().__init__(auto_prefix=False)
-        self.flat = updater.flat
-        self.share = Tensor(share, ms.float32)
+        self.flat, self.gathered = updater.flat, updater.gradients
 
-    def gather(self, gathered, loss, gradients):
-        # A loss that is not finite must show in the gradients, which all workers share: 0 * inf and 0 * nan are nan.
-        return gathered + self.flat.join(gradients) * (self.share + 0.0 * loss)
+    def gather(self, gradients):
+        ops.assign_add(self.gathered, self.flat.join(gradients))
 
 
 class _Accumulate(_Gather):
     """The autoencoder's gradients under its loss. Returns the loss and its terms, a vector, and the reconstruction if
     it is `judged`; where neither the loss nor a judge sees pixels none are made."""
 
-    def __init__(self, model, loss, updater, share, judged):
-        super().__init__(updater, share)
+    def __init__(self, model, loss, updater, judged):
+        super().__init__(updater)
         self.model, self.loss, self.judged = model, loss, judged
         self.terms = ("loss", *loss.terms)
         self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
@@ -320,10 +323,11 @@ class _Accumulate(_Gather):
         outputs = (loss * scale, loss, terms)
         return outputs + (y,) if self.judged else outputs
 
-    def construct(self, gathered, x, noise, scale, valid):
+    def construct(self, x, noise, scale, valid):
         outputs, gradients = self.differentiate(x, noise, scale, valid)
         loss, terms = outputs[1:3]
-        return (self.gather(gathered, loss, gradients), ops.cat((loss.reshape(1), terms))) + outputs[3:]
+        self.gather(gradients)
+        return (ops.cat((loss.reshape(1), terms)),) + outputs[3:]
 
 
 class _Compete(_Gather):
@@ -332,8 +336,8 @@ class _Compete(_Gather):
     Returns the loss and its terms, a vector, the reconstruction, and the discriminator's statistics of it.
     """
 
-    def __init__(self, model, loss, adversary, updater, share, world_size):
-        super().__init__(updater, share)
+    def __init__(self, model, loss, adversary, updater, world_size):
+        super().__init__(updater)
         self.model, self.loss, self.discriminator = model, loss, adversary.discriminator
         self.disc_weight = adversary.gen_loss.disc_weight
         self.balance = AdaptiveBalance(model, self.disc_weight, world_size)
@@ -350,13 +354,13 @@ class _Compete(_Gather):
         generator = generator_loss(logits)
         return (loss + generator) * scale, loss, terms, generator, y, statistics
 
-    def construct(self, gathered, x, noise, scale, probe, *masks):
+    def construct(self, x, noise, scale, probe, *masks):
         outputs, gradients = self.differentiate(x, noise, scale, probe, *masks)
         loss, terms, generator, y, statistics = outputs[1:]
         weight, gradients = gradients
         loss = loss + self.disc_weight * weight * generator
-        report = ops.cat((loss.reshape(1), terms, generator.reshape(1), weight.reshape(1)))
-        return self.gather(gathered, loss, gradients), report, y, statistics
+        self.gather(gradients)
+        return ops.cat((loss.reshape(1), terms, generator.reshape(1), weight.reshape(1))), y, statistics
 
 
 class _Judge(_Gather):
@@ -367,8 +371,8 @@ class _Judge(_Gather):
 
     terms = ("disc", "logits_real", "logits_fake")
 
-    def __init__(self, adversary, updater, share):
-        super().__init__(updater, share)
+    def __init__(self, adversary, updater):
+        super().__init__(updater)
         self.discriminator = adversary.discriminator
         self.kind = adversary.disc_loss.disc_loss_type
         self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
@@ -379,12 +383,12 @@ class _Judge(_Gather):
         fake, fake_statistics = self.discriminator.forward(y, masks[half:])
         loss = discriminator_loss(real, fake, self.kind)
         report = ops.cat((loss.reshape(1), mint.mean(real).reshape(1), mint.mean(fake).reshape(1)))
-        return loss * scale, loss, report, real_statistics, fake_statistics
+        return loss * scale, report, real_statistics, fake_statistics
 
-    def construct(self, gathered, x, y, scale, *masks):
+    def construct(self, x, y, scale, *masks):
         outputs, gradients = self.differentiate(x, y, scale, *masks)
-        loss, report, real_statistics, fake_statistics = outputs[1:]
-        return self.gather(gathered, loss, gradients), report, real_statistics, fake_statistics
+        self.gather(gradients)
+        return outputs[1:]
 
 
 class _Track(nn.Cell):
@@ -399,29 +403,34 @@ class _Track(nn.Cell):
 
 
 class _Reduce(nn.Cell):
-    """The gathered gradients, averaged over the workers, and their norm."""
+    """The gathered gradients, averaged over the workers; returns their norm."""
 
-    def __init__(self, flat, world_size):
+    def __init__(self, flat, gathered, world_size):
         super().__init__(auto_prefix=False)
-        self.flat = flat
-        self.over_workers = WorkerMean(world_size)
+        self.flat, self.gathered = flat, gathered
+        self.over_workers = WorkerMean(world_size) if world_size > 1 else None
 
-    def construct(self, gathered):
-        gathered = self.over_workers(gathered)
-        return gathered, self.flat.norm(gathered)
+    def construct(self):
+        if self.over_workers is None:
+            return self.flat.norm(self.gathered)
+        mean = self.over_workers(self.gathered)
+        ops.assign(self.gathered, mean)
+        return self.flat.norm(mean)
 
 
 class _Update(nn.Cell):
-    """Optimizer step and moving average. Returns zeros for the next gradients, and the averages."""
+    """Optimizer step, moving average, and zeros for the next gradients."""
 
-    def __init__(self, flat, optimizer, ema_decay):
+    def __init__(self, flat, optimizer, gathered, averages, ema_decay):
         super().__init__(auto_prefix=False)
         self.flat, self.optimizer = flat, optimizer
-        self.parameters = optimizer.parameters
+        self.parameters, self.gathered, self.averages = optimizer.parameters, gathered, averages
         self.decay = ema_decay
 
-    def construct(self, gathered, averages, factor, *settings):
-        self.optimizer(self.flat.split(gathered * factor, self.parameters), *settings)
-        if averages is not None:
-            averages = averages * self.decay + self.flat.join(self.parameters) * (1.0 - self.decay)
-        return gathered * 0.0, averages  # they are finite; zeros would be a constant, as large as all parameters
+    def construct(self, factor, *settings):
+        self.optimizer(self.flat.split(self.gathered * factor, self.parameters), *settings)
+        if self.averages is not None:
+            averages = self.averages * self.decay + self.flat.join(self.parameters) * (1.0 - self.decay)
+            ops.assign(self.averages, averages)
+        ops.assign_sub(self.gathered, self.gathered)  # finite; zeros would be a constant as large as all parameters
+        return factor
