@@ -55,10 +55,10 @@ def record(output: Path, options: list[str], stop_after: int | None = None) -> N
     def recorded(self):
         reduce = self._reduce
 
-        def reduced(gathered):
-            mean, norm = reduce(gathered)
-            gradients.append(list(self.flat.to_arrays(mean).values()))
-            return mean, norm
+        def reduced():
+            norm = reduce()
+            gradients.append(list(self.gathered().values()))
+            return norm
 
         self._reduce = reduced
         try:

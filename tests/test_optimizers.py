@@ -96,7 +96,7 @@ def gradients(seed: int) -> list[np.ndarray]:
 
 
 def update(updater: Updater, values: list[np.ndarray]):
-    updater.gradients.set_data(updater.flat.from_arrays(dict(zip(("weight", "bias"), values))))
+    updater.gather(dict(zip(("weight", "bias"), values)))
     return updater.update()
 
 

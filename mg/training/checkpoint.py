@@ -115,7 +115,7 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
 def _raw_parameters(train_step: TrainStep) -> dict[str, Parameter]:
     """The model's own, which model.safetensors lacks where it holds the moving averages."""
     updater = train_step.updater
-    return {} if updater.averages is None else {f"parameters.{p.name}": p for p in updater.parameters}
+    return {f"parameters.{p.name}": p for p in updater.parameters} if updater.averages else {}
 
 
 def _remove_leftovers(root: Path) -> None:

@@ -1,6 +1,6 @@
-"""A value for every element of a network's parameters in one tensor, so that one kernel works on all of them.
+"""The values of a network's parameters, or one for each of them, in a few flat tensors that take a kernel each.
 
-A network has some hundred parameters, most of them small: with a kernel for each of them a sum over a batch, a norm or
+A network has some hundred parameters, most of them small: with a kernel for each of them a sum over batches, a norm or
 a message to the other workers is hundreds of launches.
 """
 
@@ -9,10 +9,11 @@ from itertools import accumulate
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
 ROW = 4096  # sums of millions of values in one go lose digits on a CPU; of rows, and then of their sums, they do not
+LARGEST = 2**24  # values of a flat tensor, 64 MB: what is done to one needs room for another one, and not for all
 
 _flatten = ops.MultitypeFuncGraph("flatten")
 _part = ops.MultitypeFuncGraph("part")
@@ -29,35 +30,39 @@ def _part_of_tensor(values, parameter, begin):
 
 
 class Flat(nn.Cell):
-    """The layout of a flat tensor, (rows, ROW) in fp32: the parameters' values one behind another, and then zeros.
+    """The layout of one flat tensor, (rows, ROW) in fp32: parameters' values one behind another, and then zeros.
 
-    `join`, `split` and `norm` are made to be compiled, the others run on the host.
+    `join`, `split` and `square_sum` are made to be compiled, the others run on the host.
+
+    Args:
+        parameters: of a network, of which this tensor has those from `first` to `last`, without it.
     """
 
-    def __init__(self, parameters: Sequence[Parameter]):
+    def __init__(self, parameters: Sequence[Parameter], first: int, last: int):
         super().__init__(auto_prefix=False)
-        self.shapes = {p.name: tuple(p.shape) for p in parameters}
-        self.total = sum(p.size for p in parameters)
+        self.first, self.last = first, last
+        self.parameters = ParameterTuple(parameters[first:last])
+        sizes = [p.size for p in self.parameters]
+        self.begins = tuple(accumulate(sizes[:-1], initial=0))
+        self.total = sum(sizes)
         self.rows = -(-self.total // ROW)
-        self.rest = self.rows * ROW - self.total
-        self.begins = tuple(accumulate((p.size for p in parameters[:-1]), initial=0))
-        self.padding = (Tensor(np.zeros(self.rest, np.float32)),) if self.rest else ()
+        rest = self.rows * ROW - self.total
+        self.padding = (Tensor(np.zeros(rest, np.float32)),) if rest else ()
         self.map = ops.HyperMap()
 
     def construct(self, *tensors):
         return self.join(tensors)
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Tensors of the parameters' shapes -> (rows, ROW)"""
-        return ops.cat(self.map(_flatten, tensors) + self.padding).reshape(self.rows, ROW)
+        """Of tensors for all of the network's parameters those from `first` to `last`"""
+        return ops.cat(self.map(_flatten, tensors[self.first : self.last]) + self.padding).reshape(self.rows, ROW)
 
-    def split(self, flat: Tensor, parameters: Sequence[Parameter]) -> tuple[Tensor, ...]:
-        """(rows, ROW) -> tensors of the parameters' shapes"""
-        return self.map(ops.partial(_part, flat.reshape(-1)), parameters, self.begins)
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """Tensors of the parameters' shapes"""
+        return self.map(ops.partial(_part, flat.reshape(-1)), self.parameters, self.begins)
 
-    def norm(self, flat: Tensor) -> Tensor:
-        """The root of the sum of squares."""
-        return ops.sqrt(flat.square().sum(-1).sum())
+    def square_sum(self, flat: Tensor) -> Tensor:
+        return flat.square().sum(-1).sum()
 
     def zeros(self) -> Tensor:
         return initializer("zeros", (self.rows, ROW))  # takes no memory until it is needed
@@ -65,10 +70,21 @@ class Flat(nn.Cell):
     def to_arrays(self, flat: Tensor) -> dict[str, np.ndarray]:
         """The parts by the names of their parameters."""
         pieces = np.split(flat.asnumpy().reshape(-1)[: self.total], self.begins[1:])
-        return {name: piece.reshape(shape) for piece, (name, shape) in zip(pieces, self.shapes.items())}
+        return {p.name: piece.reshape(p.shape) for p, piece in zip(self.parameters, pieces)}
 
     def from_arrays(self, parts: Mapping[str, np.ndarray]) -> Tensor:
         """What `to_arrays` takes apart."""
         values = np.zeros(self.rows * ROW, np.float32)
-        np.concatenate([np.ravel(parts[name]) for name in self.shapes], out=values[: self.total])
+        np.concatenate([np.ravel(parts[p.name]) for p in self.parameters], out=values[: self.total])
         return Tensor(values.reshape(self.rows, ROW), ms.float32)
+
+
+def flats(parameters: Sequence[Parameter]) -> list[Flat]:
+    """Layouts for all of a network's parameters, in their order; a parameter is never divided."""
+    firsts, size = [0], 0
+    for index, parameter in enumerate(parameters):
+        if size and size + parameter.size > LARGEST:
+            firsts.append(index)
+            size = 0
+        size += parameter.size
+    return [Flat(parameters, first, last) for first, last in zip(firsts, [*firsts[1:], len(parameters)])]

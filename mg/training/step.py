@@ -1,6 +1,6 @@
 """One training step, in compiled parts: gradients of a batch, compiled for every shape, and the update, once.
 
-The gradients of all parameters are gathered in one flat buffer, so accumulation over batches costs no second path, and
+The gradients of all parameters are gathered in a few flat buffers, so accumulation over batches costs no second path, and
 all that is done to them before the optimizer takes them apart only a few kernels. Between the parts the host looks at
 the loss and at their norm: where either is not finite the update is left out, and nothing has changed but the loss
 scale.
@@ -32,7 +32,7 @@ from mg.losses.discriminator import NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss
 from mg.models.autoencoder import VideoAutoencoder
 from mg.runtime import WorkerMean
-from mg.training.flat import Flat
+from mg.training.flat import flats
 from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.optimizers import create_optimizer
 from mg.training.schedules import learning_rates
@@ -86,9 +86,9 @@ class Updater:
         world_size: workers whose gradients are averaged.
 
     Attributes:
-        flat: the layout of the next two.
-        gradients: the buffer, for the loss times `loss_scale()`.
-        averages: moving averages of the parameters, None without EMA.
+        flats: the layouts of the next two, each a list of flat tensors.
+        gradients: the buffers, for the loss times `loss_scale()`.
+        averages: moving averages of the parameters, empty without EMA.
     """
 
     def __init__(
@@ -102,17 +102,17 @@ class Updater:
     ):
         self.config = config
         self.parameters = ParameterTuple(parameters)
-        self.flat = Flat(parameters)
-        self.gradients = Parameter(self.flat.zeros(), name="gradients", requires_grad=False)
-        self.averages = None
+        self.flats = nn.CellList(flats(self.parameters), auto_prefix=False)
+        self.gradients = self._parameters("gradients", [flat.zeros() for flat in self.flats])
+        self.averages = ParameterTuple(())
         if ema_decay:
-            beginning = self.flat.from_arrays({p.name: p.asnumpy() for p in parameters})
-            self.averages = Parameter(beginning, name="ema", requires_grad=False)
+            beginning = {p.name: p.asnumpy() for p in parameters}
+            self.averages = self._parameters("ema", [flat.from_arrays(beginning) for flat in self.flats])
         self.optimizer = create_optimizer(self.parameters, config, learning_rates(config, total_steps))
         dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
         self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
-        self._reduce = _Reduce(self.flat, self.gradients, world_size)
-        self._update = _Update(self.flat, self.optimizer, self.gradients, self.averages, ema_decay)
+        self._reduce = _Reduce(self.flats, self.gradients, world_size)
+        self._update = _Update(self.flats, self.optimizer, self.gradients, self.averages, ema_decay)
 
     def update(self, finite: bool = True) -> UpdateResult:
         """Move the parameters by the gradients gathered since the last update, and forget those.
@@ -136,16 +136,22 @@ class Updater:
         return UpdateResult(norm, finite, scale, lr)
 
     def gathered(self) -> dict[str, np.ndarray]:
-        """The gradients gathered so far by the names of their parameters."""
-        return self.flat.to_arrays(self.gradients)
+        """The gradients gathered since the last update by the names of their parameters."""
+        return self._to_arrays(self.gradients)
+
+    def gather(self, gradients: Mapping[str, np.ndarray]) -> None:
+        """Take these gradients in place of those gathered."""
+        for flat, buffer in zip(self.flats, self.gradients):
+            buffer.set_data(flat.from_arrays(gradients))
 
     def forget(self) -> None:
-        """Leave out the gradients gathered so far."""
-        self.gradients.set_data(self.flat.zeros().init_data())
+        """Leave out the gradients gathered since the last update."""
+        for flat, buffer in zip(self.flats, self.gradients):
+            buffer.set_data(flat.zeros().init_data())
 
     def averaged(self) -> dict[str, np.ndarray]:
         """The moving averages by the names of their parameters; {} without EMA."""
-        return {} if self.averages is None else self.flat.to_arrays(self.averages)
+        return self._to_arrays(self.averages)
 
     def loss_scale(self) -> Tensor:
         return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
@@ -159,9 +165,21 @@ class Updater:
         """Take what `state` of another gave, under the same names and of the same shapes."""
         for name, parameter in self._kept().items():
             parameter.set_data(Tensor(state[name], parameter.dtype))
-        if self.averages is not None:
-            averages = {name: state[f"ema.{name}"] for name in self.flat.shapes}
-            self.averages.set_data(self.flat.from_arrays(averages))
+        if self.averages:
+            averages = {p.name: state[f"ema.{p.name}"] for p in self.parameters}
+            for flat, average in zip(self.flats, self.averages):
+                average.set_data(flat.from_arrays(averages))
+
+    def _parameters(self, name: str, values: Sequence[Tensor]) -> ParameterTuple:
+        return ParameterTuple(
+            [Parameter(value, name=f"{name}.{index}", requires_grad=False) for index, value in enumerate(values)]
+        )
+
+    def _to_arrays(self, parameters: Sequence[Parameter]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for flat, parameter in zip(self.flats, parameters):
+            arrays |= flat.to_arrays(parameter)
+        return arrays
 
     def _kept(self) -> dict[str, Parameter]:
         scaler = [self.scaler.scale_value, self.scaler.counter] if self.scaler else []
@@ -296,14 +314,15 @@ class TrainStep:
 
 
 class _Gather(nn.Cell):
-    """Base of the parts that add a batch's gradients to an updater's buffer."""
+    """Base of the parts that add a batch's gradients to an updater's buffers."""
 
     def __init__(self, updater):
         super().__init__(auto_prefix=False)
-        self.flat, self.gathered = updater.flat, updater.gradients
+        self.flats, self.gathered = updater.flats, updater.gradients
 
     def gather(self, gradients):
-        ops.assign_add(self.gathered, self.flat.join(gradients))
+        for index in range(len(self.flats) - 1, -1, -1):  # in the order in which the backward pass has them
+            ops.assign_add(self.gathered[index], self.flats[index].join(gradients))
 
 
 class _Accumulate(_Gather):
@@ -405,32 +424,39 @@ class _Track(nn.Cell):
 class _Reduce(nn.Cell):
     """The gathered gradients, averaged over the workers; returns their norm."""
 
-    def __init__(self, flat, gathered, world_size):
+    def __init__(self, flats, gathered, world_size):
         super().__init__(auto_prefix=False)
-        self.flat, self.gathered = flat, gathered
+        self.flats, self.gathered = flats, gathered
         self.over_workers = WorkerMean(world_size) if world_size > 1 else None
 
     def construct(self):
-        if self.over_workers is None:
-            return self.flat.norm(self.gathered)
-        mean = self.over_workers(self.gathered)
-        ops.assign(self.gathered, mean)
-        return self.flat.norm(mean)
+        total = 0.0
+        for flat, gathered in zip(self.flats, self.gathered):
+            gradients = gathered
+            if self.over_workers is not None:
+                gradients = self.over_workers(gathered)
+                ops.assign(gathered, gradients)
+            total = total + flat.square_sum(gradients)
+        return ops.sqrt(total)
 
 
 class _Update(nn.Cell):
     """Optimizer step, moving average, and zeros for the next gradients."""
 
-    def __init__(self, flat, optimizer, gathered, averages, ema_decay):
+    def __init__(self, flats, optimizer, gathered, averages, ema_decay):
         super().__init__(auto_prefix=False)
-        self.flat, self.optimizer = flat, optimizer
-        self.parameters, self.gathered, self.averages = optimizer.parameters, gathered, averages
+        self.flats, self.optimizer, self.gathered, self.averages = flats, optimizer, gathered, averages
+        self.parameters = optimizer.parameters
         self.decay = ema_decay
 
     def construct(self, factor, *settings):
-        self.optimizer(self.flat.split(self.gathered * factor, self.parameters), *settings)
-        if self.averages is not None:
-            averages = self.averages * self.decay + self.flat.join(self.parameters) * (1.0 - self.decay)
-            ops.assign(self.averages, averages)
-        ops.assign_sub(self.gathered, self.gathered)  # finite; zeros would be a constant as large as all parameters
+        gradients = ()
+        for flat, gathered in zip(self.flats, self.gathered):
+            gradients = gradients + flat.split(gathered * factor)
+        self.optimizer(gradients, *settings)
+        if len(self.averages) > 0:
+            for flat, average in zip(self.flats, self.averages):
+                ops.assign(average, average * self.decay + flat.join(self.parameters) * (1.0 - self.decay))
+        for gathered in self.gathered:
+            ops.assign_sub(gathered, gathered)  # they are finite; zeros would be constants, as large as all parameters
         return factor
