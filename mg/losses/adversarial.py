@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import mindspore as ms
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, mint, nn, ops
 
 from mg.config import require
 from mg.models.autoencoder import VideoAutoencoder
@@ -51,14 +51,14 @@ class DiscriminatorLossConfig:
 
 def generator_loss(fake: Tensor) -> Tensor:
     """How little a reconstruction passes for real; `fake`: its logits, of any shape."""
-    return -fake.mean()
+    return -mint.mean(fake)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
     """How badly logits of any shape, positive for real, tell videos from reconstructions; kind: hinge | vanilla."""
     if kind == "hinge":
-        return 0.5 * (ops.relu(1.0 - real).mean() + ops.relu(1.0 + fake).mean())
-    return 0.5 * (_softplus(-real).mean() + _softplus(fake).mean())
+        return 0.5 * (mint.mean(ops.relu(1.0 - real)) + mint.mean(ops.relu(1.0 + fake)))
+    return 0.5 * (mint.mean(_softplus(-real)) + mint.mean(_softplus(fake)))
 
 
 def _softplus(x):
@@ -91,8 +91,9 @@ class AdaptiveBalance(nn.Cell):
     def bprop(self, y, h, scale, probe, out, dout):
         first, second = dout
         # Both in one message: of two, each worker might send another one first.
-        gradients = self.over_workers(ops.stack((self._gradient(h, first), self._gradient(h, second))))
-        reconstruction, generator = _norm(gradients[0]), _norm(gradients[1])
+        gradients = self.over_workers(ops.cat((self._gradient(h, first), self._gradient(h, second))))  # (2 C, ...)
+        halves = mint.chunk(gradients, 2)
+        reconstruction, generator = _norm(halves[0]), _norm(halves[1])
         weight = ops.clamp(reconstruction / (generator + 1e-4 * scale), 0.0, 1e4)
         weight = weight + 0.0 * generator  # an overflow must show, and not as a weight of 0
         return first + self.disc_weight * weight * second, ops.zeros_like(h), ops.zeros_like(scale), weight

@@ -6,7 +6,9 @@ Layers keep the index that torchvision's `features` gives them, so the parameter
 
 from dataclasses import dataclass
 
-from mindspore import Tensor, nn
+from mindspore import Tensor, mint, nn
+
+from mg import runtime
 
 
 @dataclass(frozen=True)
@@ -97,23 +99,28 @@ def _build_layers(layers: tuple) -> list[nn.Cell]:
     cells, channels = [], 3
     for layer in layers:
         if isinstance(layer, Conv):
-            # The zeros are overwritten by loaded weights; random initial values would only cost time.
-            cells.append(
-                nn.Conv2d(
-                    channels,
-                    layer.channels,
-                    layer.kernel,
-                    layer.stride,
-                    pad_mode="pad",
-                    padding=layer.padding,
-                    has_bias=True,
-                    weight_init="zeros",
-                    bias_init="zeros",
-                )
-            )
+            cells.append(_conv(channels, layer))
             channels = layer.channels
         elif isinstance(layer, Pool):
-            cells.append(nn.MaxPool2d(layer.kernel, stride=2, pad_mode="valid"))
+            cells.append(_pool(layer))
         else:
             cells.append(nn.ReLU())
     return cells
+
+
+# mint's layers run on Ascend alone; nn's run everywhere, but in operators that CANN compiles anew for every clip shape.
+
+
+def _conv(channels: int, layer: Conv) -> nn.Cell:
+    shape = (channels, layer.channels, layer.kernel, layer.stride)
+    if runtime.device() == "ascend":
+        return mint.nn.Conv2d(*shape, padding=layer.padding)
+    # The zeros are overwritten by loaded weights; random initial values would only cost time.
+    zeros = {"weight_init": "zeros", "bias_init": "zeros"}
+    return nn.Conv2d(*shape, pad_mode="pad", padding=layer.padding, has_bias=True, **zeros)
+
+
+def _pool(layer: Pool) -> nn.Cell:
+    if runtime.device() == "ascend":
+        return mint.nn.MaxPool2d(layer.kernel, stride=2)
+    return nn.MaxPool2d(layer.kernel, stride=2, pad_mode="valid")

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from mg.checkpoints import CheckpointError, check_finite, compare_names, read_state_dict
 from mg.config import require
+from mg.losses.portable import LeakyReLU, root
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.precision import set_precision
 from mg.runtime import WorkerMean
@@ -70,9 +71,9 @@ class BatchNorm(nn.Cell):
         """(B, C, T, H, W) -> the same, normalised; mean (C,); unbiased variance (C,)"""
         b, c, t, h, w = x.shape
         x = x.astype(ms.float32)
-        mean = self.over_workers(x.mean(axis=(0, 2, 3, 4), keep_dims=True))  # (1, C, 1, 1, 1)
+        mean = self.over_workers(mint.mean(x, (0, 2, 3, 4), True))  # (1, C, 1, 1, 1)
         centred = x - mean
-        variance = self.over_workers(centred.square().mean(axis=(0, 2, 3, 4), keep_dims=True))
+        variance = self.over_workers(mint.mean(centred.square(), (0, 2, 3, 4), True))
         count = b * t * h * w * self.world_size
         unbiased = ops.stop_gradient(variance) * (count / max(count - 1, 1))
         return self._scaled(centred, variance), ops.stop_gradient(mean).reshape(c), unbiased.reshape(c)
@@ -84,7 +85,7 @@ class BatchNorm(nn.Cell):
         return ops.assign(self.running_var, kept * self.running_var + self.momentum * variance)
 
     def _scaled(self, centred, variance):
-        return centred * (_column(self.weight) / ops.sqrt(variance + self.eps)) + _column(self.bias)
+        return centred * (_column(self.weight) / root(variance + self.eps)) + _column(self.bias)
 
 
 class NLayerDiscriminator3D(nn.Cell):
@@ -103,7 +104,7 @@ class NLayerDiscriminator3D(nn.Cell):
         self.dropout = config.dropout
         strides = [(2, 2, 2)] * min(config.n_layers, 2) + [(1, 2, 2)] * (config.n_layers - 2) + [(1, 1, 1)]
         widths = [config.ndf * min(2**layer, 8) for layer in range(config.n_layers + 1)]
-        activation = nn.LeakyReLU(0.2)
+        activation = LeakyReLU(0.2)
         layers = [Conv3d(3, widths[0], stride=strides[0]), activation]
         for before, width, stride in zip(widths, widths[1:], strides[1:]):
             norm = BatchNorm(width, world_size)

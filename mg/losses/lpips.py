@@ -10,10 +10,11 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, mint, nn, ops
 
 from mg.checkpoints import LoadReport, compare_names, open_state_dict
 from mg.losses.backbones import BACKBONES, Backbone, BackboneFeatures
+from mg.losses.portable import root
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -59,7 +60,7 @@ class LPIPS(nn.Cell):
         for difference, linear in zip(self._differences(x, y), self.linear):
             # The 1x1 linear layer and the spatial mean commute; taking the mean first spares a full-size product.
             # Not +=: behind a graph with a tensor's, MindSpore 2.10 compiles no gradients ("pointer[manager] is null").
-            distance = distance + linear(difference.mean((2, 3)))  # (N, 1)
+            distance = distance + linear(mint.mean(difference, (2, 3)))  # (N, 1)
         return distance.reshape(-1, 1, 1, 1)  # type: ignore[union-attr]
 
     def _differences(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
@@ -111,8 +112,8 @@ def how_to_make_weights(net: str, path: str | Path) -> str:
 def unit_length(features: Tensor) -> Tensor:
     """Scale (N, C, H, W) to length one over C; a position where every channel is zero stays zero."""
     # The floor, far below EPSILON squared, changes no result; it keeps the root's gradient finite at all-zero features.
-    squared_length = ops.maximum(features.square().sum(1, keepdims=True), 1e-30)  # (N, 1, H, W)
-    return features / (ops.sqrt(squared_length) + EPSILON)
+    squared_length = mint.clamp(features.square().sum(1, keepdims=True), min=1e-30)  # (N, 1, H, W)
+    return features / (root(squared_length) + EPSILON)
 
 
 def convert_lpips_weights(

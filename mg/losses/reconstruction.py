@@ -12,10 +12,11 @@ of an image like its target: the identity loss.
 from dataclasses import dataclass
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, mint, nn, ops
 
 from mg.config import require
 from mg.losses.lpips import LPIPS
+from mg.losses.portable import root
 from mg.models.layers.channels import swap_frames
 
 
@@ -126,7 +127,7 @@ class AutoencoderLoss(nn.Cell):
             identity = self._identity(target, z, valid) if config.identity_weight else zero
             loss = loss + config.latent_weight * latent + config.identity_weight * identity
             terms = terms + (latent, identity)
-        return loss, ops.stop_gradient(ops.stack(terms))
+        return loss, ops.stop_gradient(ops.cat([term.reshape(1) for term in terms]))
 
     def _identity(self, target: Tensor, z: Tensor, valid: Tensor | None) -> Tensor:
         """|target - z| of images, summed over one; an image may stand behind frames that do not count"""
@@ -138,19 +139,19 @@ class AutoencoderLoss(nn.Cell):
                 f"identity_weight must be 0: the first stage's latents have {target.shape[1]} channels, the second's "
                 f"{z.shape[1]}"
             )
-        distance = ops.abs(target[:, :, frames - 1 :] - z).mean() * _size(target)
+        distance = mint.mean(ops.abs(mint.narrow(target, 2, frames - 1, 1) - z)) * _size(target)
         return distance if valid is None else distance * (valid.sum() == 1).astype(ms.float32)
 
     def _outlier_penalty(self, z: Tensor) -> Tensor:
         """mean over positions of max(|z - mean| - r std, 0), mean and std taken over each frame"""
-        centred = z - z.mean(axis=(3, 4), keep_dims=True)
-        variance = centred.square().mean(axis=(3, 4), keep_dims=True)  # (B, z, t, 1, 1)
+        centred = z - mint.mean(z, (3, 4), True)
+        variance = mint.mean(centred.square(), (3, 4), True)  # (B, z, t, 1, 1)
         if self.config.outlier_per_channel:
-            distance, deviation = ops.abs(centred), ops.sqrt(variance + 1e-12)
+            distance, deviation = ops.abs(centred), root(variance + 1e-12)
         else:
-            distance = ops.sqrt(centred.square().sum(axis=1) + 1e-12)  # (B, t, h, w)
-            deviation = ops.sqrt(variance.sum(axis=1) + 1e-12)
-        return ops.relu(distance - self.config.outlier_range * deviation).mean()
+            distance = root(centred.square().sum(axis=1) + 1e-12)  # (B, t, h, w)
+            deviation = root(variance.sum(axis=1) + 1e-12)
+        return mint.mean(ops.relu(distance - self.config.outlier_range * deviation))
 
 
 def _frames(x: Tensor) -> Tensor:
@@ -162,8 +163,8 @@ def _frames(x: Tensor) -> Tensor:
 def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
     """The mean of (B, C, T, H, W), over the valid frames"""
     if valid is None:
-        return values.mean()
-    return (values.mean(axis=(0, 1, 3, 4)) * valid).sum() / valid.sum()
+        return mint.mean(values)
+    return (mint.mean(values, (0, 1, 3, 4)) * valid).sum() / valid.sum()
 
 
 def _size(x: Tensor) -> int:

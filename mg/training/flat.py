@@ -67,6 +67,10 @@ class Flat(nn.Cell):
     def zeros(self) -> Tensor:
         return initializer("zeros", (self.rows, ROW))  # takes no memory until it is needed
 
+    def values(self) -> Tensor:
+        """The parameters' own."""
+        return self.from_arrays({p.name: p.asnumpy() for p in self.parameters})
+
     def to_arrays(self, flat: Tensor) -> dict[str, np.ndarray]:
         """The parts by the names of their parameters."""
         pieces = np.split(flat.asnumpy().reshape(-1)[: self.total], self.begins[1:])

@@ -106,8 +106,7 @@ class Updater:
         self.gradients = self._parameters("gradients", [flat.zeros() for flat in self.flats])
         self.averages = ParameterTuple(())
         if ema_decay:
-            beginning = {p.name: p.asnumpy() for p in parameters}
-            self.averages = self._parameters("ema", [flat.from_arrays(beginning) for flat in self.flats])
+            self.averages = self._parameters("ema", [flat.values() for flat in self.flats])
         self.optimizer = create_optimizer(self.parameters, config, learning_rates(config, total_steps))
         dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
         self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
@@ -322,7 +321,7 @@ class _Gather(nn.Cell):
 
     def gather(self, gradients):
         for index in range(len(self.flats) - 1, -1, -1):  # in the order in which the backward pass has them
-            ops.assign_add(self.gathered[index], self.flats[index].join(gradients))
+            self.gathered[index].copy_(self.gathered[index] + self.flats[index].join(gradients))
 
 
 class _Accumulate(_Gather):
@@ -435,7 +434,7 @@ class _Reduce(nn.Cell):
             gradients = gathered
             if self.over_workers is not None:
                 gradients = self.over_workers(gathered)
-                ops.assign(gathered, gradients)
+                gathered.copy_(gradients)
             total = total + flat.square_sum(gradients)
         return ops.sqrt(total)
 
@@ -452,11 +451,11 @@ class _Update(nn.Cell):
     def construct(self, factor, *settings):
         gradients = ()
         for flat, gathered in zip(self.flats, self.gathered):
-            gradients = gradients + flat.split(gathered * factor)
+            scaled = gathered * factor
+            gradients = gradients + flat.split(scaled)
+            gathered.copy_(scaled * 0.0)  # they are finite; zeros would be constants, as large as all parameters
         self.optimizer(gradients, *settings)
         if len(self.averages) > 0:
             for flat, average in zip(self.flats, self.averages):
-                ops.assign(average, average * self.decay + flat.join(self.parameters) * (1.0 - self.decay))
-        for gathered in self.gathered:
-            ops.assign_sub(gathered, gathered)  # they are finite; zeros would be constants, as large as all parameters
+                average.copy_(average * self.decay + flat.join(self.parameters) * (1.0 - self.decay))
         return factor
