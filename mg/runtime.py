@@ -52,7 +52,12 @@ class Runtime:
 
 
 def setup(
-    device: str = "auto", mode: str = "graph", seed: int = 42, jit_level: str = "O0", blocking: bool = False
+    device: str = "auto",
+    mode: str = "graph",
+    seed: int = 42,
+    jit_level: str = "O0",
+    blocking: bool = False,
+    deterministic: bool = False,
 ) -> Runtime:
     """Choose device and mode, seed every generator, and join the other workers if `msrun` started this process.
 
@@ -62,6 +67,8 @@ def setup(
         seed: for Python, numpy and MindSpore alike, so that every worker starts from the same parameters.
         jit_level: O0 (op by op) | O1 (fused) | O2 (whole graph; Ascend with static shapes only).
         blocking: PyNative errors surface at the op that made them; slower, meant for tests.
+        deterministic: the same operation gives the same bits every time, which an NPU's kernels and its messages
+            between workers do not promise otherwise; for the rest of the process, and slower.
 
     Raises:
         ValueError: an unknown name, or a device that is not there.
@@ -80,6 +87,8 @@ def setup(
         ms.device_context.gpu.op_precision.matmul_allow_tf32(False)
     if blocking:
         ms.runtime.launch_blocking()
+    if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore refuses to be told twice
+        ms.set_deterministic(True)
 
     rank, world_size = 0, 1
     if int(os.environ.get("MS_WORKER_NUM", "1")) > 1:  # set by msrun

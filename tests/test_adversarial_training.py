@@ -64,7 +64,7 @@ def batch(seed: int = 0, frames: int = 3):
 
 
 def norm(values) -> float:
-    return math.sqrt(sum(float((value.asnumpy().astype(np.float64) ** 2).sum()) for value in values))
+    return math.sqrt(sum(float((np.asarray(value, np.float64) ** 2).sum()) for value in values))
 
 
 def assert_close(found, wanted, tolerance: float = 2e-5):

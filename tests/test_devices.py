@@ -11,6 +11,8 @@ import pytest
 
 from mg import runtime
 from mg.cli import check_device
+from mg.config import parse_config
+from mg.training import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = str(ROOT / "tools" / "make_cuda_home.py")
@@ -76,6 +78,36 @@ def test_fp32_is_not_rounded_on_devices_that_would(monkeypatch, device, rounded)
     monkeypatch.setattr(runtime, "_choose_device", lambda name: name)
     assert runtime.setup(device, "pynative").device == device
     assert allowed == {"conv": False, "matmul": False}
+
+
+def test_training_has_the_same_bits_every_time_unless_told_otherwise(monkeypatch, tmp_path):
+    state, told = {"deterministic": "OFF"}, []
+    get_context = runtime.ms.get_context
+    monkeypatch.setattr(runtime.ms, "get_context", lambda name: state.get(name) or get_context(name))
+    monkeypatch.setattr(
+        runtime.ms, "set_deterministic", lambda value: told.append(value) or state.update(deterministic="ON")
+    )
+    runtime.setup("cpu", "pynative")
+    assert told == []
+    for _ in range(2):  # MindSpore refuses to be told twice
+        runtime.setup("cpu", "pynative", deterministic=True)
+        assert told == [True]
+
+    class Stop(Exception):
+        pass
+
+    (tmp_path / "clips.csv").write_text("path\nclip.mp4\n")
+
+    def setup(*options, deterministic):
+        asked.append(deterministic)
+        raise Stop
+
+    asked = []
+    monkeypatch.setattr(runtime, "setup", setup)
+    for options in [], ["--deterministic=false"]:
+        with pytest.raises(Stop):
+            trainer.train(parse_config(trainer.TrainConfig, "", [f"--csv_path={tmp_path}/clips.csv", *options]))
+    assert asked == [True, False]
 
 
 # The real wheels are 1.7 GB: these are stand-ins, a library of a few bytes in each.

@@ -8,7 +8,9 @@ import pytest
 from mindspore import Parameter, Tensor
 from training_runs import assert_same_weights, read_records, short_run, stopped_at, write_data
 
+from mg import runtime
 from mg.checkpoints import read_state_dict
+from mg.training import flat, optimizers
 from mg.training.optim import OPTIMIZERS, OptimConfig, OptimizerConfig
 from mg.training.schedules import learning_rates
 from mg.training.step import Updater
@@ -16,6 +18,7 @@ from mg.training.step import Updater
 TOTAL, EMA = 6, 0.8
 RECIPE = dict(lr=0.1, min_lr=0.01, schedule="cosine_decay", warmup_steps=2, weight_decay=0.3, clip_norm=2.0)
 CASES = {name: dict(name=name) for name in OPTIMIZERS} | {
+    "in two buffers": dict(),
     "nesterov": dict(name="momentum", nesterov=True),
     "lion with its betas turned": dict(name="lion", beta1=0.5, beta2=0.7),
     "adan with an eps that counts": dict(name="adan", beta1=0.9, beta2=0.8, beta3=0.7, eps=0.1),
@@ -113,11 +116,40 @@ def broken(values: list[np.ndarray]) -> list[np.ndarray]:
     return values
 
 
+def numpy_adamw(parameter, m, v, _, gradient, step, lr, beta1, beta2, decay, eps, amsgrad, maximize):
+    """Ascend's kernel as its document has it."""
+    assert step.shape == (1,) and not amsgrad and not maximize
+    t, g = float(step.asnumpy()[0]) + 1, gradient.asnumpy()
+    m.set_data(Tensor(beta1 * m.asnumpy() + (1 - beta1) * g))
+    v.set_data(Tensor(beta2 * v.asnumpy() + (1 - beta2) * g**2))
+    moved = lr * m.asnumpy() / (1 - beta1**t) / (np.sqrt(v.asnumpy() / (1 - beta2**t)) + eps)
+    parameter.set_data(Tensor((parameter.asnumpy() * (1 - lr * decay) - moved).astype(np.float32)))
+
+
+@pytest.mark.parametrize("options", [{}, dict(beta1=0.8, beta2=0.9, eps=0.1)])
+def test_ascends_adamw_makes_the_same_updates(monkeypatch, options):
+    runtime.setup("cpu", "pynative")
+    monkeypatch.setattr(runtime, "device", lambda: "ascend")
+    ascend = make(options)
+    monkeypatch.undo()
+    monkeypatch.setattr(optimizers, "_fused_adamw", numpy_adamw)
+    cpu = make(options)
+    for seed in range(TOTAL):
+        assert update(ascend, gradients(seed)) == update(cpu, gradients(seed))
+        found, wanted = snapshot(ascend), snapshot(cpu)
+        assert found.keys() == wanted.keys()  # a run can move from one device to the other
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=3e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_updates_are_those_computed_by_hand(mode, case):
+def test_updates_are_those_computed_by_hand(mode, case, monkeypatch):
+    if case == "in two buffers":
+        monkeypatch.setattr(flat, "LARGEST", 6)
     options = dict(CASES[case])
     updater = make(options)
-    rule, rates = RULES[options.pop("name")], learning_rates(updater.config, TOTAL)
+    assert len(updater.gradients) == (2 if case == "in two buffers" else 1)
+    rule, rates = RULES[options.pop("name", "adamw")], learning_rates(updater.config, TOTAL)
     wanted, kept = [value.astype(np.float64) for value in start()], ({}, {})
     averages = [value.copy() for value in wanted]
     clipped = []

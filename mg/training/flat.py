@@ -72,7 +72,7 @@ class Flat(nn.Cell):
         return self.from_arrays({p.name: p.asnumpy() for p in self.parameters})
 
     def to_arrays(self, flat: Tensor) -> dict[str, np.ndarray]:
-        """The parts by the names of their parameters."""
+        """The parts by the names of their parameters, as views of the tensor."""
         pieces = np.split(flat.asnumpy().reshape(-1)[: self.total], self.begins[1:])
         return {p.name: piece.reshape(p.shape) for p, piece in zip(self.parameters, pieces)}
 

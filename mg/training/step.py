@@ -136,7 +136,7 @@ class Updater:
 
     def gathered(self) -> dict[str, np.ndarray]:
         """The gradients gathered since the last update by the names of their parameters."""
-        return self._to_arrays(self.gradients)
+        return {name: gradient.copy() for name, gradient in self._to_arrays(self.gradients).items()}
 
     def gather(self, gradients: Mapping[str, np.ndarray]) -> None:
         """Take these gradients in place of those gathered."""

@@ -92,6 +92,8 @@ class TrainConfig:
         device: auto takes ascend, gpu or cpu, the first that is there.
         mode: graph compiles once per shape, pynative runs op by op.
         jit_level: how far the graph is fused: O0, O1, or O2 (Ascend only).
+        deterministic: on Ascend, have every kernel give the same bits each time, so that a run that was killed resumes
+            to the bit there too; false is faster.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -124,6 +126,7 @@ class TrainConfig:
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
     jit_level: Literal["O0", "O1", "O2"] = "O0"
+    deterministic: bool = True
 
     def __post_init__(self):
         for name in ("epochs", "max_steps", "ckpt_save_interval", "ckpt_save_steps"):
@@ -176,7 +179,9 @@ def train(config: TrainConfig) -> Path | None:
     if newest and not config.resume:
         raise TrainingError(f"{output} holds checkpoints of a run; continue it with --resume, or choose another folder")
     rows = read_index(config.csv_path, config.video_folder)
-    worker = runtime.setup(config.device, config.mode, config.seed, config.jit_level)
+    worker = runtime.setup(
+        config.device, config.mode, config.seed, config.jit_level, deterministic=config.deterministic
+    )
 
     settings = config.model
     start = newest or settings.from_pretrained
