@@ -25,6 +25,12 @@ class Round(nn.Cell):
         return joined, parts, sums
 
 
+def test_no_flat_tensor_joins_more_than_32():
+    """CANN's limit; there may be zeros behind the last one."""
+    layouts = flats([Parameter(Tensor(np.zeros(3, np.float32)), name=f"p{i}") for i in range(70)])
+    assert [len(layout.parameters) + len(layout.padding) for layout in layouts] == [32, 32, 9]
+
+
 @pytest.mark.parametrize("largest, rows", [(flat.LARGEST, [4]), (ROW, [1, 1, 2]), (1, [1, 1, 1, 1, 2])])
 def test_tensors_come_back_as_they_were(mode, monkeypatch, largest, rows):
     monkeypatch.setattr(flat, "LARGEST", largest)

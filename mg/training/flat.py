@@ -14,6 +14,7 @@ from mindspore.common.initializer import initializer
 
 ROW = 4096  # sums of millions of values in one go lose digits on a CPU; of rows, and then of their sums, they do not
 LARGEST = 2**24  # values of a flat tensor, 64 MB: what is done to one needs room for another one, and not for all
+MOST = 31  # parameters of a flat tensor: with the zeros behind them as many tensors as CANN's Cat joins, 32
 
 _flatten = ops.MultitypeFuncGraph("flatten")
 _part = ops.MultitypeFuncGraph("part")
@@ -50,9 +51,6 @@ class Flat(nn.Cell):
         self.padding = (Tensor(np.zeros(rest, np.float32)),) if rest else ()
         self.map = ops.HyperMap()
 
-    def construct(self, *tensors):
-        return self.join(tensors)
-
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Of tensors for all of the network's parameters those from `first` to `last`"""
         return ops.cat(self.map(_flatten, tensors[self.first : self.last]) + self.padding).reshape(self.rows, ROW)
@@ -87,7 +85,7 @@ def flats(parameters: Sequence[Parameter]) -> list[Flat]:
     """Layouts for all of a network's parameters, in their order; a parameter is never divided."""
     firsts, size = [0], 0
     for index, parameter in enumerate(parameters):
-        if size and size + parameter.size > LARGEST:
+        if size and size + parameter.size > LARGEST or index - firsts[-1] == MOST:
             firsts.append(index)
             size = 0
         size += parameter.size

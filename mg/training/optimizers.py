@@ -1,8 +1,8 @@
 """The optimizers behind `optim.name`.
 
-AdamW runs in a kernel of the device's for each parameter, Lion is mindcv's, SGD MindSpore's own, as in mindcv. Where mindcv's is not what
-the paper says, or runs on no CPU, the update is written here in plain operators. All take gradients that are unscaled
-and clipped, and decay weights, but neither biases nor norms.
+AdamW runs in a kernel of the device's for each parameter, Lion is mindcv's, SGD MindSpore's own, as in mindcv. Where
+mindcv's is not what the paper says, or runs on no CPU, the update is written here in plain operators. All take
+gradients that are unscaled and clipped, and decay weights, but neither biases nor norms.
 """
 
 import math
@@ -156,7 +156,8 @@ class AscendAdamW(AdamW):
         lr, step = numbers
         return ms.mutable(float(lr)), Tensor([step], ms.float32)
 
-    def construct(self, gradients, rate, step):
+    def construct(self, gradients, *numbers):
+        rate, step = numbers
         adam = ops.partial(_ascend_adam, tuple(self.options.values()), step, rate)
         self.map(adam, self.each_decay, self.parameters, self.moments1, self.moments2, gradients)
 

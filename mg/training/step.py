@@ -1,8 +1,8 @@
 """One training step, in compiled parts: gradients of a batch, compiled for every shape, and the update, once.
 
-The gradients of all parameters are gathered in a few flat buffers, so accumulation over batches costs no second path, and
-all that is done to them before the optimizer takes them apart only a few kernels. Between the parts the host looks at
-the loss and at their norm: where either is not finite the update is left out, and nothing has changed but the loss
+The gradients of all parameters are gathered in a few flat buffers, so accumulation over batches costs no second path,
+and all that is done to them before the optimizer takes them apart costs a few kernels. Between the parts the host looks
+at the loss and at their norm: where either is not finite the update is left out, and nothing has changed but the loss
 scale.
 
 In adversarial training each batch has the autoencoder's gradients first, with the generator loss among its losses and
@@ -36,6 +36,7 @@ from mg.training.flat import flats
 from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.optimizers import create_optimizer
 from mg.training.schedules import learning_rates
+
 
 @dataclass(frozen=True)
 class UpdateResult:
