@@ -85,7 +85,7 @@ def flats(parameters: Sequence[Parameter]) -> list[Flat]:
     """Layouts for all of a network's parameters, in their order; a parameter is never divided."""
     firsts, size = [0], 0
     for index, parameter in enumerate(parameters):
-        if size and size + parameter.size > LARGEST or index - firsts[-1] == MOST:
+        if (size and size + parameter.size > LARGEST) or index - firsts[-1] == MOST:
             firsts.append(index)
             size = 0
         size += parameter.size
