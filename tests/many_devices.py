@@ -52,7 +52,7 @@ def record(output: Path, options: list[str], stop_after: int | None = None) -> N
     update, accumulate = Updater.update, TrainStep.accumulate
     gradients, steps = [], []
 
-    def recorded(self):
+    def recorded(self, finite):
         reduce = self._reduce
 
         def reduced():
@@ -62,7 +62,7 @@ def record(output: Path, options: list[str], stop_after: int | None = None) -> N
 
         self._reduce = reduced
         try:
-            return update(self)
+            return update(self, finite)
         finally:
             self._reduce = reduce
 

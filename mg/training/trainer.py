@@ -213,7 +213,7 @@ def train(config: TrainConfig) -> Path | None:
             "CSV": [row.name.encode() + b"\n" for row in rows],
             "checkpoint to resume": [str(newest and newest.name).encode()],
             "parameters": (p.asnumpy().tobytes() for p in networks),
-            "optimizer, EMA or loss scale": (p.asnumpy().tobytes() for p in step.state().values()),
+            "optimizer, EMA or loss scale": (value.tobytes() for value in step.state().values()),
         },
     )
 
