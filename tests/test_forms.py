@@ -1,54 +1,155 @@
-"""What a layer leaves out changes nothing: it and its gradients are those of the papers' form, `plain`, to rounding."""
+"""All forms of a layer give what the paper's form gives, and its gradients, to rounding."""
 
 import mg  # noqa: F401  # isort: skip
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import Tensor
+from mindspore import Tensor, mint, nn, ops
 from tiny_models import DC_AE, SMALL_HUNYUAN_VAE, SMALL_TEMPORAL_VAE
 
 from mg import runtime
 from mg.models import create_model
-from mg.models.layers.attention import DotProductAttention, TemporalAttention
-from mg.models.layers.conv import CausalConv3d, Conv3d, FactorizedConv, TemporalConv
-from mg.models.layers.forms import set_plain
+from mg.models.layers.attention import (
+    CausalAttention,
+    DotProductAttention,
+    LinearAttention,
+    SpatialAttention,
+    TemporalAttention,
+)
+from mg.models.layers.conv import CausalConv3d, Conv3d, FactorizedConv, GroupedPointwiseConv, SpatialConv, TemporalConv
+from mg.models.layers.forms import FORMS, in_form, set_form
+from mg.models.layers.layout import Enter, Leave, split
 from mg.models.layers.norm import GroupNorm, RMSNorm
 from mg.models.layers.resample import (
+    ChannelsToFrames,
     DoublingCausalConv3d,
     DoublingConv3d,
+    SpatialDownsample,
     SpatialUpsample,
+    TemporalDownsample,
     TemporalUpsample,
 )
+from mg.models.layers.shortcuts import AverageChannels, ChannelsToPixels, Gate, PixelsToChannels, RepeatChannels
 
 CHANNELS = 4
+CLIP, FRAME = (2, CHANNELS, 3, 6, 4), (2, CHANNELS, 1, 6, 4)
+EVEN = (2, CHANNELS, 4, 6, 4)  # frames
+
+
+def zeros_upsample():
+    return TemporalUpsample(CHANNELS, "zeros")
+
+
+def edges_conv(**options):
+    return CausalConv3d(CHANNELS, 6, padding="replicate", **options)
+
+
+# What makes a layer, and shapes that it takes.
 LAYERS = {
-    "spatial upsampling": (lambda: SpatialUpsample(CHANNELS), (2, CHANNELS, 3, 5, 4)),
-    "temporal upsampling": (lambda: TemporalUpsample(CHANNELS), (2, CHANNELS, 3, 5, 4)),
-    "temporal upsampling with zeros": (lambda: TemporalUpsample(CHANNELS, "zeros"), (2, CHANNELS, 3, 5, 4)),
-    "temporal upsampling with zeros of a frame": (lambda: TemporalUpsample(CHANNELS, "zeros"), (2, CHANNELS, 1, 5, 4)),
-    "temporal conv of a frame": (lambda: TemporalConv(CHANNELS), (2, CHANNELS, 1, 5, 4)),
-    "temporal conv with zeros of a frame": (lambda: TemporalConv(CHANNELS, padding="zeros"), (2, CHANNELS, 1, 5, 4)),
-    "temporal conv of stride 2 of a frame": (lambda: TemporalConv(CHANNELS, stride=2), (2, CHANNELS, 1, 5, 4)),
-    "factorized 1x1 conv": (lambda: FactorizedConv(CHANNELS, 6, 1), (2, CHANNELS, 3, 5, 4)),
-    "temporal attention to a frame": (lambda: TemporalAttention(CHANNELS, 2), (2, CHANNELS, 1, 3, 4)),
-    "conv3d of a frame": (lambda: Conv3d(CHANNELS, 6), (2, CHANNELS, 1, 5, 4)),
-    "depthwise conv3d of a frame": (lambda: Conv3d(CHANNELS, CHANNELS, 5, depthwise=True), (2, CHANNELS, 1, 5, 4)),
-    "conv3d of stride 2 of a frame": (lambda: Conv3d(CHANNELS, 6, stride=(2, 2, 2)), (2, CHANNELS, 1, 6, 4)),
-    "causal conv3d of a frame": (lambda: CausalConv3d(CHANNELS, 6), (2, CHANNELS, 1, 5, 4)),
-    "causal conv3d with edges of a frame": (
-        lambda: CausalConv3d(CHANNELS, 6, padding="replicate"),
-        (2, CHANNELS, 1, 5, 4),
-    ),
+    "spatial conv": (lambda: SpatialConv(CHANNELS, 6), CLIP),
+    "spatial downsampling": (lambda: SpatialDownsample(CHANNELS), CLIP),
+    "spatial upsampling": (lambda: SpatialUpsample(CHANNELS), CLIP),
+    "temporal conv": (lambda: TemporalConv(CHANNELS), CLIP, FRAME),
+    "temporal conv with zeros": (lambda: TemporalConv(CHANNELS, padding="zeros"), CLIP, FRAME),
+    "temporal downsampling": (lambda: TemporalDownsample(CHANNELS), CLIP, EVEN, FRAME),
+    "temporal upsampling": (lambda: TemporalUpsample(CHANNELS), CLIP),
+    "temporal upsampling with zeros": (zeros_upsample, CLIP, FRAME),
+    "factorized conv": (lambda: FactorizedConv(CHANNELS, 6), CLIP, FRAME),
+    "factorized 1x1 conv": (lambda: FactorizedConv(CHANNELS, 6, 1), CLIP),
+    "conv3d": (lambda: Conv3d(CHANNELS, 6), CLIP, FRAME),
+    "conv3d of stride 2": (lambda: Conv3d(CHANNELS, 6, stride=(2, 2, 2)), EVEN, FRAME),
+    "conv3d of stride 2 in space": (lambda: Conv3d(CHANNELS, 6, stride=(1, 2, 2)), CLIP),
+    "conv3d 1x1x1": (lambda: Conv3d(CHANNELS, 6, 1, bias=False), CLIP, FRAME),
+    "depthwise conv3d": (lambda: Conv3d(CHANNELS, CHANNELS, 5, depthwise=True), CLIP, FRAME, (1, CHANNELS, 2, 6, 4)),
+    "grouped 1x1x1 conv": (lambda: GroupedPointwiseConv(CHANNELS, 2), CLIP),
+    "causal conv3d": (lambda: CausalConv3d(CHANNELS, 6), CLIP, FRAME),
+    "causal conv3d of stride 2": (lambda: CausalConv3d(CHANNELS, 6, stride=(2, 1, 1)), EVEN),
+    "causal conv3d 1x1x1": (lambda: CausalConv3d(CHANNELS, 6, 1), CLIP),
+    "causal conv3d with edges": (edges_conv, CLIP, FRAME, (1, CHANNELS, 2, 6, 4)),
+    "causal conv3d with edges, of stride 2": (lambda: edges_conv(stride=(2, 2, 2)), (2, CHANNELS, 5, 6, 4), FRAME),
     **{
-        f"causal conv3d of {frames} frames doubled by {factors}": (
+        f"causal conv3d doubled by {factors}": (
             lambda factors=factors: DoublingCausalConv3d(CHANNELS, factors),
-            (2, CHANNELS, frames, 5, 4),
+            CLIP,
+            FRAME,
         )
         for factors in ((1, 2), (2, 1), (2, 2))
-        for frames in (1, 3)
     },
+    "conv3d doubled in space": (lambda: WithFrames(DoublingConv3d(CHANNELS, 6), 1), CLIP, FRAME),
+    "conv3d doubled": (lambda: WithFrames(DoublingConv3d(CHANNELS, 6), 2), CLIP, FRAME),
+    "group norm": (lambda: GroupNorm(CHANNELS, 2), CLIP, FRAME),
+    "rms norm": (lambda: RMSNorm(CHANNELS), CLIP),
+    "spatial attention": (lambda: SpatialAttention(CHANNELS, 2), CLIP),
+    "temporal attention": (lambda: TemporalAttention(CHANNELS, 2), CLIP, FRAME),
+    "causal attention": (lambda: CausalAttention(CHANNELS, 2), CLIP, FRAME),
+    "linear attention": (lambda: Halves(LinearAttention(16)), (2, 96, 3, 3, 4)),
+    "channels to frames": (ChannelsToFrames, CLIP),
+    "average of channels": (lambda: AverageChannels(2), CLIP),
+    "repeated channels": (lambda: RepeatChannels(8), CLIP),
+    "pixels to channels": (lambda: PixelsToChannels(8, temporal=True), EVEN, FRAME),
+    "pixels to channels in space": (lambda: PixelsToChannels(8, temporal=False), CLIP),
+    "channels to pixels": (lambda: WithFrames(ChannelsToPixels(2), 2), CLIP),
+    "channels to pixels in space": (lambda: WithFrames(ChannelsToPixels(2), 1), CLIP),
+    "gate": (Gate, CLIP),
 }
+
+
+class WithFrames(nn.Cell):
+    """A layer that is told how many frames become of one."""
+
+    def __init__(self, layer, frames):
+        super().__init__()
+        self.layer, self.frames = layer, frames
+
+    def construct(self, x):
+        return self.layer(x, self.frames)
+
+
+class Halves(nn.Cell):
+    """Linear attention, which takes two inputs, of half the channels each; above zero, as it divides by their sum."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.leave, self.enter = layer, Leave(), Enter()
+
+    def construct(self, x):
+        x = ops.abs(self.leave(x)) + 0.1
+        first, second = split(x, x.shape[1] // 2, 1)
+        return self.layer(self.enter(first), self.enter(second))
+
+
+class Entered(nn.Cell):
+    """A layer between `Enter` and `Leave`."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.enter, self.layer, self.leave = Enter(), layer, Leave()
+
+    def construct(self, x):
+        return self.leave(self.layer(self.enter(x)))
+
+
+@pytest.fixture(params=[form for form in FORMS if form != "paper"])
+def form(request, monkeypatch):
+    """Every form but the paper's; operators that only Ascend has are stood in for."""
+    if request.param.startswith("ascend"):
+        monkeypatch.setattr(mint.nn.functional, "conv3d", conv3d_of_a_cpu)
+        monkeypatch.setattr(mint.nn.functional, "pad", pad_of_a_cpu)
+    return request.param
+
+
+def conv3d_of_a_cpu(x, weight, bias, stride, padding, dilation, groups):
+    return ops.conv3d(x, weight, bias, stride, "pad", padding, dilation, groups)
+
+
+def pad_of_a_cpu(x, padding, mode="constant"):
+    for axis, (before, behind) in zip((4, 3, 2), zip(padding[::2], padding[1::2])):
+        first, last = ops.narrow(x, axis, 0, 1), ops.narrow(x, axis, x.shape[axis] - 1, 1)
+        if mode == "constant":
+            first, last = first * 0.0, last * 0.0
+        x = ops.cat((first,) * before + (x,) + (last,) * behind, axis)
+    return x
 
 
 def scatter(cell, rng):
@@ -78,93 +179,101 @@ def assert_equal(found, right, tolerance=3e-6):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_gives_what_its_plain_form_gives(name):
-    make, shape = LAYERS[name]
+def test_every_form_of_a_layer_gives_what_the_papers_form_gives(name, form):
+    make, *shapes = LAYERS[name]
     rng = np.random.default_rng(0)
-    layer, x = scatter(make(), rng), Tensor(rng.standard_normal(shape, np.float32))
-    found = value_and_gradients(layer, x)
-    assert_equal(found, value_and_gradients(set_plain(layer), x))
+    layer = scatter(Entered(make()), rng)
+    for shape in shapes:
+        x = Tensor(rng.standard_normal(shape, np.float32))
+        right = value_and_gradients(set_form(layer, "paper"), x)
+        assert_equal(value_and_gradients(set_form(layer, form), x), right, 1e-5)
 
 
 @pytest.mark.parametrize(
-    "name", ["spatial upsampling", "temporal upsampling", "causal conv3d of 3 frames doubled by (2, 2)"]
+    "name", ["temporal conv", "spatial upsampling", "temporal upsampling", "causal conv3d doubled by (2, 2)"]
 )
 def test_a_layer_gives_the_same_in_a_compiled_graph(name):
-    make, shape = LAYERS[name]
+    make, shape, *_ = LAYERS[name]
     rng = np.random.default_rng(0)
-    layer, x = scatter(make(), rng), Tensor(rng.standard_normal(shape, np.float32))
+    layer, x = scatter(Entered(make()), rng), Tensor(rng.standard_normal(shape, np.float32))
     right = layer(x).asnumpy()
     runtime.setup("cpu", "graph")
-    assert_equal([layer(x).asnumpy()], [right])
-    other = make()
-    for mine, theirs in zip(other.get_parameters(), layer.get_parameters()):
-        mine.set_data(theirs)
-    assert_equal([set_plain(other)(x).asnumpy()], [right])
-
-
-@pytest.mark.parametrize("frames", [1, 2])
-@pytest.mark.parametrize("length", [1, 3])
-def test_a_doubling_conv3d_gives_what_its_plain_form_gives(frames, length):
-    rng = np.random.default_rng(0)
-    layer = scatter(DoublingConv3d(CHANNELS, 6), rng)
-    x = Tensor(rng.standard_normal((2, CHANNELS, length, 5, 4), np.float32))
-    doubled = [value_and_gradients(set_plain(layer, plain), x, frames) for plain in (False, True)]
-    assert doubled[0][0].shape == (2, 6, frames * length, 10, 8)
-    assert_equal(*doubled)
+    for form in ("cpu", "export"):
+        other = set_form(Entered(make()), form)
+        for mine, theirs in zip(other.get_parameters(), layer.get_parameters()):
+            mine.set_data(theirs)
+        assert_equal([other(x).asnumpy()], [right])
 
 
 def test_a_single_frame_is_doubled_to_one_where_both_would_be_alike():
     layer = scatter(TemporalUpsample(CHANNELS), np.random.default_rng(0))
-    x = Tensor(np.random.default_rng(1).standard_normal((1, CHANNELS, 1, 3, 4), np.float32))
-    one, two = layer(x).asnumpy(), set_plain(layer)(x).asnumpy()
-    assert one.shape[2] == 1 and two.shape[2] == 2
-    for i in (0, 1):
-        np.testing.assert_allclose(two[:, :, i : i + 1], one, atol=1e-5)
+    x = Tensor(np.random.default_rng(1).standard_normal(FRAME, np.float32))
+    two = layer(x).asnumpy()
+    for form in ("cpu", "export"):
+        one = set_form(Entered(layer), form)(x).asnumpy()
+        assert one.shape[2] == 1 and two.shape[2] == 2
+        for i in (0, 1):
+            np.testing.assert_allclose(two[:, :, i : i + 1], one, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "norm, shape",
-    [(lambda: GroupNorm(8, 4), (2, 8, 3, 40, 40)), (lambda: RMSNorm(8), (2, 8, 3, 5, 4))],
-    ids=["group", "rms"],
-)
-def test_a_composed_norm_gives_what_the_operators_give(norm, shape):
-    """Values far from zero too: squares of deviations are summed, not deviations of squares."""
+@pytest.mark.parametrize("training", [False, True])
+def test_a_norm_of_values_far_from_zero_is_exact_on_a_cpu(training):
+    """Squares of deviations are summed, not deviations of squares; and large inputs are normalised in parts."""
     rng = np.random.default_rng(0)
-    norm = scatter(norm(), rng)
-    x = Tensor(rng.standard_normal(shape, np.float32) + 30)
-    found = value_and_gradients(norm, x)
-    norm.on_cpu = False
-    assert_equal(found, value_and_gradients(norm, x), 1e-4)
+    norm = scatter(Entered(GroupNorm(8, 4)), rng)
+    x = Tensor(rng.standard_normal((2, 8, 3, 40, 40), np.float32) + 30)
+    right = value_and_gradients(set_form(norm, "paper"), x)
+    set_form(norm, "cpu").set_train(training)
+    assert norm.layer.in_parts(x) is not training
+    assert_equal(value_and_gradients(norm, x), right, 1e-4)
 
 
-@pytest.mark.parametrize(
-    "make, frames",
-    [
-        (lambda: Conv3d(8, 6), 5),
-        (lambda: Conv3d(8, 6, stride=(2, 2, 2)), 6),
-        (lambda: CausalConv3d(8, 6), 5),
-        (lambda: CausalConv3d(8, 6, stride=(2, 2, 2)), 6),
-        (lambda: CausalConv3d(8, 6, padding="replicate"), 5),
-        (lambda: CausalConv3d(8, 6, stride=(2, 1, 1), padding="replicate"), 5),
-    ],
-    ids=["conv", "conv of stride 2", "causal", "causal of stride 2", "edges", "edges of stride 2"],
-)
-def test_a_conv3d_on_frames_gives_what_the_operator_gives(make, frames):
-    rng = np.random.default_rng(0)
-    layer, x = scatter(make(), rng), Tensor(rng.standard_normal((1, 8, frames, 48, 40), np.float32))
-    assert layer.in_parts(x)
-    found = value_and_gradients(layer, x)
-    layer.set_train()
-    assert not layer.in_parts(x)
-    assert_equal(found, value_and_gradients(layer, x), 1e-5)
+def test_a_form_keeps_the_parameters_and_precision_of_every_layer():
+    model = create_model("dc_ae", dtype="fp16", **DC_AE)
+    names = [p.name for p in model.get_parameters()]
+    kinds = [type(cell) for _, cell in model.cells_and_names() if type(cell) in FORMS["cpu"].values()]
+    for form in FORMS:
+        set_form(model, form)
+        assert [p.name for p in model.get_parameters()] == names
+        assert model.encoder.project_in.cast.dtype == ms.float16
+    set_form(model)
+    assert [type(cell) for _, cell in model.cells_and_names() if type(cell) in FORMS["cpu"].values()] == kinds
+
+
+def test_a_model_is_built_in_the_form_of_its_device(monkeypatch):
+    def form_of(device):
+        monkeypatch.setattr(runtime, "device", lambda: device)
+        model = create_model("image_vae", **MODELS["image_vae"])
+        kinds = {type(cell) for _, cell in model.cells_and_names()}
+        return [form for form, table in FORMS.items() if table and set(table.values()) & kinds]
+
+    assert form_of("cpu") == form_of("gpu") == ["cpu"]
+    assert form_of("ascend") == ["ascend", "ascend_folded"]
+
+
+def test_an_unknown_form_is_named():
+    with pytest.raises(ValueError, match="form is 'plain'; it must be one of paper, cpu, ascend"):
+        set_form(GroupNorm(4, 2), "plain")
+
+
+def test_a_form_ends_with_its_block_whatever_happens():
+    conv = set_form(SpatialConv(3, 3), "cpu")
+    before = type(conv)
+    with pytest.raises(KeyError), in_form(conv, "export"):
+        assert type(conv) is FORMS["export"][SpatialConv]
+        raise KeyError
+    assert type(conv) is before
 
 
 def test_attention_in_pieces_gives_what_it_gives_at_once(mode):
     rng = np.random.default_rng(0)
     q, k, v = (Tensor(rng.standard_normal((2, length, 8), np.float32)) for length in (7, 5, 5))
-    attention, in_pieces = DotProductAttention(), DotProductAttention()
-    in_pieces.most_scores = 2 * 5 * 3  # three queries at once, and the last alone
-    np.testing.assert_allclose(in_pieces(q, k, v).asnumpy(), attention(q, k, v).asnumpy(), atol=1e-6)
+    for channels_last in (True, False):
+        if not channels_last:
+            q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        attention, in_pieces = DotProductAttention(channels_last), DotProductAttention(channels_last)
+        in_pieces.most_scores = 2 * 5 * 3  # three queries at once, and the last alone
+        np.testing.assert_allclose(in_pieces(q, k, v).asnumpy(), attention(q, k, v).asnumpy(), atol=1e-6)
 
 
 def test_a_lone_key_has_all_the_weight_and_spoils_no_later_gradient():
@@ -172,7 +281,7 @@ def test_a_lone_key_has_all_the_weight_and_spoils_no_later_gradient():
 
     def gradients(keys):
         q, k, v = (Tensor(rng.standard_normal((2, length, 8), np.float32)) for length in (3, keys, keys))
-        attention = DotProductAttention()
+        attention = DotProductAttention(channels_last=True)
         weights = Tensor(rng.standard_normal((2, 3, 8), np.float32))
         grad = ms.grad(lambda q, k, v: (attention(q, k, v) * weights).sum(), (0, 1, 2))
         return (attention(q, k, v) - v[:, :1]).asnumpy(), weights.asnumpy(), [g.asnumpy() for g in grad(q, k, v)]
@@ -188,7 +297,7 @@ def test_a_lone_key_has_all_the_weight_and_spoils_no_later_gradient():
 def test_the_norm_of_a_large_clip_is_exact():
     """Millions of values to a group, which must not be summed up one by one in fp32."""
     x = np.random.default_rng(0).standard_normal((1, 4, 16, 256, 256), np.float32) + 2
-    found = GroupNorm(4, 1)(Tensor(x)).asnumpy()
+    found = set_form(Entered(GroupNorm(4, 1)), "cpu")(Tensor(x)).asnumpy()
     right = (x - x.mean(dtype=np.float64)) / x.std(dtype=np.float64)
     assert np.abs(found - right).max() < 1e-5
 
@@ -211,7 +320,7 @@ MODELS = {
 
 @pytest.mark.parametrize("frames", [1, 5])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_gives_what_its_plain_form_gives(name, frames):
+def test_every_form_of_a_model_gives_what_the_papers_form_gives(name, frames, form):
     """Latents and all frames of the reconstruction; an image's latents decoded to all that they can stand for too."""
     rng = np.random.default_rng(0)
     model = create_model(name, **MODELS[name])
@@ -219,9 +328,9 @@ def test_a_model_gives_what_its_plain_form_gives(name, frames):
         noise = 0.1 * rng.standard_normal(parameter.shape, np.float32)
         parameter.set_data(Tensor(parameter.asnumpy() + noise.astype(np.float32)))
     x = Tensor(rng.uniform(-1, 1, (1, 3, frames, 32, 64)).astype(np.float32))
+    set_form(model, "paper")
     mean = model.encode(x).mean
     decoded = [model.decode(mean, n).asnumpy() for n in (frames, None)]
-    set_plain(model)
-    plain = model.encode(x).mean
-    assert_equal([mean.asnumpy()], [plain.asnumpy()], 1e-5)
-    assert_equal(decoded, [model.decode(mean, n).asnumpy() for n in (frames, None)], 1e-5)
+    set_form(model, form)
+    assert_equal([model.encode(x).mean.asnumpy()], [mean.asnumpy()], 1e-5)
+    assert_equal([model.decode(mean, n).asnumpy() for n in (frames, None)], decoded, 1e-5)

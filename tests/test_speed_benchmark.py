@@ -18,7 +18,7 @@ from mg.evaluation.peers import PeerNetwork, count_torch_operations, missing, pe
 from mg.evaluation.speed import SpeedConfig, format_table, measure_speed, pairwise_ratio, take_turns
 from mg.evaluation.speed_worker import Job, Worker, WorkerError
 from mg.models import create_model
-from mg.models.layers.forms import set_plain
+from mg.models.layers.forms import set_form
 
 ROOT = Path(__file__).parents[1]
 IMAGE_VAE = {"ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
@@ -204,7 +204,7 @@ def test_operations_of_a_training_step_are_as_many_as_torch_counts():
 @needs_torch
 def test_operations_of_encode_and_decode_are_as_many_as_torch_counts():
     runtime.setup("cpu", "graph")
-    model = set_plain(create_model("image_vae", **IMAGE_VAE))
+    model = set_form(create_model("image_vae", **IMAGE_VAE), "paper")
     peer = PeerNetwork(peer_of("image_vae", model.config), SHAPE, "fp32", 1)
     x, z = (Tensor(np.zeros(shape, np.float32)) for shape in (SHAPE, model.latent_shape(SHAPE)))
     encode, decode = peer.encoder(), peer.decoder()

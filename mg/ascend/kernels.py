@@ -47,7 +47,7 @@ class Kernel:
 
     Attributes:
         primitive: MindSpore's name of the operator.
-        kind: aclnn | aclop | host, or another that the plugin has.
+        kind: aclnn | aclop | host | view, or another that the plugin has.
         inputs, outputs: the tensors among them, in their order.
         scope: where in the model it is.
     """
@@ -87,6 +87,7 @@ def read(log: str, saved: Path) -> Selection:
     """
     kinds: dict[str, str] = {}
     for primitive, kind in _SELECTED.findall(log):
+        kind = "view" if kind == "host" else kind  # the host works out where its values lie; nothing is moved
         # One that is aclop for some types counts as aclop for all, as the log does not say for which.
         kinds[primitive] = kind if kinds.get(primitive) != "aclop" else "aclop"
     files = sorted(saved.rglob(f"hwopt*{SAVED_AFTER}*.ir"))

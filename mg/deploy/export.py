@@ -25,7 +25,7 @@ from mg.checkpoints.digest import sha256
 from mg.deploy.autoencoder import FORMAT, SETTINGS_FILE
 from mg.deploy.networks import networks_of, tiling_of
 from mg.models import VideoAutoencoder, from_pretrained
-from mg.models.layers.forms import exporting
+from mg.models.layers.forms import in_form
 
 _logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _write_onnx(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[P
     from mg.deploy.onnx_graph import write_model
 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
-        with exporting(network):
+        with in_form(network, "export"):
             path = _export_mindir(network, shape, Path(folder) / "network")
         parameters = {parameter.name: parameter for parameter in network.get_parameters()}
         graph = read_graph(path, lambda name: parameters[name].asnumpy())

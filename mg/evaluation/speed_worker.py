@@ -301,11 +301,11 @@ def _export(job: Job) -> dict:
 def _count(job: Job) -> dict:
     """Operations of a call, and of the same in the papers' form where that is asked for."""
     from mg.evaluation.operations import count_operations
-    from mg.models.layers.forms import set_plain
+    from mg.models.layers.forms import set_form
 
     def counted(plain: bool) -> int:
         network = _MindSporeNetwork(job)
-        set_plain(network.model, plain)
+        set_form(network.model, "paper" if plain else None)
         run = network.runner(job.part)
         with count_operations() as count:
             run(0)

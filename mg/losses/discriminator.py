@@ -22,6 +22,7 @@ from mg.checkpoints import CheckpointError, check_finite, compare_names, read_st
 from mg.config import require
 from mg.losses.portable import LeakyReLU, root
 from mg.models.layers.conv import Conv3d
+from mg.models.layers.forms import set_form
 from mg.models.layers.precision import set_precision
 from mg.runtime import WorkerMean
 
@@ -112,6 +113,7 @@ class NLayerDiscriminator3D(nn.Cell):
         self.main = nn.CellList([*layers, Conv3d(widths[-1], 1)])  # nn.Identity: where the original has its dropout
         self.normed = tuple(range(2, len(layers), 4))  # the convolutions that a norm, activation and dropout follow
         self._masked = list(zip(widths, strides))
+        set_form(self, standard_layout=True)
         set_precision(self, dtype)
         if config.from_pretrained is not None:
             self.load_weights(config.from_pretrained)

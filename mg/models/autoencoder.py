@@ -34,6 +34,8 @@ from mg.checkpoints import (
     write_state_dict,
 )
 from mg.models import naming
+from mg.models.layers.forms import set_form
+from mg.models.layers.layout import Enter, Leave, narrow, repeat_edges, split
 from mg.models.layers.precision import set_precision
 from mg.models.streaming import Encoded, Streaming
 from mg.models.tiling import tiled_tensor
@@ -91,9 +93,11 @@ class VideoAutoencoder(Streaming, nn.Cell):
         self.config = merge_config(self.default_config, config, self.name)
         self.sample_deterministic = sample_deterministic
         self.tiling: TilingConfig | None = None
+        self.enter, self.leave = Enter(), Leave()  # of the networks, which may have a layout of their own
 
     def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | None) -> None:
-        """The end of a model's constructor: precision, recompute and weights, once all cells are there."""
+        """The end of a model's constructor: its layers' form, precision, recompute and weights, once all are there."""
+        set_form(self)
         set_precision(self, dtype)
         if use_recompute:
             self.recompute_activations()
@@ -104,10 +108,10 @@ class VideoAutoencoder(Streaming, nn.Cell):
 
     def encode_moments(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W), padded -> mean and log-variance along the channels, (B, 2 z, t, h, w), or latents alone"""
-        return self.encoder(x)
+        return self.leave(self.encoder(self.enter(x)))
 
     def before_decoder(self, z: Tensor) -> Tensor:
-        """What the decoder is given in place of z."""
+        """What the decoder is given in place of z, which has entered."""
         return z
 
     def decode_latents(self, z: Tensor, still: bool = False) -> Tensor:
@@ -117,11 +121,11 @@ class VideoAutoencoder(Streaming, nn.Cell):
         Args:
             still: z is an image's, t = 1 and so is T; only for models that keep images.
         """
-        return self.decoder(self.before_decoder(z))
+        return self.leave(self.decoder(self.before_decoder(self.enter(z))))
 
     def decode_features(self, z: Tensor, still: bool = False) -> Tensor:
-        """`decode_latents` up to the input of the decoder's last convolution."""
-        return self.decoder.features(self.before_decoder(z))
+        """`decode_latents` up to the input of the decoder's last convolution, in the layers' layout."""
+        return self.decoder.features(self.before_decoder(self.enter(z)))
 
     def unscaled(self, z: Tensor) -> Tensor:
         """Latents of `encode` as the networks have them, without the scaling that `encode` applies."""
@@ -325,7 +329,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
 
     def reconstruct(self, code: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The second half of `forward`: pixels, cropped to the frames and size of `shape`, fp32."""
-        return _crop(self.pixels(code, shape[2]), shape)
+        return crop(self.pixels(code, shape[2]), shape)
 
     def features(self, code: Tensor, frames: int) -> Tensor:
         """`reconstruct` up to the input of the decoder's last convolution; untiled."""
@@ -333,7 +337,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
 
     def picture(self, h: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The rest of `reconstruct`."""
-        return _crop(self.pixel_decoder.picture(h).astype(ms.float32), shape)
+        return crop(self.leave(self.pixel_decoder.picture(h)).astype(ms.float32), shape)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance of the latents of a clip of any size, or the latents and None; in tiles where those are
@@ -369,7 +373,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
         moments = moments.astype(ms.float32)
         if not self.has_posterior:
             return moments, None
-        mean, logvar = ops.split(moments, self.latent_channels, axis=1)
+        mean, logvar = split(moments, self.latent_channels, 1)
         return mean, ops.clamp(logvar, -30.0, 20.0)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -436,11 +440,11 @@ class VideoAutoencoder(Streaming, nn.Cell):
         """Repeat the last frame, row and column up to whole latents."""
         behind, bottom, right = self._missing(x.shape)
         if behind:
-            x = ops.cat((x,) + (x[:, :, -1:],) * behind, axis=2)
+            x = repeat_edges(x, 2, 0, behind)
         if bottom:
-            x = ops.cat((x,) + (x[:, :, :, -1:],) * bottom, axis=3)
+            x = repeat_edges(x, 3, 0, bottom)
         if right:
-            x = ops.cat((x,) + (x[:, :, :, :, -1:],) * right, axis=4)
+            x = repeat_edges(x, 4, 0, right)
         return x
 
 
@@ -454,10 +458,12 @@ def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     return mean + ops.exp(0.5 * logvar) * noise
 
 
-def _crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The first frames, rows and columns of x, as many as `shape` has. (B, C, T, H, W)"""
     _, _, t, h, w = shape
-    return x[:, :, :t, :h, :w]
+    for axis, length in ((2, t), (3, h), (4, w)):
+        x = narrow(x, axis, 0, min(length, x.shape[axis]))
+    return x
 
 
 def check_video(x: Tensor, channels: int, name: str) -> None:

@@ -30,12 +30,11 @@ from mg.models.dc_ae.blocks import (
     EfficientViTBlock,
     ResBlock,
     Upsample,
-    average_channels,
-    repeat_channels,
 )
 from mg.models.dc_ae.weights import BLOCK_KINDS, from_open_sora, parameter_shapes, to_open_sora
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.norm import RMSNorm
+from mg.models.layers.shortcuts import AverageChannels, RepeatChannels
 from mg.tiling import TilingConfig
 
 DC_AE_CONFIG = {
@@ -93,12 +92,12 @@ class Encoder(nn.Cell):
         super().__init__()
         self.project_in = Conv3d(in_channels, widths[0])
         self.stages = nn.SequentialCell([EncoderStage(i, widths, depth) for i, depth in enumerate(depths)])
-        self.latent_channels = latent_channels
         self.project_out = Conv3d(widths[-1], latent_channels)
+        self.average = AverageChannels(latent_channels)
 
     def construct(self, x):
         x = self.stages(self.project_in(x))
-        return self.project_out(x) + average_channels(x, self.latent_channels)
+        return self.project_out(x) + self.average(x)
 
 
 class Decoder(nn.Cell):
@@ -106,8 +105,8 @@ class Decoder(nn.Cell):
 
     def __init__(self, latent_channels: int, out_channels: int, widths: list[int], depths: list[int]):
         super().__init__()
-        self.width = widths[-1]
-        self.project_in = Conv3d(latent_channels, self.width)
+        self.project_in = Conv3d(latent_channels, widths[-1])
+        self.repeat = RepeatChannels(widths[-1])
         self.stages = nn.CellList([DecoderStage(i, widths, depth) for i, depth in enumerate(depths)])
         self.num_stages = len(depths)
         self.norm_out = RMSNorm(widths[0])
@@ -122,7 +121,7 @@ class Decoder(nn.Cell):
 
     def features(self, z, still):
         """All up to the input of the last convolution; `still`: z is an image's, and so is the output."""
-        x = self.project_in(z) + repeat_channels(z, self.width)
+        x = self.project_in(z) + self.repeat(z)
         for i in range(self.num_stages):
             x = self.stages[self.num_stages - 1 - i](x, still)  # the coarsest first
         return ops.relu(self.norm_out(x))
@@ -193,7 +192,7 @@ class VideoDCAE(VideoAutoencoder):
         return to_open_sora(state, config)
 
     def encode_moments(self, x):
-        return self.encoder(x) / self.scaling_factor
+        return super().encode_moments(x) * (1 / self.scaling_factor)
 
     def before_decoder(self, z):
         return self.unscaled(z)
@@ -205,10 +204,10 @@ class VideoDCAE(VideoAutoencoder):
         return {"scaling_factor": std}
 
     def decode_latents(self, z, still=False):
-        return self.decoder(self.before_decoder(z), still)
+        return self.leave(self.decoder(self.before_decoder(self.enter(z)), still))
 
     def decode_features(self, z, still=False):
-        return self.decoder.features(self.before_decoder(z), still)
+        return self.decoder.features(self.before_decoder(self.enter(z)), still)
 
 
 def _check(config: dict) -> None:

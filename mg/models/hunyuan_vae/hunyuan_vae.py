@@ -132,7 +132,7 @@ class HunyuanVAE(VideoAutoencoder):
         return to_diffusers(state, config)
 
     def encode_moments(self, x):
-        return self.quant_conv(self.encoder(x))
+        return self.leave(self.quant_conv(self.encoder(self.enter(x))))
 
     def before_decoder(self, z):
         return self.post_quant_conv(z)

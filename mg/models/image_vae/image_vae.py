@@ -6,9 +6,10 @@ The defaults are SD3.5's: 8x8 compression, 16 channels, no quant convolutions. I
 from collections.abc import Mapping
 from pathlib import Path
 
+import mindspore as ms
 from mindspore import Tensor, ops
 
-from mg.models.autoencoder import VideoAutoencoder
+from mg.models.autoencoder import VideoAutoencoder, crop
 from mg.models.image_vae.weights import (
     config_from_diffusers,
     config_to_diffusers,
@@ -17,8 +18,8 @@ from mg.models.image_vae.weights import (
     rename,
     to_diffusers,
 )
-from mg.models.layers.channels import swap_frames
 from mg.models.layers.conv import SpatialConv
+from mg.models.layers.layout import swap_frames
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
 from mg.tiling import TilingConfig
 
@@ -116,14 +117,17 @@ class ImageAutoencoder(VideoAutoencoder):
         return _unfold(self._in_micro_batches(self._decode_images, _fold(z)), z.shape[2])
 
     def decode_features(self, z, still=False):
-        return _unfold(self.decoder.features(self.before_decoder(_fold(z))), z.shape[2])
+        return self.decoder.features(self.before_decoder(self.enter(_fold(z))))
+
+    def picture(self, h, shape):
+        return crop(_unfold(self.leave(self.decoder.picture(h)), shape[2]).astype(ms.float32), shape)
 
     def _encode_images(self, x):
-        moments = self.encoder(x)
-        return self.quant_conv(moments) if self.config["use_quant_conv"] else moments
+        moments = self.encoder(self.enter(x))
+        return self.leave(self.quant_conv(moments) if self.config["use_quant_conv"] else moments)
 
     def _decode_images(self, z):
-        return self.decoder(self.before_decoder(z))
+        return self.leave(self.decoder(self.before_decoder(self.enter(z))))
 
     def _in_micro_batches(self, fn, x):
         n, size = x.shape[0], self.micro_batch_size

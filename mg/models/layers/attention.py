@@ -1,10 +1,14 @@
-"""Single-head attention: within a frame, over its pixels; along time, over a pixel's frames; over both, causal."""
+"""Attention: within a frame, over its pixels; along time, over a pixel's frames; over both, causal; and linear.
+
+All but the linear one have a single head, and are residual.
+"""
 
 import mindspore as ms
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, mint, nn, ops
 from mindspore.common.initializer import HeNormal, TruncatedNormal, initializer
 
 from mg.models.layers.conv import SpatialConv
+from mg.models.layers.layout import split, swap_frames
 from mg.models.layers.norm import GroupNorm
 from mg.models.layers.precision import PrecisionCell
 
@@ -18,36 +22,51 @@ class Dense(PrecisionCell):
         self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
 
     def construct(self, x):
-        y = ops.matmul(self.cast(x), self.cast(self.weight).transpose(1, 0))
+        y = mint.matmul(self.cast(x), self.cast(self.weight).transpose(1, 0))
         return self.cast(y + self.cast(self.bias))
 
 
 class DotProductAttention(PrecisionCell):
-    """softmax(q k^T / sqrt(C)) v for q (N, L, C) and k, v (N, M, C); the softmax in fp32.
+    """softmax(q^T k / sqrt(C)) v for q (N, C, L) and k, v (N, C, M) -> (N, C, L); the softmax in fp32.
 
     Where the N*L*M scores would be more than `most_scores`, 1 GB, the queries go in as many pieces as that takes.
+
+    Args:
+        channels_last: take and give (N, L, C) and (N, M, C).
     """
 
     most_scores = 2**28
 
+    def __init__(self, channels_last: bool = False):
+        super().__init__()
+        self.tokens = 1 if channels_last else 2  # their axis
+        if channels_last:
+            self.match, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+        else:
+            self.match, self.mix = ops.BatchMatMul(transpose_a=True), ops.BatchMatMul(transpose_b=True)
+
     def construct(self, q, k, v):
-        n, length, _ = q.shape
-        if k.shape[1] == 1:
+        n, length, keys = q.shape[0], q.shape[self.tokens], k.shape[self.tokens]
+        if keys == 1:
             # A lone key has all the weight. (PyNative in MindSpore 2.10, once it has had a gradient of a softmax over
             # one value, gets every later one wrong.)
-            return ops.broadcast_to(self.cast(v), (n, length, v.shape[2]))
-        piece = max(1, self.most_scores // (n * k.shape[1]))
+            return ops.broadcast_to(self.cast(v), q.shape)
+        piece = max(1, self.most_scores // (n * keys))
         if length <= piece:
             return self._attend(q, k, v)
+        rest = length % piece
         pieces = ()
-        for start in range(0, length, piece):
-            pieces += (self._attend(q[:, start : start + piece], k, v),)
-        return ops.cat(pieces, axis=1)
+        for part in split(q, (piece,) * (length // piece) + ((rest,) if rest else ()), self.tokens):
+            pieces += (self._attend(part, k, v),)
+        return mint.cat(pieces, dim=self.tokens)
 
     def _attend(self, q, k, v):
-        scores = self.cast(ops.bmm(self.cast(q), self.cast(k).transpose(0, 2, 1)))  # (N, L, M)
-        weights = ops.softmax(scores.astype(ms.float32) * q.shape[-1] ** -0.5, axis=-1)
-        return self.cast(ops.bmm(self.cast(weights), self.cast(v)))
+        channels = q.shape[3 - self.tokens]
+        scores = self.cast(self.match(self.cast(q), self.cast(k)))  # (N, L, M)
+        weights = self.cast(ops.softmax(scores.astype(ms.float32) * channels**-0.5, axis=-1))
+        if self.tokens == 1:
+            return self.cast(self.mix(weights, self.cast(v)))
+        return self.cast(self.mix(self.cast(v), weights))
 
 
 class SpatialAttention(nn.Cell):
@@ -63,14 +82,22 @@ class SpatialAttention(nn.Cell):
         self.proj_out = SpatialConv(channels, channels, 1, padding=(0, 0, 0, 0), zero=True)
 
     def construct(self, x):
-        b, c, t, h, w = x.shape
         y = self.norm(x)
-        y = self.attention(_pixels(self.q(y)), _pixels(self.k(y)), _pixels(self.v(y)))  # (B*T, H*W, C)
-        y = y.reshape(b, t, h, w, c).transpose(0, 4, 1, 2, 3)
-        return x + self.proj_out(y)
+        y = self.attention(self.images(self.q(y)), self.images(self.k(y)), self.images(self.v(y)))
+        return x + self.proj_out(self.clips(y, x.shape))
+
+    def images(self, x):
+        """(B, C, T, H, W) -> (B*T, C, H*W)"""
+        b, c, t, h, w = x.shape
+        return swap_frames(x).reshape(b * t, c, h * w)
+
+    def clips(self, y, shape):
+        """(B*T, C, H*W) -> (B, C, T, H, W), `shape`"""
+        b, c, t, h, w = shape
+        return swap_frames(y.reshape(b, t, c, h, w))
 
 
-class TemporalAttention(PrecisionCell):
+class TemporalAttention(nn.Cell):
     """Residual attention over the T frames of every pixel. Its output projection starts at zero: no effect."""
 
     def __init__(self, channels: int, groups: int):
@@ -79,17 +106,23 @@ class TemporalAttention(PrecisionCell):
         self.to_q = Dense(channels, TruncatedNormal(0.02))
         self.to_k = Dense(channels, TruncatedNormal(0.02))
         self.to_v = Dense(channels, TruncatedNormal(0.02))
-        self.attention = DotProductAttention()
+        self.attention = DotProductAttention(channels_last=True)
         self.proj_out = Dense(channels)
 
     def construct(self, x):
+        y = self.tokens(self.norm(x))
+        y = self.proj_out(self.attention(self.to_q(y), self.to_k(y), self.to_v(y)))
+        return x + self.clips(y, x.shape)
+
+    def tokens(self, x):
+        """(B, C, T, H, W) -> (B*H*W, T, C)"""
         b, c, t, h, w = x.shape
-        y = self.norm(x).transpose(0, 3, 4, 2, 1).reshape(b * h * w, t, c)  # (B*H*W, T, C)
-        v = self.to_v(y)
-        if t > 1 or self.plain:  # a single frame has but itself to attend to
-            v = self.attention(self.to_q(y), self.to_k(y), v)
-        y = self.proj_out(v)
-        return x + y.reshape(b, h, w, t, c).transpose(0, 4, 3, 1, 2)
+        return x.reshape(b, c, t, h * w).transpose(0, 3, 2, 1).reshape(b * h * w, t, c)
+
+    def clips(self, y, shape):
+        """(B*H*W, T, C) -> (B, C, T, H, W), `shape`"""
+        b, c, t, h, w = shape
+        return y.reshape(b, h * w, t, c).transpose(0, 3, 2, 1).reshape(b, c, t, h, w)
 
 
 class CausalAttention(nn.Cell):
@@ -106,23 +139,66 @@ class CausalAttention(nn.Cell):
         self.q = Dense(channels, HeNormal(nonlinearity="linear"))
         self.k = Dense(channels, HeNormal(nonlinearity="linear"))
         self.v = Dense(channels, HeNormal(nonlinearity="linear"))
-        self.attention = DotProductAttention()
+        self.attention = DotProductAttention(channels_last=True)
         self.proj_out = Dense(channels)
 
     def construct(self, x):
-        b, c, t, h, w = x.shape
-        y = self.norm(x).transpose(0, 2, 3, 4, 1).reshape(b, t * h * w, c)  # (B, T*H*W, C)
+        y = self.tokens(self.norm(x))  # (B, T*H*W, C), frame by frame
         q, k, v = self.q(y), self.k(y), self.v(y)
+        pixels = x.shape[3] * x.shape[4]
+        keys, values = split(k, pixels, 1), split(v, pixels, 1)
         frames = ()
-        for i in range(t):
-            start, stop = i * h * w, (i + 1) * h * w
-            frames += (self.attention(q[:, start:stop], k[:, :stop], v[:, :stop]),)  # (B, H*W, C)
-        # One alone as it is: MindSpore 2.10 warns of the gradient of a cat of one.
-        y = self.proj_out(ops.cat(frames, axis=1) if t > 1 else frames[0])
-        return x + y.reshape(b, t, h, w, c).transpose(0, 4, 1, 2, 3)
+        for i, query in enumerate(split(q, pixels, 1)):
+            frames += (self.attention(query, self.joined(keys[: i + 1]), self.joined(values[: i + 1])),)  # (B, H*W, C)
+        return x + self.clips(self.proj_out(self.joined(frames)), x.shape)
+
+    def joined(self, frames):
+        """Tokens in a row; one alone as it is, since MindSpore 2.10 warns of the gradient of a cat of one."""
+        return mint.cat(frames, dim=1) if len(frames) > 1 else frames[0]
+
+    def tokens(self, x):
+        """(B, C, T, H, W) -> (B, T*H*W, C)"""
+        b, c, t, h, w = x.shape
+        return x.reshape(b, c, t * h * w).transpose(0, 2, 1)
+
+    def clips(self, y, shape):
+        """(B, T*H*W, C) -> (B, C, T, H, W), `shape`"""
+        return y.transpose(0, 2, 1).reshape(shape)
 
 
-def _pixels(x):
-    """(B, C, T, H, W) -> (B*T, H*W, C)"""
-    b, c, t, h, w = x.shape
-    return x.transpose(0, 2, 3, 4, 1).reshape(b * t, h * w, c)
+class LinearAttention(PrecisionCell):
+    """relu(q) attends to relu(k) without a softmax: (v k^T) q / (sum of k)^T q, over all T*H*W tokens.
+
+    EfficientViT's (arXiv 2205.14756), whose cost grows with the number of tokens and not with its square. Takes the
+    channels of q, k and v of every head in turn, of two sets of heads, (B, 3C, T, H, W) each, and gives (B, 2C, T, H,
+    W) in fp32. The order of the products is what makes it linear.
+
+    Args:
+        head: channels of a head.
+    """
+
+    leaves_fp16 = True  # sums over all tokens
+
+    def __init__(self, head: int):
+        super().__init__()
+        self.head = head
+        self.across = ops.BatchMatMul(transpose_b=True)
+        self.sums = ops.BatchMatMul(transpose_a=True)
+
+    def construct(self, first, second):
+        b, c, t, h, w = first.shape
+        heads = mint.cat((first, second), dim=1).reshape(-1, 3 * self.head, t * h * w)
+        return self.attend(*split(heads, self.head, 1)).reshape(b, 2 * c // 3, t, h, w)
+
+    def attend(self, q, k, v):
+        """q, k, v (N, head, tokens) -> the same"""
+        q, k, v = self.cast(ops.relu(q)), self.cast(ops.relu(k)), self.cast(v)
+        keys = self.cast(mint.sum(k.astype(ms.float32), dim=2, keepdim=True))  # (N, head, 1)
+        values = self.cast(self.across(v, k))  # (N, head, head)
+        out = self.cast(ops.bmm(values, q)).astype(ms.float32)
+        norm = self.cast(self.sums(keys, q)).astype(ms.float32)  # (N, 1, tokens)
+        return self.over(out, norm + 1e-15)
+
+    def over(self, values, norm):
+        """values (N, head, tokens) / norm (N, 1, tokens)"""
+        return values * mint.reciprocal(norm)

@@ -1,10 +1,9 @@
 """Normalisation of (B, C, T, H, W), always in fp32."""
 
 import mindspore as ms
-from mindspore import Parameter, ops
+from mindspore import Parameter, mint, ops
 from mindspore.common.initializer import Normal, initializer
 
-from mg.models.layers.channels import scale, shift
 from mg.models.layers.precision import PrecisionCell
 
 
@@ -25,34 +24,8 @@ class GroupNorm(PrecisionCell):
 
     def construct(self, x):
         b, c, t, h, w = x.shape
-        y = x.astype(ms.float32)
-        if self.in_parts(y):
-            y = self._composed(y)
-        else:
-            y = ops.group_norm(y.reshape(b, c, t, h * w), self.groups, self.gamma, self.beta, self.eps)
-        return self.cast(y).reshape(b, c, t, h, w)
-
-    def _composed(self, x):
-        """The operator in its parts, which take half its time on a CPU."""
-        b, c, t, h, w = x.shape
-        groups, size = b * self.groups, c // self.groups
-        mean = _means(x, groups)
-        x = x.reshape(1, b * c, t, h, w)
-        x = shift(x, -ops.broadcast_to(mean, (groups, size)).reshape(b * c), True)
-        factors = ops.broadcast_to(ops.rsqrt(_means(x.square(), groups) + self.eps), (groups, size))
-        factors = factors.reshape(b, c) * self.gamma.reshape(1, c)
-        x = scale(x.reshape(b * c, t, h * w), factors.reshape(b * c, 1, 1), True)
-        return shift(x.reshape(b, c, t, h, w), self.beta, True)
-
-
-def _means(x, groups: int):
-    """The mean of each group of channels of all clips, (groups, 1).
-
-    Frame by frame, and then of those: a CPU's sum of millions of values in a row is off by 5e-4.
-    """
-    *_, h, w = x.shape
-    rows = x.reshape(-1, h * w).sum(axis=1).reshape(groups, -1)
-    return rows.sum(axis=1, keepdims=True) / (rows.shape[1] * h * w)
+        x = x.astype(ms.float32).reshape(b, c, t, h * w)
+        return self.cast(ops.group_norm(x, self.groups, self.gamma, self.beta, self.eps)).reshape(b, c, t, h, w)
 
 
 class RMSNorm(PrecisionCell):
@@ -68,13 +41,6 @@ class RMSNorm(PrecisionCell):
         self.eps = eps
 
     def construct(self, x):
-        b, c, t, h, w = x.shape
-        x = x.astype(ms.float32).reshape(b, c, t * h * w)
-        squares = x.square()
-        if self.on_cpu:  # sums of rows are slow there, products with ones are not
-            mean = ops.matmul(ops.ones((1, c), ms.float32), squares) / c  # (B, 1, T*H*W)
-        else:
-            mean = squares.mean(axis=1, keep_dims=True)
-        y = scale(x, ops.rsqrt(mean + self.eps), self.on_cpu)
-        y = scale(y, self.gamma.reshape(1, c, 1), self.on_cpu).reshape(b, c, t, h, w)
-        return self.cast(shift(y, self.beta, self.on_cpu))
+        x = x.astype(ms.float32)
+        root = mint.pow(mint.mean(x.square(), dim=1, keepdim=True) + self.eps, -0.5)  # (B, 1, T, H, W)
+        return self.cast(x * root * self.gamma.reshape(1, -1, 1, 1, 1) + self.beta.reshape(1, -1, 1, 1, 1))

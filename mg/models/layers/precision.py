@@ -10,8 +10,6 @@ from mindspore import nn
 
 from mg import runtime
 
-_LARGE = 2**16  # values
-
 
 class Cast(nn.Cell):
     """Cast to a dtype; the gradient comes back in the input's own."""
@@ -36,22 +34,13 @@ class PrecisionCell(nn.Cell):
 
     Attributes:
         leaves_fp16: its sums leave the range of fp16, so that it stays in fp32 there.
-        plain: compute as the papers write it; exporting: for another engine; see `mg.models.layers.forms`.
-        on_cpu: take what is fastest on a CPU in place of MindSpore's own operators.
     """
 
     leaves_fp16 = False
-    plain = exporting = False
 
     def __init__(self):
         super().__init__()
         self.cast = Cast(ms.float32)
-        self.on_cpu = runtime.device() == "cpu"
-
-    def in_parts(self, x):
-        """Whether to do in several operators what MindSpore has one for: on a CPU that is faster, but for small inputs.
-        In training it gains nothing, keeps more for the backward pass and takes twice as long to compile."""
-        return self.on_cpu and not self.training and x.size >= _LARGE
 
 
 def set_precision(network: nn.Cell, precision: str) -> nn.Cell:

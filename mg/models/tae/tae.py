@@ -132,8 +132,8 @@ class TemporalAutoencoder(VideoAutoencoder):
         return expected_shapes(config)
 
     def encode_moments(self, x):
-        moments = self.encoder(x)
-        return self.quant_conv(moments) if self.config["use_quant_conv"] else moments
+        moments = self.encoder(self.enter(x))
+        return self.leave(self.quant_conv(moments) if self.config["use_quant_conv"] else moments)
 
     def before_decoder(self, z):
         return self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from mindspore import nn, ops
 
 from mg.models.layers.conv import CausalConv3d
+from mg.models.layers.layout import Enter, Leave
 from mg.models.layers.norm import GroupNorm
+from mg.models.layers.resample import ChannelsToFrames
 from mg.models.layers.resnet import resnet_blocks, start_certain
 
 EPS = 1e-5  # of the norms
@@ -21,11 +23,10 @@ class Upsample(nn.Cell):
     def __init__(self, channels: int):
         super().__init__()
         self.conv = CausalConv3d(channels, 2 * channels)
+        self.to_frames = ChannelsToFrames()
 
     def construct(self, x):
-        b, c, t, h, w = x.shape
-        y = self.conv(x).reshape(b, c, 2, t, h, w)
-        return ops.stack((y[:, :, 0], y[:, :, 1]), axis=3).reshape(b, c, 2 * t, h, w)
+        return self.to_frames(self.conv(x))
 
 
 class Encoder(nn.Cell):
@@ -129,15 +130,16 @@ class TemporalVAE(nn.Cell):
         self.quant_conv = CausalConv3d(2 * latent_channels, 2 * latent_channels, kernel_size=1)
         self.post_quant_conv = CausalConv3d(latent_channels, latent_channels, kernel_size=1)
         self.decoder = Decoder(latent_channels, channels, *shape)
+        self.enter, self.leave = Enter(), Leave()
         start_certain(self.quant_conv)
 
     def encode(self, x):
         """Mean and log-variance along the channels, (B, 2 latent_channels, T / 2^m, h, w)"""
-        return self.quant_conv(self.encoder(x))
+        return self.leave(self.quant_conv(self.encoder(self.enter(x))))
 
     def decode(self, z):
         """(B, latent_channels, t, h, w) -> (B, channels, t * 2^m, h, w)"""
-        return self.decoder(self.post_quant_conv(z))
+        return self.leave(self.decoder(self.post_quant_conv(self.enter(z))))
 
 
 def _blocks(in_channels: int, out_channels: int, count: int, groups: int) -> nn.SequentialCell:

@@ -29,6 +29,7 @@ from mindspore import Tensor, ops
 
 from mg.models.autoencoder import VideoAutoencoder, check_video, sample
 from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.layers.layout import narrow, split
 from mg.models.layers.resnet import ResnetBlock
 from mg.models.streaming import Encoded
 from mg.models.temporal_vae.blocks import TemporalVAE
@@ -218,8 +219,7 @@ class OpenSoraVAE(VideoAutoencoder):
     def temporal_posterior(self, x_z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4, T, h, w) -> mean and log-variance of the latents, (B, z, t, h, w) each, of all chunks"""
         moments = []
-        for start, stop in chunk_bounds(x_z.shape[2], self.config["micro_frame_size"]):
-            chunk = x_z[:, :, start:stop]
+        for chunk in _chunks(x_z, self.config["micro_frame_size"]):
             b, c, frames, h, w = chunk.shape
             front = -frames % self.temporal_compression
             if front:
@@ -232,12 +232,12 @@ class OpenSoraVAE(VideoAutoencoder):
         that the latents can stand for."""
         size = self.config["micro_frame_size"] or z.shape[2] * self.temporal_compression
         chunks = []
-        for i, (start, stop) in enumerate(chunk_bounds(z.shape[2], self._latent_chunk)):
-            decoded = self._tiled(self.temporal_vae.decode, z[:, :, start:stop]).astype(ms.float32)
+        for i, chunk in enumerate(_chunks(z, self._latent_chunk)):
+            decoded = self._tiled(self.temporal_vae.decode, chunk).astype(ms.float32)
             kept = most = min(decoded.shape[2], size)
             if frames is not None and decoded.shape[2] - self.temporal_compression < frames - i * size <= most:
                 kept = frames - i * size
-            chunks.append(decoded[:, :, decoded.shape[2] - kept :])
+            chunks.append(narrow(decoded, 2, decoded.shape[2] - kept, kept))
         return _in_a_row(chunks)
 
     @property
@@ -294,6 +294,11 @@ class OpenSoraVAE(VideoAutoencoder):
             return fn(x)
         axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
         return tiled_tensor(fn, x, [replace(axis, up=1) for axis in axes])
+
+
+def _chunks(x: Tensor, size: int | None) -> tuple[Tensor, ...]:
+    """Cut along time, see `chunk_bounds`."""
+    return split(x, tuple(stop - start for start, stop in chunk_bounds(x.shape[2], size)), 2)
 
 
 def _in_a_row(chunks: list[Tensor]) -> Tensor:

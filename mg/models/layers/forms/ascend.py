@@ -1,0 +1,137 @@
+"""The layers in aclnn operators, which Ascend has compiled: others (aclop) are compiled online, for every shape anew.
+
+A convolution is aclnn's in three dimensions. CANN takes no Conv2D wider than 4,096, which pixels in a row are; and
+`ops.Conv3D` no groups. `FOLDED` works on the small grid where the papers work on what nearest neighbour has doubled:
+products are saved, and operators added; nobody has measured yet which is faster.
+"""
+
+import itertools
+
+from mindspore import mint, nn
+
+from mg.models.layers import conv, resample
+from mg.models.layers.forms.fewer import fold
+from mg.models.layers.layout import ends, narrow, split
+
+
+class Convolution(conv.Convolution):
+    def construct(self, x, weight, bias):
+        return mint.nn.functional.conv3d(self.pad(x), weight, bias, self.stride, self.margins, 1, self.groups)
+
+    def pad(self, x):
+        if not self.uneven:
+            return x
+        front, behind, top, bottom, left, right = self.padding
+        if self.margins[0]:
+            front, behind = 0, 0
+        if self.margins[1]:
+            top, bottom = 0, 0
+        if self.margins[2]:
+            left, right = 0, 0
+        return mint.nn.functional.pad(x, (left, right, top, bottom, front, behind))
+
+
+class CausalConv3d(conv.CausalConv3d):
+    def pad(self, x):
+        return repeat_edges(x, self.margin, self.before) if self.replicated and self.before else x
+
+
+def repeat_edges(x, margin, before):
+    """`margin` rows and columns on every side, and `before` frames in front."""
+    return mint.nn.functional.pad(x, (margin, margin, margin, margin, before, 0), mode="replicate")
+
+
+class DoublingCausalConv3d(resample.DoublingCausalConv3d):
+    def pad(self, x):
+        return repeat_edges(x, self.margin, self.before)
+
+
+LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
+    conv.Convolution: Convolution,
+    conv.CausalConv3d: CausalConv3d,
+    resample.DoublingCausalConv3d: DoublingCausalConv3d,
+}
+
+
+# On the small grid.
+
+
+def on_small_grid(cast, x, weight, bias, doubled):
+    """Nearest neighbour along the axes that `doubled` names of (T, H, W), and a kernel of three taps there.
+
+    Args:
+        cast: brings what is computed of the weight to the layer's precision.
+        x: (B, Cin, T, H, W), padded: with a sample at either end of a doubled axis, and whole along the others.
+        weight: (Cout, Cin, 3 or 1, 3 or 1, 3 or 1).
+    """
+    kernels = (weight,)
+    for axis in range(3):
+        if doubled[axis]:
+            kernels = tuple(itertools.chain(*[fold(kernel, 2 + axis, split) for kernel in kernels]))
+    parts = ()
+    for kernel, places in zip(kernels, itertools.product(*[range(2) if each else (0,) for each in doubled])):
+        seen = x
+        for axis in range(3):
+            if doubled[axis]:  # the first of a pair sees the sample before it, the second the one behind
+                first, *between, last = ends(seen, 2 + axis)
+                seen = mint.cat((*between, last) if places[axis] else (first, *between), dim=2 + axis)
+        parts += (mint.nn.functional.conv3d(seen, cast(kernel), bias, (1, 1, 1), (0, 0, 0), 1, 1),)
+    return in_turn(parts, doubled)
+
+
+def in_turn(parts, doubled):
+    """Values whose places along the `doubled` axes of (T, H, W) are taken in turn, the last axis first."""
+    for axis in (2, 1, 0):
+        if doubled[axis]:
+            pairs = ()
+            for first, second in zip(parts[::2], parts[1::2]):
+                shape = first.shape
+                both = mint.cat((first.expand_dims(3 + axis), second.expand_dims(3 + axis)), dim=3 + axis)
+                pairs += (both.reshape(shape[: 2 + axis] + (2 * shape[2 + axis],) + shape[3 + axis :]),)
+            parts = pairs
+    return parts[0]
+
+
+class FoldedSpatialConv(resample.DoublingSpatialConv):
+    def construct(self, x):
+        x = mint.nn.functional.pad(self.cast(x), (1, 1, 1, 1))
+        return self.cast(on_small_grid(self.cast, x, self.kernel(), self.cast(self.bias), (False, True, True)))
+
+
+class FoldedTemporalConv(resample.DoublingTemporalConv):
+    def construct(self, x):
+        x = self.cast(x)
+        x = self.pad(x) if self.margin else mint.nn.functional.pad(x, (0, 0, 0, 0, 1, 1))
+        return self.cast(on_small_grid(self.cast, x, self.kernel(), self.cast(self.bias), (True, False, False)))
+
+
+class FoldedConv3d(resample.DoublingConv3d):
+    def construct(self, x, frames):
+        x = mint.nn.functional.pad(self.cast(x), (1, 1, 1, 1, 1, 1))
+        doubled = (frames == 2, True, True)
+        return self.cast(on_small_grid(self.cast, x, self.weight, self.cast(self.bias), doubled))
+
+
+class FoldedCausalConv3d(resample.DoublingCausalConv3d):
+    """In time the first frame stays one: of each pair the second of the frame before comes first."""
+
+    def construct(self, x):
+        time, space = self.factors[0] == 2, self.factors[1] == 2
+        t = x.shape[2]
+        # Of frames that are doubled, each kernel sees one and the one before it; else, three.
+        x = repeat_edges(self.cast(x), 1, 1 if time else 2)
+        if not time:
+            return self.cast(on_small_grid(self.cast, x, self.weight, self.cast(self.bias), (False, space, space)))
+        first, second = fold(self.weight, 2, split)
+        pair = ()
+        for kernel in (second, first):
+            pair += (on_small_grid(self.cast, x, kernel, self.cast(self.bias), (False, space, space)),)
+        return self.cast(narrow(in_turn(pair, (True, False, False)), 2, 1, 2 * t - 1))
+
+
+FOLDED: dict[type[nn.Cell], type[nn.Cell]] = {
+    resample.DoublingSpatialConv: FoldedSpatialConv,
+    resample.DoublingTemporalConv: FoldedTemporalConv,
+    resample.DoublingConv3d: FoldedConv3d,
+    resample.DoublingCausalConv3d: FoldedCausalConv3d,
+}

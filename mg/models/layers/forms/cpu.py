@@ -1,0 +1,577 @@
+"""The layers as a CPU does them best: frames first, (B, T, C, H, W), so that every frame is a picture and all
+convolutions are Conv2D.
+
+MindSpore 2.10 keeps, until the process ends, about two tensors for every transpose of a compiled graph, and four for
+every operator that broadcasts by itself. Nothing here transposes or broadcasts what is large: taps in time are
+convolutions whose results are shifted and added, gains and offsets of channels are a batch norm's and a bias's, and
+pixels are interleaved by stacking.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from mg.models.layers import attention, conv, layout, norm, resample, shortcuts
+from mg.models.layers.forms.fewer import fold, product_of_pointwise, quarters, tap_of_a_frame
+
+_LARGE = 2**16  # values
+
+
+class Enter(layout.Enter):
+    def construct(self, x):
+        return layout.swap_frames(x)
+
+
+class Leave(layout.Leave):
+    def construct(self, x):
+        return layout.swap_frames(x)
+
+
+# Frames and time.
+
+
+def pictures(x):
+    """(B, T, C, H, W) -> (B*T, C, H, W)"""
+    b, t, c, h, w = x.shape
+    return x.reshape(b * t, c, h, w)
+
+
+def clips(x, frames: int):
+    """(B*T, C, H, W) -> (B, T, C, H, W)"""
+    n, c, h, w = x.shape
+    return x.reshape(n // frames, frames, c, h, w)
+
+
+def repeat_edges(x, axis: int, before: int, after: int):
+    """Repeat the first slice along `axis` `before` more times, and the last one `after`."""
+    first, last = ops.narrow(x, axis, 0, 1), ops.narrow(x, axis, x.shape[axis] - 1, 1)
+    return ops.cat((first,) * before + (x,) + (last,) * after, axis)
+
+
+def shifted(x, offset: int, repeated: bool):
+    """As many frames as x has, from `offset` on; outside of x its edges, or zeros."""
+    b, t, c, h, w = x.shape
+    if offset == 0:
+        return x
+    missing = min(abs(offset), t)
+    inner = ops.narrow(x, 1, max(offset, 0), t - missing) if missing < t else None
+    if repeated:
+        outer = (ops.narrow(x, 1, 0 if offset < 0 else t - 1, 1),) * missing
+    else:
+        outer = (ops.zeros((b, missing, c, h, w), x.dtype),)
+    if inner is None:
+        return ops.cat(outer, 1) if len(outer) > 1 else outer[0]
+    return ops.cat(outer + (inner,) if offset < 0 else (inner,) + outer, 1)
+
+
+def sum_of_taps(taps, before: int, repeated: bool):
+    """The sum over i of what tap i gives `before` - i frames earlier; `taps`, each (B, T, C, H, W)."""
+    y = shifted(taps[0], -before, repeated)
+    for i in range(1, len(taps)):
+        y = y + shifted(taps[i], i - before, repeated)
+    return y
+
+
+def under_kernel(x, frames: int, size: int, stride: int):
+    """The frames under a kernel of `size` frames as channels of one. (B, T, C, H, W) -> (B*frames, C*size, H, W)"""
+    b, t, c, h, w = x.shape
+    missing = size - 1 + frames * stride - t
+    if missing > 0:  # for the reshape below; no kernel sees them
+        x = ops.cat((x, ops.zeros((b, missing, c, h, w), x.dtype)), 1)
+    seen = ()
+    for i in range(size):
+        frames_seen = ops.narrow(x, 1, i, frames * stride)
+        if stride > 1:  # not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch
+            frames_seen = ops.narrow(frames_seen.reshape(b, frames, stride, c, h, w), 2, 0, 1)
+        seen += (frames_seen.reshape(b, frames, c, h, w),)
+    return ops.stack(seen, axis=3).reshape(b * frames, c * size, h, w)
+
+
+def join_taps(weight):
+    """A kernel for what `under_kernel` gives. (Cout, Cin, k, kh, kw) -> (Cout, Cin*k, kh, kw)"""
+    c_out, c_in, size, height, width = weight.shape
+    return weight.reshape(c_out, c_in * size, height, width)
+
+
+def add_bias(x, bias):
+    """(N, C, H, W) + (C,) or None"""
+    return x if bias is None else ops.bias_add(x, bias.astype(x.dtype))
+
+
+# Convolutions.
+
+
+class SpatialConv(conv.SpatialConv):
+    def prepare(self):
+        c_out, _, size, _ = self.weight.shape
+        self.conv2d = ops.Conv2D(c_out, size, pad_mode="pad", pad=tuple(self.padding), stride=self.stride)
+
+    def construct(self, x):
+        y = self.conv2d(pictures(self.cast(x)), self.cast(self.weight))
+        return clips(self.cast(add_bias(y, self.cast(self.bias))), x.shape[1])
+
+
+class TemporalConv(conv.TemporalConv):
+    def prepare(self):
+        self.conv2d = ops.Conv2D(self.weight.shape[0], 1)
+        self.before = self.kernel_size // 2
+
+    def construct(self, x):
+        x, c, t = self.cast(x), x.shape[2], x.shape[1]
+        if t == 1:
+            y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(self.kernel(), self.margin > 0, self.before)))
+        elif self.stride == 1:
+            taps = ()
+            for weight in ops.unstack(self.cast(self.weight), axis=3):
+                taps += (clips(self.conv2d(pictures(x), weight.reshape(c, c, 1, 1)), t),)
+            y = pictures(sum_of_taps(taps, self.before, self.margin > 0))
+        else:
+            t = -(-t // self.stride)
+            y = self.conv2d(self.strided(x, t), self.cast(self.weight.reshape(c, -1, 1, 1)))
+        return clips(self.cast(add_bias(y, self.cast(self.bias))), t)
+
+    def strided(self, x, frames):
+        b, _, c, h, w = x.shape
+        if self.margin:
+            x = repeat_edges(x, 1, self.before, self.before)
+        else:
+            x = ops.cat((ops.zeros((b, self.before, c, h, w), x.dtype), x), 1)
+        return under_kernel(x, frames, self.kernel_size, self.stride)
+
+
+class FactorizedConv(conv.FactorizedConv):
+    def prepare(self):
+        self.conv2d = ops.Conv2D(self.conv_temp.weight.shape[0], 1)
+
+    def construct(self, x):
+        if not self.pointwise:
+            return self.conv_temp(self.conv_spat(x))
+        weight, bias = product_of_pointwise(self.conv_spat, self.conv_temp)
+        y = self.conv2d(pictures(self.cast(x)), self.cast(weight))
+        return clips(self.cast(ops.bias_add(y, self.cast(bias))), x.shape[1])
+
+
+class Conv3d(conv.Conv3d):
+    """A dense kernel's taps in time are output channels of one Conv2D, and so are a depthwise one's."""
+
+    repeated = False
+
+    def prepare(self):
+        margin, c_out = self.kernel_size // 2, self.weight.shape[0]
+        self.before = self.behind = margin
+        self._prepare(margin, c_out if self.depthwise else 1)
+
+    def _prepare(self, margin, groups):
+        c_out = self.weight.shape[0]
+        common = {"kernel_size": self.kernel_size, "pad_mode": "pad", "pad": (margin,) * 4, "group": groups}
+        self.conv2d = ops.Conv2D(c_out, stride=self.stride[1:], **common)
+        self.conv_taps = ops.Conv2D(c_out * self.kernel_size, stride=self.stride[1:], **common)
+        self.grouped = groups > 1
+
+    def construct(self, x):
+        return self.convolve(self.pad_pictures(self.cast(x)))
+
+    def pad_pictures(self, x):
+        return x
+
+    def convolve(self, x):
+        weight, t = self.weight, x.shape[1]
+        if t == 1:
+            y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(weight, self.repeated, self.before)))
+        elif self.kernel_size == 1:
+            y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
+        elif self.stride[0] == 1:
+            y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
+        else:
+            x = self.pad_frames(x)
+            t = (x.shape[1] - self.kernel_size) // self.stride[0] + 1
+            y = self.conv2d(under_kernel(x, t, self.kernel_size, self.stride[0]), self.cast(join_taps(weight)))
+        return clips(self.cast(add_bias(y, None if self.bias is None else self.cast(self.bias))), t)
+
+    def taps(self, x):
+        b, t, *_ = x.shape
+        size, c = self.kernel_size, self.weight.shape[0]
+        if self.grouped:
+            y = self.conv_taps(pictures(x), self.cast(self.weight.reshape(c * size, 1, size, size)))
+            return ops.unstack(y.reshape(b, t, c, size, y.shape[2], y.shape[3]), axis=3)
+        y = self.conv_taps(pictures(x), ops.cat(ops.unstack(self.cast(self.weight), axis=2), 0))
+        return ops.unstack(y.reshape(b, t, size, c, y.shape[2], y.shape[3]), axis=2)
+
+    def pad_frames(self, x):
+        b, _, c, h, w = x.shape
+        before, behind = (ops.zeros((b, n, c, h, w), x.dtype) for n in (self.before, self.behind))
+        return ops.cat((before, x, behind), 1)
+
+
+class CausalConv3d(conv.CausalConv3d):
+    def prepare(self):
+        self.repeated = self.replicated
+        Conv3d._prepare(self, 0 if self.repeated else self.kernel_size // 2, 1)
+
+    construct, convolve, taps = Conv3d.construct, Conv3d.convolve, Conv3d.taps
+
+    def pad_pictures(self, x):
+        if not self.repeated or not self.margin:
+            return x
+        return repeat_edges(repeat_edges(x, 3, self.margin, self.margin), 4, self.margin, self.margin)
+
+    def pad_frames(self, x):
+        if self.repeated:
+            return repeat_edges(x, 1, self.before, 0)
+        b, _, c, h, w = x.shape
+        return ops.cat((ops.zeros((b, self.before, c, h, w), x.dtype), x), 1) if self.before else x
+
+
+class GroupedPointwiseConv(conv.GroupedPointwiseConv):
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        weight = self.cast(self.weight).reshape(1, self.groups, c // self.groups, c // self.groups)
+        y = ops.matmul(weight, self.cast(x).reshape(b * t, self.groups, c // self.groups, h * w))
+        return self.cast(y).reshape(b, t, c, h, w)
+
+
+# Norms.
+
+
+class GroupNorm(norm.GroupNorm):
+    """In parts, which take half the operator's time. In training they gain nothing, and compile for twice as long."""
+
+    def prepare(self):
+        self.affine = ops.BatchNorm(is_training=False, epsilon=1e-12)
+
+    def in_parts(self, x):
+        return not self.training and x.size >= _LARGE
+
+    def construct(self, x):
+        y = x.astype(ms.float32)
+        return self.cast(self.composed(y) if self.in_parts(x) else self.whole(y))
+
+    def whole(self, x):
+        b, t, c, h, w = x.shape
+        y = self.exchange(x).reshape(b, c, t, h * w)
+        y = ops.group_norm(y, self.groups, self.gamma, self.beta, self.eps)
+        return self.exchange(y.reshape(b, c, t, h, w))
+
+    def exchange(self, x):
+        """`swap_frames`, of which nothing is kept"""
+        b, first, second, h, w = x.shape
+        if first == 1 or second == 1:
+            return x.reshape(b, second, first, h, w)
+        return ops.stack(ops.unstack(x, axis=min(1 if first <= second else 2, 2)), axis=2 if first <= second else 1)
+
+    def composed(self, x):
+        b, t, c, h, w = x.shape
+        x = ops.bias_add(x.reshape(1, b * t * c, h * w), -self.means(x).reshape(-1))
+        factors = ops.rsqrt(self.means(x.square().reshape(b, t, c, h, w)) + self.eps)
+        factors = (factors * self.gamma.reshape(1, 1, c)).reshape(-1)  # (B*T*C,)
+        offsets = ops.broadcast_to(self.beta.reshape(1, c), (b * t, c)).reshape(-1)
+        return affine(self.affine, x.reshape(1, b * t * c, h, w), factors, offsets).reshape(b, t, c, h, w)
+
+    def means(self, x):
+        """The mean of each group of channels of all frames, for each of its channels, (B, T, C).
+
+        Frame by frame, and then of those: a CPU's sum of millions of values in a row is off by 5e-4.
+        """
+        b, t, c, h, w = x.shape
+        rows = x.reshape(b * t * c, h * w).sum(axis=1).reshape(b, t, self.groups, c // self.groups)
+        means = rows.sum(axis=3, keepdims=True).sum(axis=1, keepdims=True) * (self.groups / (t * c * h * w))
+        return ops.broadcast_to(means, rows.shape).reshape(b, t, c)
+
+
+def affine(batch_norm, x, factors, offsets):
+    """x (N, C, H, W) * factors (C,) + offsets (C,), of which nothing is kept but x: a norm by constant statistics."""
+    zeros, ones = ops.zeros(factors.shape, ms.float32), ops.ones(factors.shape, ms.float32)
+    return batch_norm(x, factors, offsets, zeros, ones)[0]
+
+
+class RMSNorm(norm.RMSNorm):
+    def prepare(self):
+        self.affine = ops.BatchNorm(is_training=False, epsilon=1e-12)
+
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        x = x.astype(ms.float32).reshape(b * t, c, h * w)
+        squares = x.square()
+        mean = ops.matmul(ops.ones((1, c), ms.float32), squares) * (1 / c)  # (B*T, 1, H*W); sums of rows are slow
+        x = x * ops.broadcast_to(ops.rsqrt(mean + self.eps), x.shape)
+        return self.cast(affine(self.affine, x.reshape(b * t, c, h, w), self.gamma, self.beta)).reshape(b, t, c, h, w)
+
+
+# Attention.
+
+
+class SpatialAttention(attention.SpatialAttention):
+    def images(self, x):
+        b, t, c, h, w = x.shape
+        return x.reshape(b * t, c, h * w)
+
+    def clips(self, y, shape):
+        return y.reshape(shape)
+
+
+class TemporalAttention(attention.TemporalAttention):
+    def tokens(self, x):
+        b, t, c, h, w = x.shape
+        return x.reshape(b, t, c, h * w).transpose(0, 3, 1, 2).reshape(b * h * w, t, c)
+
+    def clips(self, y, shape):
+        b, t, c, h, w = shape
+        return y.reshape(b, h * w, t, c).transpose(0, 2, 3, 1).reshape(shape)
+
+
+class CausalAttention(attention.CausalAttention):
+    def tokens(self, x):
+        b, t, c, h, w = x.shape
+        return x.reshape(b, t, c, h * w).transpose(0, 1, 3, 2).reshape(b, t * h * w, c)
+
+    def clips(self, y, shape):
+        b, t, c, h, w = shape
+        return y.reshape(b, t, h * w, c).transpose(0, 1, 3, 2).reshape(shape)
+
+
+class LinearAttention(attention.LinearAttention):
+    """Frame by frame, with the sums over tokens added up over frames: tokens need not lie side by side."""
+
+    def construct(self, first, second):
+        b, t, c, h, w = first.shape
+        x = ops.cat((first, second), 2).reshape(b * t, -1, 3 * self.head, h * w)
+        q, k, v = ops.split(x, self.head, 2)  # (B*T, heads, head, H*W)
+        q, k, v = self.cast(ops.relu(q)), self.cast(ops.relu(k)), self.cast(v)
+        keys = self.over_frames(k.astype(ms.float32).sum(axis=3, keepdims=True), t)
+        values = self.over_frames(self.across(v, k).astype(ms.float32), t)
+        out = self.cast(ops.bmm(values, q)).astype(ms.float32)
+        total = self.cast(self.sums(keys, q)).astype(ms.float32)  # (B*T, heads, 1, H*W)
+        out = out * ops.broadcast_to(1.0 / (total + 1e-15), out.shape)
+        return out.reshape(b, t, 2 * c // 3, h, w)
+
+    def over_frames(self, x, frames):
+        """(B*T, ...) -> the sums over T, for every frame again"""
+        n, heads, rows, columns = x.shape
+        total = x.reshape(n // frames, frames, heads, rows, columns).sum(axis=1, keepdims=True)
+        total = ops.broadcast_to(self.cast(total), (n // frames, frames, heads, rows, columns))
+        return total.reshape(x.shape)
+
+
+# Doubling.
+
+
+class Doubling(nn.Cell):
+    """Nearest neighbour and a 3x3 kernel, on the small grid, without a bias.
+
+    x (N, Cin, H, W), `quarters` of a weight (Cout, Cin, 3, 3) -> (N, Cout, 2H, 2W)
+
+    Args:
+        repeated: the edges are, in place of zeros.
+    """
+
+    def __init__(self, out_channels: int, repeated: bool = False):
+        super().__init__()
+        self.repeated = repeated
+        # Of each block of 2x2 the pixel at the top left sees its own small pixel and those above and to the left.
+        top, bottom, left, right = ((0, 0) if repeated else pads for pads in ((1, 0), (0, 1), (1, 0), (0, 1)))
+        self.top_left = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=top + left)
+        self.top_right = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=top + right)
+        self.bottom_left = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=bottom + left)
+        self.bottom_right = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=bottom + right)
+
+    def construct(self, x, top_left, top_right, bottom_left, bottom_right):
+        n, _, h, w = x.shape
+        above, below = (repeat_edges(x, 2, 1, 0), repeat_edges(x, 2, 0, 1)) if self.repeated else (x, x)
+        top = self.side_by_side(
+            self.top_left(self.beside(above, 1, 0), top_left), self.top_right(self.beside(above, 0, 1), top_right)
+        )
+        bottom = self.side_by_side(
+            self.bottom_left(self.beside(below, 1, 0), bottom_left),
+            self.bottom_right(self.beside(below, 0, 1), bottom_right),
+        )
+        return ops.stack((top, bottom), axis=3).reshape(n, -1, 2 * h, 2 * w)
+
+    def beside(self, x, left, right):
+        return repeat_edges(x, 3, left, right) if self.repeated else x
+
+    def side_by_side(self, left, right):
+        """The pixels of two pictures in turn. (N, C, H, W) twice -> (N, C, H, 2W)"""
+        n, c, h, w = left.shape
+        return ops.stack((left, right), axis=4).reshape(n, c, h, 2 * w)
+
+
+class DoublingSpatialConv(resample.DoublingSpatialConv):
+    def prepare(self):
+        self.double = Doubling(self.weight.shape[0])
+
+    def construct(self, x):
+        top_left, top_right, bottom_left, bottom_right = quarters(self.weight)
+        kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
+        y = self.double(pictures(self.cast(x)), *kernels)
+        return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), x.shape[1])
+
+
+class DoublingTemporalConv(resample.DoublingTemporalConv):
+    """A single frame comes back as one where edges are repeated: then both of the pair are the same."""
+
+    def prepare(self):
+        self.conv2d = ops.Conv2D(self.weight.shape[0], 1)
+
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        x, repeated = pictures(self.cast(x)), self.margin > 0
+        if t == 1 and repeated:
+            y = self.conv2d(x, self.cast(tap_of_a_frame(self.kernel(), True, 0)))
+            return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 1)
+        w0, w1, w2 = ops.unstack(self.weight, axis=3)  # (C, C, 1)
+        first = shifted(self.tap(x, w0, t), -1, repeated) + self.tap(x, w1 + w2, t)
+        second = self.tap(x, w0 + w1, t) + shifted(self.tap(x, w2, t), 1, repeated)
+        y = ops.stack((first, second), axis=2).reshape(b * 2 * t, c, h, w)
+        return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 2 * t)
+
+    def tap(self, x, weight, frames):
+        return clips(self.conv2d(x, self.cast(weight.expand_dims(3))), frames)
+
+
+class DoublingConv3d(resample.DoublingConv3d):
+    def prepare(self):
+        self.double = Doubling(self.weight.shape[0])
+
+    def construct(self, x, frames):
+        b, t, c, h, w = x.shape
+        x = self.cast(x)
+        if t == 1 and frames == 1:
+            y = self.doubled(pictures(x), self.weight[:, :, 1])
+        else:
+            zeros = ops.zeros((b, 1, c, h, w), x.dtype)
+            x = ops.cat((zeros, x, zeros), 1)  # (B, T + 2, Cin, H, W)
+            if frames == 2:
+                first, second = fold(self.weight, 2)
+                y = (self.seen(x, 0, t, first), self.seen(x, 1, t, second))
+                y = ops.stack(y, axis=1)  # (B*T, 2, Cout, 2H, 2W)
+            else:
+                y = self.doubled(under_kernel(x, t, 3, 1), join_taps(self.weight))
+        y = y.reshape(b * frames * t, -1, 2 * h, 2 * w)
+        return clips(self.cast(add_bias(y, self.cast(self.bias))), frames * t)
+
+    def seen(self, x, start, frames, weight):
+        """The frames of a pair's first, or second: each of them under a kernel of two, from `start` on."""
+        return self.doubled(under_kernel(ops.narrow(x, 1, start, frames + 1), frames, 2, 1), join_taps(weight))
+
+    def doubled(self, x, weight):
+        top_left, top_right, bottom_left, bottom_right = quarters(weight)
+        kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
+        return self.double(x, *kernels)
+
+
+class DoublingCausalConv3d(resample.DoublingCausalConv3d):
+    def prepare(self):
+        self.double = Doubling(self.weight.shape[0], repeated=True)
+        self.conv2d = ops.Conv2D(self.weight.shape[0], 3)
+
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        time, space = self.factors
+        x = self.cast(x)
+        if t == 1:
+            y, t = self.in_space(pictures(x), self.weight.sum(axis=2)), 1
+        elif time == 2:
+            x = under_kernel(repeat_edges(x, 1, 1, 0), t, 2, 1)  # (B*T, 2C, H, W): each behind the one before it
+            first, second = fold(self.weight, 2)
+            # Of each pair the second of the earlier frame comes first, as the first frame has no pair.
+            pairs = self.in_space(x, join_taps(second)), self.in_space(x, join_taps(first))
+            y = ops.stack(pairs, axis=1).reshape(b, 2 * t, c, space * h, space * w)
+            y, t = pictures(ops.narrow(y, 1, 1, 2 * t - 1)), 2 * t - 1
+        else:
+            y = self.in_space(under_kernel(repeat_edges(x, 1, 2, 0), t, 3, 1), join_taps(self.weight))
+        return clips(self.cast(add_bias(y, self.cast(self.bias))), t)
+
+    def in_space(self, x, weight):
+        """(N, Cin, H, W) -> (N, C, H or 2H, W or 2W)"""
+        if self.factors[1] == 2:
+            top_left, top_right, bottom_left, bottom_right = quarters(weight)
+            kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
+            return self.double(x, *kernels)
+        return self.conv2d(repeat_edges(repeat_edges(x, 2, 1, 1), 3, 1, 1), self.cast(weight))
+
+
+class ChannelsToFrames(resample.ChannelsToFrames):
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        pairs = ops.unstack(x.reshape(b, t, c // 2, 2, h, w), axis=3)
+        return ops.stack(pairs, axis=2).reshape(b, 2 * t, c // 2, h, w)
+
+
+# Shortcuts.
+
+
+class AverageChannels(shortcuts.AverageChannels):
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        size = c // self.channels
+        total = x.reshape(b * t, self.channels, size, h * w).sum(axis=2)
+        return (total * (1 / size)).reshape(b, t, self.channels, h, w)
+
+
+class RepeatChannels(shortcuts.RepeatChannels):
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        x = ops.broadcast_to(x.reshape(b * t, c, 1, h, w), (b * t, c, self.channels // c, h, w))
+        return x.reshape(b, t, self.channels, h, w)
+
+
+class PixelsToChannels(shortcuts.PixelsToChannels):
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        frames = 2 if self.temporal and t > 1 else 1
+        pixels = ()
+        for frame in ops.unstack(x.reshape(b, t // frames, frames, c, h, w), axis=2):
+            even, odd = ops.unstack(frame.reshape(b, t // frames, c, h, w // 2, 2), axis=5)
+            even = ops.unstack(even.reshape(b, t // frames, c, h // 2, 2, w // 2), axis=4)
+            odd = ops.unstack(odd.reshape(b, t // frames, c, h // 2, 2, w // 2), axis=4)
+            pixels += (even[0], odd[0], even[1], odd[1])
+        x = ops.stack(pixels, axis=3)  # (B, T / frames, C, frames * 2 * 2, H / 2, W / 2)
+        return self.average(x.reshape(b, t // frames, c * frames * 4, h // 2, w // 2))
+
+
+class ChannelsToPixels(shortcuts.ChannelsToPixels):
+    def construct(self, x, frames):
+        b, t, c, h, w = x.shape
+        copies = self.channels * frames * 4 // c
+        x = ops.broadcast_to(x.reshape(b * t, c, 1, h, w), (b * t, c, copies, h, w))
+        places = ops.unstack(x.reshape(b, t, self.channels, frames * 4, h, w), axis=3)
+        filled = ()
+        for i in range(frames):
+            top = ops.stack((places[4 * i], places[4 * i + 1]), axis=5).reshape(b, t, self.channels, h, 2 * w)
+            bottom = ops.stack((places[4 * i + 2], places[4 * i + 3]), axis=5).reshape(b, t, self.channels, h, 2 * w)
+            filled += (ops.stack((top, bottom), axis=4).reshape(b, t, self.channels, 2 * h, 2 * w),)
+        x = ops.stack(filled, axis=2) if frames > 1 else filled[0]
+        return x.reshape(b, t * frames, self.channels, 2 * h, 2 * w)
+
+
+class Gate(shortcuts.Gate):
+    def construct(self, x):
+        y, gate = ops.split(x, x.shape[2] // 2, 2)
+        return y * ops.silu(gate)
+
+
+LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
+    layout.Enter: Enter,
+    layout.Leave: Leave,
+    conv.SpatialConv: SpatialConv,
+    conv.TemporalConv: TemporalConv,
+    conv.FactorizedConv: FactorizedConv,
+    conv.Conv3d: Conv3d,
+    conv.CausalConv3d: CausalConv3d,
+    conv.GroupedPointwiseConv: GroupedPointwiseConv,
+    norm.GroupNorm: GroupNorm,
+    norm.RMSNorm: RMSNorm,
+    attention.SpatialAttention: SpatialAttention,
+    attention.TemporalAttention: TemporalAttention,
+    attention.CausalAttention: CausalAttention,
+    attention.LinearAttention: LinearAttention,
+    resample.DoublingSpatialConv: DoublingSpatialConv,
+    resample.DoublingTemporalConv: DoublingTemporalConv,
+    resample.DoublingConv3d: DoublingConv3d,
+    resample.DoublingCausalConv3d: DoublingCausalConv3d,
+    resample.ChannelsToFrames: ChannelsToFrames,
+    shortcuts.AverageChannels: AverageChannels,
+    shortcuts.RepeatChannels: RepeatChannels,
+    shortcuts.PixelsToChannels: PixelsToChannels,
+    shortcuts.ChannelsToPixels: ChannelsToPixels,
+    shortcuts.Gate: Gate,
+}

@@ -1,0 +1,64 @@
+"""Where clips enter the layers, and where they leave them; and how frames and channels are exchanged.
+
+Every layer here takes and gives (B, C, T, H, W). A form of the layers (mg.models.layers.forms) may have them work in
+another layout: then `Enter` brings what comes into it, and `Leave` back what goes out.
+"""
+
+from mindspore import mint, nn, ops
+
+
+class Enter(nn.Cell):
+    """(B, C, T, H, W) -> the layers' layout"""
+
+    def construct(self, x):
+        return x
+
+
+class Leave(nn.Cell):
+    """The layers' layout -> (B, C, T, H, W)"""
+
+    def construct(self, x):
+        return x
+
+
+def swap_frames(x):
+    """(B, C, T, H, W) -> (B, T, C, H, W), and back"""
+    b, first, second, h, w = x.shape
+    if first == 1 or second == 1:
+        return x.reshape(b, second, first, h, w)
+    return x.transpose(0, 2, 1, 3, 4)
+
+
+def repeat_edges(x, axis: int, before: int, after: int):
+    """Repeat the first slice along `axis` `before` more times, and the last one `after`."""
+    if x.shape[axis] == 1:
+        # Not a cat of x and itself: PyNative in MindSpore 2.10 gets the gradient of one wrong.
+        return ops.broadcast_to(x, x.shape[:axis] + (before + 1 + after,) + x.shape[axis + 1 :])
+    first, *middle, last = ends(x, axis)
+    return mint.cat((first,) * (before + 1) + tuple(middle) + (last,) * (after + 1), dim=axis)
+
+
+# Views, all of these, which cost nothing on Ascend; `ops.split`, `ops.narrow` and slices are kernels, compiled online.
+# `mint.split` is one too, but PyNative in MindSpore 2.10 gets its gradients wrong.
+
+
+def narrow(x, axis: int, start: int, length: int):
+    """`length` slices along `axis`, from `start` on."""
+    return mint.narrow(x, axis, start, length)
+
+
+def split(x, sizes, axis: int):
+    """Parts of these sizes along `axis`, which they fill; an int is that of all."""
+    if isinstance(sizes, int):
+        sizes = (sizes,) * (x.shape[axis] // sizes)
+    parts, start = (), 0
+    for size in sizes:
+        parts += (mint.narrow(x, axis, start, size),)
+        start = start + size
+    return parts
+
+
+def ends(x, axis: int):
+    """The first slice along `axis`, those between, if any, and the last."""
+    between = x.shape[axis] - 2
+    return split(x, (1, between, 1) if between else (1, 1), axis)
