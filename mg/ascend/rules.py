@@ -12,39 +12,16 @@ from mg.ascend.kernels import Kernel, Tensor
 # Kernels of the kind aclop that are taken nevertheless, each with a reason: what is here does not fail a graph. CANN
 # compiles an aclop kernel anew for every shape that it meets, in seconds each, so the first clip of every shape waits.
 ACLOP_INFERENCE: dict[str, str] = {
-    "Conv2D": "convolutions on frames, along time and of one pixel; Conv2DExt and Conv3DExt are aclnn",
-    "Conv3D": "dense convolutions in three dimensions; Conv3DExt is aclnn",
-    "BiasAdd": "the biases of Conv2D, which Conv2DExt takes itself",
-    "Slice": "ops.narrow, where edges are repeated",
-    "StridedSlice": "slices of a tensor in a compiled graph",
-    "Split": "ops.split and ops.chunk into equal parts; SplitWithSize is aclnn",
-    "Stack": "ops.stack; mint.stack is aclnn",
     "StandardNormal": "the noise of a sample, drawn once a clip",
-    "MaxPool": "LPIPS' trunks in fp32; MaxPoolWithMask is aclnn",
-    "ReduceMean": "means, in norms and losses",
 }
 ACLOP_TRAINING: dict[str, str] = ACLOP_INFERENCE | {
-    "Conv2DBackpropInput": "the gradient of Conv2D",
-    "Conv2DBackpropFilter": "the gradient of Conv2D",
-    "Conv3DBackpropInput": "the gradient of Conv3D",
-    "Conv3DBackpropFilter": "the gradient of Conv3D",
-    "BiasAddGrad": "the gradient of BiasAdd",
-    "SliceGrad": "the gradient of Slice",
-    "StridedSliceGrad": "the gradient of StridedSlice",
-    "MaxPoolGrad": "the gradient of MaxPool",
-    "Unstack": "the gradient of Stack",
-    "SqrtGrad": "the gradient of ops.sqrt",
-    "RsqrtGrad": "the gradient of ops.rsqrt",
-    "FillV2": "zeros that gradients begin with",
-    "AddN": "gradients that meet, and their norm",
-    "RealDiv": "the gradient of a mean",
-    "AssignAdd": "gradients that are gathered, and counts",
-    "AssignSub": "gradients that are set to zero",
-    "Assign": "parameters, averages and statistics that are written",
-    "TensorMove": "what is read before it is written",
-    "Adam": "AdamW's step; the primitive AdamW is aclnn",
-    "SGD": "the step of nn.SGD",
+    "AddN": "gradients that meet where a value is used twice: MindSpore adds them so, two or three at once",
+    "TensorMove": "copies that MindSpore makes by itself where a value is read and written",
+    "Assign": "the discriminator's statistics, and optimizers other than AdamW, of shapes that no clip changes",
+    "AssignAdd": "counts and moments of optimizers other than AdamW",
+    "AssignSub": "moments of optimizers other than AdamW",
     "Gather": "the learning rate of an update, in optimizers that look it up",
+    "SGD": "the step of nn.SGD",
 }
 
 # The most kernels that an update may launch for each parameter.

@@ -286,7 +286,8 @@ class VideoAutoencoder(Streaming, nn.Cell):
             (B, 3, T, H, W) in fp32, about [-1, 1]: not clipped.
         """
         check_video(z, self.latent_channels, "z")
-        return self.pixels(self.code(z, num_target_frames), num_target_frames)[:, :, :num_target_frames]
+        x = self.pixels(self.code(z, num_target_frames), num_target_frames)
+        return x if num_target_frames is None else narrow(x, 2, 0, min(num_target_frames, x.shape[2]))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; tiled where that is on."""

@@ -19,7 +19,7 @@ from mg.models.image_vae.weights import (
     to_diffusers,
 )
 from mg.models.layers.conv import SpatialConv
-from mg.models.layers.layout import swap_frames
+from mg.models.layers.layout import narrow, repeat_edges, split, swap_frames
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
 from mg.tiling import TilingConfig
 
@@ -133,8 +133,9 @@ class ImageAutoencoder(VideoAutoencoder):
         n, size = x.shape[0], self.micro_batch_size
         if size is None or n <= size:
             return fn(x)
-        x = ops.cat((x,) + (x[-1:],) * (-n % size))  # the last one full too, so that a compiled graph meets one shape
-        return ops.cat([fn(x[i : i + size]) for i in range(0, n, size)])[:n]
+        if n % size:  # the last one full too, so that a compiled graph meets one shape
+            x = repeat_edges(x, 0, 0, -n % size)
+        return narrow(ops.cat([fn(images) for images in split(x, size, 0)]), 0, 0, n)
 
 
 def _fold(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ What a device makes of them is a matter of forms, see `mg.models.layers.forms`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
@@ -50,7 +51,7 @@ class Conv(PrecisionCell):
     def __init__(self, weight: Tensor, bias: bool, convolution: Convolution):
         super().__init__()
         self.weight = Parameter(weight, name="weight")
-        self.bias = Parameter(initializer("zeros", (weight.shape[0],)), name="bias") if bias else None
+        self.bias: Any = Parameter(initializer("zeros", (weight.shape[0],)), name="bias") if bias else None
         self.conv = convolution
 
     def construct(self, x):

@@ -106,7 +106,7 @@ class FoldedTemporalConv(resample.DoublingTemporalConv):
 
 
 class FoldedConv3d(resample.DoublingConv3d):
-    def construct(self, x, frames):
+    def construct(self, x, frames):  # type: ignore[override]
         x = mint.nn.functional.pad(self.cast(x), (1, 1, 1, 1, 1, 1))
         doubled = (frames == 2, True, True)
         return self.cast(on_small_grid(self.cast, x, self.weight, self.cast(self.bias), doubled))

@@ -431,7 +431,7 @@ class DoublingConv3d(resample.DoublingConv3d):
     def prepare(self):
         self.double = Doubling(self.weight.shape[0])
 
-    def construct(self, x, frames):
+    def construct(self, x, frames):  # type: ignore[override]
         b, t, c, h, w = x.shape
         x = self.cast(x)
         if t == 1 and frames == 1:

@@ -202,7 +202,7 @@ class DoublingTemporalConv(resample.DoublingTemporalConv):
 class DoublingConv3d(resample.DoublingConv3d):
     prepare, volume, pad_frame, pad_frames = Conv3d.prepare, Conv3d.volume, Conv3d.pad_frame, Conv3d.pad_frames
 
-    def construct(self, x, frames):
+    def construct(self, x, frames):  # type: ignore[override]
         x = double_pixels(self.cast(x))
         return self.volume(double_frames(x) if frames == 2 else x)
 
