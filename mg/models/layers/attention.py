@@ -8,7 +8,7 @@ from mindspore import Parameter, mint, nn, ops
 from mindspore.common.initializer import HeNormal, TruncatedNormal, initializer
 
 from mg.models.layers.conv import SpatialConv
-from mg.models.layers.layout import split, swap_frames
+from mg.models.layers.layout import narrow, split, swap_frames
 from mg.models.layers.norm import GroupNorm
 from mg.models.layers.precision import PrecisionCell
 
@@ -146,15 +146,13 @@ class CausalAttention(nn.Cell):
         y = self.tokens(self.norm(x))  # (B, T*H*W, C), frame by frame
         q, k, v = self.q(y), self.k(y), self.v(y)
         pixels = x.shape[3] * x.shape[4]
-        keys, values = split(k, pixels, 1), split(v, pixels, 1)
         frames = ()
-        for i, query in enumerate(split(q, pixels, 1)):
-            frames += (self.attention(query, self.joined(keys[: i + 1]), self.joined(values[: i + 1])),)  # (B, H*W, C)
-        return x + self.clips(self.proj_out(self.joined(frames)), x.shape)
-
-    def joined(self, frames):
-        """Tokens in a row; one alone as it is, since MindSpore 2.10 warns of the gradient of a cat of one."""
-        return mint.cat(frames, dim=1) if len(frames) > 1 else frames[0]
+        for stop in range(pixels, q.shape[1] + 1, pixels):
+            seen = narrow(q, 1, stop - pixels, pixels), narrow(k, 1, 0, stop), narrow(v, 1, 0, stop)
+            frames += (self.attention(*seen),)  # (B, H*W, C)
+        # One alone as it is: MindSpore 2.10 warns of the gradient of a cat of one.
+        y = self.proj_out(mint.cat(frames, dim=1) if len(frames) > 1 else frames[0])
+        return x + self.clips(y, x.shape)
 
     def tokens(self, x):
         """(B, C, T, H, W) -> (B, T*H*W, C)"""
