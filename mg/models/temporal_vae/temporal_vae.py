@@ -182,6 +182,9 @@ class OpenSoraVAE(VideoAutoencoder):
     def features(self, code, frames):
         return self.spatial_vae.features(code / self.config["spatial_scaling_factor"], frames)
 
+    def picture(self, h, shape):
+        return self.spatial_vae.picture(h, shape)
+
     def pixels(self, code, frames):
         """Latents of the spatial half (B, 4, T, h, w) -> (B, 3, T, H, W)"""
         return self.spatial_vae.pixels(code / self.config["spatial_scaling_factor"], frames)
