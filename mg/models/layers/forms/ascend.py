@@ -21,14 +21,11 @@ class Convolution(conv.Convolution):
     def pad(self, x):
         if not self.uneven:
             return x
-        front, behind, top, bottom, left, right = self.padding
-        if self.margins[0]:
-            front, behind = 0, 0
-        if self.margins[1]:
-            top, bottom = 0, 0
-        if self.margins[2]:
-            left, right = 0, 0
-        return mint.nn.functional.pad(x, (left, right, top, bottom, front, behind))
+        sides = ()
+        for i in (4, 2, 0):  # width first
+            before, behind = self.padding[i], self.padding[i + 1]
+            sides += (0, 0) if before == behind else (before, behind)
+        return mint.nn.functional.pad(x, sides)
 
 
 class CausalConv3d(conv.CausalConv3d):

@@ -256,7 +256,9 @@ class GroupNorm(norm.GroupNorm):
         b, first, second, h, w = x.shape
         if first == 1 or second == 1:
             return x.reshape(b, second, first, h, w)
-        return ops.stack(ops.unstack(x, axis=min(1 if first <= second else 2, 2)), axis=2 if first <= second else 1)
+        if first < second:  # whichever makes fewer pieces
+            return ops.stack(ops.unstack(x, axis=1), axis=2)
+        return ops.stack(ops.unstack(x, axis=2), axis=1)
 
     def composed(self, x):
         b, t, c, h, w = x.shape
