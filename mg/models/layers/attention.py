@@ -22,7 +22,7 @@ class Dense(PrecisionCell):
         self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
 
     def construct(self, x):
-        y = mint.matmul(self.cast(x), self.cast(self.weight).transpose(1, 0))
+        y = ops.matmul(self.cast(x), self.cast(self.weight).transpose(1, 0))
         return self.cast(y + self.cast(self.bias))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
 from mg.models.layers.layout import repeat_edges
@@ -213,7 +213,7 @@ class GroupedPointwiseConv(PrecisionCell):
     def construct(self, x):
         b, c, t, h, w = x.shape
         weight = self.cast(self.weight).reshape(1, self.groups, c // self.groups, c // self.groups)
-        y = mint.matmul(weight, self.cast(x).reshape(b, self.groups, c // self.groups, t * h * w))
+        y = ops.matmul(weight, self.cast(x).reshape(b, self.groups, c // self.groups, t * h * w))
         return self.cast(y).reshape(b, c, t, h, w)
 
 

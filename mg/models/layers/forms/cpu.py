@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mg.models.layers import attention, conv, layout, norm, resample, shortcuts
+from mg.models.layers.forms.edges import repeat_edges
 from mg.models.layers.forms.fewer import fold, product_of_pointwise, quarters, tap_of_a_frame
 
 _LARGE = 2**16  # values
@@ -39,12 +40,6 @@ def clips(x, frames: int):
     """(B*T, C, H, W) -> (B, T, C, H, W)"""
     n, c, h, w = x.shape
     return x.reshape(n // frames, frames, c, h, w)
-
-
-def repeat_edges(x, axis: int, before: int, after: int):
-    """Repeat the first slice along `axis` `before` more times, and the last one `after`."""
-    first, last = ops.narrow(x, axis, 0, 1), ops.narrow(x, axis, x.shape[axis] - 1, 1)
-    return ops.cat((first,) * before + (x,) + (last,) * after, axis)
 
 
 def shifted(x, offset: int, repeated: bool):
@@ -401,10 +396,14 @@ class DoublingSpatialConv(resample.DoublingSpatialConv):
         self.double = Doubling(self.weight.shape[0])
 
     def construct(self, x):
-        top_left, top_right, bottom_left, bottom_right = quarters(self.weight)
-        kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
-        y = self.double(pictures(self.cast(x)), *kernels)
+        y = self.doubled(pictures(self.cast(x)), self.weight)
         return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), x.shape[1])
+
+    def doubled(self, x, weight):
+        """`Doubling` by a kernel (Cout, Cin, 3, 3) in fp32"""
+        top_left, top_right, bottom_left, bottom_right = quarters(weight)
+        kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
+        return self.double(x, *kernels)
 
 
 class DoublingTemporalConv(resample.DoublingTemporalConv):
@@ -430,6 +429,8 @@ class DoublingTemporalConv(resample.DoublingTemporalConv):
 
 
 class DoublingConv3d(resample.DoublingConv3d):
+    doubled = DoublingSpatialConv.doubled
+
     def prepare(self):
         self.double = Doubling(self.weight.shape[0])
 
@@ -454,13 +455,10 @@ class DoublingConv3d(resample.DoublingConv3d):
         """The frames of a pair's first, or second: each of them under a kernel of two, from `start` on."""
         return self.doubled(under_kernel(ops.narrow(x, 1, start, frames + 1), frames, 2, 1), join_taps(weight))
 
-    def doubled(self, x, weight):
-        top_left, top_right, bottom_left, bottom_right = quarters(weight)
-        kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
-        return self.double(x, *kernels)
-
 
 class DoublingCausalConv3d(resample.DoublingCausalConv3d):
+    doubled = DoublingSpatialConv.doubled
+
     def prepare(self):
         self.double = Doubling(self.weight.shape[0], repeated=True)
         self.conv2d = ops.Conv2D(self.weight.shape[0], 3)
@@ -485,9 +483,7 @@ class DoublingCausalConv3d(resample.DoublingCausalConv3d):
     def in_space(self, x, weight):
         """(N, Cin, H, W) -> (N, C, H or 2H, W or 2W)"""
         if self.factors[1] == 2:
-            top_left, top_right, bottom_left, bottom_right = quarters(weight)
-            kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
-            return self.double(x, *kernels)
+            return self.doubled(x, weight)
         return self.conv2d(repeat_edges(repeat_edges(x, 2, 1, 1), 3, 1, 1), self.cast(weight))
 
 

@@ -8,14 +8,9 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mg.models.layers import attention, conv, norm, resample, shortcuts
+from mg.models.layers.forms.edges import repeat_edges
 from mg.models.layers.forms.fewer import product_of_pointwise, tap_of_a_frame
 from mg.models.layers.layout import swap_frames
-
-
-def repeat_edges(x, axis: int, before: int, after: int):
-    """Repeat the first slice along `axis` `before` more times, and the last one `after`."""
-    first, last = ops.narrow(x, axis, 0, 1), ops.narrow(x, axis, x.shape[axis] - 1, 1)
-    return ops.cat((first,) * before + (x,) + (last,) * after, axis)
 
 
 class SpatialConv(conv.SpatialConv):
@@ -141,20 +136,6 @@ class RMSNorm(norm.RMSNorm):
         return self.cast(x.reshape(b, c, t, h, w) + self.beta.reshape(1, c, 1, 1, 1))
 
 
-class Dense(attention.Dense):
-    def construct(self, x):
-        y = ops.matmul(self.cast(x), self.cast(self.weight).transpose(1, 0))
-        return self.cast(y + self.cast(self.bias))
-
-
-class GroupedPointwiseConv(conv.GroupedPointwiseConv):
-    def construct(self, x):
-        b, c, t, h, w = x.shape
-        weight = self.cast(self.weight).reshape(1, self.groups, c // self.groups, c // self.groups)
-        y = ops.matmul(weight, self.cast(x).reshape(b, self.groups, c // self.groups, t * h * w))
-        return self.cast(y).reshape(b, c, t, h, w)
-
-
 class CausalAttention(attention.CausalAttention):
     def construct(self, x):
         y = self.tokens(self.norm(x))
@@ -255,9 +236,7 @@ LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
     conv.FactorizedConv: FactorizedConv,
     conv.Conv3d: Conv3d,
     conv.CausalConv3d: CausalConv3d,
-    conv.GroupedPointwiseConv: GroupedPointwiseConv,
     norm.RMSNorm: RMSNorm,
-    attention.Dense: Dense,
     attention.CausalAttention: CausalAttention,
     attention.LinearAttention: LinearAttention,
     resample.DoublingSpatialConv: DoublingSpatialConv,
