@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mg.data.buckets import Assignment, BucketSchedule, Sources, read_buckets
-from mg.data.errors import DataError
+from mg.data.errors import DataError, VideoError
 from mg.data.index import IndexRow
 from mg.data.reader import ClipReader
-from mg.data.video import VideoError, is_image
+from mg.data.video import is_image
 from mg.data.workers import ReaderPool
 
 _logger = logging.getLogger(__name__)
@@ -50,7 +50,8 @@ class DataConfig:
         sample_stride: every how many frames of the file one is taken.
         max_sample_stride: if set, the stride is drawn from sample_stride to this, as far as the video is long enough.
         fps_max: frame rate above which a video is thinned to every n-th frame, n = ceil(fps / fps_max); strides count
-            the frames that are left. By default no video is.
+            the frames that are left. By default no video is. Where the rate varies, both count in seconds: frames
+            come at least 1 / fps_max apart.
         image_size: the shorter side is resized to this many pixels before the crop.
         crop_size: height and width of what the model sees.
         random_crop: crop anywhere instead of in the middle.
@@ -62,6 +63,9 @@ class DataConfig:
         image_ratio: share of the steps that are image steps (T = 1), by default 0.2. With buckets, share of the steps
             whose clips are cut to one frame of the videos, by default 0: images have buckets of their own.
         image_batch_size: images per image step and rank; by default batch_size.
+        square_pixels: scale videos of other pixels (anamorphic ones) to square pixels, as players do.
+        allow_partial: of a video that is cut short or damaged, use what decodes; else it counts as one that cannot be
+            read.
         num_workers: processes that read ahead, a batch each; 0 reads in the caller's own, when it asks.
         max_bad_share: the run stops when more than this share of the files could not be read.
     """
@@ -81,6 +85,8 @@ class DataConfig:
     batch_size: int = 1
     image_ratio: float | None = None
     image_batch_size: int | None = None
+    square_pixels: bool = True
+    allow_partial: bool = True
     num_workers: int = 4
     max_bad_share: float = 0.1
 

@@ -1,12 +1,14 @@
 """A clip or an image of a row, drawn, cut to size and as a tensor: what loading costs, and nothing of which row comes
 when.
 
-All that is drawn of a clip is drawn from its key, so any process may read it. Frames are scaled down a few at a time,
-as they are decoded: at full size 32 frames of 1080p are 200 MB, which the system hands out in 60,000 pages, cleared
-under a lock that the threads of a process share.
+All that is drawn of a clip is drawn from its key and from what its file is, so any process may read it. Each frame is
+scaled down as it is decoded: at full size 32 frames of 1080p are 200 MB, which the system hands out in 60,000 pages,
+cleared under a lock that the threads of a process share.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -14,13 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg.data import transforms
+from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
-from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
+from mg.data.probe import Facts
+from mg.data.timeline import Timeline, clip_length, frame_interval
+from mg.data.video import VideoReader, is_image, open_video, read_image
 
 if TYPE_CHECKING:
     from mg.data.loader import DataConfig
 
 IMAGE_CACHE_BYTES = 512 * 2**20
+_FACTS_KEPT = 256  # files
+_SAME_SIZE = 0.05  # by how much a side may differ from what the index says: coded sizes are multiples of 16
 
 
 class ClipReader:
@@ -35,6 +42,7 @@ class ClipReader:
     def __init__(self, config: "DataConfig", cache_bytes: int = IMAGE_CACHE_BYTES, decoder: str = "auto"):
         self.config, self._decoder = config, decoder
         self._cache = _ImageCache(cache_bytes)
+        self._facts = _FactsCache(_FACTS_KEPT)
 
     def read(self, row: IndexRow, num_frames: int, size: tuple[int, int], key: tuple[int, ...]) -> np.ndarray:
         """A clip of a row as a tensor, float32 (3, T, H, W) in [-1, 1]; of an image T = 1.
@@ -47,16 +55,17 @@ class ClipReader:
             VideoError: a file that cannot be read, or is too short.
         """
         rng = np.random.default_rng(key)
-        if is_image(row.path):
-            frames = self._cache.read(row.path)[None]  # (1, H, W, 3)
-            height, width = frames.shape[1:3]
-            frames = transforms.resize_to_cover(frames, *self._covered(height, width, size, rng))
-        else:
-            with open_video(row.path, self._decoder) as video:
-                indices = self._clip_indices(row, video, num_frames, rng)
-                covered = self._covered(video.height, video.width, size, rng)
-                frames = video.read(indices, lambda some: transforms.resize_to_cover(some, *covered))  # (T, h, w, 3)
-        return self._cut(frames, size, rng)
+        with reading(row.path):
+            if is_image(row.path):
+                frames = self._cache.read(row.path)[None]  # (1, H, W, 3)
+                height, width = frames.shape[1:3]
+                self._check_index(row, height, width)
+                frames = transforms.resize_to_cover(frames, *self._covered(height, width, size, rng))
+            else:
+                with self._open(row) as video:
+                    self._check_index(row, video.height, video.width)
+                    frames = self._draw(video, num_frames, size, rng)  # (T, h, w, 3)
+            return self._cut(frames, size, rng)
 
     def size_in_index(self, row: IndexRow) -> tuple[int, int, int] | None:
         """What `measure` would find, where the index says it; else None."""
@@ -78,22 +87,64 @@ class ClipReader:
         if is_image(row.path):
             height, width = read_image(row.path).shape[:2]
             return 1, height, width
-        with open_video(row.path, self._decoder) as video:
-            length = clip_length(video.num_frames, video.fps, self.config.fps_max, self.config.sample_stride)
-            return length, video.height, video.width
+        with self._open(row) as video:
+            timeline = next(video.timelines())
+            return timeline.length(self.config.fps_max, self.config.sample_stride), video.height, video.width
 
-    def _clip_indices(self, row: IndexRow, video, length: int, rng: np.random.Generator) -> list[int]:
-        stride = self.config.sample_stride
-        interval = frame_interval(video.fps, self.config.fps_max)
-        needed = (length - 1) * stride * interval + 1
-        if video.num_frames < needed:
-            raise VideoError(f"{row.path}: too short: {video.num_frames} frames, {needed} needed")
-        if self.config.max_sample_stride is not None and length > 1:
-            longest = (video.num_frames - 1) // (length - 1) // interval
-            stride = int(rng.integers(stride, min(self.config.max_sample_stride, longest) + 1))
-        step = stride * interval
-        start = int(rng.integers(video.num_frames - (length - 1) * step))
-        return [start + step * i for i in range(length)]
+    def _open(self, row: IndexRow) -> VideoReader:
+        """The video of a row; what is known of a file is kept, and holds until the file changes."""
+        status = row.path.stat() if row.path.is_file() else None
+        key = (row.path, status.st_size, status.st_mtime_ns) if status else None
+        config = self.config
+        video = open_video(row.path, self._decoder, config.square_pixels, config.allow_partial, self._facts.get(key))
+        self._facts.put(key, video.facts)
+        return video
+
+    def _check_index(self, row: IndexRow, height: int, width: int) -> None:
+        """Buckets trust the sizes of an index, which may be those before a phone's video is turned upright."""
+        if self.config.buckets is None or not (row.height and row.width):
+            return
+        if abs(height / row.height - 1) > _SAME_SIZE or abs(width / row.width - 1) > _SAME_SIZE:
+            raise VideoError(
+                f"{row.path}: the index says {row.width} x {row.height}, but its frames are {width} x {height}; "
+                "correct the columns width and height, or leave them out"
+            )
+
+    def _draw(self, video: VideoReader, length: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """A clip from anywhere in a video -> uint8 (T, h, w, 3).
+
+        Where a file is not what it says, the clip ends early, and is drawn again from what is more certain.
+        """
+        config, timeline = self.config, None
+        for timeline in video.timelines():
+            starts = timeline.starts(length, timeline.step(config.fps_max, config.sample_stride))
+            if starts == 0:
+                continue
+            step = timeline.step(config.fps_max, self._stride(timeline, length, rng))
+            start = int(rng.integers(timeline.starts(length, step)))
+            covered = self._covered(video.height, video.width, size, rng)
+            covering = transforms.covering_size(video.height, video.width, *covered)
+            frames = list(islice(video.clip(timeline, start, step, covering), length))
+            if len(frames) == length:
+                return np.stack(frames)
+        raise VideoError(f"{video.path}: too short: {self._shortage(timeline, length)}")
+
+    def _stride(self, timeline: Timeline, length: int, rng: np.random.Generator) -> int:
+        config = self.config
+        if config.max_sample_stride is None or length == 1:
+            return config.sample_stride
+        strides = range(config.sample_stride, config.max_sample_stride + 1)
+        fitting = sum(timeline.starts(length, timeline.step(config.fps_max, stride)) > 0 for stride in strides)
+        return int(rng.integers(config.sample_stride, config.sample_stride + fitting))
+
+    def _shortage(self, timeline: Timeline, length: int) -> str:
+        """What a video has, and what was needed."""
+        config = self.config
+        if timeline.is_regular:
+            step = config.sample_stride * frame_interval(timeline.fps, config.fps_max)
+            return f"{len(timeline)} frames, {(length - 1) * step + 1} needed"
+        left = timeline.length(config.fps_max, config.sample_stride)
+        return f"{len(timeline)} frames, of which {left} are left by time, {length} needed"
 
     def _covered(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """The height and width that frames of height x width are to cover before they are cut to `size`."""
@@ -141,3 +192,24 @@ class _ImageCache:
             while self._bytes > self._max_bytes:
                 self._bytes -= self._images.popitem(last=False)[1].nbytes
         return image
+
+
+class _FactsCache:
+    """What videos say of themselves, the least recently used dropped first; safe to use from several threads."""
+
+    def __init__(self, max_files: int):
+        self._max_files = max_files
+        self._facts: OrderedDict[Hashable, Facts] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable) -> Facts | None:
+        with self._lock:
+            if key in self._facts:
+                self._facts.move_to_end(key)
+            return self._facts.get(key)
+
+    def put(self, key: Hashable, facts: Facts) -> None:
+        with self._lock:
+            self._facts[key] = facts
+            while len(self._facts) > self._max_files:
+                self._facts.popitem(last=False)

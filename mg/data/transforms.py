@@ -11,16 +11,25 @@ def resize_short_side(frames: np.ndarray, size: int) -> np.ndarray:
 
 def resize_to_cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scale (T, H, W, C) so that it just covers height x width; area-averaged downwards, cubic upwards."""
-    old_height, old_width = frames.shape[1:3]
-    if height * old_width >= width * old_height:  # frames at least as wide as what they are to cover
-        target = (max(width, round(old_width * height / old_height)), height)  # cv2: (width, height)
-    else:
-        target = (width, max(height, round(old_height * width / old_width)))
-    if target == (old_width, old_height):
-        return frames
-    shrinks = target[0] < old_width or target[1] < old_height
+    size = covering_size(frames.shape[1], frames.shape[2], height, width)
+    return frames if size == frames.shape[1:3] else np.stack([resize(frame, *size) for frame in frames])
+
+
+def covering_size(old_height: int, old_width: int, height: int, width: int) -> tuple[int, int]:
+    """The height and width of a picture scaled so that it just covers height x width."""
+    if height * old_width >= width * old_height:  # at least as wide as what it is to cover
+        return height, max(width, round(old_width * height / old_height))
+    return max(height, round(old_height * width / old_width)), width
+
+
+def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale (H, W, C) to height x width; area-averaged if a side shrinks, else cubic."""
+    old_height, old_width = picture.shape[:2]
+    if (height, width) == (old_height, old_width):
+        return picture
+    shrinks = height < old_height or width < old_width
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return np.stack([cv2.resize(frame, target, interpolation=interpolation) for frame in frames])
+    return cv2.resize(picture, (width, height), interpolation=interpolation)
 
 
 def center_crop(frames: np.ndarray, height: int, width: int | None = None) -> np.ndarray:

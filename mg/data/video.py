@@ -1,20 +1,20 @@
 """Reading and writing videos and images as uint8 RGB frames.
 
-Videos are decoded by decord where it has a wheel (x86-64) and by PyAV everywhere else, and for the files that decord
-misreads; both give the same frames, turned upright as the file's rotation says. A file cut short, empty, or without a
-picture is a `VideoError` that names it. So is damage inside the stream, as far as the decoder tells: PyAV's does,
-decord's conceals much of it.
+What FFmpeg decodes, through PyAV, is the truth about a video: its frames in the order in which they are shown, as edit
+lists, display matrix, sample aspect ratio and time stamps say. A video costs what is read of it: nothing reads through
+a whole file unless all of its frames are asked for, or it turns out not to be what it says. A file that is cut short,
+damaged, empty or without a picture is a `VideoError` that names it, damage as far as FFmpeg's decoders tell.
+
+decord is there by choice, for the files of which a test proves that it gives the same frames.
 """
 
 import itertools
-import math
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import cv2
@@ -22,19 +22,21 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mg.checkpoints.atomic import atomic_write
+from mg.data.errors import VideoError, reading
+from mg.data.hdr import ToneMapper, curve_of, kind_of
+from mg.data.probe import Facts, describe, ends_early, open_container, orientation
+from mg.data.remarks import HDR, PARTIAL, remark, was_said
+from mg.data.timeline import Timeline, take
+from mg.data.transforms import resize
 
 PathLike = str | os.PathLike
+Reader = TypeVar("Reader", bound="VideoReader")
 
 BACKENDS = ("auto", "decord", "av")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 
-# Of frames that decord decodes at once where something becomes of them. Larger arrays come from the system each time,
-# which clears their pages, under a lock that all threads share.
-_PIECE_BYTES = 8 * 2**20
-
-
-class VideoError(ValueError):
-    """A video or image file that cannot be read or written; the message names it."""
+# Seconds before a frame from which on it is looked for a key frame to decode from, one after the other.
+_FURTHER_BACK = (0, 2, 10, 60)
 
 
 def is_image(path: PathLike) -> bool:
@@ -42,25 +44,21 @@ def is_image(path: PathLike) -> bool:
     return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def frame_interval(fps: float, fps_max: float | None) -> int:
-    """Every how many frames one is taken so that a video keeps to `fps_max`; 1, all of them, without a limit.
-
-    Open-Sora's rule: ceil(fps / fps_max), so that 24 frames per second become 12 and not 16 where 16 is the limit.
-    """
-    return math.ceil(fps / fps_max) if fps_max is not None and fps > fps_max else 1
-
-
-def clip_length(num_frames: int, fps: float, fps_max: float | None, stride: int) -> int:
-    """How many frames a clip of a video could have, thinned to `fps_max` and with every `stride`-th of what is left."""
-    return num_frames // frame_interval(fps, fps_max) // stride
-
-
-def open_video(path: PathLike, backend: str = "auto") -> "VideoReader":
+def open_video(
+    path: PathLike,
+    backend: str = "auto",
+    square_pixels: bool = True,
+    allow_partial: bool = False,
+    facts: Facts | None = None,
+) -> "VideoReader":
     """Open a video for reading. Use one reader per thread; a reader is cheap.
 
     Args:
         path: the file.
-        backend: auto (decord where it can be imported and reads this file rightly, else PyAV) | decord | av.
+        backend: av | decord, for the files of which it is proved that it gives PyAV's frames | auto, which is av.
+        square_pixels: scale frames of other pixels to square ones, as players do.
+        allow_partial: read what decodes of a file that is cut short or damaged; else that is an error.
+        facts: what `VideoReader.facts` was before, of the same file: spares decoding the first frame.
 
     Raises:
         VideoError: the file is missing, empty, cut short, not a video, or has no frame that decodes.
@@ -68,216 +66,439 @@ def open_video(path: PathLike, backend: str = "auto") -> "VideoReader":
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
     _check_file(path)
-    packets = _list_packets(path)
-    if backend == "decord" or (backend == "auto" and _decord() is not None):
-        try:
-            return _DecordReader(path, packets)
-        except VideoError:  # PyAV's decoders are newer (AV1, say); where it fails too, its error is the clearer one
-            if backend == "decord":
-                raise
-    return _AvReader(path, packets)
+    with reading(path, "not a video that can be decoded"):
+        reader = _AvReader(path, square_pixels, allow_partial, facts)
+        return _DecordReader(reader) if backend == "decord" else reader
 
 
 class VideoReader:
-    """An open video: `num_frames`, `fps`, `height` and `width` (upright), and `read`. Also a context manager."""
+    """An open video, also a context manager. What FFmpeg decodes is what there is: its frames in their order.
+
+    Attributes:
+        path: the file.
+        facts: what it says of itself.
+        height, width: of the frames: upright, and in square pixels unless those are switched off.
+        fps: frames per second, on average.
+    """
 
     path: Path
-    num_frames: int
-    fps: float
+    facts: Facts
     height: int
     width: int
+    fps: float
 
-    def read(self, indices: Iterable[int], each: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    def clip(
+        self, timeline: Timeline | None = None, start: int = 0, step: float = 0.0, size: tuple[int, int] | None = None
+    ) -> Iterator[np.ndarray]:
+        """Frames in their order, uint8 RGB (H, W, 3), decoded one by one as they are asked for.
+
+        Args:
+            timeline: one of `timelines`.
+            start: begin where it has the frame of this number.
+            step: seconds from one frame to the next, 0 for all frames.
+            size: height and width that each is scaled to when it is decoded; by default those of the video.
+
+        Raises:
+            VideoError: a frame that does not decode, or one of another size than the first.
+        """
+        raise NotImplementedError
+
+    def read(self, indices: Iterable[int], size: tuple[int, int] | None = None) -> np.ndarray:
         """Decode the frames at `indices` (any order, repeats allowed) -> uint8 RGB (T, H, W, 3).
 
         Args:
-            each: what becomes of frames, (t, H, W, 3) to (t, h, w, 3), as they are decoded, a few at a time: such as
-                scaling down, after which all of them are held in a fraction of the memory.
+            size: height and width that each is scaled to when it is decoded; by default those of the video.
 
         Raises:
             VideoError: an index outside the video, or a frame that does not decode.
         """
-        indices = [int(index) for index in indices]
-        outside = [index for index in indices if not 0 <= index < self.num_frames]
-        if outside:
-            raise VideoError(f"{self.path}: frame {outside[0]} was asked for, of {self.num_frames}")
-        if not indices:
-            return np.empty((0, self.height, self.width, 3), np.uint8)
-        return self._read(indices, each)
-
-    def _read(self, indices: Sequence[int], each: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
         raise NotImplementedError
+
+    def timelines(self) -> Iterator[Timeline]:
+        """What is known of the frames: the container's word, then what costs more to find out and is more certain, and
+        at last those that decode. A function of the file alone."""
+        raise NotImplementedError
+
+    def decoded(self) -> Timeline:
+        """The frames that decode, which is found out by decoding all of them.
+
+        Raises:
+            VideoError: the file is cut short or damaged, and that is not allowed.
+        """
+        raise NotImplementedError
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames decode; raises as `decoded` does."""
+        return len(self.decoded())
 
     def close(self) -> None:
         """Give the file back. Happens by itself when the reader goes out of use."""
 
-    def __enter__(self) -> "VideoReader":
+    def __enter__(self: Reader) -> Reader:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
 
 
-@dataclass(frozen=True)
-class _Packets:
-    """What the container says of its frames, without decoding.
+class _AvReader(VideoReader):
+    """By PyAV.
 
-    Attributes:
-        index_of: presentation time -> number of the frame; None where the times are missing or repeat.
-        suits_decord: 8 bits, no packet hidden by an edit list, and each key frame shown after all that precede it in
-            the file. Else decord, which counts packets, seeks to wrong frames without a word, or rounds its own way.
+    Args:
+        counts: this one finds out how many frames decode, for another one that says so.
     """
 
-    index_of: dict[int, int] | None
-    suits_decord: bool
+    def __init__(
+        self, path: PathLike, square_pixels: bool, allow_partial: bool, facts: Facts | None, counts: bool = False
+    ):
+        self.path, self._square_pixels, self._allow_partial = Path(path), square_pixels, allow_partial
+        self._container: av.container.InputContainer | None = None
+        self._cursor: Iterator[tuple[float, av.VideoFrame]] | None = None  # of `read`
+        self._next = 0  # the number of its next frame
+        self._tone_mapper: ToneMapper | None = None
+        self._counts = counts
+        self._damaged = self._times_start_again = False
+        self.facts = facts
+        self._rewind()
+        if facts is None:
+            decoded = self._decode()
+            first = next(decoded, None)
+            if first is None:
+                raise VideoError(f"{path}: there is no frame in this video that can be decoded")
+            self.facts = facts = describe(self._container, self._stream, first)
+            self._begun: Iterator[av.VideoFrame] | None = itertools.chain([first], decoded)
+            if self._damaged:
+                self._note_damage()
+        self.fps = facts.fps
+        self.height, self.width = facts.height, facts.width
+        if square_pixels:
+            self.height, self.width = facts.square_height, facts.square_width
+        if ends_early(path, self._container, self._stream):
+            self._note_damage()
 
+    def decoded(self) -> Timeline:
+        with reading(self.path, "frames do not decode"):
+            timeline = self._decoded_timeline()
+            if timeline.damaged:
+                self._note_damage()
+            return timeline
 
-def _list_packets(path: PathLike) -> _Packets:
-    times: list[int] = []
-    keys: list[tuple[int, int]] = []
-    num_packets = 0
-    try:
-        with av.open(str(path)) as container:
-            stream = _video_stream(path, container)
-            bits = max((component.bits for component in stream.format.components), default=8) if stream.format else 8
-            for packet in container.demux(stream):
-                if packet.size == 0:  # the flush at the end
-                    continue
-                num_packets += 1
-                if packet.is_corrupt:
-                    raise VideoError(f"{path}: the file is damaged or cut short at frame {num_packets - 1}")
-                if packet.is_discard:
-                    continue
-                if packet.is_keyframe:
-                    keys.append((len(times), packet.pts))
-                times.append(packet.pts)
-            if num_packets < stream.frames:
-                raise VideoError(f"{path}: cut short: {num_packets} of its {stream.frames} frames are there")
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: not a video that can be decoded ({_reason(error)})") from None
-    if None in times or len(set(times)) < len(times):
-        return _Packets(None, False)
-    index_of = {time: index for index, time in enumerate(sorted(times))}
-    in_order = len(times) == num_packets and all(index_of[time] == place for place, time in keys)
-    return _Packets(index_of, in_order and bits == 8)
+    def timelines(self) -> Iterator[Timeline]:
+        with reading(self.path, "frames do not decode"):
+            if self.facts.claimed is not None:
+                yield self.facts.claimed
+            by_packets = self._packet_timeline()
+            if by_packets is not None:
+                yield by_packets
+            yield self._decoded_timeline()
 
+    def clip(
+        self, timeline: Timeline | None = None, start: int = 0, step: float = 0.0, size: tuple[int, int] | None = None
+    ) -> Iterator[np.ndarray]:
+        with reading(self.path, "frames do not decode"):
+            begin, fps = (0.0, self._rate) if timeline is None else (float(timeline.times[start]), timeline.fps)
+            frames = self._frames(begin - 0.5 / fps if timeline is None or timeline.seekable else 0.0)
+            for _, frame in take(frames, step, fps, begin):
+                yield self._picture(frame, size)
 
-def _video_stream(path: PathLike, container):
-    stream = next(iter(container.streams.video), None)
-    if stream is None or stream.codec_context is None:
-        raise VideoError(f"{path}: there is no video in this file that can be decoded")
-    return stream
-
-
-class _DecordReader(VideoReader):
-    def __init__(self, path: PathLike, packets: _Packets):
-        self.path = Path(path)
-        decord = _decord()
-        if decord is None:
-            raise VideoError(f"{self.path}: decord cannot be imported here; use the backend 'av'")
-        if not packets.suits_decord:
-            raise VideoError(f"{self.path}: decord misreads files of this kind; use the backend 'av'")
-        try:
-            self._reader = decord.VideoReader(str(path), num_threads=1)
-            self.num_frames = len(self._reader)
-            self.fps = float(self._reader.get_avg_fps())
-            # A first frame that decodes is what makes a file a video; it also gives the upright size.
-            self.height, self.width, channels = self._reader[0].shape
-        except (decord.DECORDError, RuntimeError, IndexError) as error:
-            raise VideoError(f"{self.path}: not a video that can be decoded ({_reason(error)})") from None
-        if channels != 3:  # decord divides a padded line by the width, which goes wrong where that is below 64
-            raise VideoError(f"{self.path}: decord cannot read frames {self.width} wide; use the backend 'av'")
-
-    def _read(self, indices: Sequence[int], each: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
-        try:
-            if each is None:
-                return self._reader.get_batch(indices).asnumpy()
-            count = max(1, _PIECE_BYTES // (self.height * self.width * 3))
-            pieces = [indices[i : i + count] for i in range(0, len(indices), count)]
-            return np.concatenate([each(self._reader.get_batch(piece).asnumpy()) for piece in pieces])
-        except (_decord().DECORDError, RuntimeError, IndexError) as error:
-            raise VideoError(f"{self.path}: frames do not decode ({_reason(error)})") from None
-
-    def close(self) -> None:
-        self._reader = None
-
-
-class _AvReader(VideoReader):
-    def __init__(self, path: PathLike, packets: _Packets):
-        self.path = Path(path)
-        self._container = None
-        self._index_of = packets.index_of
-        try:
-            first = next(self._decode(), None)
-            if self._index_of is None:
-                self.num_frames = sum(1 for _ in self._decode())
-            else:
-                self.num_frames = len(self._index_of)
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: not a video that can be decoded ({_reason(error)})") from None
-        if first is None:
-            raise VideoError(f"{self.path}: there is no frame in this video")
-        self.height, self.width = _to_rgb(first).shape[:2]
-        self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
-
-    def _decode(self, time: int | None = None) -> Iterator[av.VideoFrame]:
-        """The frames from the first on, or from the key frame before `time`."""
-        if self._container is None or time is None:  # opened anew rather than rewound: not every file can seek
-            self.close()
-            self._container = av.open(str(self.path))
-            self._stream = _video_stream(self.path, self._container)
-            # Loading is parallel over clips already; more threads per clip would only be in each other's way.
-            self._stream.codec_context.thread_count = 1
-        if time is not None:
-            self._container.seek(time, stream=self._stream, backward=True)
-        for frame in self._container.decode(self._stream):
-            if frame.is_corrupt:
-                raise VideoError(f"{self.path}: the frame at {frame.time} s is damaged")
-            yield frame
-
-    def _read(self, indices: Sequence[int], each: Callable[[np.ndarray], np.ndarray] | None) -> np.ndarray:
-        wanted = set(indices)
-
-        def taken(frame: av.VideoFrame) -> np.ndarray:
-            picture = _to_rgb(frame)
-            return picture if each is None else each(picture[None])[0]
-
-        try:
-            frames = self._read_by_time(wanted, taken) if self._index_of else {}
-            if len(frames) < len(wanted):  # times that lie, or a key frame that is none: count from the start instead
-                frames = self._read_by_count(wanted, taken)
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{self.path}: frames do not decode ({_reason(error)})") from None
-        missing = sorted(wanted - set(frames))
-        if missing:
-            raise VideoError(f"{self.path}: frame {missing[0]} of {self.num_frames} does not decode")
-        return np.stack([frames[index] for index in indices])  # (T, H, W, 3)
-
-    def _read_by_time(self, wanted: set, taken: Callable[[av.VideoFrame], np.ndarray]) -> dict:
-        frames = {}
-        first, last = min(wanted), max(wanted)
-        time_of_first = next(time for time, index in self._index_of.items() if index == first)
-        for frame in self._decode(time_of_first):
-            index = self._index_of.get(frame.pts, -1)
-            if index in wanted:
-                frames[index] = taken(frame)
-            if index >= last:
-                break
-        return frames
-
-    def _read_by_count(self, wanted: set, taken: Callable[[av.VideoFrame], np.ndarray]) -> dict:
-        frames = {}
-        for index, frame in enumerate(self._decode()):
-            if index in wanted:
-                frames[index] = taken(frame)
-            if len(frames) == len(wanted):
-                break
-        return frames
+    def read(self, indices: Iterable[int], size: tuple[int, int] | None = None) -> np.ndarray:
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            places.setdefault(int(index), []).append(place)
+        frames = np.empty((sum(map(len, places.values())), *(size or (self.height, self.width)), 3), np.uint8)
+        if not places:
+            return frames
+        first, last = min(places), max(places)
+        if first < 0:
+            raise VideoError(f"{self.path}: frame {first} was asked for; the first one is 0")
+        with reading(self.path, "frames do not decode"):
+            if self._cursor is None or first < self._next:
+                self._cursor, self._next = self._frames(), 0
+            cursor, self._cursor = self._cursor, None  # to be kept if all goes well
+            while self._next <= last:
+                _, frame = next(cursor, (None, None))
+                if frame is None:
+                    missing = min(index for index in places if index >= self._next)
+                    raise VideoError(f"{self.path}: frame {missing} was asked for, of {self._next}")
+                for place in places.get(self._next, ()):
+                    frames[place] = self._picture(frame, size)
+                self._next += 1
+            self._cursor = cursor
+        return frames  # (T, H, W, 3)
 
     def close(self) -> None:
+        self._cursor = self._begun = None
         if self._container is not None:
             self._container.close()
             self._container = None
+
+    @property
+    def _rate(self) -> float:
+        return self.fps or 25.0  # FFmpeg's own guess, where a file says nothing
+
+    def _rewind(self) -> None:
+        """Opened anew rather than sought: not every file can seek."""
+        self.close()
+        self._container, self._stream = open_container(self.path)
+
+    def _frames(self, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
+        """The frames and their times in seconds, which never fall, from the first on, or from one that comes before
+        `start`; the same ones either way.
+
+        Raises:
+            VideoError: a frame does not decode, and that is not allowed; or it has another size than the first.
+        """
+        self._cursor = None
+        decoded, number = self._sought(start) if start > 0 else None, None
+        if decoded is None:
+            decoded, number = self._begun, 0
+            if decoded is None:
+                self._rewind()
+                decoded = self._decode()
+        self._begun = None
+        shift, last = 0.0, None
+        for frame in decoded:
+            if last is None:
+                time = self._time(frame) or 0.0
+            elif self._time(frame) is None or self._time(frame) + shift < last:  # joined, or without time stamps
+                self._times_start_again = True
+                time = last + 1 / self._rate
+                shift = time - (self._time(frame) or 0.0)
+            else:
+                time = self._time(frame) + shift
+            last = time
+            self._check_size(frame, round(time * self._rate) if number is None else number)
+            number = None if number is None else number + 1
+            yield time, frame
+
+    def _time(self, frame: av.VideoFrame) -> float | None:
+        if frame.pts is None or self.facts.first is None:
+            return None
+        return float((frame.pts - self.facts.first) * self._stream.time_base)
+
+    def _sought(self, start: float) -> Iterator[av.VideoFrame] | None:
+        """What decodes from a key frame on that is shown at `start` or before; None where only reading from the
+        beginning is sure to give the same frames."""
+        if self.facts.first is None:
+            return None
+        if self._begun is not None:
+            self._rewind()
+        unit = float(self._stream.time_base)
+        target = self.facts.first + int(start / unit)
+        for back in _FURTHER_BACK:
+            place = target - int(back / unit)
+            if place <= self.facts.first:
+                return None
+            try:
+                self._container.seek(place, stream=self._stream, backward=True)
+            except av.FFmpegError:
+                return None
+            decoded = self._decode(target)
+            first = next(decoded, None)
+            if first is not None:
+                return itertools.chain([first], decoded)
+        return None
+
+    def _decode(self, target: int | None = None) -> Iterator[av.VideoFrame]:
+        """The frames that decode, from where the file is read. Packets in front of the first key frame need not.
+
+        Args:
+            target: begin with a key frame shown at this time stamp or before, if it is the first that decodes; else
+                there is nothing. Frames behind it in the file but shown before it lack what they refer to, and are
+                left out.
+        """
+        key = None
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                self._note_damage()
+                packet = None
+            if packet is not None and packet.size == 0:  # an empty chunk of AVI repeats a frame; the last one is none
+                continue
+            if packet is not None and packet.is_keyframe and key is None:
+                key = packet
+                if target is not None and (key.pts is None or key.pts > target):
+                    return
+            if target is not None and key is None:
+                if packet is None:
+                    return
+                continue
+            try:
+                frames = self._stream.codec_context.decode(packet)
+            except av.FFmpegError:
+                frames = []
+                if key is not None:
+                    self._note_damage()
+            for frame in frames:
+                if target is not None and frame.pts is not None and frame.pts < key.pts:
+                    continue
+                if target is not None and frame.pts != key.pts and not key.is_discard:
+                    return
+                if frame.is_corrupt:
+                    if key is not None:
+                        self._note_damage()
+                    continue
+                target = None
+                yield frame
+            if packet is None:
+                return
+
+    def _check_size(self, frame: av.VideoFrame, number: int) -> None:
+        turned = orientation(frame)[0]
+        height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
+        expected = self.facts.height, self.facts.width
+        if (height, width) != expected:
+            raise VideoError(
+                f"{self.path}: the size changes at frame {number}, from {expected[1]} x {expected[0]} to "
+                f"{width} x {height}; cut the file there"
+            )
+
+    def _picture(self, frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
+        """uint8 RGB (H, W, 3), upright, in the size that is wanted."""
+        rows_for_columns, upside_down, mirrored = orientation(frame)
+        picture = self._to_sdr(frame).to_ndarray(format="rgb24")
+        if rows_for_columns:
+            picture = picture.transpose(1, 0, 2)
+        picture = picture[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+        return resize(picture, *(size or (self.height, self.width)))
+
+    def _to_sdr(self, frame: av.VideoFrame) -> av.VideoFrame:
+        curve = curve_of(frame, self._stream)
+        if curve is None:
+            return frame
+        try:
+            if self._tone_mapper is None or self._tone_mapper.kind != kind_of(frame):
+                self._tone_mapper = ToneMapper(frame)
+            return self._tone_mapper(frame)
+        except (av.FFmpegError, ValueError):
+            remark(HDR, self.path, f"HDR ({curve}), which this PyAV's FFmpeg does not map to SDR; PyAV 18 does")
+            return frame
+
+    def _note_damage(self) -> None:
+        self._damaged = True
+        if self.facts is None:  # said once the first frame is there
+            return
+        if not self._allow_partial:
+            raise self._cut_short()
+        if not self._counts and not was_said(PARTIAL, self.path):
+            remark(PARTIAL, self.path, f"{self._how_many_decode()}; they are used")
+
+    def _cut_short(self) -> VideoError:
+        return VideoError(f"{self.path}: cut short or damaged: {self._how_many_decode()}; allow_partial uses them")
+
+    def _how_many_decode(self) -> str:
+        decoded, claimed = len(self._decoded_timeline()), self.facts.claimed
+        listed = len(claimed) if claimed is not None else 0
+        return f"{decoded} of its {listed} frames decode" if listed > decoded else f"{decoded} frames decode"
+
+    def suits_decord(self) -> Timeline | None:
+        """The frames of a file that it is proved for that decord reads it as FFmpeg does; else None."""
+        formats, codec = self._container.format.name.split(","), self._stream.codec_context.name
+        if not any(codec in codecs for name, codecs in PROVED.items() if name in formats):
+            return None
+        bits = max(component.bits for component in self._stream.format.components)
+        _, first = next(self._frames())
+        shown = self._packet_timeline()
+        plain = bits == 8 and orientation(first) == (False, False, False)
+        return shown if plain and shown is not None and shown.closed else None
+
+    def _packet_timeline(self) -> Timeline | None:
+        """The frames by the time stamps of all packets; None where those do not say."""
+        if "packets" not in self.facts.found:
+            self.facts.found["packets"] = self._list_packets()
+        return self.facts.found["packets"]
+
+    def _list_packets(self) -> Timeline | None:
+        shown: list = []
+        decoded: list = []
+        keys = []
+        num_packets = 0
+        container, stream = open_container(self.path)
+        unit = float(stream.time_base)
+        with container, suppress(av.FFmpegError):
+            for packet in container.demux(stream):
+                num_packets += packet.size > 0
+                if packet.is_keyframe:
+                    keys.append((len(shown), packet.pts))
+                if packet.size and keys and not packet.is_discard:
+                    shown.append(packet.pts)
+                    decoded.append(packet.dts)
+        times_are_sound = shown and None not in shown and len(set(shown)) == len(shown)
+        known = [time for time in decoded if time is not None]
+        if not times_are_sound or known != sorted(known):
+            return None
+        order = {time: place for place, time in enumerate(sorted(shown))}
+        closed = len(shown) == num_packets and all(order.get(time) == place for place, time in keys)
+        return Timeline.of([time * unit for time in shown], self._rate, closed=closed)
+
+    def _decoded_timeline(self) -> Timeline:
+        """The frames that decode, whatever does not."""
+        if "frames" not in self.facts.found:
+            with _AvReader(self.path, self._square_pixels, True, self.facts, counts=True) as other:
+                times = [time for time, _ in other._frames()]
+            self.facts.found["frames"] = Timeline.of(
+                times, self._rate, seekable=not other._times_start_again, damaged=other._damaged
+            )
+        return self.facts.found["frames"]
+
+
+# What decord reads as FFmpeg does, by container and codec: tests/test_decoders.py compares every frame.
+PROVED = {"mov": ("h264", "hevc", "mpeg4"), "matroska": ("h264", "vp8", "vp9")}
+
+
+class _DecordReader(VideoReader):
+    """decord over what PyAV says of a file. It reads through all of it to begin with, and is right about fewer files.
+
+    Raises:
+        VideoError: it is not proved that decord reads this file rightly.
+    """
+
+    def __init__(self, exact: _AvReader):
+        self.path, self.facts, self._exact = exact.path, exact.facts, exact
+        self.height, self.width, self.fps = exact.height, exact.width, exact.fps
+        decord = _decord()
+        if decord is None:
+            raise VideoError(f"{self.path}: decord cannot be imported here; use the backend 'av'")
+        self._timeline = exact.suits_decord()
+        if self._timeline is None:
+            raise VideoError(
+                f"{self.path}: it is not proved that decord reads such files rightly; use the backend 'av'"
+            )
+        self._reader = decord.VideoReader(str(self.path), num_threads=1)
+        if len(self._reader) != len(self._timeline):
+            raise VideoError(f"{self.path}: decord sees {len(self._reader)} frames; use the backend 'av'")
+        if self._reader[0].shape[2] != 3:  # it divides a padded line by the width, which may go wrong below 64
+            raise VideoError(f"{self.path}: decord cannot read frames {self.width} wide; use the backend 'av'")
+
+    def decoded(self) -> Timeline:
+        return self._timeline
+
+    def timelines(self) -> Iterator[Timeline]:
+        yield self._timeline
+
+    def clip(
+        self, timeline: Timeline | None = None, start: int = 0, step: float = 0.0, size: tuple[int, int] | None = None
+    ) -> Iterator[np.ndarray]:
+        times = zip(self._timeline.times[start:], itertools.count(start))
+        for _, index in take(times, step, self._timeline.fps, self._timeline.times[start]):
+            yield self.read([index], size)[0]
+
+    def read(self, indices: Iterable[int], size: tuple[int, int] | None = None) -> np.ndarray:
+        height, width = size or (self.height, self.width)
+        frames = [np.empty((0, height, width, 3), np.uint8)]
+        with reading(self.path, "frames do not decode"):
+            for index in indices:
+                if not 0 <= index < self.num_frames:
+                    raise VideoError(f"{self.path}: frame {index} was asked for, of {self.num_frames}")
+                frames.append(resize(self._reader[int(index)].asnumpy(), height, width)[None])
+        return np.concatenate(frames)
+
+    def close(self) -> None:
+        self._exact.close()
+        self._reader = None
 
 
 def read_image(path: PathLike) -> np.ndarray:
@@ -287,14 +508,13 @@ def read_image(path: PathLike) -> np.ndarray:
         VideoError: the file is missing, empty, cut short or not an image.
     """
     _check_file(path)
-    try:
-        with Image.open(path) as image:
+    with reading(path, "not an image that can be decoded"), Image.open(path) as image:
+        image.load()
+        with suppress(Exception):  # EXIF that nobody can read: as the picture lies
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
-                image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{path}: not an image that can be decoded ({_reason(error)})") from None
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
+            image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
+        return np.asarray(image.convert("RGB"))
 
 
 def write_video(path: PathLike, frames: np.ndarray | Iterable[np.ndarray], fps: float) -> None:
@@ -368,11 +588,6 @@ def _check_file(path: PathLike) -> None:
         raise VideoError(f"{path}: the file is empty")
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """One decoded frame, turned upright -> uint8 (H, W, 3)."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90 % 4)
-
-
 def _decord():
     """The decord module, or None where it has no wheel."""
     with suppress(ImportError):  # where there is one, before decord: the other order aborts the process
@@ -383,11 +598,3 @@ def _decord():
         return None
     decord.logging.set_level(decord.logging.QUIET)
     return decord
-
-
-def _reason(error: BaseException) -> str:
-    """What a decoder says of a file, in one line."""
-    text = getattr(error, "strerror", None) or str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # decord puts a time and a place in its source in front: "[12:20:47] /.../video_reader.cc:486: "
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0]) if lines else type(error).__name__

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import numpy as np
 
+from mg.data import remarks
 from mg.data.errors import DataError
 from mg.data.index import IndexRow
 from mg.data.reader import IMAGE_CACHE_BYTES, ClipReader
@@ -128,9 +129,11 @@ class _Worker:
     def _ask(self, method: str, row: IndexRow, *arguments: Any) -> Any:
         try:
             self._connection.send((method, row, *arguments))
-            done, answer = self._connection.recv()
+            done, answer, said = self._connection.recv()
         except (EOFError, OSError):
             raise WorkerError(self._last_words(row)) from None
+        for remark in said:
+            remarks.remark(*remark)
         if not done:
             error, trace = answer
             raise error from RuntimeError(f"in a worker of the loader:\n{trace}")
@@ -174,9 +177,9 @@ def _serve(connection: Connection, file: int) -> None:
             if method == "read":
                 _write(file, answer)
                 answer = answer.shape
-            connection.send((True, answer))
+            connection.send((True, answer, remarks.hand_over()))
         except Exception as error:
-            connection.send((False, (_portable(error), traceback.format_exc())))
+            connection.send((False, (_portable(error), traceback.format_exc()), remarks.hand_over()))
 
 
 def _write(file: int, clip: np.ndarray) -> None:
@@ -201,6 +204,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     sys.modules["mindspore"] = None  # type: ignore[assignment]  # nothing here takes it: then decord comes alone
+    remarks.hold()
     cv2.setNumThreads(0)  # there are as many processes as are wanted
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _serve(Connection(connection), file)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -23,9 +24,11 @@ from tqdm import tqdm
 from mg import runtime
 from mg.config import require
 from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
+from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
-from mg.data.transforms import center_crop, resize_short_side, resize_to_cover, to_video_tensor
-from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
+from mg.data.timeline import Timeline, frame_interval
+from mg.data.transforms import center_crop, covering_size, resize, to_video_tensor
+from mg.data.video import VideoReader, is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.tiling import TilingConfig
 
@@ -98,12 +101,15 @@ class ClipOptions:
         mode: graph compiles once per shape, pynative runs op by op.
         num_frames: frames of a clip, from the beginning; by default the whole video. Images pass at any setting.
         frame_stride: take every n-th frame.
-        fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame.
+        fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame. Where the rate
+            varies, this and frame_stride count in seconds.
         image_size: short side after resizing, in pixels; 0 keeps the size of the video.
         crop: crop the middle to a square; otherwise the aspect is kept.
         buckets: resolution -> frames -> [keep_prob, batch_size], see mg.data.buckets: each clip goes to its bucket's
             frames, from the beginning, size and batch size, in place of num_frames, image_size, crop and batch_size. A
             file that no bucket takes is one that cannot be read. What keep_prob draws depends on the file's path alone.
+        square_pixels: scale videos of other pixels (anamorphic ones) to square pixels, as players do.
+        allow_partial: of a video that is cut short or damaged, take what decodes; else it cannot be read.
         num_workers: threads that read ahead.
 
     Raises:
@@ -119,6 +125,8 @@ class ClipOptions:
     image_size: int = 256
     crop: bool = True
     buckets: dict[str, Any] | None = None
+    square_pixels: bool = True
+    allow_partial: bool = False
     num_workers: int = 2
 
     def __post_init__(self):
@@ -131,7 +139,7 @@ class ClipOptions:
 
     def describe(self) -> dict[str, Any]:
         """All settings that the clips depend on, as JSON has them."""
-        names = ["frame_stride", "fps_max"]
+        names = ["frame_stride", "fps_max", "square_pixels", "allow_partial"]
         names += ["num_frames", "image_size", "crop"] if self.buckets is None else ["buckets"]
         return json.loads(json.dumps({name: getattr(self, name) for name in names}))
 
@@ -238,21 +246,40 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         grid: what the sizes of buckets are multiples of: the model's `spatial_compression`.
     """
     if is_image(path):
-        image = read_image(path)[None]  # (T, H, W, C)
-        _, height, width, _ = image.shape
+        image = read_image(path)  # (H, W, C)
+        height, width, _ = image.shape
         place = _place(path, config, grid, 1, height, width, still=True)
-        yield ClipReader(lambda indices: image, range(1), 1.0, True, config, place)
+        size = _covering(config, place, height, width)
+        yield ClipReader(path, lambda: iter([resize(image, *size)]), 1, 1.0, True, config, place)
         return
-    with open_video(path) as video:
-        step = config.frame_stride * frame_interval(video.fps, config.fps_max)
-        length = clip_length(video.num_frames, video.fps, config.fps_max, config.frame_stride)
+    with open_video(path, square_pixels=config.square_pixels, allow_partial=config.allow_partial) as video:
+        length = 0 if config.buckets is None else next(video.timelines()).length(config.fps_max, config.frame_stride)
         place = _place(path, config, grid, length, video.height, video.width, still=False)
-        num_frames = place.bucket.num_frames if place else config.num_frames
-        indices = range(0, video.num_frames, step)[:num_frames]
-        if len(indices) < (num_frames or 1):
-            needed = ((num_frames or 1) - 1) * step + 1
-            raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
-        yield ClipReader(video.read, indices, video.fps / step, False, config, place)
+        timeline = _timeline(video, config, place.bucket.num_frames if place else config.num_frames)
+        num_frames, fps = timeline.from_start(
+            place.bucket.num_frames if place else config.num_frames, config.fps_max, config.frame_stride
+        )
+        size = _covering(config, place, video.height, video.width)
+        step = timeline.step(config.fps_max, config.frame_stride)
+        yield ClipReader(path, lambda: video.clip(timeline, 0, step, size), num_frames, fps, False, config, place)
+
+
+def _timeline(video: VideoReader, config: ClipOptions, num_frames: int | None) -> Timeline:
+    """The frames as far as they have to be known: all that decode, or that there are so many for a clip."""
+    if num_frames is None:
+        return video.decoded()
+    for timeline in video.timelines():
+        if timeline.starts(num_frames, timeline.step(config.fps_max, config.frame_stride)):
+            return timeline
+    needed = (num_frames - 1) * config.frame_stride * frame_interval(timeline.fps, config.fps_max) + 1
+    raise VideoError(f"{video.path}: the video has {len(timeline)} frames; {needed} are needed")
+
+
+def _covering(config: ClipOptions, place: Place | None, height: int, width: int) -> tuple[int, int]:
+    """The size that frames are scaled to before they are cropped."""
+    if place:
+        return covering_size(height, width, *place.size)
+    return covering_size(height, width, config.image_size, config.image_size) if config.image_size else (height, width)
 
 
 def _place(
@@ -275,24 +302,28 @@ class ClipReader:
     of its frames.
 
     Args:
-        frames_at: gives the frames of some indices as uint8 (T, H, W, C).
-        indices: of the clip's frames.
-        config: how they are resized and cropped.
+        path: the file.
+        begin: gives the clip's frames from the first on, one by one, uint8 (H, W, C) and scaled.
+        num_frames, fps: of the clip.
+        config: how they are cropped.
         place: to which bucket and size, if there are buckets.
     """
 
     def __init__(
         self,
-        frames_at: Callable[[list[int]], np.ndarray],
-        indices: range,
+        path: Path,
+        begin: Callable[[], Iterator[np.ndarray]],
+        num_frames: int,
         fps: float,
         still: bool,
         config: ClipOptions,
         place: Place | None = None,
     ):
-        self.num_frames, self.fps, self.still = len(indices), fps, still
+        self.num_frames, self.fps, self.still = num_frames, fps, still
         self.batch_size = place.bucket.batch_size if place else None
-        self._frames_at, self._indices, self._config, self._place = frames_at, indices, config, place
+        self._path, self._begin, self._config, self._place = path, begin, config, place
+        self._frames = begin()
+        self._next = 0  # the number of its next frame
         self._last: np.ndarray | None = None  # the frames given last
         self._end = 0  # of their range
 
@@ -307,19 +338,27 @@ class ClipReader:
         What this piece shares with the last one is not decoded again: read on in order, and a piece's frames are held.
         """
         kept = self._end - start if self._last is not None and self._end - len(self._last) <= start < self._end else 0
-        parts = [self._last[-kept:]] if kept else []
-        if start + kept < stop:
-            parts.append(self._prepared(self._frames_at(list(self._indices[start + kept : stop]))))
-        frames = (np.concatenate(parts) if len(parts) > 1 else parts[0])[: stop - start]
-        self._last, self._end = frames, stop
-        return to_video_tensor(frames)
+        with reading(self._path):
+            parts = [self._last[-kept:]] if kept else []
+            if start + kept < stop:
+                parts.append(self._decode(start + kept, stop))
+            frames = (np.concatenate(parts) if len(parts) > 1 else parts[0])[: stop - start]
+            self._last, self._end = frames, stop
+            return to_video_tensor(frames)
 
-    def _prepared(self, frames: np.ndarray) -> np.ndarray:
+    def _decode(self, start: int, stop: int) -> np.ndarray:
+        if start < self._next:
+            self._frames, self._next = self._begin(), 0
+        frames = [self._crop(frame) for frame in islice(self._frames, start - self._next, stop - self._next)]
+        self._next = stop
+        if len(frames) < stop - start:
+            raise VideoError(f"{self._path}: the video ends after {start + len(frames)} of {self.num_frames} frames")
+        return np.stack(frames)
+
+    def _crop(self, frame: np.ndarray) -> np.ndarray:
         if self._place:
-            return center_crop(resize_to_cover(frames, *self._place.size), *self._place.size)
-        if self._config.image_size:
-            frames = resize_short_side(frames, self._config.image_size)
-        return center_crop(frames, min(frames.shape[1:3])) if self._config.crop else frames
+            return center_crop(frame[None], *self._place.size)[0]
+        return center_crop(frame[None], min(frame.shape[:2]))[0] if self._config.crop else frame
 
 
 def batches(

@@ -24,12 +24,13 @@ import psutil
 
 from mg.config import require
 from mg.data import DataError
+from mg.data.errors import VideoError
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import DataConfig
 from mg.data.reader import ClipReader
 from mg.data.synthetic import TRAIN_PHOTOGRAPHS, read_photograph
 from mg.data.transforms import resize_to_cover
-from mg.data.video import VideoError, is_image, write_video
+from mg.data.video import is_image, write_video
 from mg.data.workers import ReaderPool
 from mg.evaluation.speed import describe, pairwise_ratio, write
 from mg.memory import peak_rss

@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
+from mg.data.errors import VideoError
 from mg.data.transforms import center_crop
-from mg.data.video import IMAGE_SUFFIXES, VideoError
+from mg.data.video import IMAGE_SUFFIXES
 from mg.evaluation.clips import ClipOptions, load_clip, one_line
 from mg.evaluation.measures import Measures, MeasuresConfig
 

@@ -1,0 +1,77 @@
+"""What is worth knowing of files that are read all the same: one warning for each, and their number when the process
+ends.
+
+A worker of the loader says nothing itself: it hands its remarks to the process that started it, which says each once,
+whichever workers met the file.
+"""
+
+import atexit
+import logging
+from collections import Counter
+from os import PathLike
+from threading import Lock
+from typing import NamedTuple
+
+_logger = logging.getLogger(__name__)
+
+PARTIAL, HDR = "partial", "hdr"
+_COUNTED = {
+    PARTIAL: "cut short or damaged, and read as far as they decode (allow_partial)",
+    HDR: "HDR, and read without tone mapping: pale",
+}
+
+
+class Remark(NamedTuple):
+    kind: str
+    path: str
+    text: str
+
+
+_said: dict[tuple[str, str], Remark] = {}
+_held: list[Remark] | None = None  # in a worker: what is to be handed over
+_lock = Lock()
+
+
+def remark(kind: str, path: str | PathLike, text: str) -> None:
+    """Say it, unless something of this kind was said of this file."""
+    new = Remark(kind, str(path), text)
+    with _lock:
+        if (kind, new.path) in _said:
+            return
+        if not _said and _held is None:
+            atexit.register(_say_counts)
+        _said[kind, new.path] = new
+    if _held is None:
+        _logger.warning("%s: %s", new.path, text)
+    else:
+        _held.append(new)
+
+
+def was_said(kind: str, path: str | PathLike) -> bool:
+    """Whether something of this kind was said of this file."""
+    return (kind, str(path)) in _said
+
+
+def counts() -> list[str]:
+    """How many files there were of each kind, a line for each."""
+    found = Counter(kind for kind, _ in _said)
+    return [f"{count} files were {_COUNTED[kind]}" for kind, count in found.items() if kind in _COUNTED]
+
+
+def _say_counts() -> None:
+    for line in counts():
+        _logger.warning(line)
+
+
+def hold() -> None:
+    """From now on keep remarks for `hand_over`."""
+    global _held
+    _held = []
+
+
+def hand_over() -> list[Remark]:
+    """The remarks since the last time."""
+    assert _held is not None
+    new = _held[:]
+    _held.clear()
+    return new
