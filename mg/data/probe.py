@@ -31,7 +31,8 @@ class Facts:
         height, width: of the first frame, upright, in the pixels that are coded.
         square_height, square_width: the same in square pixels, as players show it.
         fps: frames per second, on average; 0 where nothing is known.
-        first: time stamp of the first frame that decodes, in units of the stream; None where there are none.
+        first: time stamp of the first frame that decodes, in units of the stream; None where there are none, as in raw
+            streams, or none to be trusted: AVI has none itself, and FFmpeg's for its B-frames are not in their order.
         claimed: the frames by what the container says; None where it says nothing that can be believed.
         found: what was found out of the frames since, by reading through the file.
     """
@@ -70,7 +71,9 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fir
     if orientation(first)[0]:
         height, width, square = width, height, square[::-1]
     fps = float(stream.average_rate or stream.guessed_rate or 0)
-    return Facts(height, width, *square, fps, first.pts, _claimed(container, stream, first, fps))
+    untrue = container.format.name == "avi" and stream.codec_context.has_b_frames
+    start = None if untrue else first.pts
+    return Facts(height, width, *square, fps, start, _claimed(container, stream, first, fps))
 
 
 def pixel_aspect(stream: av.VideoStream) -> float:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mg.data import transforms
+from mg.data.decoding import VideoReader
 from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
 from mg.data.probe import Facts
 from mg.data.timeline import Timeline, clip_length, frame_interval
-from mg.data.video import VideoReader, is_image, open_video, read_image
+from mg.data.video import is_image, open_video, read_image
 
 if TYPE_CHECKING:
     from mg.data.loader import DataConfig

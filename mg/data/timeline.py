@@ -25,14 +25,12 @@ class Timeline:
         fps: frames per second, where the rate varies those of the middle frame.
         seekable: whether the times lead to the frames; not where a file has none, or they start again midway.
         damaged: whether there were more frames, which do not decode.
-        closed: whether each key frame is known to be shown after all frames that precede it in the file.
     """
 
     times: np.ndarray
     fps: float
     seekable: bool = True
     damaged: bool = False
-    closed: bool = False
 
     @classmethod
     def regular(cls, num_frames: int, fps: float) -> "Timeline":

@@ -24,11 +24,12 @@ from tqdm import tqdm
 from mg import runtime
 from mg.config import require
 from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
+from mg.data.decoding import VideoReader
 from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
 from mg.data.timeline import Timeline, frame_interval
 from mg.data.transforms import center_crop, covering_size, resize, to_video_tensor
-from mg.data.video import VideoReader, is_image, open_video, read_image
+from mg.data.video import is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.tiling import TilingConfig
 
