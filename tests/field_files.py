@@ -135,7 +135,7 @@ class Right:
         size: height and width that are shown.
         partial: how many frames of what number decode, where it is cut short or damaged: else not to be read whole.
         error: what the error says, of one that cannot be read at all.
-        seconds: when frames are shown, counted from the first one, in units of 1 / FPS; None for an even rate.
+        times: when frames are shown, counted from the first one, in units of 1 / FPS; None for an even rate.
     """
 
     boxes: list[int] | None = None
@@ -166,12 +166,13 @@ def draw(folder: Path) -> dict[str, Right]:
     add(edit_list(base, folder / "trim_head.mp4", 2500, 2048 + 15 * 1024), [*range(15, 45)])
     add(edit_list(base, folder / "trim_at_key.mp4", 1000, 2048 + 20 * 1024), [*range(20, 32)])
     # Containers that count other things than frames.
-    skipping = encode(folder / "dropped.avi", 30, "mpeg4", g=12, time=lambda i: i + i // 3)
+    skipping = encode(folder / "dropped.avi", 30, "mpeg4", g=12, qmax=2, time=lambda i: i + i // 3)
     add(skipping, [*range(30)], times=[i + i // 3 for i in range(30)])
+    add(encode(folder / "fragmented.mp4", 36, g=12, mux={"movflags": "frag_keyframe+empty_moov"}), [*range(36)])
     add(
-        encode(folder / "fragmented.mp4", 36, g=12, mux={"movflags": "frag_keyframe+empty_moov"}), [*range(36)]
+        encode(folder / "alt_ref.webm", 36, "libvpx", g=12, b="4M", **{"auto-alt-ref": 1, "lag-in-frames": 10}),
+        [*range(36)],
     )
-    add(encode(folder / "alt_ref.webm", 36, "libvpx", g=12, **{"auto-alt-ref": 1, "lag-in-frames": 10}), [*range(36)])
     # Transport streams, whole and joined, with time stamps that start again or leap.
     add(encode(folder / "b_frames.ts", 96, format="mpegts", g=24, bf=3), [i % 64 for i in range(96)])
     one = encode(parts / "one.ts", 24, format="mpegts", g=12, bf=0)
@@ -218,7 +219,7 @@ def draw(folder: Path) -> dict[str, Right]:
     add(encode(folder / "anamorphic.mkv", 8, size=(96, 120), aspect=Fraction(4, 3)), size=(96, 160))
     # Frame rates that vary.
     for suffix, codec in (("mp4", "libx264"), ("mkv", "libx264"), ("flv", "libx264"), ("webm", "libvpx")):
-        path = encode(folder / f"variable.{suffix}", 40, codec, time=_slow_end, g=20, bf=0)
+        path = encode(folder / f"variable.{suffix}", 40, codec, time=_slow_end, g=20, bf=0, b="4M")
         add(path, [*range(40)], times=[_slow_end(i) for i in range(40)])
     # Cut short and damaged, as far as the decoder tells.
     hard = encode(parts / "hard.mp4", 48, frames=noisy, g=12, bf=2, mux={"movflags": "faststart"})

@@ -14,6 +14,7 @@ TOOL = "tools/benchmark_loader.py"
 
 def test_the_table_and_the_file_have_a_row_for_all_that_was_asked(tmp_path, monkeypatch, capsys):
     options = "--sizes 64p --num_frames 3 --image_size 32 --decoders av --workers 1 2 --clips 2 --runs 2".split()
+    options += "--repeats 1 8 --large 64p 128p".split()
     assert run_here(monkeypatch, TOOL, *options, "--output_path", tmp_path) == 0
     found = json.loads((tmp_path / "loader.json").read_text())
     setups = [(record["source"], record["decoder"], record["kind"], record["workers"]) for record in found["records"]]
@@ -24,7 +25,12 @@ def test_the_table_and_the_file_have_a_row_for_all_that_was_asked(tmp_path, monk
     assert found["records"][0]["speedup"] == {"median": 1, "min": 1, "max": 1}
     assert found["versions"]["av"] and found["settings"]["clips"] == 2
     rows = capsys.readouterr().out.splitlines()
-    assert rows[0].split()[:4] == ["source", "decoder", "workers", "kind"] and len(rows) == 1 + 4 + 1
+    assert rows[0].split()[:4] == ["source", "decoder", "workers", "kind"] and len(rows) == 1 + 4 + 6 + 2 + 1
+    assert [record["container"] for record in found["lengths"]] == ["mp4", "mp4", "mkv", "mkv", "ts", "ts"]
+    for short, long in zip(found["lengths"][::2], found["lengths"][1::2]):
+        assert long["file_mb"] > 4 * short["file_mb"]
+        assert long["first_clip_mb_read"] and long["clip_seconds"] > 0
+    assert [record["height"] for record in found["large"]] == [64, 128]
 
 
 def test_ones_own_videos_are_measured_and_those_that_cannot_be_read_are_counted(tmp_path):
@@ -33,6 +39,7 @@ def test_ones_own_videos_are_measured_and_those_that_cannot_be_read_are_counted(
     write_image(tmp_path / "still.png", loader_speed.read_photograph("coffee.png"))
     (tmp_path / "index.csv").write_text(f"video\n{good.name}\nbad.mp4\nstill.png\n")
     options = dict(num_frames=3, image_size=32, decoders=["av"], kinds=["threads"], workers=[1], clips=2, runs=1)
+    options.update(repeats=[], large=[])
     config = LoaderSpeedConfig(csv_path=str(tmp_path / "index.csv"), output_path=str(tmp_path / "out"), **options)
     found = measure_loader(config)
     assert [record["source"] for record in found["records"]] == ["index.csv"] and not found["failed"]

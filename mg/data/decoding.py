@@ -152,12 +152,6 @@ class AvReader(VideoReader):
                 self._note_damage()
             return timeline
 
-    @property
-    def is_turned(self) -> bool:
-        """Whether the first frame has to be turned or mirrored."""
-        with reading(self.path, "frames do not decode"):
-            return any(orientation(next(self._frames())[1]))
-
     def timelines(self) -> Iterator[Timeline]:
         with reading(self.path, "frames do not decode"):
             if self.facts.claimed is not None:
@@ -321,8 +315,8 @@ class AvReader(VideoReader):
                 return
 
     def _check_size(self, frame: av.VideoFrame, number: int) -> None:
-        turned = orientation(frame)[0]
-        height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
+        exchanged = self._turned(frame)[0]
+        height, width = (frame.width, frame.height) if exchanged else (frame.height, frame.width)
         expected = self.facts.height, self.facts.width
         if (height, width) != expected:
             raise VideoError(
@@ -330,9 +324,12 @@ class AvReader(VideoReader):
                 f"{width} x {height}; cut the file there"
             )
 
+    def _turned(self, frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+        return self.facts.turned if frame.rotation == self.facts.rotation else orientation(frame)
+
     def _picture(self, frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
         """uint8 RGB (H, W, 3), upright, in the size that is wanted."""
-        rows_for_columns, upside_down, mirrored = orientation(frame)
+        rows_for_columns, upside_down, mirrored = self._turned(frame)
         picture = self._to_sdr(frame).to_ndarray(format="rgb24")
         if rows_for_columns:
             picture = picture.transpose(1, 0, 2)

@@ -89,7 +89,7 @@ def _proved(exact: AvReader) -> Timeline | None:
             any(codec in codecs for name, codecs in PROVED.items() if name in names)
             and bits == 8
             and len(place) == len(packets)
-            and not exact.is_turned
+            and not any(exact.facts.turned)
             and not any(packet.is_discard or packet.is_corrupt for packet in packets)
             and all(
                 place[packet.pts] == number and (codec != "h264" or _begins_anew(bytes(packet)))

@@ -28,6 +28,7 @@ from mg.data.buckets import Assignment, BucketSchedule, Sources, read_buckets
 from mg.data.errors import DataError, VideoError
 from mg.data.index import IndexRow
 from mg.data.reader import ClipReader
+from mg.data.versions import check_versions
 from mg.data.video import is_image
 from mg.data.workers import ReaderPool
 
@@ -176,6 +177,7 @@ class ClipLoader:
             raise ValueError(f"rank is {rank}; it must be from 0 to world_size - 1 = {world_size - 1}")
         self.config, self.seed, self.rank, self.world_size = config, seed, rank, world_size
         self.bad_files: dict[str, str] = {}
+        check_versions()
         self._num_files = len({row.path for row in rows})
         self._reader = ClipReader(config)
         self._rows, self._schedule = rows, None

@@ -30,6 +30,8 @@ class Facts:
     Attributes:
         height, width: of the first frame, upright, in the pixels that are coded.
         square_height, square_width: the same in square pixels, as players show it.
+        turned: how the first frame is brought upright, see `orientation`.
+        rotation: of the first frame in degrees, by PyAV: frames of the same are turned like it.
         fps: frames per second, on average; 0 where nothing is known.
         first: time stamp of the first frame that decodes, in units of the stream; None where there are none, as in raw
             streams, or none to be trusted: AVI has none itself, and FFmpeg's for its B-frames are not in their order.
@@ -41,6 +43,8 @@ class Facts:
     width: int
     square_height: int
     square_width: int
+    turned: tuple[bool, bool, bool]
+    rotation: int
     fps: float
     first: int | None
     claimed: Timeline | None
@@ -68,12 +72,13 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fir
     """What is known of a file once its first frame is decoded."""
     height, width = first.height, first.width
     square = height, max(1, round(width * pixel_aspect(stream)))
-    if orientation(first)[0]:
+    turned = orientation(first)
+    if turned[0]:
         height, width, square = width, height, square[::-1]
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     untrue = container.format.name == "avi" and stream.codec_context.has_b_frames
     start = None if untrue else first.pts
-    return Facts(height, width, *square, fps, start, _claimed(container, stream, first, fps))
+    return Facts(height, width, *square, turned, first.rotation, fps, start, _claimed(container, stream, first, fps))
 
 
 def pixel_aspect(stream: av.VideoStream) -> float:
@@ -84,7 +89,10 @@ def pixel_aspect(stream: av.VideoStream) -> float:
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How a frame is brought upright by its display matrix: whether rows and columns are exchanged, and then whether it
-    is turned upside down, and left to right."""
+    is turned upside down, and left to right.
+
+    PyAV keeps a frame whose side data was asked for until the garbage collector comes by: not to be asked of every one.
+    """
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
         return False, False, False

@@ -24,6 +24,7 @@ from mg.checkpoints.atomic import atomic_write
 from mg.data.decoding import AvReader, VideoReader
 from mg.data.errors import VideoError, reading
 from mg.data.probe import Facts
+from mg.data.versions import check_versions
 
 PathLike = str | os.PathLike
 
@@ -57,6 +58,7 @@ def open_video(
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(BACKENDS)}")
+    check_versions()
     _check_file(path)
     with reading(path, "not a video that can be decoded"):
         reader = AvReader(path, square_pixels, allow_partial, facts)

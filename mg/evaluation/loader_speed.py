@@ -32,6 +32,7 @@ from mg.data.synthetic import TRAIN_PHOTOGRAPHS, read_photograph
 from mg.data.transforms import resize_to_cover
 from mg.data.video import is_image, write_video
 from mg.data.workers import ReaderPool
+from mg.evaluation import clip_cost
 from mg.evaluation.speed import describe, pairwise_ratio, write
 from mg.memory import peak_rss
 
@@ -62,6 +63,8 @@ class LoaderSpeedConfig:
         workers: how many of them at a time; by default 1, 2, 4 ... up to the number of processors.
         clips: timed in each run, after the first ones of every worker.
         runs: of each number of workers, in turns.
+        repeats: how many times a video is made longer, to see what a clip of it then costs; none for no such rows.
+        large: sizes of which the peak memory of a worker is taken, likewise.
         output_path: folder for loader.json, and for the videos that are made.
     """
 
@@ -75,6 +78,8 @@ class LoaderSpeedConfig:
     workers: list[int] = field(default_factory=_powers_of_two)
     clips: int = 24
     runs: int = 3
+    repeats: list[int] = field(default_factory=lambda: [1, 10, 100])
+    large: list[str] = field(default_factory=lambda: ["360p", "2160p"])
     output_path: str = "outputs/benchmark_loader"
 
     def __post_init__(self):
@@ -83,7 +88,8 @@ class LoaderSpeedConfig:
         for name in ("sizes", "kinds", "workers"):
             require(bool(getattr(self, name)), self, name, "one or more")
         require(all(number >= 1 for number in self.workers), self, "workers", "numbers of at least 1")
-        for size in self.sizes:
+        require(all(number >= 1 for number in self.repeats), self, "repeats", "numbers of at least 1")
+        for size in [*self.sizes, *self.large]:
             _height(size)
 
 
@@ -99,8 +105,9 @@ def measure_loader(config: LoaderSpeedConfig) -> dict:
     """Measure, and write `loader.json`, anew after each source and decoder.
 
     Returns:
-        "records": one for each source, decoder, kind and number of workers; "skipped": what was not measured and why;
-        "failed": the same of what should have been; and the settings, versions and machine.
+        "records": one for each source, decoder, kind and number of workers; "lengths": what a clip costs by the length
+        of its file; "large": the memory of a worker by the size of the videos; "skipped": what was not measured and
+        why; "failed": the same of what should have been; and the settings, versions and machine.
 
     Raises:
         ValueError: an index that cannot be used, or that has no video.
@@ -115,8 +122,25 @@ def measure_loader(config: LoaderSpeedConfig) -> dict:
         except DataError as error:
             found["failed"].append(f"{source} {decoder}: {error}")
         write(found, path)
+    found |= _clip_costs(config)
     write(found, path)
     return found
+
+
+def _clip_costs(config: LoaderSpeedConfig) -> dict[str, list[dict]]:
+    """What a clip costs by the length of its file, and by the size of its frames."""
+    folder, length = Path(config.output_path) / "videos", 2 * config.num_frames
+    lengths: list[dict] = []
+    if config.repeats:
+        source = make_videos(folder, config.sizes[0], length)[0].path
+        for record in clip_cost.by_length(source, config.repeats, config.num_frames, config.image_size, config.clips):
+            _logger.info("a clip of %.1f MB of %s", record["file_mb"], record["container"])
+            lengths.append(record)
+    large = [
+        clip_cost.by_size(make_videos(folder, size, length), config.num_frames, config.image_size, _VIDEOS)
+        for size in config.large
+    ]
+    return {"lengths": lengths, "large": large}
 
 
 def _sources(config: LoaderSpeedConfig) -> Iterator[tuple[str, list[IndexRow]]]:
@@ -254,8 +278,21 @@ def format_table(found: dict) -> str:
             "-" if peak is None else f"{peak:.0f}",
         ]
         rows.append("".join(f"{cell:<{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)).rstrip())
+    rows += [_length_line(record) for record in found["lengths"]]
+    for record in found["large"]:
+        peak = record["peak_worker_mb"]
+        took = "" if peak is None else f"a worker took {peak:.0f} MB; "
+        size = f"{record['width']} x {record['height']}"
+        rows.append(f"frames of {size}: {took}a clip at full size is {record['full_size_mb']:.0f} MB")
     bad = {record["source"]: f"{record['unreadable']} clips" for record in found["records"] if record["unreadable"]}
     rows += [f"left out: {clips} of {source}, which could not be read" for source, clips in bad.items()]
     rows += [f"left out: {line}" for line in found["skipped"]]
     rows += [f"FAILED: {line}" for line in found["failed"]]
     return "\n".join(rows)
+
+
+def _length_line(record: dict) -> str:
+    first, later = record["first_clip_mb_read"], record["clip_mb_read"]
+    read = "" if first is None else f", {first:.2f} and {later:.2f} MB read"
+    seconds = f"{record['first_clip_seconds']:.3f} s at first, then {record['clip_seconds']:.3f} s"
+    return f"a clip of {record['file_mb']:.1f} MB of {record['container']}: {seconds}{read}"

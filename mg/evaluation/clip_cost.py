@@ -1,0 +1,122 @@
+"""What one clip costs by the length of its file, and by the size of its frames: it should cost what the clip costs.
+
+Seconds and bytes read are those of a worker of the loader, which meets the file for the first time, and then knows it.
+Longer files are a short one's packets over and over. Memory is a worker's peak, beside what the frames of a clip take
+at full size, which should never stand there all at once.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import product
+from pathlib import Path
+
+import av
+
+from mg.checkpoints.atomic import atomic_write
+from mg.data.index import IndexRow
+from mg.data.loader import DataConfig
+from mg.data.reader import ClipReader
+from mg.data.workers import ReaderPool
+from mg.memory import peak_rss
+
+FORMATS = {"mp4": "mp4", "mkv": "matroska", "ts": "mpegts"}
+
+
+def by_length(source: Path, repeats: list[int], num_frames: int, image_size: int, clips: int) -> Iterator[dict]:
+    """A record for each container and number of repeats of `source`."""
+    for (suffix, name), times in product(FORMATS.items(), repeats):
+        path = repeat(source, source.with_name(f"{source.stem}_x{times}.{suffix}"), name, times)
+        first, others = _costs(path, num_frames, image_size, clips)
+        yield {
+            "container": suffix,
+            "file_mb": path.stat().st_size / 2**20,
+            "first_clip_seconds": first["seconds"],
+            "first_clip_mb_read": first["mb_read"],
+            "clip_seconds": statistics.median(each["seconds"] for each in others),
+            "clip_mb_read": statistics.median(each["mb_read"] for each in others) if others[0]["mb_read"] else None,
+        }
+
+
+def by_size(rows: list[IndexRow], num_frames: int, image_size: int, clips: int) -> dict:
+    """The peak memory of a worker that reads clips of these videos, and what a clip's frames take at full size."""
+    config = _config(num_frames, image_size)
+    with closing(ReaderPool(config)) as pool:
+        for number in range(clips):
+            pool.submit(_read, rows[number % len(rows)], config, number).result()
+        peak = peak_rss(pool.workers[0].process.pid)
+    _, height, width = ClipReader(config).measure(rows[0])
+    full = num_frames * height * width * 3
+    return {
+        "height": height,
+        "width": width,
+        "full_size_mb": full / 2**20,
+        "peak_worker_mb": None if peak is None else peak / 2**20,
+    }
+
+
+def repeat(source: Path, path: Path, name: str, times: int) -> Path:
+    """The packets of a video so many times one behind the other, in the container of that name; if it is not there."""
+    if path.exists():
+        return path
+    with (
+        atomic_write(path) as temporary,
+        av.open(str(source)) as old,
+        av.open(str(temporary), "w", format=name) as new,
+    ):
+        stream = old.streams.video[0]
+        copied = new.add_stream_from_template(stream)
+        packets = [packet for packet in old.demux(stream) if packet.size]
+        stamps = [(packet.pts, packet.dts) for packet in packets]
+        length = max(pts for pts, _ in stamps) - min(pts for pts, _ in stamps) + packets[0].duration
+        unit = stream.time_base
+        for number in range(times):
+            for packet, (pts, dts) in zip(packets, stamps):
+                again = av.Packet(bytes(packet))
+                again.pts, again.dts, again.time_base = pts + number * length, dts + number * length, unit
+                again.duration, again.is_keyframe, again.stream = packet.duration, packet.is_keyframe, copied
+                new.mux(again)
+    return path
+
+
+def _costs(path: Path, num_frames: int, image_size: int, clips: int) -> tuple[dict, list[dict]]:
+    """Of the first clip of a file, and of more of them."""
+    config = _config(num_frames, image_size)
+    row = IndexRow(path, path.name)
+    found = []
+    with closing(ReaderPool(config)) as pool:
+        process = pool.workers[0].process.pid
+        pool.submit(_ready).result()
+        for number in range(clips + 1):
+            read, begun = _bytes_read(process), time.perf_counter()
+            pool.submit(_read, row, config, number).result()
+            seconds = time.perf_counter() - begun
+            after = _bytes_read(process)
+            found.append({"seconds": seconds, "mb_read": None if read is None else (after - read) / 2**20})
+    return found[0], found[1:]
+
+
+def _config(num_frames: int, image_size: int) -> DataConfig:
+    return DataConfig(sample_n_frames=num_frames, image_size=image_size, crop_size=image_size, num_workers=1)
+
+
+def _read(reader: ClipReader, row: IndexRow, config: DataConfig, number: int) -> None:
+    reader.read(row, config.sample_n_frames, (config.crop_size,) * 2, (0, number))
+
+
+def _ready(reader: ClipReader) -> None:
+    """Answers once the worker has started: it looks for a file that is not there."""
+    try:
+        reader.measure(IndexRow(Path("none.mp4"), "none.mp4"))
+    except ValueError:
+        return
+
+
+def _bytes_read(process: int) -> int | None:
+    """What a process has read from files so far, as Linux counts it; None elsewhere."""
+    try:
+        lines = Path(f"/proc/{process}/io").read_text().splitlines()
+    except OSError:
+        return None
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
