@@ -129,20 +129,17 @@ class AvReader(VideoReader):
         self._damaged = self._times_start_again = False
         self.facts = facts
         self._rewind()
-        if facts is None:
+        if self.facts is None:
             decoded = self._decode()
             first = next(decoded, None)
             if first is None:
                 raise VideoError(f"{path}: there is no frame in this video that can be decoded")
-            self.facts = facts = describe(self._container, self._stream, first)
+            self.facts = describe(self._container, self._stream, first)
             self._begun: Iterator[av.VideoFrame] | None = itertools.chain([first], decoded)
-            if self._damaged:
-                self._note_damage()
-        self.fps = facts.fps
-        self.height, self.width = facts.height, facts.width
+        self.fps, self.height, self.width = self.facts.fps, self.facts.height, self.facts.width
         if square_pixels:
-            self.height, self.width = facts.square_height, facts.square_width
-        if ends_early(path, self._container, self._stream):
+            self.height, self.width = self.facts.square_height, self.facts.square_width
+        if self._damaged or ends_early(path, self._container, self._stream):
             self._note_damage()
 
     def decoded(self) -> Timeline:

@@ -5,6 +5,7 @@ the middle, and headers are written before the end is known. `mg.data.video` fin
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -144,7 +145,10 @@ def _claimed(
         return Timeline.of(times, fps)
     if stream.duration:
         seconds = Fraction(stream.duration) * stream.time_base
-    elif container.duration:  # Matroska and FLV say when they end
+    elif tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska's
+        hours, minutes, rest = map(Fraction, tag.groups())
+        seconds = 3600 * hours + 60 * minutes + rest - first.pts * stream.time_base
+    elif container.duration:  # of all streams; Matroska and FLV say when they end
         seconds = Fraction(container.duration, av.time_base) - first.pts * stream.time_base
     else:
         return None
