@@ -351,6 +351,7 @@ def test_statistics_are_of_the_files_that_can_be_read(commands, tmp_path, kinds)
 
 def test_training_counts_the_files_that_cannot_be_read_and_stops_above_its_share(commands, kinds, caplog):
     options = ["--data.image_ratio", 0.5, "--data.batch_size", len(KINDS), "--data.num_workers", 0]
+    options += ["--data.allow_partial", "false"]
     code, _, _ = commands.train(None, kinds / "set.csv", *options, "--data.max_bad_share", 1, "--max_steps", 2)
     assert code == 0
     skipped = [record.getMessage() for record in caplog.records if record.getMessage().startswith("skipped a file")]

@@ -16,8 +16,8 @@ _logger = logging.getLogger(__name__)
 
 PARTIAL, HDR = "partial", "hdr"
 _COUNTED = {
-    PARTIAL: "cut short or damaged, and read as far as they decode (allow_partial)",
-    HDR: "HDR, and read without tone mapping: pale",
+    PARTIAL: "files that are cut short or damaged, of which what decodes was used (allow_partial)",
+    HDR: "HDR files that were read without tone mapping, and are pale",
 }
 
 
@@ -55,7 +55,7 @@ def was_said(kind: str, path: str | PathLike) -> bool:
 def counts() -> list[str]:
     """How many files there were of each kind, a line for each."""
     found = Counter(kind for kind, _ in _said)
-    return [f"{count} files were {_COUNTED[kind]}" for kind, count in found.items() if kind in _COUNTED]
+    return [f"{_COUNTED[kind]}: {count}" for kind, count in found.items() if kind in _COUNTED]
 
 
 def _say_counts() -> None:
