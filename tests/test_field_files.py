@@ -124,7 +124,7 @@ def test_frames_are_thinned_by_time_where_the_rate_varies(field, suffix):
     assert fps == pytest.approx(24 * FPS / 138, rel=0.01), "plays as long as the video"
     assert clip_boxes(path, frame_stride=6)[0] == [*range(0, 30, 6), *range(30, 40)], "half a second"
     assert clip_boxes(path, frame_stride=2, fps_max=6)[0] == [*range(0, 30, 4), *range(31, 40)]
-    with pytest.raises(VideoError, match="40 frames; 26 are needed|of 26"):
+    with pytest.raises(VideoError, match="of which 25 are left by time, 26 needed|ends after 25 of 26 frames"):
         clip_boxes(path, fps_max=6, num_frames=26)
 
 
@@ -150,8 +150,13 @@ def test_a_clip_too_long_for_what_is_left_by_time_is_said(field):
 
 
 def test_buckets_count_the_frames_that_are_left_by_time(field):
-    one = row(field[0] / "variable.mp4")
-    assert ClipReader(config(fps_max=6, buckets={"64px": {4: [1.0, 1]}})).measure(one)[0] == 25
+    buckets = {"64px": {26: [1.0, 1], 20: [1.0, 1]}}
+    for suffix in ("mp4", "mkv", "flv", "webm"):
+        one = row(field[0] / f"variable.{suffix}")
+        assert ClipReader(config(fps_max=6, buckets=buckets)).measure(one)[0] == 25
+        (clip,) = read_clips([one], ClipOptions(fps_max=6, buckets=buckets), None)
+        assert clip.x.shape[1] == 20
+    assert ClipReader(config(buckets=buckets)).measure(row(field[0] / "dropped.avi"))[0] == 30
 
 
 def test_training_uses_what_decodes_and_says_how_much_unless_told_otherwise(field, caplog):

@@ -82,6 +82,11 @@ class VideoReader:
         at last those that decode. A function of the file alone."""
         raise NotImplementedError
 
+    def listed(self) -> Timeline:
+        """The frames by the container's index, or where it has none of all frames, by their packets: how many there are
+        to choose from. Matroska, FLV and transport streams are read through for it."""
+        raise NotImplementedError
+
     def decoded(self) -> Timeline:
         """The frames that decode, which is found out by decoding all of them.
 
@@ -141,6 +146,12 @@ class AvReader(VideoReader):
             self.height, self.width = self.facts.square_height, self.facts.square_width
         if self._damaged or ends_early(path, self._container, self._stream):
             self._note_damage()
+
+    def listed(self) -> Timeline:
+        with reading(self.path, "frames do not decode"):
+            if self.facts.listed:
+                return self.facts.claimed
+            return self._packet_timeline() or self._decoded_timeline()
 
     def decoded(self) -> Timeline:
         with reading(self.path, "frames do not decode"):

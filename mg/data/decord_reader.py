@@ -48,6 +48,9 @@ class DecordReader(VideoReader):
         if self._reader[0].shape[2] != 3:  # it divides a padded line by the width, which may go wrong below 64
             raise VideoError(f"{self.path}: decord cannot read frames {self.width} wide; use the backend 'av'")
 
+    def listed(self) -> Timeline:
+        return self._timeline
+
     def decoded(self) -> Timeline:
         return self._timeline
 

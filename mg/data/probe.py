@@ -37,6 +37,7 @@ class Facts:
         first: time stamp of the first frame that decodes, in units of the stream; None where there are none, as in raw
             streams, or none to be trusted: AVI has none itself, and FFmpeg's for its B-frames are not in their order.
         claimed: the frames by what the container says; None where it says nothing that can be believed.
+        listed: whether the container's index has an entry for each of them.
         found: what was found out of the frames since, by reading through the file.
     """
 
@@ -49,6 +50,7 @@ class Facts:
     fps: float
     first: int | None
     claimed: Timeline | None
+    listed: bool
     found: dict[str, Timeline | None] = field(default_factory=dict, compare=False)
 
 
@@ -79,7 +81,9 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fir
     fps = float(stream.average_rate or stream.guessed_rate or 0)
     untrue = container.format.name == "avi" and stream.codec_context.has_b_frames
     start = None if untrue else first.pts
-    return Facts(height, width, *square, turned, first.rotation, fps, start, _claimed(container, stream, first, fps))
+    claimed = _claimed(container, stream, first, fps)
+    listed = claimed is not None and len(getattr(stream, "index_entries", ())) >= len(claimed)
+    return Facts(height, width, *square, turned, first.rotation, fps, start, claimed, listed)
 
 
 def pixel_aspect(stream: av.VideoStream) -> float:

@@ -20,7 +20,7 @@ from mg.data.decoding import VideoReader
 from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
 from mg.data.probe import Facts
-from mg.data.timeline import Timeline, clip_length, frame_interval
+from mg.data.timeline import Timeline, clip_length
 from mg.data.video import is_image, open_video, read_image
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class ClipReader:
             height, width = read_image(row.path).shape[:2]
             return 1, height, width
         with self._open(row) as video:
-            timeline = next(video.timelines())
-            return timeline.length(self.config.fps_max, self.config.sample_stride), video.height, video.width
+            length = video.listed().length(self.config.fps_max, self.config.sample_stride)
+            return length, video.height, video.width
 
     def _open(self, row: IndexRow) -> VideoReader:
         """The video of a row; what is known of a file is kept, and holds until the file changes."""
@@ -128,7 +128,8 @@ class ClipReader:
             frames = list(islice(video.clip(timeline, start, step, covering), length))
             if len(frames) == length:
                 return np.stack(frames)
-        raise VideoError(f"{video.path}: too short: {self._shortage(timeline, length)}")
+        shortage = timeline.shortage(length, config.fps_max, config.sample_stride)
+        raise VideoError(f"{video.path}: too short: {shortage}")
 
     def _stride(self, timeline: Timeline, length: int, rng: np.random.Generator) -> int:
         config = self.config
@@ -137,15 +138,6 @@ class ClipReader:
         strides = range(config.sample_stride, config.max_sample_stride + 1)
         fitting = sum(timeline.starts(length, timeline.step(config.fps_max, stride)) > 0 for stride in strides)
         return int(rng.integers(config.sample_stride, config.sample_stride + fitting))
-
-    def _shortage(self, timeline: Timeline, length: int) -> str:
-        """What a video has, and what was needed."""
-        config = self.config
-        if timeline.is_regular:
-            step = config.sample_stride * frame_interval(timeline.fps, config.fps_max)
-            return f"{len(timeline)} frames, {(length - 1) * step + 1} needed"
-        left = timeline.length(config.fps_max, config.sample_stride)
-        return f"{len(timeline)} frames, of which {left} are left by time, {length} needed"
 
     def _covered(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """The height and width that frames of height x width are to cover before they are cut to `size`."""

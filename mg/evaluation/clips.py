@@ -27,7 +27,7 @@ from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.decoding import VideoReader
 from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
-from mg.data.timeline import Timeline, frame_interval
+from mg.data.timeline import Timeline
 from mg.data.transforms import center_crop, covering_size, resize, to_video_tensor
 from mg.data.video import is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
@@ -254,7 +254,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         yield ClipReader(path, lambda: iter([resize(image, *size)]), 1, 1.0, True, config, place)
         return
     with open_video(path, square_pixels=config.square_pixels, allow_partial=config.allow_partial) as video:
-        length = 0 if config.buckets is None else next(video.timelines()).length(config.fps_max, config.frame_stride)
+        length = 0 if config.buckets is None else video.listed().length(config.fps_max, config.frame_stride)
         place = _place(path, config, grid, length, video.height, video.width, still=False)
         timeline = _timeline(video, config, place.bucket.num_frames if place else config.num_frames)
         num_frames, fps = timeline.from_start(
@@ -272,8 +272,8 @@ def _timeline(video: VideoReader, config: ClipOptions, num_frames: int | None) -
     for timeline in video.timelines():
         if timeline.starts(num_frames, timeline.step(config.fps_max, config.frame_stride)):
             return timeline
-    needed = (num_frames - 1) * config.frame_stride * frame_interval(timeline.fps, config.fps_max) + 1
-    raise VideoError(f"{video.path}: the video has {len(timeline)} frames; {needed} are needed")
+    shortage = timeline.shortage(num_frames, config.fps_max, config.frame_stride)
+    raise VideoError(f"{video.path}: too short: {shortage}")
 
 
 def _covering(config: ClipOptions, place: Place | None, height: int, width: int) -> tuple[int, int]:
