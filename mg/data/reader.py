@@ -128,8 +128,8 @@ class ClipReader:
             frames = list(islice(video.clip(timeline, start, step, covering), length))
             if len(frames) == length:
                 return np.stack(frames)
-        shortage = timeline.shortage(length, config.fps_max, config.sample_stride)
-        raise VideoError(f"{video.path}: too short: {shortage}")
+        found, needed = timeline.shortage(length, config.fps_max, config.sample_stride)
+        raise VideoError(f"{video.path}: too short: {found}, {needed} needed")
 
     def _stride(self, timeline: Timeline, length: int, rng: np.random.Generator) -> int:
         config = self.config

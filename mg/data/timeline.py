@@ -81,12 +81,11 @@ class Timeline:
             return len(times), self.fps / (stride * frame_interval(self.fps, fps_max))
         return len(times), (len(times) - 1) / (times[-1] - times[0])
 
-    def shortage(self, num_frames: int, fps_max: float | None, stride: int) -> str:
-        """How many frames there are, and how many a clip of so many needs."""
+    def shortage(self, num_frames: int, fps_max: float | None, stride: int) -> tuple[str, int]:
+        """What there is, in words, and how many frames a clip of so many needs."""
         if self.is_regular:
-            return f"{len(self)} frames, {(num_frames - 1) * stride * frame_interval(self.fps, fps_max) + 1} needed"
-        left = self.length(fps_max, stride)
-        return f"{len(self)} frames, of which {left} are left by time, {num_frames} needed"
+            return f"{len(self)} frames", (num_frames - 1) * stride * frame_interval(self.fps, fps_max) + 1
+        return f"{len(self)} frames, of which {self.length(fps_max, stride)} are left by time", num_frames
 
     def length(self, fps_max: float | None, stride: int) -> int:
         """How many frames a clip of all of it has."""

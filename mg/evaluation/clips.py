@@ -272,8 +272,8 @@ def _timeline(video: VideoReader, config: ClipOptions, num_frames: int | None) -
     for timeline in video.timelines():
         if timeline.starts(num_frames, timeline.step(config.fps_max, config.frame_stride)):
             return timeline
-    shortage = timeline.shortage(num_frames, config.fps_max, config.frame_stride)
-    raise VideoError(f"{video.path}: too short: {shortage}")
+    found, needed = timeline.shortage(num_frames, config.fps_max, config.frame_stride)
+    raise VideoError(f"{video.path}: the video has {found}; {needed} are needed")
 
 
 def _covering(config: ClipOptions, place: Place | None, height: int, width: int) -> tuple[int, int]:
