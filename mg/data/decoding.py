@@ -144,12 +144,13 @@ class AvReader(VideoReader):
         self.fps, self.height, self.width = self.facts.fps, self.facts.height, self.facts.width
         if square_pixels:
             self.height, self.width = self.facts.square_height, self.facts.square_width
-        if self._damaged or ends_early(path, self._container, self._stream):
+        self._ends_early = ends_early(path, self._container, self._stream)
+        if self._damaged or self._ends_early:
             self._note_damage()
 
     def listed(self) -> Timeline:
         with reading(self.path, "frames do not decode"):
-            if self.facts.listed:
+            if self.facts.listed and not self._ends_early:
                 return self.facts.claimed
             return self._packet_timeline() or self._decoded_timeline()
 
@@ -182,13 +183,13 @@ class AvReader(VideoReader):
         places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             places.setdefault(int(index), []).append(place)
-        frames = np.empty((sum(map(len, places.values())), *(size or (self.height, self.width)), 3), np.uint8)
-        if not places:
-            return frames
-        first, last = min(places), max(places)
-        if first < 0:
-            raise VideoError(f"{self.path}: frame {first} was asked for; the first one is 0")
         with reading(self.path, "frames do not decode"):
+            frames = np.empty((sum(map(len, places.values())), *(size or (self.height, self.width)), 3), np.uint8)
+            if not places:
+                return frames
+            first, last = min(places), max(places)
+            if first < 0:
+                raise VideoError(f"{self.path}: frame {first} was asked for; the first one is 0")
             if self._cursor is None or first < self._next:
                 self._cursor, self._next = self._frames(), 0
             cursor, self._cursor = self._cursor, None  # to be kept if all goes well
