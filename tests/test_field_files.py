@@ -1,14 +1,17 @@
 """Files as they come from the field are read as players show them, or are errors that name them."""
 
+import gc
 import itertools
 import logging
 import re
 import struct
+import tracemalloc
 
+import av
 import cv2
 import numpy as np
 import pytest
-from field_files import FPS, boxes, draw, encode, picture
+from field_files import FPS, boxes, draw, encode, noisy, picture
 from PIL import Image
 
 from mg.data import remarks
@@ -17,7 +20,9 @@ from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.reader import ClipReader
 from mg.data.transforms import resize
+from mg.data.versions import check_versions
 from mg.data.video import open_video, read_image
+from mg.evaluation import clip_cost
 from mg.evaluation.clips import ClipOptions, load_clip, read_clips
 
 
@@ -307,3 +312,77 @@ def test_ordinary_video_is_not_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr("mg.data.decoding.ToneMapper", lambda frame: 1 / 0)
     encode(tmp_path / "sdr.mp4", 2)
     assert open_video(tmp_path / "sdr.mp4").read([1]).shape == (1, 96, 128, 3)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_a_clip_of_a_long_file_reads_little_of_it(tmp_path, suffix):
+    if clip_cost.bytes_read() is None:
+        pytest.skip("Linux counts what a process reads")
+    short = encode(tmp_path / "short.mp4", 24, frames=noisy, size=(192, 256), g=12, crf=10)
+    long = clip_cost.repeat(short, tmp_path / f"long.{suffix}", clip_cost.FORMATS[suffix], 30)
+    reader, size = ClipReader(config()), long.stat().st_size
+    assert size > 8 * 2**20
+    for key in range(4):  # a file that is new, and one that is known
+        before = clip_cost.bytes_read()
+        reader.read(row(long), 8, (64, 64), (key,))
+        assert clip_cost.bytes_read() - before < 0.4 * size
+    with open_video(long) as video:
+        timeline = next(video.timelines())
+        assert len(timeline) == 24 * 30
+        next(video.clip(timeline, 500))
+        assert not video.facts.found, "nothing was read through"
+
+
+def test_frames_never_stand_in_memory_at_full_size_all_at_once(tmp_path):
+    path = encode(tmp_path / "large.mp4", 20, size=(480, 640))
+    reader = ClipReader(config())
+    reader.read(row(path), 16, (64, 64), (0,))
+    tracemalloc.start()
+    try:
+        reader.read(row(path), 16, (64, 64), (1,))
+        load_clip(path, ClipOptions(image_size=64))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 480 * 640 * 3
+
+
+def test_frames_are_given_back_as_soon_as_they_are_scaled(tmp_path):
+    """PyAV keeps frames whose side data was looked at until the garbage collector comes by."""
+    path = encode(tmp_path / "clip.mp4", 20, bf=0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in open_video(path).clip(size=(8, 8)):
+            pass
+        kept = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept <= 2
+
+
+def test_an_old_pyav_is_said_once_in_one_line(tmp_path, monkeypatch, caplog):
+    path = encode(tmp_path / "clip.mp4", 2)
+    monkeypatch.setattr("av.__version__", "16.1.0")
+    check_versions.cache_clear()
+    for _ in range(2):
+        open_video(path)
+    ClipLoader([row(path)], config())
+    check_versions.cache_clear()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("PyAV 16.1.0: it converts BT.709") and "pip install -U 'av>=17'" in said and "\n" not in said
+
+
+def test_colors_of_bt709_come_back(tmp_path):
+    """(200, 30, 30) was (185, 11, 31) with old versions of PyAV."""
+    path = tmp_path / "bt709.mp4"
+    color = np.full((64, 64, 3), (200, 30, 30), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"crf": "1"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv444p"
+        context = stream.codec_context
+        context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1
+        frame = av.VideoFrame.from_ndarray(color, format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv444p", dst_colorspace=1)))
+        container.mux(stream.encode())
+    assert np.abs(open_video(path).read([0])[0].astype(int) - color).max() <= 3

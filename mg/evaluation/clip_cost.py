@@ -89,10 +89,10 @@ def _costs(path: Path, num_frames: int, image_size: int, clips: int) -> tuple[di
         process = pool.workers[0].process.pid
         pool.submit(_ready).result()
         for number in range(clips + 1):
-            read, begun = _bytes_read(process), time.perf_counter()
+            read, begun = bytes_read(process), time.perf_counter()
             pool.submit(_read, row, config, number).result()
             seconds = time.perf_counter() - begun
-            after = _bytes_read(process)
+            after = bytes_read(process)
             found.append({"seconds": seconds, "mb_read": None if read is None else (after - read) / 2**20})
     return found[0], found[1:]
 
@@ -113,10 +113,10 @@ def _ready(reader: ClipReader) -> None:
         return
 
 
-def _bytes_read(process: int) -> int | None:
-    """What a process has read from files so far, as Linux counts it; None elsewhere."""
+def bytes_read(process: int | None = None) -> int | None:
+    """What this process, or the one of that id, has read from files so far, as Linux counts it; None elsewhere."""
     try:
-        lines = Path(f"/proc/{process}/io").read_text().splitlines()
+        lines = Path(f"/proc/{process or 'self'}/io").read_text().splitlines()
     except OSError:
         return None
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])
