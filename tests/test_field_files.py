@@ -193,6 +193,18 @@ def test_training_uses_what_decodes_and_says_how_much_unless_told_otherwise(fiel
     assert len([*read_clips(rows, ClipOptions(allow_partial=True), lambda *_: None)]) == len(rows)
 
 
+def test_what_workers_remark_is_said_once_by_the_process_that_started_them(field, caplog):
+    folder, _ = field
+    rows = [row(folder / name) for name in ("cut.mp4", "base.mp4")]
+    for _ in range(2):
+        batches = ClipLoader(rows, config(batch_size=2, num_workers=2)).batches()
+        [*itertools.islice(batches, 4)]
+        batches.close()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.search(r"cut.mp4: 28 of its 48 frames decode; they are used", said)
+    assert len(remarks.counts()) == 1
+
+
 def test_training_goes_through_all_of_them_the_same_with_and_without_workers(field):
     folder, right = field
     rows = [row(folder / name) for name in right]
