@@ -4,8 +4,8 @@
     mg-benchmark-loader --csv_path train.csv --video_folder videos --num_frames 16 --workers 1 8 16 --kinds processes
 
 prints clips/s, how many times the clips of the first row that is, the processor time of a clip, the time to the first
-clip, and the memory that a worker took; then what a clip costs, in seconds and bytes read, by the length of its file, and
-the memory of a worker by the size of the frames. All of it, and every single run, is in loader.json too.
+clip, and the memory that a worker took; then what a clip costs, in seconds and bytes read, by the length of its file,
+and the memory of a worker by the size of the frames. All of it, and every single run, is in loader.json too.
 """
 
 from mg.config import parse_config, run_command_line
