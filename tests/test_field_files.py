@@ -19,6 +19,7 @@ from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.reader import ClipReader
+from mg.data.timeline import Timeline
 from mg.data.transforms import resize
 from mg.data.versions import check_versions
 from mg.data.video import open_video, read_image
@@ -212,7 +213,15 @@ def test_training_goes_through_all_of_them_the_same_with_and_without_workers(fie
     for one, other in itertools.islice(zip(alone.batches(), many.batches()), alone.steps_per_epoch):
         assert one.names == other.names and np.array_equal(one.x, other.x)
     assert alone.bad_files == many.bad_files
-    assert all("the size changes at frame 20" in reason for reason in alone.bad_files.values())
+    assert "resized.h264" in alone.bad_files
+    assert all(re.search("the size (changes at|has changed by) frame", why) for why in alone.bad_files.values())
+
+
+def test_a_clip_behind_a_change_of_size_is_an_error_too(field):
+    path = field[0] / "resized.ts"
+    assert ClipReader(config()).read(row(path), 2, (64, 64), (3,)).shape == (3, 2, 64, 64), "in front of it"
+    with open_video(path) as video, pytest.raises(VideoError, match="resized.ts: the size has changed by frame"):
+        next(video.clip(Timeline.regular(40, FPS), 30))
 
 
 def test_what_was_learned_of_a_file_does_not_change_a_clip(field):

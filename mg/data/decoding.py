@@ -245,7 +245,11 @@ class AvReader(VideoReader):
             else:
                 time = self._time(frame) + shift
             last = time
-            self._check_size(frame, round(time * self._rate) if number is None else number)
+            if self._size(frame) != (self.facts.height, self.facts.width):
+                where = f"changes at frame {number}"
+                if number is None:
+                    where = f"has changed by frame {round(time * self._rate)}"
+                raise self._wrong_size(frame, where)
             number = None if number is None else number + 1
             yield time, frame
 
@@ -323,15 +327,14 @@ class AvReader(VideoReader):
             if packet is None:
                 return
 
-    def _check_size(self, frame: av.VideoFrame, number: int) -> None:
-        exchanged = self._turned(frame)[0]
-        height, width = (frame.width, frame.height) if exchanged else (frame.height, frame.width)
-        expected = self.facts.height, self.facts.width
-        if (height, width) != expected:
-            raise VideoError(
-                f"{self.path}: the size changes at frame {number}, from {expected[1]} x {expected[0]} to "
-                f"{width} x {height}; cut the file there"
-            )
+    def _size(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """Height and width, upright."""
+        return (frame.width, frame.height) if self._turned(frame)[0] else (frame.height, frame.width)
+
+    def _wrong_size(self, frame: av.VideoFrame, where: str) -> VideoError:
+        height, width = self._size(frame)
+        sizes = f"from {self.facts.width} x {self.facts.height} to {width} x {height}"
+        return VideoError(f"{self.path}: the size {where}, {sizes}; cut the file there")
 
     def _turned(self, frame: av.VideoFrame) -> tuple[bool, bool, bool]:
         return self.facts.turned if frame.rotation == self.facts.rotation else orientation(frame)
