@@ -356,7 +356,7 @@ class AvReader(VideoReader):
             if self._tone_mapper is None or self._tone_mapper.kind != kind_of(frame):
                 self._tone_mapper = ToneMapper(frame)
             return self._tone_mapper(frame)
-        except (av.FFmpegError, ValueError):
+        except Exception:  # an FFmpeg without the options, or a PyAV without the calls
             remark(HDR, self.path, f"HDR ({curve}), which this PyAV's FFmpeg does not map to SDR; PyAV 18 does")
             return frame
 

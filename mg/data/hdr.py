@@ -24,7 +24,7 @@ class ToneMapper:
         frame: the first of them.
 
     Raises:
-        av.FFmpegError, ValueError: this FFmpeg does not map tones.
+        Exception: of one kind or another, where this FFmpeg does not map tones.
     """
 
     def __init__(self, frame: av.VideoFrame):
