@@ -357,7 +357,7 @@ class AvReader(VideoReader):
                 self._tone_mapper = ToneMapper(frame)
             return self._tone_mapper(frame)
         except Exception:  # an FFmpeg without the options, or a PyAV without the calls
-            remark(HDR, self.path, f"HDR ({curve}), which this PyAV's FFmpeg does not map to SDR; PyAV 18 does")
+            remark(HDR, self.path, f"HDR ({curve}), which this FFmpeg does not map to SDR; that of PyAV 17.1 does")
             return frame
 
     def _note_damage(self) -> None:

@@ -14,13 +14,13 @@ from typing import BinaryIO
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
+from av.stream import Disposition
 
 from mg.data.errors import VideoError
 from mg.data.timeline import Timeline
 
 _FASTEST = 240.0  # frames per second; above it stands the unit of a container's clock (1000, 90000), not a rate
 _NARROWEST = 0.1  # of pixels, to their height; beyond it, or its inverse, the file is wrong
-_ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: a cover
 _DISCARDED = 0x2  # FFmpeg's AVINDEX_DISCARD_FRAME: decoded but not shown, by an edit list
 
 
@@ -65,7 +65,7 @@ def open_container(path: str | os.PathLike) -> tuple[av.container.InputContainer
     if not streams:
         container.close()
         raise VideoError(f"{path}: there is no video in this file that can be decoded")
-    stream = min(streams, key=lambda stream: bool(int(stream.disposition) & _ATTACHED_PICTURE))
+    stream = min(streams, key=lambda stream: bool(stream.disposition & Disposition.attached_pic))
     # Loading is parallel over clips already; more threads per clip would only be in each other's way.
     stream.codec_context.thread_count = 1
     return container, stream
