@@ -17,6 +17,8 @@ import numpy as np
 from mg.checkpoints.report import CheckpointError
 from mg.checkpoints.tensors import Source, StoredTensor, check_size, decode, encode
 
+SIGNATURE = b"\x0a"  # of the first Value
+
 _TYPES = {
     "Float64": "F64",
     "Float32": "F32",

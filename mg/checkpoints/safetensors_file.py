@@ -24,6 +24,11 @@ class Entry(NamedTuple):
     offset: int
 
 
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins so is one: the length of a header, and the brace that it begins with."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
+
+
 def read(source: Source) -> dict[str, StoredTensor]:
     """The tensors of an open safetensors file."""
     return {name: StoredTensor(entry.shape, _reader(source, entry)) for name, entry in read_entries(source).items()}

@@ -1,42 +1,43 @@
-"""Weights by path: which reader or writer a file or folder takes."""
+"""Weights by path: which reader a file's content takes, and which writer its name."""
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mg.checkpoints import mindspore_file, safetensors_file, torch_pickle
 from mg.checkpoints.atomic import atomic_write
+from mg.checkpoints.folder import config_of, weights_in
 from mg.checkpoints.report import CheckpointError
 from mg.checkpoints.tensors import Source, StoredTensor
 
-_READERS: dict[str, Callable[[Source], dict[str, StoredTensor]]] = {
-    ".safetensors": safetensors_file.read,
-    ".pt": torch_pickle.read,
-    ".pth": torch_pickle.read,
-    ".bin": torch_pickle.read,
-    ".ckpt": mindspore_file.read,
+_KINDS = "safetensors, PyTorch's and MindSpore's"
+_STRANGERS = {  # how files begin that often stand where weights were meant
+    b"version https://git-lfs": "is a pointer of Git LFS in place of the file: git lfs pull brings it",
+    b"<": "is a web page, not weights: what was downloaded is not the file itself",
+    b"{": "is JSON, not weights",
+    b"GGUF": f"is a GGUF file; {_KINDS} can be read",
+    b"\x89HDF": f"is an HDF5 file; {_KINDS} can be read",
 }
-_IN_FOLDERS = (  # the first that is there is taken
-    "model.safetensors",
-    "model.ckpt",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.bin.index.json",
-    "pytorch_model.pt",  # Tencent's
-)
 
 
 class StateDict(Mapping):
-    """Names -> arrays of an open file; a tensor is read when it is asked for."""
+    """Names -> arrays of an open file; a tensor is read when it is asked for.
 
-    def __init__(self, tensors: dict[str, tuple[Path, StoredTensor]]):
+    Attributes:
+        path: what was opened, a file or folder.
+        config_file: the JSON file that describes the model, None where there is none.
+    """
+
+    def __init__(self, path: Path, config_file: Path | None, tensors: dict[str, tuple[Path, StoredTensor]]):
+        self.path, self.config_file = path, config_file
         self._tensors = tensors
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def __getitem__(self, name: str) -> np.ndarray:
         path, tensor = self._tensors[name]
@@ -58,12 +59,14 @@ class StateDict(Mapping):
         return {name: tensor.shape for name, (_, tensor) in self._tensors.items()}
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_state_dict(path: "str | os.PathLike | StateDict", key: str | None = None) -> dict[str, np.ndarray]:
     """All tensors of a weight file or folder, by name.
 
     Args:
-        path: a .safetensors, .pt, .pth, .bin or .ckpt file, or a folder: our own, diffusers', sharded or not, or a
-            diffusers pipeline's, whose `vae` folder is meant.
+        path: a file of safetensors, PyTorch's or MindSpore's, told by what it holds; or a folder: our own, diffusers',
+            sharded or not, or one whose `vae` or `model` folder is meant, a diffusers pipeline's and a checkpoint of
+            Open-Sora's training.
+        key: which of several state dicts of a file of PyTorch's.
 
     Returns:
         Floating tensors as float32, to which fp16 and bf16 widen exactly; others in their own type. Arrays may share
@@ -72,19 +75,25 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: whatever is wrong, in one line that names the file.
     """
-    with open_state_dict(path) as state:
+    with open_state_dict(path, key) as state:
         return dict(state)
 
 
 @contextlib.contextmanager
-def open_state_dict(path: str | os.PathLike) -> Iterator[StateDict]:
-    """Like `read_state_dict`, but names come at once and tensors when asked for: for files larger than the memory."""
-    path = _weights_in(Path(path))
+def open_state_dict(path: "str | os.PathLike | StateDict", key: str | None = None) -> Iterator[StateDict]:
+    """Like `read_state_dict`, but names come at once and tensors when asked for: for files larger than the memory.
+
+    What is open already is given back, so that a file is opened once, however many want to see it.
+    """
+    if isinstance(path, StateDict):
+        yield path
+        return
+    path = Path(path)
+    weights = weights_in(path)
     with contextlib.ExitStack() as stack:
-        if path.suffix == ".json":
-            yield StateDict(_open_shards(path, stack))
-        else:
-            yield StateDict(_open_file(path, stack))
+        is_index = weights.suffix == ".json"
+        tensors = _open_shards(weights, stack) if is_index else _open_file(weights, stack, key)
+        yield StateDict(path, config_of(path, weights), tensors)
 
 
 def write_state_dict(
@@ -127,10 +136,9 @@ def check_finite(source: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -
 
 
 def find_config(path: str | os.PathLike) -> Path | None:
-    """The JSON file that describes the model of a weight file: X.json beside X.ckpt, or else config.json there."""
-    weights = _weights_in(Path(path))
-    beside = [weights.with_suffix(".json"), weights.with_name("config.json")]
-    return next((file for file in beside if file != weights and file.is_file()), None)
+    """The JSON file that describes the model of a weight file or folder: X.json beside X.ckpt, or else config.json."""
+    path = Path(path)
+    return config_of(path, weights_in(path))
 
 
 def read_config(path: str | os.PathLike) -> dict:
@@ -147,30 +155,37 @@ def read_config(path: str | os.PathLike) -> dict:
     return config
 
 
-def _weights_in(path: Path) -> Path:
-    """The weight file, or the index of its shards, that a path means."""
-    if not path.is_dir():
-        return path
-    for folder in (path, path / "vae"):
-        for name in _IN_FOLDERS:
-            if (folder / name).is_file():
-                return folder / name
-    raise CheckpointError(f"{path}: holds no weights; a file named {' or '.join(_IN_FOLDERS[:2])} was looked for")
-
-
-def _open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, StoredTensor]]:
-    if path.suffix not in _READERS:
-        raise CheckpointError(f"{path}: is no weight file that can be read; those are {', '.join(_READERS)}")
+def _open_file(path: Path, stack: contextlib.ExitStack, key: str | None = None) -> dict[str, tuple[Path, StoredTensor]]:
     with reading(path):
         source = Source(stack.enter_context(open(path, "rb")))  # noqa: SIM115
-        tensors = _READERS[path.suffix](source)
+        tensors = _read(source, key)
         if not tensors:
             raise CheckpointError("holds no tensors")
     return {name: (path, tensor) for name, tensor in tensors.items()}
 
 
+def _read(source: Source, key: str | None) -> dict[str, StoredTensor]:
+    """The tensors of an open file, by the format that its first bytes are of."""
+    head = bytes(source.read(0, min(32, source.size)))
+    is_safetensors = safetensors_file.is_safetensors(head)  # asked first: the length of a header may look like others
+    if not is_safetensors and head.startswith(torch_pickle.SIGNATURES):
+        return torch_pickle.read(source, key)
+    if key is not None:
+        raise CheckpointError(f"holds its tensors as they are, and no dict {key!r}, which a file of PyTorch's may have")
+    if is_safetensors:
+        return safetensors_file.read(source)
+    if head.startswith(mindspore_file.SIGNATURE):
+        return mindspore_file.read(source)
+    if not head:
+        raise CheckpointError("is empty")
+    stranger = next((said for start, said in _STRANGERS.items() if head.lstrip().startswith(start)), None)
+    raise CheckpointError(stranger or f"is no weight file that can be read, or its beginning is damaged; {_KINDS} can")
+
+
 def _open_shards(index: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, StoredTensor]]:
     shards = read_config(index).get("weight_map")
+    if shards is None:
+        raise CheckpointError(f"{index}: is JSON, but no index of weights with a weight_map; name the weights' file")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{index}: must map tensors to files under weight_map")
     tensors = {}

@@ -1,11 +1,13 @@
-"""PyTorch's .pt/.pth/.bin, read without torch and without running anything that is in them.
+"""PyTorch's files, read without torch and without running anything that is in them.
 
 Since PyTorch 1.6 such a file is a zip: `data.pkl`, a pickle of the objects in which tensors point into storages, and
 one uncompressed record per storage, `data/<key>`. Before, it was a row of pickles with the storages behind them. The
-unpickler here knows the handful of names that a state dict takes and refuses every other: unpickling is safe only as
-long as nothing but these can be called. It knows the opcodes that such a file takes, too, and keys of dicts that hash
-in no time: else a few hundred bytes can name a number of gigabytes, or a tuple that takes years to hash. Tensors are
-views into their storages, so time and memory are bounded by the file.
+unpickler here knows the handful of names that tensors take. Whatever else a training run leaves beside them (numpy's
+scalars, settings, states of optimizers, objects of any class) is read past: nothing is imported or called for it, and
+an inert `_Foreign` stands in its place. Unpickling is safe only as long as nothing but what is written here can be
+called. It knows the opcodes that such a file takes, too, and keys of dicts that hash in no time: else a few hundred
+bytes can name a number of gigabytes, or a tuple that takes years to hash. Tensors are views into their storages, so
+time and memory are bounded by the file.
 """
 
 import functools
@@ -13,9 +15,10 @@ import io
 import logging
 import math
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +28,16 @@ from mg.checkpoints.tensors import MAX_RANK, Source, StoredTensor, decode, item_
 
 _logger = logging.getLogger(__name__)
 
+SIGNATURES = (b"PK", pickle.PROTO)  # how a file begins: a zip, a pickle
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "ema", "ema_state_dict")
+_USUAL = frozenset(  # under these a state dict is kept
+    "state_dict model_state_dict model_state model module net network generator gen netG vae autoencoder ae weights "
+    "params ema ema_state_dict model_ema ema_model params_ema".split()
+)
+_LEFTOVER = re.compile(
+    r"(^|_)opt(_|$)|optim|sched|disc|critic|netd|loss|lpips|percept|scaler|rng|random", re.IGNORECASE
+)
 _STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -55,14 +66,17 @@ _DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-_NAMES = frozenset(_DTYPES.values())
 _OPCODES = (
     "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "
     "BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS "
-    "BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID REDUCE BUILD"
-).split()
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT "
+    "BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID"
+).split()  # and those that the unpickler has of its own
 _LARGEST = 2**63 - 1
+_ATTACKS = re.compile(  # nothing honest asks for these; they would be as inert as all else
+    r"(os|posix|nt|subprocess|commands|shutil|socket|pty|runpy|ctypes)\..*"
+    r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|open|__import__)|torch\.load"
+)
 
 
 class _Storage(NamedTuple):
@@ -83,6 +97,22 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class _Foreign(dict):
+    """In place of a class or function that is not known here, and of all that it would make: the items that are set
+    in it, for it may be a kind of dict, and nothing else."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def ignore(self, *_) -> None:
+        """In place of a list's and a set's methods."""
+
+    append = extend = ignore
+
+
 class _Record(NamedTuple):
     """The bytes of a storage: how many, and how to get them."""
 
@@ -90,8 +120,9 @@ class _Record(NamedTuple):
     read: Callable[[], bytes | bytearray]
 
 
-def read(source: Source) -> dict[str, StoredTensor]:
-    """The state dict in an open file of PyTorch's, or the one below its "state_dict", "model" and the like."""
+def read(source: Source, key: str | None = None) -> dict[str, StoredTensor]:
+    """The state dict in an open file of PyTorch's: what lies under `key`, else all of it, or the one below its
+    "state_dict", "model" and the like."""
     is_zip = source.read(0, min(2, source.size)) == b"PK"
     found, records = _open_zip(source) if is_zip else _open_legacy(source)
     numbers: dict[tuple[str, str], np.ndarray] = {}
@@ -107,7 +138,7 @@ def read(source: Source) -> dict[str, StoredTensor]:
         return np.ndarray(tensor.shape, flat.dtype, flat, tensor.offset * flat.itemsize, strides)
 
     tensors = {}
-    for name, tensor in _state_dict(found).items():
+    for name, tensor in _state_dict(found if key is None else _under(found, key)).items():
         _check_bounds(name, tensor, records)
         tensors[name] = StoredTensor(tensor.shape, functools.partial(view, tensor))
     return tensors
@@ -178,25 +209,67 @@ def _check_byte_order(little: bool) -> None:
         raise CheckpointError("was written on a big-endian machine; those files cannot be read")
 
 
+def _under(found: object, key: str) -> object:
+    """What a file holds under `key`."""
+    if not isinstance(found, dict) or not isinstance(found.get(key), dict):
+        names = [name for name in found if isinstance(found[name], dict)] if isinstance(found, dict) else []
+        raise CheckpointError(f"holds no dict {key!r}; what it holds is {_listed(names) or 'none'}")
+    return found[key]
+
+
 def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
-    """The one dict of tensors in what a file holds: itself, or what stands under a usual name."""
-    if not isinstance(found, dict):
-        raise CheckpointError(f"holds no state dict{where}")
-    inner = [name for name in _CONTAINERS if isinstance(found.get(name), dict) and found[name]]
-    if len(inner) > 1:
-        raise CheckpointError(f"holds several state dicts ({', '.join(inner)}); save the wanted one alone")
+    """The one dict of tensors in what a file holds: itself, or what stands under a usual name, or the only one there
+    is beside what training leaves; or the joint one of an encoder's and a decoder's."""
+    if isinstance(found, (list, tuple)) and not isinstance(found, _Tensor):
+        found = {str(i): value for i, value in enumerate(found)}
+    if not isinstance(found, dict) or (isinstance(found, _Foreign) and not found):
+        raise CheckpointError(f"holds no state dict{where}, but {_kind(found)}; save its state_dict()")
+    tensors = _flat(found)
+    seen: dict[int, bool] = {}
+    nested = {name: value for name, value in found.items() if isinstance(name, str) and _holds_tensors(value, seen)}
+    inner = {name: value for name, value in nested.items() if name in _USUAL}
+    if not inner:
+        inner = {name: value for name, value in nested.items() if not _LEFTOVER.search(name)}
+        if tensors and (not inner or any("." in name for name in tensors)):
+            inner = {}
+        elif {"encoder", "decoder"} <= inner.keys():
+            return tensors | {f"{part}.{name}": value for part in inner for name, value in _flat(inner[part]).items()}
     if inner:
-        return _state_dict(found[inner[0]], f" under {inner[0]!r}")
-    tensors = {name: value for name, value in found.items() if isinstance(value, _Tensor)}
-    dicts = {id(value): (name, value) for name, value in found.items() if isinstance(value, dict)}
-    for name, value in dicts.values():  # each once, however many names it has
-        if any(isinstance(below, _Tensor) for below in value.values()):
-            raise CheckpointError(f"holds tensors{where} in a dict of their own ({str(name)[:64]}): which is wanted?")
-    if not tensors or not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"holds no state dict{where}")
+        if len(inner) > 1:
+            raise CheckpointError(
+                f"holds several state dicts{where} ({_listed(inner)}); take one of them: mg-convert --key NAME"
+            )
+        name = next(iter(inner))
+        return _state_dict(inner[name], f" under {name[:64]!r}")
+    if not tensors:
+        said = [f"{str(name)[:64]} ({_kind(value)})" for name, value in found.items()]
+        raise CheckpointError(f"holds no state dict{where}; what is there is {_listed(said) or 'nothing'}")
     if len(found) > len(tensors):
         _logger.info("%d entries beside the tensors were passed over", len(found) - len(tensors))
     return tensors
+
+
+def _holds_tensors(found: object, seen: dict[int, bool]) -> bool:
+    """Whether a dict has tensors, at whatever depth; each is looked into once, however many names it has."""
+    if not isinstance(found, dict):
+        return False
+    if id(found) not in seen:
+        seen[id(found)] = False  # while it is looked into, for it may hold itself
+        seen[id(found)] = bool(_flat(found)) or any(_holds_tensors(value, seen) for value in found.values())
+    return seen[id(found)]
+
+
+def _flat(found: dict) -> dict[str, _Tensor]:
+    return {name: value for name, value in found.items() if isinstance(value, _Tensor) and isinstance(name, str)}
+
+
+def _kind(found: object) -> str:
+    return f"an object of {found.kind[:128]}" if isinstance(found, _Foreign) else f"a {type(found).__name__}"
+
+
+def _listed(names: Iterable) -> str:
+    names = [str(name)[:200] for name in names]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None):
@@ -208,7 +281,7 @@ _Interpreter: Any = pickle._Unpickler  # whose inside type checkers do not know
 
 
 class _Unpickler(_Interpreter):
-    """Admits what a state dict is made of: tensors, storages, plain containers. Nothing else can be called.
+    """Builds what a state dict is made of: tensors, storages, plain containers. Nothing else can be called.
 
     It is the standard library's interpreter in Python: the one in C lets no one see the opcodes and keys go by.
     """
@@ -227,29 +300,65 @@ class _Unpickler(_Interpreter):
             raise CheckpointError("its pickle is damaged, or holds what no state dict does") from error
 
     def load_setitem(self) -> None:
-        self.check_keys(self.stack[-2:-1])
-        super().load_setitem()
+        value, key = self.stack.pop(), self.stack.pop()
+        self.put(self.stack[-1], [(key, value)])
 
     def load_setitems(self) -> None:
-        self.check_keys(self.stack[::2])
-        super().load_setitems()
+        items = self.pop_mark()
+        self.put(self.stack[-1], zip(items[::2], items[1::2]))
+
+    def put(self, target, pairs: Iterable[tuple]) -> None:
+        """Set those items whose key takes no longer to hash than it took to read. Others are no state dict's."""
+        for key, value in pairs:
+            small = type(key) is int and abs(key) <= _LARGEST
+            if small or type(key) in (str, bytes, float, bool, type(None)):
+                target[key] = value
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        self.stack[-1] = self.made(self.stack[-1], arguments)
+
+    def load_newobj(self) -> None:
+        self.load_reduce()
+
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()
+        self.load_reduce()
 
     def load_build(self) -> None:
         """Attributes, such as a state dict's _metadata, are passed over."""
         self.stack.pop()
 
+    def load_empty_set(self) -> None:
+        self.append(_Foreign("set"))
+
+    def load_additems(self) -> None:
+        self.pop_mark()
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.append(_Foreign("frozenset"))
+
+    def load_bytearray8(self) -> None:
+        self.append(self.read(int.from_bytes(self.read(8), "little")))
+
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
     dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.EMPTY_SET[0]] = load_empty_set
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
-    def check_keys(self, keys: list) -> None:
-        """Raise unless hashing them takes no longer than reading them did."""
-        for key in keys:
-            small = type(key) is int and abs(key) <= _LARGEST
-            if not small and type(key) not in (str, bytes, float, bool, type(None)):
-                raise CheckpointError(
-                    f"its pickle has a {type(key).__name__} as a key of a dict; a state dict has names"
-                )
+    def made(self, by, arguments):
+        """What a class or function makes; of one that is not known here, what stands for it."""
+        if isinstance(by, _Foreign):
+            return _Foreign(by.kind)
+        self.check_copy(arguments)
+        return by(*arguments)
 
     def check_copy(self, items) -> None:
         """Raise where the same items were copied again and again, so that more came out than the file holds."""
@@ -258,28 +367,38 @@ class _Unpickler(_Interpreter):
             raise CheckpointError("its pickle copies what it holds until no memory is left")
 
     def find_class(self, module: str, name: str):
-        admitted = {
+        known = {
             "collections.OrderedDict": self.ordered_dict,
+            "collections.defaultdict": self.empty_dict,
             "torch.Size": self.plain_tuple,
-            "torch.device": self.nothing,
             "torch._utils._rebuild_tensor": self.tensor,
             "torch._utils._rebuild_tensor_v2": self.tensor,
             "torch._utils._rebuild_tensor_v3": self.tensor_of_type,
             "torch._utils._rebuild_parameter": self.parameter,
+            "torch._utils._rebuild_parameter_with_state": self.parameter,
+            "torch._tensor._rebuild_from_type_v2": self.tensor_of_class,
+            "torch_npu.utils.storage._rebuild_npu_tensor": self.tensor,
         }
-        if f"{module}.{name}" in admitted:
-            return admitted[f"{module}.{name}"]
+        full = f"{module}.{name}"
+        if full in known:
+            return known[full]
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _STORAGES[name]
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise CheckpointError(
-            f"its pickle asks for {module[:64]}.{name[:64]}, which is no part of a state dict; refused, nothing was run"
-        )
+        if _ATTACKS.fullmatch(full):
+            raise CheckpointError(
+                f"its pickle asks for {full[:128]}, which is no part of a state dict; refused, nothing was run"
+            )
+        return _Foreign(full)
 
-    def persistent_load(self, pid) -> _Storage:
+    def persistent_load(self, pid) -> _Storage | _Foreign:
+        if pid[0] == "module" and isinstance(pid[1], _Foreign):  # a class, of a model that was saved as an object
+            return pid[1]
         kind, dtype, key, _, count = pid[:5]
-        known = kind == "storage" and type(dtype) is str and dtype in _NAMES and type(key) is str
+        if isinstance(dtype, _Foreign):  # of complex or quantized numbers, which no model here has
+            dtype = dtype.kind
+        known = kind == "storage" and type(dtype) is str and type(key) is str
         if not known or type(count) is not int or not 0 <= count <= _LARGEST:
             raise CheckpointError("its pickle refers to something that is not a storage")
         if len(pid) > 5 and pid[5] is not None:
@@ -297,24 +416,32 @@ class _Unpickler(_Interpreter):
         return _Tensor(storage, storage.dtype, offset, tuple(shape), tuple(strides))
 
     def tensor_of_type(self, storage, offset, shape, strides, requires_grad, hooks, dtype, *_) -> _Tensor:
-        if type(dtype) is not str or dtype not in _NAMES:
+        if isinstance(dtype, _Foreign):
+            dtype = dtype.kind
+        if type(dtype) is not str:
             raise CheckpointError("its pickle builds a tensor of no known type")
         return self.tensor(storage, offset, shape, strides)._replace(dtype=dtype)
 
-    def parameter(self, tensor, *_) -> _Tensor:
+    def tensor_of_class(self, function, kind, arguments, *_) -> _Tensor | _Foreign:
+        """Of a class of its own, or with attributes; of a class that wraps tensors, none can be built."""
+        return self.made(function, arguments)
+
+    def parameter(self, tensor, *_) -> _Tensor | _Foreign:
+        if isinstance(tensor, _Foreign):
+            return tensor
         if not isinstance(tensor, _Tensor):
             raise CheckpointError("its pickle builds a parameter from something that is not a tensor")
         return tensor
 
     def ordered_dict(self, pairs=()) -> OrderedDict:
         self.check_copy(pairs)
-        pairs = list(pairs)
-        self.check_keys([key for key, _ in pairs])
-        return OrderedDict(pairs)
+        result: OrderedDict = OrderedDict()
+        self.put(result, pairs)
+        return result
+
+    def empty_dict(self, *_) -> dict:
+        return {}
 
     def plain_tuple(self, items=()) -> tuple:
         self.check_copy(items)
         return tuple(items)
-
-    def nothing(self, *_) -> None:
-        """In place of what weights do without."""

@@ -1,0 +1,80 @@
+"""Which file of a folder holds the weights, which describes them, and where released ones come from."""
+
+import os
+from pathlib import Path
+
+from mg.checkpoints.report import CheckpointError
+
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_NAMES = (  # the first that is there is taken
+    "model.safetensors",
+    "model.ckpt",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.bin.index.json",
+    "pytorch_model.pt",  # Tencent's
+    "pytorch_model.bin",
+)
+_BELOW = ("model", "vae")  # of a checkpoint of Open-Sora's training, of a diffusers pipeline
+
+# The last name of a path that shipped configs and the documents have -> where to get what is meant.
+_RELEASED = {
+    "F32T4C128_AE.safetensors": "get it from hpcai-tech/Open-Sora-v2-Video-DC-AE on Hugging Face",
+    "OpenSora-VAE-v1.2": "get it from hpcai-tech/OpenSora-VAE-v1.2 on Hugging Face",
+    "hunyuan_vae.safetensors": "get it from hpcai-tech/Open-Sora-v2 on Hugging Face",
+    "sdxl_vae": "get the folder vae of PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers on Hugging Face",
+    "sd3.5_vae": "get the folder vae of stabilityai/stable-diffusion-3.5-large on Hugging Face",
+    "tae_vae2d.ckpt": "make it with mg-inflate from the folder vae of stabilityai/stable-diffusion-3.5-large",
+}
+
+
+def where_from(path: str | os.PathLike) -> str:
+    """How one comes by released weights that a path names, as the end of a sentence; "" for others."""
+    hint = _RELEASED.get(Path(path).name)
+    return f"; {hint}" if hint else ""
+
+
+def weights_in(path: Path) -> Path:
+    """The weight file, or the index of its shards, that a path means.
+
+    In a folder that is a file of a usual name, else any `*.index.json`, else the only weight file; in the folder
+    itself, or in `model` or `vae` below it.
+
+    Raises:
+        CheckpointError: there is nothing at `path`, or no weights, or several.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder{where_from(path)}")
+    if not path.is_dir():
+        return path
+    folders = [folder for folder in (path, *(path / name for name in _BELOW)) if folder.is_dir()]
+    for folder in folders:
+        named = [folder / name for name in _NAMES if (folder / name).is_file()]
+        if named or _indexes(folder):
+            return [*named, *_indexes(folder)][0]
+    for folder in folders:
+        files = sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES and file.is_file())
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
+            raise CheckpointError(f"{folder}: holds several weight files ({names}); name the one that is meant")
+        if files:
+            return files[0]
+    raise CheckpointError(
+        f"{path}: holds no weights; {_NAMES[0]}, {_NAMES[1]}, an index *.index.json or a single weight file "
+        f"({', '.join(WEIGHT_SUFFIXES)}) was looked for, there and in {' and '.join(_BELOW)} below it"
+    )
+
+
+def config_of(path: Path, weights: Path) -> Path | None:
+    """The JSON file that describes the model of `weights`, which `path` means: X.json beside X.ckpt, else config.json
+    there, else in the folder `path`."""
+    beside = [weights.with_suffix(".json"), weights.with_name("config.json"), path / "config.json"]
+    return next((file for file in beside if file != weights and file.is_file()), None)
+
+
+def _indexes(folder: Path) -> list[Path]:
+    """Indexes of shards of weights, safetensors first, plain names before those of a variant."""
+    found = [file for file in folder.glob("*.index.json") if "optim" not in file.name and file.is_file()]
+    return sorted(found, key=lambda file: (".safetensors" not in file.name, len(file.name), file.name))
