@@ -303,7 +303,7 @@ def test_the_tool_ends_with_one_line_and_code_2_and_writes_nothing(tmp_path, wro
         torch = pytest.importorskip("torch")
         source = tmp_path / "vae" / "vae.pt"
         torch.save({"w": torch.zeros(1), "when": Path("x")}, source)
-        reason = "asks for pathlib"
+        reason = "1 left over (w)"
     elif wrong == "target":
         target = tmp_path / "out" / "tae.pt"
         reason = "must end in .ckpt or .safetensors"

@@ -1,4 +1,4 @@
-"""Reading and writing weights: safetensors, PyTorch's .pt/.pth/.bin without torch, MindSpore's .ckpt.
+"""Reading and writing weights: safetensors, PyTorch's files without torch, MindSpore's .ckpt.
 
 A file from elsewhere is never trusted: nothing in it runs, no size that it claims is believed before it is checked,
 and whatever is wrong with it comes out as one CheckpointError that names the file. Files are written whole or not at
@@ -6,8 +6,10 @@ all. Neither MindSpore nor torch is needed.
 """
 
 from mg.checkpoints.atomic import atomic_write, naming, sync
+from mg.checkpoints.folder import where_from
 from mg.checkpoints.report import CheckpointError, LoadReport, compare_names, rename, rename_back
 from mg.checkpoints.state_dict import (
+    StateDict,
     check_finite,
     find_config,
     open_state_dict,
@@ -19,6 +21,7 @@ from mg.checkpoints.state_dict import (
 __all__ = [
     "CheckpointError",
     "LoadReport",
+    "StateDict",
     "atomic_write",
     "check_finite",
     "compare_names",
@@ -30,5 +33,6 @@ __all__ = [
     "rename",
     "rename_back",
     "sync",
+    "where_from",
     "write_state_dict",
 ]

@@ -245,7 +245,7 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
         said = [f"{str(name)[:64]} ({_kind(value)})" for name, value in found.items()]
         raise CheckpointError(f"holds no state dict{where}; what is there is {_listed(said) or 'nothing'}")
     if len(found) > len(tensors):
-        _logger.info("%d entries beside the tensors were passed over", len(found) - len(tensors))
+        _logger.debug("%d entries beside the tensors were passed over", len(found) - len(tensors))
     return tensors
 
 

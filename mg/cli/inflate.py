@@ -14,14 +14,15 @@ from typing import Literal
 from mg.checkpoints import (
     CheckpointError,
     LoadReport,
+    StateDict,
     atomic_write,
     check_finite,
-    find_config,
     open_state_dict,
     read_config,
     write_state_dict,
 )
 from mg.config import parse_config, run_command_line
+from mg.models import stored_config
 from mg.models.tae.tae import TAE_CONFIG
 from mg.models.tae.weights import config_from_image_vae, inflate
 
@@ -31,7 +32,7 @@ class Options:
     """What to inflate.
 
     Attributes:
-        src: image VAE: .safetensors, .pt, .pth, .bin or .ckpt file, or a diffusers folder.
+        src: image VAE: a file of safetensors, PyTorch's or MindSpore's, or a folder.
         target: .ckpt or .safetensors file to write.
         dtype: precision of the weights in the target.
         report: text file for the full list of names used, missing and left over.
@@ -53,9 +54,9 @@ def main() -> None:
     if target.resolve() == Path(options.src).resolve():
         raise ValueError(f"--target {target} is the source itself")
 
-    described_by = find_config(options.src)
     with open_state_dict(options.src) as image:
-        config = read_tae_config(described_by) if described_by else TAE_CONFIG
+        described_by = image.config_file
+        config = read_tae_config(image) if described_by else TAE_CONFIG
         try:
             state, report = inflate(image, config)
         except CheckpointError as error:
@@ -71,13 +72,15 @@ def main() -> None:
     print(f"{target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
 
 
-def read_tae_config(path: Path) -> dict:
-    """The config of the TAE to make, from the file that describes the image VAE."""
-    described = read_config(path)
-    try:
-        return config_from_image_vae(described)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+def read_tae_config(image: StateDict) -> dict:
+    """The config of the TAE to make, from that which stands beside an image VAE, or beside what it is a part of.
+
+    Raises:
+        CheckpointError: it describes another model, or an image VAE that no TAE is like.
+    """
+    ours = stored_config(image, "image_vae")
+    described = read_config(str(image.config_file))
+    return config_from_image_vae(described if "block_out_channels" in described else ours)
 
 
 def tell(report: LoadReport | None, options: Options, failed: bool = False) -> None:

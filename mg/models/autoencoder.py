@@ -12,13 +12,14 @@ compiles once per shape. Inside a larger graph, a training step's, use `forward`
 `latents` and `reconstruct`: there is then one graph, and no tiles.
 """
 
-import difflib
+import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
@@ -27,21 +28,44 @@ from mindspore import Parameter, Tensor, nn, ops
 from mg.checkpoints import (
     CheckpointError,
     LoadReport,
+    StateDict,
     atomic_write,
     check_finite,
     compare_names,
-    read_state_dict,
+    open_state_dict,
     write_state_dict,
 )
 from mg.models import naming
 from mg.models.layers.forms import set_form
 from mg.models.layers.layout import Enter, Leave, narrow, repeat_edges, split
 from mg.models.layers.precision import set_precision
+from mg.models.registry import merge_config, stored_config
 from mg.models.streaming import Encoded, Streaming
 from mg.models.tiling import tiled_tensor
 from mg.tiling import TilingConfig
 
 _logger = logging.getLogger(__name__)
+
+
+class Format(NamedTuple):
+    """Names in which a model's weights are written for others.
+
+    Attributes:
+        reader: who reads them.
+        file: the weights' file in their folders.
+        weights: our weights and config -> theirs.
+        config: our config -> what stands beside them.
+    """
+
+    reader: str
+    file: str
+    weights: Callable[[Mapping, dict], dict]
+    config: Callable[[dict], dict]
+
+
+def described_here(name: str) -> Callable[[dict], dict]:
+    """What stands beside weights in a format that has no config of its own: ours, so that they are read here."""
+    return lambda config: {"model": name, **config}
 
 
 class VideoAutoencoder(Streaming, nn.Cell):
@@ -64,8 +88,8 @@ class VideoAutoencoder(Streaming, nn.Cell):
         frame_multiple: clips are padded to a multiple of so many frames, the lead aside.
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
         default_tiling: what `enable_tiling` starts from.
-        original_file: the weights' file in the original's folders.
-        keeps_config_in_weights: the original keeps some of the config there, which `config_in_weights` finds.
+        formats: what the weights can be written as for others, by name; the first is the original's.
+        originals: the classes that the originals' configs name.
         parts: models that can be taken out of this one's weights, by name, each with what makes its config of this
             one's.
     """
@@ -84,18 +108,24 @@ class VideoAutoencoder(Streaming, nn.Cell):
     frame_multiple = 1
     recomputed: tuple[type[nn.Cell], ...] = ()
     default_tiling = TilingConfig()
-    original_file = "model.safetensors"
-    keeps_config_in_weights = False
+    formats: dict[str, Format] = {}
+    originals: tuple[str, ...] = ()
     parts: dict[str, Callable[[dict], dict]] = {}
 
-    def __init__(self, config: dict, sample_deterministic: bool = False):
+    def __init__(
+        self,
+        config: dict | None = None,
+        sample_deterministic: bool = False,
+        pretrained: "str | Path | StateDict | None" = None,
+    ):
         super().__init__()
-        self.config = merge_config(self.default_config, config, self.name)
+        stored = {} if pretrained is None else stored_config(pretrained, type(self))
+        self.config = merge_config(self.default_config, {**stored, **(config or {})}, self.name)
         self.sample_deterministic = sample_deterministic
         self.tiling: TilingConfig | None = None
         self.enter, self.leave = Enter(), Leave()  # of the networks, which may have a layout of their own
 
-    def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | None) -> None:
+    def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | StateDict | None) -> None:
         """The end of a model's constructor: its layers' form, precision, recompute and weights, once all are there."""
         set_form(self)
         set_precision(self, dtype)
@@ -167,13 +197,12 @@ class VideoAutoencoder(Streaming, nn.Cell):
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
-        """Rename the originals' parameters to this model's; names that are already ours pass."""
+        """Rename the originals' parameters to this model's; names that are already ours, and others, pass."""
         return dict(state)
 
     @staticmethod
     def own_part(state: Mapping) -> dict:
-        """What of a file may be this model's: without what stands before the names in larger models' files, and without
-        what lies beside it there."""
+        """What of a file may be this model's: without what lies beside it there."""
         return dict(state)
 
     @staticmethod
@@ -184,32 +213,48 @@ class VideoAutoencoder(Streaming, nn.Cell):
     @classmethod
     def original_config(cls, config: dict) -> dict:
         """The config that the original reads, from ours; ours, where the original has no file for it."""
-        return {"model": cls.name, **config}
+        return next(iter(cls.formats.values())).config(config) if cls.formats else {"model": cls.name, **config}
 
-    @staticmethod
-    def original_weights(state: Mapping, config: dict) -> dict:
+    @classmethod
+    def original_weights(cls, state: Mapping, config: dict) -> dict:
         """This model's parameters under the original's names, in the original's shapes."""
-        return dict(state)
+        return next(iter(cls.formats.values())).weights(state, config) if cls.formats else dict(state)
 
     @classmethod
     def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether a file with tensors of these names and shapes holds this model, of whatever size: it has all parts of
         the model (encoder, decoder, ...), and in them nothing but what is also in a model of the default config, under
-        our names or the original's. A model without `weight_shapes` is never recognised."""
+        our names or those of one of its formats. A model without `weight_shapes` is never recognised."""
         try:
-            ours = cls.weight_shapes(cls.default_config)
+            parts, known = _kinds(cls)  # type: ignore[arg-type]  # the __hash__ that mypy sees is an instance's
         except NotImplementedError:
             return False
-        empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
-        theirs = {name: array.shape for name, array in cls.original_weights(empty, cls.default_config).items()}
-        known = {naming.kind(*entry) for entry in (*ours.items(), *theirs.items())}
-        parts = {_part(name) for name in ours}
-        found = {name: shape for name, shape in cls.own_part(shapes).items() if _part(name) in parts}
-        return {_part(name) for name in found} == parts and all(naming.kind(*entry) in known for entry in found.items())
+        own = cls.own_part(naming.own_part(shapes, parts))
+        found = {name: shape for name, shape in own.items() if _part(name) in parts}
+        return _parts(found) == parts and all(naming.kind(*entry) in known for entry in found.items())
 
     # Weights.
 
-    def load_weights(self, path: str | Path, strict: bool = True) -> LoadReport:
+    @classmethod
+    def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[dict, LoadReport]:
+        """The weights of a file in our names, and which of those that a model wants are there.
+
+        Args:
+            state: a file's, in our names, the original's or another format's, with whatever prefix.
+            wanted: our name of every parameter -> its shape.
+
+        Returns:
+            Those that are wanted and found, of whatever shape; the report, what is left over being in the file's names.
+        """
+        own = naming.own_part(state, _parts(wanted))
+        found = cls.translate_weights(own, config)
+        report = compare_names(wanted, {name: tuple(value.shape) for name, value in found.items()})
+        report.unexpected = [own.sources.get(name, name) for name in report.unexpected]
+        inside = set(own.sources.values())
+        report.unexpected += [name for name in state if name not in inside]
+        return {name: found[name] for name in wanted if name in found}, report
+
+    def load_weights(self, path: str | Path | StateDict, strict: bool = True) -> LoadReport:
         """Take the weights of a file or folder in any format that `mg.checkpoints` reads, ours or the original's.
 
         Args:
@@ -218,19 +263,19 @@ class VideoAutoencoder(Streaming, nn.Cell):
         Raises:
             CheckpointError: an unreadable file, or names and shapes that are not this model's.
         """
-        state = self.translate_weights(read_state_dict(path), self.config)
         parameters = dict(self.named_weights())
-        wanted = {name: tuple(p.shape) for name, p in parameters.items()}
-        report = compare_names(wanted, {name: tuple(value.shape) for name, value in state.items()})
+        with open_state_dict(path) as state:
+            wanted = {name: tuple(p.shape) for name, p in parameters.items()}
+            found, report = self.fit(state, self.config, wanted)
         if strict and not report.complete:
             raise CheckpointError(
                 f"{path} does not fit this {self.name}: {report.summary()}; "
                 "if its sizes differ, give its config (config.json, or a .json of the file's name beside it)",
                 report,
             )
-        check_finite(path, {name: state[name] for name in report.used})
+        check_finite(str(path), {name: found[name] for name in report.used})
         for name in report.used:
-            parameters[name].set_data(Tensor(state[name], parameters[name].dtype))
+            parameters[name].set_data(Tensor(found[name], parameters[name].dtype))
         _logger.info("%s: %s", path, report.summary())
         return report
 
@@ -454,6 +499,24 @@ def _part(name: str) -> str:
     return name.partition(".")[0]
 
 
+def _parts(names: Iterable[str]) -> set[str]:
+    return {_part(name) for name in names}
+
+
+@functools.cache
+def _kinds(model: type[VideoAutoencoder]) -> tuple[set[str], set]:
+    """The parts of a model, and the kinds of its parameters in our names and in those of each format."""
+    ours = model.weight_shapes(model.default_config)
+    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
+    states = [empty, *(format.weights(empty, model.default_config) for format in model.formats.values())]
+    known = {
+        naming.kind(name, array.shape)
+        for state in states
+        for name, array in naming.own_part(state, _parts(ours)).items()
+    }
+    return _parts(ours), known
+
+
 def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """A sample of the posterior."""
     return mean + ops.exp(0.5 * logvar) * noise
@@ -471,13 +534,3 @@ def check_video(x: Tensor, channels: int, name: str) -> None:
     """Raise ValueError unless x is (B, channels, T, H, W)."""
     if x.ndim != 5 or x.shape[1] != channels:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, {channels}, T, H, W)")
-
-
-def merge_config(defaults: dict, given: dict, name: str) -> dict:
-    """`defaults` with what is `given` laid over them; an unknown key is an error that names the nearest."""
-    for key in given:
-        if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(defaults)}"
-            raise ValueError(f"{name} has no config key {key!r}; {hint}")
-    return {**defaults, **given}

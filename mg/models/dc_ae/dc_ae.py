@@ -23,7 +23,8 @@ from pathlib import Path
 
 from mindspore import nn, ops
 
-from mg.models.autoencoder import VideoAutoencoder
+from mg.checkpoints import StateDict
+from mg.models.autoencoder import Format, VideoAutoencoder, described_here
 from mg.models.dc_ae.blocks import (
     HEAD,
     Downsample,
@@ -136,7 +137,8 @@ class VideoDCAE(VideoAutoencoder):
 
     Args:
         config: overrides of DC_AE_CONFIG: widths and depths of the six stages, the finest first; `scaling_factor`.
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
+            them is the default then.
         use_recompute: recompute activations in the backward pass in place of keeping them.
         dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters and norms stay fp32, and so
             does the linear attention under fp16.
@@ -154,6 +156,9 @@ class VideoDCAE(VideoAutoencoder):
     scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
     applies_scaling = True
     keeps_images = True
+    formats = {
+        "open_sora": Format("Open-Sora 2.0", "model.safetensors", to_open_sora, described_here("dc_ae")),
+    }
     recomputed = (ResBlock, EfficientViTBlock, Downsample, Upsample)
     default_tiling = TilingConfig(
         encode_tile=32, encode_overlap=8, decode_tile=32, decode_overlap=8, spatial_tile=256, last="short"
@@ -161,12 +166,12 @@ class VideoDCAE(VideoAutoencoder):
 
     def __init__(
         self,
-        config: dict = DC_AE_CONFIG,
-        pretrained: str | Path | None = None,
+        config: dict | None = None,
+        pretrained: str | Path | StateDict | None = None,
         use_recompute: bool = False,
         dtype: str = "fp32",
     ):
-        super().__init__(config)
+        super().__init__(config, pretrained=pretrained)
         config = self.config
         _check(config)
         self.latent_channels = config["latent_channels"]
@@ -186,10 +191,6 @@ class VideoDCAE(VideoAutoencoder):
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(config)
-
-    @staticmethod
-    def original_weights(state: Mapping, config: dict) -> dict:
-        return to_open_sora(state, config)
 
     def encode_moments(self, x):
         return super().encode_moments(x) * (1 / self.scaling_factor)

@@ -18,18 +18,21 @@ do; Open-Sora's own `encode` does so itself.
 from collections.abc import Mapping
 from pathlib import Path
 
-from mg.models.autoencoder import VideoAutoencoder
+from mg.checkpoints import StateDict
+from mg.models.autoencoder import Format, VideoAutoencoder, described_here
 from mg.models.hunyuan_vae.blocks import Conv, Decoder, Encoder
 from mg.models.hunyuan_vae.weights import (
     CLASSES,
     check_config,
     config_from_diffusers,
     config_to_diffusers,
+    config_to_tencent,
     factors,
-    from_diffusers,
-    own_part,
+    from_released,
     parameter_shapes,
+    to_comfyui,
     to_diffusers,
+    to_tencent,
 )
 from mg.models.layers.attention import CausalAttention
 from mg.models.layers.resnet import ResnetBlock, start_certain
@@ -55,7 +58,8 @@ class HunyuanVAE(VideoAutoencoder):
     Args:
         config: overrides of HUNYUAN_VAE_CONFIG, in the names of diffusers' config.json: widths of the levels, the
             finest first; blocks of a level; `scaling_factor`, for the caller.
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
+            them is the default then.
         use_recompute: recompute activations in the backward pass in place of keeping them.
         sample_deterministic: `encode` returns the posterior's mean as z.
         dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters, norms and softmax stay fp32.
@@ -73,17 +77,28 @@ class HunyuanVAE(VideoAutoencoder):
     default_tiling = TilingConfig(
         encode_tile=64, encode_overlap=16, decode_tile=64, decode_overlap=16, spatial_tile=256, last="short"
     )
-    original_file = "diffusion_pytorch_model.safetensors"
+    originals = CLASSES
+    formats = {
+        "diffusers": Format(
+            "diffusers' AutoencoderKLHunyuanVideo",
+            "diffusion_pytorch_model.safetensors",
+            to_diffusers,
+            config_to_diffusers,
+        ),
+        "open_sora": Format("Open-Sora 2.0", "hunyuan_vae.safetensors", to_diffusers, config_to_diffusers),
+        "tencent": Format("Tencent's AutoencoderKLCausal3D", "model.safetensors", to_tencent, config_to_tencent),
+        "comfyui": Format("ComfyUI", "hunyuan_video_vae.safetensors", to_comfyui, described_here("hunyuan_vae")),
+    }
 
     def __init__(
         self,
-        config: dict = HUNYUAN_VAE_CONFIG,
-        pretrained: str | Path | None = None,
+        config: dict | None = None,
+        pretrained: str | Path | StateDict | None = None,
         use_recompute: bool = False,
         sample_deterministic: bool = False,
         dtype: str = "fp32",
     ):
-        super().__init__(config, sample_deterministic)
+        super().__init__(config, sample_deterministic, pretrained)
         config = self.config
         check_config(config)
         self.latent_channels = config["latent_channels"]
@@ -113,23 +128,11 @@ class HunyuanVAE(VideoAutoencoder):
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
-        return from_diffusers(state, config)
-
-    @staticmethod
-    def own_part(state: Mapping) -> dict:
-        return own_part(state)
+        return from_released(state, config)
 
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(config)
-
-    @classmethod
-    def original_config(cls, config: dict) -> dict:
-        return config_to_diffusers(config)
-
-    @staticmethod
-    def original_weights(state: Mapping, config: dict) -> dict:
-        return to_diffusers(state, config)
 
     def encode_moments(self, x):
         return self.leave(self.quant_conv(self.encoder(self.enter(x))))

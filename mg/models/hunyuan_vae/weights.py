@@ -1,10 +1,11 @@
 """Names and shapes of the HunyuanVideo VAE's parameters and its config: ours, and those of the released files.
 
 diffusers' folder, Open-Sora 2.0's `hunyuan_vae.safetensors` and Tencent's `pytorch_model.pt` bear the same names, the
-last with `vae.` before each. Ours are latent diffusion's, as in `mg.models.layers.resnet`: levels count from the finest
-in the decoder too.
+last with `vae.` before each. ComfyUI's `hunyuan_video_vae_bf16.safetensors` has latent diffusion's, with a `conv`
+within each convolution and the attention's products as 1x1x1 convolutions. Ours are latent diffusion's, as in
+`mg.models.layers.resnet`: levels count from the finest in the decoder too.
 
-    theirs                                                     here
+    diffusers, Open-Sora, Tencent                              here
     encoder.down_blocks.1.resnets.0.conv1.conv.weight          encoder.down.1.block.0.conv1.weight
     encoder.down_blocks.1.resnets.0.conv_shortcut.conv.weight  encoder.down.1.block.0.nin_shortcut.weight
     encoder.down_blocks.1.downsamplers.0.conv.conv.weight      encoder.down.1.downsample.weight
@@ -12,6 +13,12 @@ in the decoder too.
     encoder.mid_block.attentions.0.to_out.0.weight             encoder.mid.attn_1.proj_out.weight
     decoder.up_blocks.0.upsamplers.0.conv.conv.weight          decoder.up.3.upsample.conv.weight
     decoder.conv_norm_out.weight                               decoder.norm_out.gamma
+
+    ComfyUI
+    encoder.down.1.block.0.conv1.conv.weight                   encoder.down.1.block.0.conv1.weight
+    encoder.down.1.downsample.conv.conv.weight                 encoder.down.1.downsample.weight
+    encoder.mid.attn_1.proj_out.weight (C, C, 1, 1, 1)         encoder.mid.attn_1.proj_out.weight (C, C)
+    decoder.up.3.upsample.conv.conv.weight                     decoder.up.3.upsample.conv.weight
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,17 +29,18 @@ from mg.checkpoints import CheckpointError, rename, rename_back
 from mg.models import naming
 from mg.models.naming import Layer, conv3d, linear, norm
 
-_PREFIX = "vae."  # of Tencent's own file
+_TENCENT = "vae."  # before each name in Tencent's own file
 
 
-def from_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """The names of a released file -> ours; names that are ours already, and others, pass."""
-    return rename(own_part(state), naming.original_names(layers(config)))
-
-
-def own_part(state: Mapping) -> dict:
-    """The tensors of a file without what stands before their names in Tencent's."""
-    return {name.removeprefix(_PREFIX): value for name, value in state.items()}
+def from_released(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """The names and shapes of a released file -> ours; names that are ours already, and others, pass."""
+    shapes = parameter_shapes(config)
+    names = rename(rename(state, naming.original_names(layers(config))), comfyui_names(config))
+    found = rename(names, {name: naming.torch_name(name) for name in shapes})
+    for name, shape in shapes.items():
+        if name in found and found[name].shape == (*shape, 1, 1, 1):  # a linear layer as a convolution
+            found[name] = found[name].reshape(shape)
+    return found
 
 
 def to_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
@@ -42,6 +50,28 @@ def to_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, 
         CheckpointError: a parameter is missing.
     """
     return rename_back(state, naming.original_names(layers(config)))
+
+
+def to_tencent(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """Our names -> Tencent's; raises as `to_diffusers` does."""
+    return {f"{_TENCENT}{name}": value for name, value in to_diffusers(state, config).items()}
+
+
+def to_comfyui(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """Our names and shapes -> ComfyUI's; raises as `to_diffusers` does."""
+    renamed = rename_back(state, comfyui_names(config))
+    return {name: value.reshape(*value.shape, 1, 1, 1) if value.ndim == 2 else value for name, value in renamed.items()}
+
+
+def comfyui_names(config: Mapping) -> dict[str, str]:
+    """Our name of every parameter -> ComfyUI's."""
+
+    def theirs(layer: Layer) -> str:
+        if len(layer.shapes.get("weight", ())) != 5 or layer.name.endswith("quant_conv"):
+            return layer.name
+        return f"{layer.name}.conv.conv" if layer.name.endswith(".downsample") else f"{layer.name}.conv"
+
+    return naming.original_names(layer._replace(original=theirs(layer)) for layer in layers(config))
 
 
 def parameter_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
@@ -179,9 +209,21 @@ def check_config(config: Mapping) -> None:
         raise ValueError(f"hunyuan_vae config: scaling_factor is {factor}; it must be a number above 0")
 
 
+def config_to_tencent(config: Mapping) -> dict:
+    """The `config.json` that Tencent's AutoencoderKLCausal3D reads, from ours."""
+    theirs = {ours: name for name, ours in _THEIR_KEYS.items()}
+    keys = {theirs.get(key, key): value for key, value in config.items()}
+    return {**_described(CLASSES[1], config), "sample_size": 256, "sample_tsize": 64, **keys}
+
+
 def config_to_diffusers(config: Mapping) -> dict:
     """The `config.json` that diffusers' AutoencoderKLHunyuanVideo reads, from ours."""
+    return {**_described(CLASSES[0], config), **config}
+
+
+def _described(kind: str, config: Mapping) -> dict:
+    """What a class's config says where ours has a single value."""
     levels = len(config["block_out_channels"])
-    down, up = _BLOCKS[CLASSES[0]]
+    down, up = _BLOCKS[kind]
     types = {"down_block_types": [down] * levels, "up_block_types": [up] * levels}
-    return {"_class_name": CLASSES[0], "act_fn": "silu", **types, **config}
+    return {"_class_name": kind, "act_fn": "silu", **types}

@@ -9,14 +9,16 @@ from pathlib import Path
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from mg.models.autoencoder import VideoAutoencoder, crop
+from mg.checkpoints import StateDict
+from mg.models.autoencoder import Format, VideoAutoencoder, crop, described_here
 from mg.models.image_vae.weights import (
     config_from_diffusers,
     config_to_diffusers,
     image_vae_shapes,
     own_part,
-    rename,
     to_diffusers,
+    to_latent_diffusion,
+    translate,
 )
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.layout import narrow, repeat_edges, split, swap_frames
@@ -45,7 +47,7 @@ class ImageAutoencoder(VideoAutoencoder):
 
     Args:
         config: overrides of IMAGE_VAE_CONFIG.
-        pretrained: file or folder of weights; they must fit `config`.
+        pretrained: file or folder of weights. The config that stands beside them is the default then.
         use_recompute: recompute activations in the backward pass in place of keeping them.
         dtype: fp32 | fp16 | bf16, the precision of convolutions and products.
     """
@@ -55,17 +57,28 @@ class ImageAutoencoder(VideoAutoencoder):
     temporal_compression = 1
     recomputed = (ResnetBlock,)
     default_tiling = TilingConfig(decode_overlap=0)  # frames know nothing of each other
-    original_file = "diffusion_pytorch_model.safetensors"
+    originals = ("AutoencoderKL",)
+    formats = {
+        "diffusers": Format(
+            "diffusers' AutoencoderKL", "diffusion_pytorch_model.safetensors", to_diffusers, config_to_diffusers
+        ),
+        "latent_diffusion": Format(
+            "latent diffusion's AutoencoderKL, ComfyUI",
+            "model.safetensors",
+            to_latent_diffusion,
+            described_here("image_vae"),
+        ),
+    }
     micro_batch_size: int | None = None
 
     def __init__(
         self,
-        config: dict = IMAGE_VAE_CONFIG,
-        pretrained: str | Path | None = None,
+        config: dict | None = None,
+        pretrained: str | Path | StateDict | None = None,
         use_recompute: bool = False,
         dtype: str = "fp32",
     ):
-        super().__init__(config)
+        super().__init__(config, pretrained=pretrained)
         config = self.config
         widths = [config["ch"] * m for m in config["ch_mult"]]
         self.latent_channels = config["z_channels"]
@@ -81,15 +94,15 @@ class ImageAutoencoder(VideoAutoencoder):
 
     @staticmethod
     def is_original_config(config: dict) -> bool:
-        return "block_out_channels" in config and config.get("_class_name", "AutoencoderKL") == "AutoencoderKL"
+        return config.get("_class_name", "AutoencoderKL" if "block_out_channels" in config else None) == "AutoencoderKL"
 
-    @staticmethod
-    def translate_config(config: dict) -> dict:
-        return config_from_diffusers(config) if "block_out_channels" in config else config
+    @classmethod
+    def translate_config(cls, config: dict) -> dict:
+        return config_from_diffusers(config) if cls.is_original_config(config) else config
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
-        return rename(state, config)[0]
+        return translate(state, config)
 
     @staticmethod
     def own_part(state: Mapping) -> dict:
@@ -98,14 +111,6 @@ class ImageAutoencoder(VideoAutoencoder):
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         return image_vae_shapes(config)
-
-    @classmethod
-    def original_config(cls, config: dict) -> dict:
-        return config_to_diffusers(config)
-
-    @staticmethod
-    def original_weights(state: Mapping, config: dict) -> dict:
-        return to_diffusers(state, config)
 
     def encode_moments(self, x):
         return _unfold(self._in_micro_batches(self._encode_images, _fold(x)), x.shape[2])

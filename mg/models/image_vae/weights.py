@@ -5,20 +5,15 @@ counts the decoder's levels from the coarsest, latent diffusion from the finest,
 convolutions as linear layers.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mg.checkpoints import CheckpointError, LoadReport
+from mg.checkpoints import CheckpointError, LoadReport, rename_back
+from mg.models import naming
 
-_PREFIXES = (  # of the VAE within a larger model's checkpoint
-    "first_stage_model.",  # of latent diffusion
-    "vae.",
-    "spatial_vae.module.",  # of Open-Sora 1.2's video VAE
-    "spatial_vae.",  # of the same here
-)
-_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_PARTS = ("encoder", "decoder")  # and quant convolutions beside them, in some
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers until 2023
 
 _NORM_PARAMETERS = {"gamma": "weight", "beta": "bias"}  # MindSpore's names and everyone else's
@@ -100,21 +95,21 @@ def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, 
     """Find the image VAE in `state` and give it our names. What is missing or of another shape is in the report.
 
     Args:
-        state: in diffusers' names, new or old; in latent diffusion's, also as the part of a single-file checkpoint
-            under `first_stage_model.` or `vae.`; or in our own. Only the tensors that are used are read.
+        state: in diffusers' names, new or old; in latent diffusion's; or in our own; also as the part of a larger
+            model's checkpoint, behind a prefix. Only the tensors that are used are read.
 
     Returns:
         Our names -> float32 arrays, and the report in the names of `state`.
     """
-    prefix = _prefix(state)
-    sources = own_part({name: name for name in state})
+    own = naming.own_part(state, _PARTS)
+    sources = own_part(own.sources)
     names = image_vae_names(config)
     if not any("_blocks." in name or ".mid_block." in name for name in sources):
         names = {name: _canonical(name) for name in names}
     renamed, report, taken = {}, LoadReport(), set()
     for name, shape in image_vae_shapes(config).items():
         if names[name] not in sources:
-            report.missing.append(prefix + names[name])
+            report.missing.append(names[name])
             continue
         source = sources[names[name]]
         taken.add(source)
@@ -130,10 +125,15 @@ def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, 
     return renamed, report
 
 
+def translate(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """The names that `rename` knows -> ours; others pass."""
+    renamed, report = rename(state, config)
+    return renamed | {name: state[name] for name in report.unexpected}
+
+
 def own_part(state: Mapping) -> dict:
-    """What of a file may be the image VAE, without its prefix there, in one spelling of its names."""
-    prefix = _prefix(state)
-    return {_canonical(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
+    """One spelling of an image VAE's names."""
+    return {_canonical(name): value for name, value in state.items()}
 
 
 def check_fit(report: LoadReport) -> None:
@@ -142,9 +142,9 @@ def check_fit(report: LoadReport) -> None:
     Raises:
         CheckpointError: with the counts and first names; the report is its attribute.
     """
-    prefix = _prefix(report.used)
-    more = [name for name in report.unexpected if name.removeprefix(prefix).startswith(_PARTS)]
-    if not report.complete or more:
+    prefix = naming.prefix(report.used, _PARTS)
+    parts = tuple(f"{prefix}{part}." for part in (*_PARTS, "quant_conv", "post_quant_conv"))
+    if not report.complete or any(name.startswith(parts) for name in report.unexpected):
         raise CheckpointError(f"is not an image VAE of the wanted architecture: {report.summary()}", report)
 
 
@@ -153,6 +153,15 @@ def from_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str
     renamed, report = rename(state, config)
     check_fit(report)
     return renamed
+
+
+def to_latent_diffusion(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+    """Our names -> those of latent diffusion's code in PyTorch, which ComfyUI and others read.
+
+    Raises:
+        CheckpointError: a parameter is missing.
+    """
+    return rename_back(state, {name: naming.torch_name(name) for name in image_vae_names(config)})
 
 
 def to_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
@@ -258,11 +267,6 @@ def _middle(part: str, width: int) -> Iterator[Layer]:
     for name, diffusers in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")):
         yield Layer(f"{ours}.attn_1.{name}", f"{theirs}.attentions.0.{diffusers}", "attention", width, width)
     yield from _resnet(f"{ours}.block_2", f"{theirs}.resnets.1", width, width)
-
-
-def _prefix(names: Iterable[str]) -> str:
-    """What stands before the VAE's names."""
-    return next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in names)), "")
 
 
 def _canonical(name: str) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from mindspore import ops
 
-from mg.models.autoencoder import VideoAutoencoder
+from mg.checkpoints import StateDict
+from mg.models.autoencoder import Format, VideoAutoencoder, described_here
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
 from mg.models.tae.weights import expected_shapes, from_mindone, own_part
@@ -47,7 +48,8 @@ class TemporalAutoencoder(VideoAutoencoder):
     Args:
         config: overrides of TAE_CONFIG; also `temporal_upsample_padding`, "replicate" as in the paper or "zeros" as
             in the weights that mindone trained, and `norm_num_groups` of the norms (32).
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
+            them is the default then.
         use_recompute: recompute activations in the backward pass in place of keeping them.
         sample_deterministic: `encode` returns the posterior's mean as z.
         use_tile: encode and decode long videos in tiles along time, see `enable_tiling`.
@@ -63,12 +65,12 @@ class TemporalAutoencoder(VideoAutoencoder):
     name = "tae"
     default_config = {**TAE_CONFIG, "temporal_upsample_padding": "replicate", "norm_num_groups": 32}
     recomputed = (ResnetBlock,)
-    original_file = "model.ckpt"
+    formats = {"mindone": Format("mindone", "model.ckpt", lambda state, config: dict(state), described_here("tae"))}
 
     def __init__(
         self,
-        config: dict = TAE_CONFIG,
-        pretrained: str | Path | None = None,
+        config: dict | None = None,
+        pretrained: str | Path | StateDict | None = None,
         use_recompute: bool = False,
         sample_deterministic: bool = False,
         use_tile: bool = False,
@@ -78,7 +80,7 @@ class TemporalAutoencoder(VideoAutoencoder):
         decode_overlap: int = 16,
         dtype: str = "fp32",
     ):
-        super().__init__(config, sample_deterministic)
+        super().__init__(config, sample_deterministic, pretrained)
         config = self.config
         _check(config)
         widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
@@ -121,7 +123,8 @@ class TemporalAutoencoder(VideoAutoencoder):
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
-        return from_mindone(state)[0]
+        found, report = from_mindone(state)
+        return found | {name: state[name] for name in report.unexpected}
 
     @staticmethod
     def own_part(state: Mapping) -> dict:

@@ -27,13 +27,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mg.models.autoencoder import VideoAutoencoder, check_video, sample
+from mg.checkpoints import StateDict
+from mg.models import naming
+from mg.models.autoencoder import Format, VideoAutoencoder, check_video, sample
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.layers.layout import narrow, split
 from mg.models.layers.resnet import ResnetBlock
 from mg.models.streaming import Encoded
 from mg.models.temporal_vae.blocks import TemporalVAE
 from mg.models.temporal_vae.weights import (
+    ORIGINAL,
     buffers_of,
     config_from_open_sora,
     config_to_open_sora,
@@ -72,7 +75,8 @@ class OpenSoraVAE(VideoAutoencoder):
             `channel_multipliers`, blocks, and the levels that halve the frame rate; `micro_frame_size`, frames of a
             chunk, null for whole clips; `micro_batch_size`, frames that the spatial half sees at once, null for all;
             `shift` and `scale` of the latents, a number or one per channel.
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads; they must fit `config`.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
+            them is the default then.
         use_recompute: recompute activations in the backward pass in place of keeping them.
         sample_deterministic: `encode` returns the posterior's mean as z.
         dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters and norms stay fp32.
@@ -88,7 +92,15 @@ class OpenSoraVAE(VideoAutoencoder):
     applies_scaling = True
     has_target = True
     recomputed = (ResnetBlock,)
-    keeps_config_in_weights = True
+    originals = (ORIGINAL,)
+    formats = {
+        "open_sora": Format(
+            f"Open-Sora 1.2's {ORIGINAL}",
+            "model.safetensors",
+            to_open_sora,
+            lambda config: config_to_open_sora(config, TEMPORAL_VAE_CONFIG),
+        ),
+    }
     parts = {"image_vae": spatial_config}
     default_tiling = TilingConfig(
         encode_tile=0, encode_overlap=0, decode_tile=0, decode_overlap=0, spatial_tile=256, last="short"
@@ -96,13 +108,13 @@ class OpenSoraVAE(VideoAutoencoder):
 
     def __init__(
         self,
-        config: dict = TEMPORAL_VAE_CONFIG,
-        pretrained: str | Path | None = None,
+        config: dict | None = None,
+        pretrained: str | Path | StateDict | None = None,
         use_recompute: bool = False,
         sample_deterministic: bool = False,
         dtype: str = "fp32",
     ):
-        super().__init__(config, sample_deterministic)
+        super().__init__(config, sample_deterministic, pretrained)
         config = self.config
         _check(config)
         self.latent_channels = config["latent_channels"]
@@ -123,15 +135,15 @@ class OpenSoraVAE(VideoAutoencoder):
 
     @staticmethod
     def is_original_config(config: dict) -> bool:
-        return "vae_2d" in config or "vae_temporal" in config
+        return "vae_2d" in config or "vae_temporal" in config or config.get("model_type") == ORIGINAL
 
     @classmethod
     def translate_config(cls, config: dict) -> dict:
         return config_from_open_sora(config) if cls.is_original_config(config) else config
 
-    @staticmethod
-    def config_in_weights(state: Mapping) -> dict:
-        return buffers_of(state)
+    @classmethod
+    def config_in_weights(cls, state: Mapping) -> dict:
+        return buffers_of(naming.own_part(state, ("spatial_vae", "temporal_vae")))
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
@@ -140,14 +152,6 @@ class OpenSoraVAE(VideoAutoencoder):
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
         return parameter_shapes(config)
-
-    @classmethod
-    def original_config(cls, config: dict) -> dict:
-        return config_to_open_sora(config, TEMPORAL_VAE_CONFIG)
-
-    @staticmethod
-    def original_weights(state: Mapping, config: dict) -> dict:
-        return to_open_sora(state, config)
 
     # The interface.
 

@@ -21,6 +21,7 @@ from mg.models import naming
 from mg.models.image_vae import weights as image_vae
 from mg.models.naming import Layer, conv3d, norm
 
+ORIGINAL = "VideoAutoencoderPipeline"  # Open-Sora's class
 BUFFERS = ("scale", "shift")
 _SPATIAL, _THEIR_SPATIAL = "spatial_vae.", "spatial_vae.module."
 
@@ -60,7 +61,7 @@ def from_open_sora(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str
             spatial[name.removeprefix(_THEIR_SPATIAL).removeprefix(_SPATIAL)] = value
         elif name not in BUFFERS:
             rest[name] = value
-    spatial, _ = image_vae.rename(spatial, spatial_config(config))
+    spatial = image_vae.translate(spatial, spatial_config(config))
     temporal = rename(rest, naming.original_names(temporal_layers(config)))
     return {f"{_SPATIAL}{name}": value for name, value in spatial.items()} | temporal
 
@@ -187,8 +188,8 @@ def config_to_open_sora(config: Mapping, released: Mapping) -> dict:
         return {theirs: config[ours] for theirs, ours in keys.items() if config[ours] != released[ours]}
 
     return {
-        "architectures": ["VideoAutoencoderPipeline"],
-        "model_type": "VideoAutoencoderPipeline",
+        "architectures": [ORIGINAL],
+        "model_type": ORIGINAL,
         "vae_2d": {
             "type": "VideoAutoencoderKL",
             "from_pretrained": "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers",

@@ -1,0 +1,150 @@
+"""Which models there are, and which of them weights are: by the config beside them, else by their tensors."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from mg.checkpoints import CheckpointError, StateDict, open_state_dict, read_config
+
+if TYPE_CHECKING:
+    from mg.models.autoencoder import VideoAutoencoder
+
+Model = TypeVar("Model", bound="type[VideoAutoencoder]")
+
+_MODELS: "dict[str, type[VideoAutoencoder]]" = {}
+
+
+def add_model(model: Model) -> Model:
+    """Make a model known by its `name`.
+
+    Raises:
+        ValueError: it has no `name` or `default_config`, or another has its name.
+    """
+    for attribute, kind in (("name", str), ("default_config", dict)):
+        if not isinstance(getattr(model, attribute, None), kind):
+            raise ValueError(f"{model.__name__} cannot be registered; its class must have a {attribute}")
+    if _MODELS.setdefault(model.name, model) is not model:
+        raise ValueError(f"{model.__name__} cannot be registered; there is a model {model.name!r} already")
+    return model
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return sorted(_MODELS)
+
+
+def model_class(name: str) -> "type[VideoAutoencoder]":
+    """The class of a model, whose static methods need no model to be built.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"there is no model {name!r}; the models are {', '.join(list_models())}")
+    return _MODELS[name]
+
+
+def model_name(path: str | os.PathLike | StateDict) -> str:
+    """Which model's weights lie at `path`: the config beside them says it, else their tensors' names and shapes do.
+
+    Raises:
+        CheckpointError: neither does, or they are those of several, or of a model that is none of these.
+    """
+    with open_state_dict(path) as state:
+        described = _described(state)
+        if described:
+            return described
+        alike, tensors = recognise(state.shapes), f"{next(iter(state))[:64]!r} and {len(state) - 1} more"
+    if len(alike) == 1:
+        return alike[0]
+    likeness = f"may be those of {' or '.join(alike)}" if alike else "are no known model's"
+    raise CheckpointError(
+        f"{path}: no config beside it says which model this is, and its tensors ({tensors}) {likeness}; give its name, "
+        f"name= or on a command line --model.name or --model: one of {', '.join(list_models())}"
+    )
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The models whose tensors have such names and shapes, of whatever size; of a whole and its parts, the whole."""
+    alike = [model for model in _MODELS.values() if model.recognises(shapes)]
+    parts = {part for model in alike for part in model.parts}
+    return [model.name for model in alike if model.name not in parts]
+
+
+def stored_config(pretrained: str | os.PathLike | StateDict, model: "str | type[VideoAutoencoder]") -> dict:
+    """The config that stands beside weights, or is part of them, in our keys; {} where none is.
+
+    Args:
+        model: whose it is to be, by name or class.
+
+    Raises:
+        CheckpointError: it is another model's, or cannot be read.
+    """
+    model = model_class(model) if isinstance(model, str) else model
+    with open_state_dict(pretrained) as state:
+        described, why = _described(state, model), f"see {state.config_file}"
+        if described is None:
+            alike = recognise(state.shapes)
+            described = model.name if model.name in alike or not alike else alike[0]
+            why = f"its tensors are those of {described!r}"
+        whole = _MODELS.get(described)
+        if described != model.name and (whole is None or model.name not in whole.parts):
+            raise CheckpointError(f"{pretrained} holds another model than {model.name!r}: {why}")
+        config = read_config(state.config_file) if state.config_file else {}
+        config.pop("model", None)
+        try:
+            if whole is not None and model.name in whole.parts:
+                config = whole.parts[model.name](
+                    merge_config(whole.default_config, whole.translate_config(config), whole.name)
+                )
+            config = model.translate_config(config)
+            merge_config(model.default_config, config, model.name)
+        except ValueError as error:
+            raise CheckpointError(f"{state.config_file or pretrained}: {error}") from error
+        return config | model.config_in_weights(state)
+
+
+def merge_config(defaults: dict, given: dict, name: str) -> dict:
+    """`defaults` with what is `given` laid over them; an unknown key is an error that names the nearest."""
+    for key in given:
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(defaults)}"
+            raise ValueError(f"{name} has no config key {key!r}; {hint}")
+    return {**defaults, **given}
+
+
+def _described(state: StateDict, model: "type[VideoAutoencoder] | None" = None) -> str | None:
+    """The name of the model that the config beside weights is of, ours or an original's; None where it does not say.
+
+    Args:
+        model: one that may be its, though it is not registered.
+
+    Raises:
+        CheckpointError: it is of none.
+    """
+    if state.config_file is None:
+        return None
+    config = read_config(state.config_file)
+    said = config.get("model")
+    if isinstance(said, str):
+        if said not in _MODELS and (model is None or said != model.name):
+            raise CheckpointError(f"{state.config_file}: there is no model {said!r}; {_what_is_read()}")
+        return said
+    named = next((model.name for model in _MODELS.values() if model.is_original_config(config)), None)
+    architectures = config.get("architectures")
+    classes = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
+    stranger = next((name for name in [*classes, config.get("model_type")] if isinstance(name, str)), None)
+    if named is None and stranger is not None:
+        raise CheckpointError(
+            f"{state.config_file}: describes {'an' if stranger[:1] in 'AEIOU' else 'a'} {stranger[:64]}, "
+            f"which is none of the models here; {_what_is_read()}"
+        )
+    return named
+
+
+def _what_is_read() -> str:
+    """All models, with the names that others have for them in their configs."""
+    names = [f"{name} ({', '.join(_MODELS[name].originals)})" if _MODELS[name].originals else name for name in _MODELS]
+    return f"those are {', '.join(sorted(names))}"
