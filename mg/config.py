@@ -175,7 +175,10 @@ def _read_files(argv: list[str], aliases: dict[str, str]) -> list[str]:
             result.append(argument)
             continue
         if name.endswith(".py"):
-            raise ValueError(f"{name}: configs are YAML files here; those that come with mg lie in its configs folder")
+            missing = "" if Path(name).exists() else ", and there is no such file"
+            raise ValueError(
+                f"{name}: configs are YAML files here{missing}; those that come with mg lie in its configs folder"
+            )
         name = config_file(name)
         content, taken = _take_aliases(_read_file(name), aliases)
         for alias, value in taken.items():

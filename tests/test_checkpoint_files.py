@@ -201,8 +201,6 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, zipp
     assert (tmp_path / "ran").exists()  # it would have
 
 
-
-
 # Files that lie.
 
 

@@ -111,6 +111,52 @@ def test_ours_to_the_originals_names_and_back_is_bit_equal(tmp_path, convert, na
     assert json.loads((tmp_path / "again.json").read_text()) == {"model": name, **model_config}
 
 
+FORMATS = [(name, format) for name, model in MODELS.items() for format in model.formats]
+
+
+@pytest.mark.parametrize("name, format", FORMATS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_format_is_written_and_read_again_to_the_bit(tmp_path, convert, name, format, dtype):
+    source = write(tmp_path / "ours.ckpt", name, random_weights(name))
+    assert convert(name, source, tmp_path / "rounded", "--dtype", dtype) == 0
+    assert convert(None, tmp_path / "rounded", tmp_path / "theirs", "--to", format, "--dtype", dtype) == 0
+    assert (tmp_path / "theirs" / MODELS[name].formats[format].file).is_file()
+    assert convert(None, tmp_path / "theirs", tmp_path / "again", "--dtype", dtype) == 0
+    files = [tmp_path / folder / "model.safetensors" for folder in ("rounded", "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert from_pretrained(tmp_path / "theirs").config == from_pretrained(tmp_path / "rounded").config
+
+
+def test_tencents_names_and_config_are_those_of_its_file(tmp_path, convert):
+    source = write(tmp_path / "ours.ckpt", "hunyuan_vae", random_weights("hunyuan_vae"))
+    assert convert(None, source, tmp_path / "tencent", "--to", "tencent") == 0
+    state = read_state_dict(tmp_path / "tencent")
+    assert all(name.startswith("vae.") for name in state)
+    assert "vae.encoder.down_blocks.0.downsamplers.0.conv.conv.weight" in state
+    described = json.loads((tmp_path / "tencent" / "config.json").read_text())
+    levels = len(CONFIGS["hunyuan_vae"]["block_out_channels"])
+    wanted = {
+        "_class_name": "AutoencoderKLCausal3D",
+        "down_block_types": ["DownEncoderBlockCausal3D"] * levels,
+        "time_compression_ratio": 4,
+        "sample_size": 256,
+        "sample_tsize": 64,
+    }
+    assert wanted.items() <= described.items() and "temporal_compression_ratio" not in described
+
+
+def test_one_of_several_state_dicts_is_converted_by_its_key(tmp_path, convert, capsys):
+    torch = pytest.importorskip("torch")
+    ours = random_weights("image_vae")
+    ema, raw = ({key: torch.from_numpy(array + extra) for key, array in ours.items()} for extra in (0, 1))
+    torch.save({"state_dict": raw, "ema": ema}, tmp_path / "x.ckpt")
+    (tmp_path / "x.json").write_text(json.dumps({"model": "image_vae", **CONFIGS["image_vae"]}))
+    assert convert(None, tmp_path / "x.ckpt", tmp_path / "new") == 2
+    assert "several state dicts (state_dict, ema)" in capsys.readouterr().err
+    assert convert(None, tmp_path / "x.ckpt", tmp_path / "new", "--key", "ema") == 0
+    assert_equal(read_state_dict(tmp_path / "new"), ours)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 def test_pytorchs_files_to_ours_and_back_is_bit_equal(tmp_path, convert, name, suffix):
@@ -187,6 +233,10 @@ def mistakes(folder: Path) -> dict[str, tuple[list, str]]:
         "no config": (["dc_ae", bare, new], "put its config beside it"),
         "another model": (["tae", good, new], "holds another model than 'tae'"),
         "strange config": (["dc_ae", strange, new], "strange.json: dc_ae has no config key 'latents'"),
+        "no format": (
+            ["dc_ae", good, new, "--to", "tencent"],
+            "--to is 'tencent'; dc_ae can be written as ours, original, open_sora (Open-Sora 2.0)",
+        ),
         "no model": (["dcae", good, new], "there is no model 'dcae'; the models are dc_ae, hunyuan_vae, image_vae,"),
     }
 

@@ -23,8 +23,11 @@ _NUMPY_TYPES = {
     "U16": "<u2",
     "U8": "u1",
     "BOOL": "u1",
+    "F8_E4M3": "u1",  # only read: they lie beside a VAE in files of whole pipelines
+    "F8_E5M2": "u1",
 }
-_NAMES = {np.dtype(code): name for name, code in _NUMPY_TYPES.items() if name not in ("BF16", "BOOL")}
+_AS_BITS = ("BF16", "BOOL", "F8_E4M3", "F8_E5M2")
+_NAMES = {np.dtype(code): name for name, code in _NUMPY_TYPES.items() if name not in _AS_BITS}
 MAX_RANK = 32  # numpy's bound
 _FLOATS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -77,8 +80,24 @@ def decode(data: bytes | bytearray, dtype: str) -> np.ndarray:
         return (array.astype("<u4") << 16).view("<f4")
     if dtype == "BOOL":
         return array != 0
+    if dtype == "F8_E5M2":  # the upper half of an fp16
+        return (array.astype("<u2") << 8).view("<f2").astype("<f4")
+    if dtype == "F8_E4M3":
+        return _E4M3[array]
     with np.errstate(over="ignore"):  # an F64 that float32 has no room for becomes infinite, which models refuse
         return array.astype("<f4", copy=False) if array.dtype.kind == "f" else array
+
+
+def _e4m3() -> np.ndarray:
+    """What each byte is worth: sign, 4 bits of exponent, 3 of mantissa; no infinity, and one NaN of either sign."""
+    byte = np.arange(128)
+    exponent, mantissa = byte >> 3, byte & 7
+    value = np.where(exponent > 0, np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(1.0 * mantissa, -9))
+    value[127] = np.nan
+    return np.concatenate([value, -value]).astype("<f4")
+
+
+_E4M3 = _e4m3()
 
 
 def encode(name: str, array: np.ndarray, float_type: str) -> tuple[str, np.ndarray]:

@@ -20,7 +20,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from mg.checkpoints import atomic_write, naming, sync
+from mg.checkpoints import atomic_write, naming, sync, where_from
 from mg.checkpoints.digest import sha256
 from mg.deploy.autoencoder import FORMAT, SETTINGS_FILE
 from mg.deploy.networks import networks_of, tiling_of
@@ -61,7 +61,7 @@ class ExportConfig:
 def export(config: ExportConfig) -> dict:
     """Write the folder that `config` says; see `export_model`."""
     if not Path(config.ckpt_path).exists():
-        raise FileNotFoundError(f"{config.ckpt_path}: no such checkpoint")
+        raise FileNotFoundError(f"{config.ckpt_path}: no such checkpoint{where_from(config.ckpt_path)}")
     model = from_pretrained(config.ckpt_path, config.model)
     names = ("frames", "size", "encode_overlap", "decode_overlap", "spatial_overlap")
     tiles = {name: getattr(config, name) for name in names}

@@ -32,7 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg import runtime
-from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config
+from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config, where_from
 from mg.checkpoints.digest import sha256
 from mg.config import parse_config, require
 from mg.data.index import IndexRow, read_index
@@ -231,7 +231,7 @@ def _describe(inference: InferenceConfig) -> dict:
     settings = inference.model
     path = Path(settings.from_pretrained)
     if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
+        raise CheckpointError(f"{path}: no such file or folder{where_from(path)}")
     beside = find_config(path)
     stored = read_config(beside) if beside else {}
     tiling = {key: value for key, value in vars(settings).items() if "tile" in key or "tiling" in key}
