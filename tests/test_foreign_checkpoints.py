@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import enum
 import json
+import pickle
 import sys
 import types
 from pathlib import Path
@@ -97,13 +98,15 @@ def test_a_checkpoint_of_open_soras_training_is_its_model(tmp_path):
     shards(tmp_path / "model", "pytorch_model.bin.index.json", ".bin")
     shards(tmp_path / "model", "model.safetensors.index.json", ".safetensors")
     shards(tmp_path / "optimizer", "pytorch_optim.bin.index.json", ".bin")
-    for name in ("lr_scheduler", "ema.pt", "running_states.pt"):
+    for name in ("lr_scheduler", "ema.pt", "running_states.bin"):
         torch.save({"state": {0: torch.zeros(1)}}, tmp_path / name)
     assert_is_state(tmp_path)
 
 
 def test_the_only_weight_file_of_a_folder_is_taken_and_several_are_named(tmp_path):
     torch.save(STATE, tmp_path / "hunyuan_video_vae_bf16.pth")
+    assert_is_state(tmp_path)
+    torch.save(MOMENTS, tmp_path / "optimizer.bin")
     assert_is_state(tmp_path)
     torch.save(STATE, tmp_path / "another.pt")
     with pytest.raises(CheckpointError, match=r"several weight files \(another.pt, hunyuan_video_vae_bf16.pth\); name"):
@@ -221,11 +224,11 @@ def test_of_several_state_dicts_one_is_taken_by_its_key(tmp_path):
     [
         (
             {"optimizer": MOMENTS, "epoch": 3},
-            r"holds no state dict; what is there is optimizer \(a dict\), epoch \(a int",
+            r"holds no state dict; what is there is optimizer \(dict\), epoch \(int\)",
         ),
-        ({"w": np.ones(3), "v": np.ones(3)}, r"what is there is w \(an object of numpy.*\), v \("),
+        ({"w": np.ones(3), "v": np.ones(3)}, r"what is there is w \(numpy.*\), v \("),
         ([], "holds no state dict"),
-        (3, "holds no state dict, but a int"),
+        (3, "holds no state dict, but an object of int"),
         (torch.nn.Linear(2, 2), r"but an object of torch.nn.modules.linear.Linear; save its state_dict\(\)"),
     ],
 )
@@ -234,6 +237,19 @@ def test_a_file_without_a_state_dict_is_said_to_hold_what_it_holds(tmp_path, con
     torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=reason):
         read_state_dict(tmp_path / "x.pt")
+
+
+def test_pickles_and_zips_of_other_makes_are_said_to_be_those(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"w": [1]}))
+    np.savez(tmp_path / "arrays.npz", w=np.ones(1))
+    for file, reason in (
+        ("script.pt", r"holds a TorchScript model; load it with torch.jit.load and save its state_dict\(\)"),
+        ("plain.pkl", "is a pickle, but none that torch.save wrote"),
+        ("arrays.npz", "is a zip file, but not one of PyTorch's"),
+    ):
+        with pytest.raises(CheckpointError, match=f"{file}: {reason}"):
+            read_state_dict(tmp_path / file)
 
 
 # What lies beside the tensors.
@@ -322,7 +338,7 @@ def test_what_training_leaves_beside_the_tensors_is_read_past(tmp_path, kind, pr
     assert_is_state(tmp_path / "x.ckpt")
 
 
-@pytest.mark.parametrize("kind", sorted(set(BESIDE) - {"complex and quantized", "random"}))
+@pytest.mark.parametrize("kind", BESIDE)
 def test_so_it_is_in_files_older_than_pytorch_1_6(tmp_path, kind):
     torch.save({"state_dict": STATE, "hyper": BESIDE[kind]}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=False)
     assert_is_state(tmp_path / "x.ckpt")
@@ -512,6 +528,23 @@ def test_inflating_another_models_folder_says_which_it_is(tmp_path):
         pytest.raises(CheckpointError, match="another model than 'image_vae': see"),
     ):
         read_tae_config(image)
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ({"_class_name": "AutoencoderKLHunyuanVideo", "block_out_channels": "128"}, "block_out_channels is 128"),
+        ({"model": "dc_ae", "encoder_width_list": 3}, "no dc_ae can be built of it"),
+        ({"model": "tae", "chs": 3}, "tae has no config key 'chs'; did you mean 'ch'?"),
+        ([1], "must hold a JSON object"),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_built_is_named(tmp_path, config, reason):
+    write_state_dict(tmp_path / "model.ckpt", {"w": np.ones(2, np.float32)})
+    (tmp_path / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())  # as Windows' editors write
+    with pytest.raises(CheckpointError, match=reason) as raised:
+        from_pretrained(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path / 'config.json'}: ")
 
 
 # Nothing there.

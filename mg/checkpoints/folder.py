@@ -1,6 +1,7 @@
 """Which file of a folder holds the weights, which describes them, and where released ones come from."""
 
 import os
+import re
 from pathlib import Path
 
 from mg.checkpoints.report import CheckpointError
@@ -17,6 +18,7 @@ _NAMES = (  # the first that is there is taken
     "pytorch_model.pt",  # Tencent's
     "pytorch_model.bin",
 )
+_BESIDE = re.compile(r"optim|sched|random_states|scaler|running_states")  # what training keeps beside the weights
 _BELOW = ("model", "vae")  # of a checkpoint of Open-Sora's training, of a diffusers pipeline
 
 # The last name of a path that shipped configs and the documents have -> where to get what is meant.
@@ -56,6 +58,7 @@ def weights_in(path: Path) -> Path:
             return [*named, *_indexes(folder)][0]
     for folder in folders:
         files = sorted(file for file in folder.iterdir() if file.suffix in WEIGHT_SUFFIXES and file.is_file())
+        files = [file for file in files if not _BESIDE.search(file.name)]
         if len(files) > 1:
             names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
             raise CheckpointError(f"{folder}: holds several weight files ({names}); name the one that is meant")
@@ -76,5 +79,5 @@ def config_of(path: Path, weights: Path) -> Path | None:
 
 def _indexes(folder: Path) -> list[Path]:
     """Indexes of shards of weights, safetensors first, plain names before those of a variant."""
-    found = [file for file in folder.glob("*.index.json") if "optim" not in file.name and file.is_file()]
+    found = [file for file in folder.glob("*.index.json") if not _BESIDE.search(file.name) and file.is_file()]
     return sorted(found, key=lambda file: (".safetensors" not in file.name, len(file.name), file.name))

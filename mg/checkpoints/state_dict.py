@@ -15,10 +15,13 @@ from mg.checkpoints.report import CheckpointError
 from mg.checkpoints.tensors import Source, StoredTensor
 
 _KINDS = "safetensors, PyTorch's and MindSpore's"
+_WEB_PAGE = "is a web page, not weights: what was downloaded is not the file itself"
 _STRANGERS = {  # how files begin that often stand where weights were meant
     b"version https://git-lfs": "is a pointer of Git LFS in place of the file: git lfs pull brings it",
-    b"<": "is a web page, not weights: what was downloaded is not the file itself",
-    b"{": "is JSON, not weights",
+    b"<!": _WEB_PAGE,
+    b"<htm": _WEB_PAGE,
+    b"<?xml": _WEB_PAGE,
+    b'{"': "is JSON, not weights",
     b"GGUF": f"is a GGUF file; {_KINDS} can be read",
     b"\x89HDF": f"is an HDF5 file; {_KINDS} can be read",
 }
@@ -149,7 +152,7 @@ def read_config(path: str | os.PathLike) -> dict:
     """
     path = Path(path)
     with reading(path):
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8-sig"))
         if not isinstance(config, dict):
             raise CheckpointError("must hold a JSON object")
     return config
@@ -174,12 +177,14 @@ def _read(source: Source, key: str | None) -> dict[str, StoredTensor]:
         raise CheckpointError(f"holds its tensors as they are, and no dict {key!r}, which a file of PyTorch's may have")
     if is_safetensors:
         return safetensors_file.read(source)
+    stranger = next((said for start, said in _STRANGERS.items() if head.lstrip().startswith(start)), None)
+    if stranger:
+        raise CheckpointError(stranger)
     if head.startswith(mindspore_file.SIGNATURE):
         return mindspore_file.read(source)
     if not head:
         raise CheckpointError("is empty")
-    stranger = next((said for start, said in _STRANGERS.items() if head.lstrip().startswith(start)), None)
-    raise CheckpointError(stranger or f"is no weight file that can be read, or its beginning is damaged; {_KINDS} can")
+    raise CheckpointError(f"is no weight file that can be read, or its beginning is damaged; {_KINDS} can")
 
 
 def _open_shards(index: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, StoredTensor]]:

@@ -51,6 +51,13 @@ _STORAGES = {
     "UntypedStorage": "U8",
     "BoolStorage": "BOOL",
 }
+_OTHER_STORAGES = {  # bytes of a number, for they have to be stepped over
+    "torch.ComplexDoubleStorage": 16,
+    "torch.ComplexFloatStorage": 8,
+    "torch.QInt32Storage": 4,
+    "torch.QInt8Storage": 1,
+    "torch.QUInt8Storage": 1,
+}
 _DTYPES = {
     "float64": "F64",
     "float32": "F32",
@@ -167,6 +174,8 @@ def _open_zip(source: Source) -> tuple[object, dict[str, _Record]]:
     pickles = [name for name in infos if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise CheckpointError("is a zip file, but not one of PyTorch's: it has no data.pkl")
+    if pickles[0].replace("data.pkl", "constants.pkl") in infos:
+        raise CheckpointError("holds a TorchScript model; load it with torch.jit.load and save its state_dict()")
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
         raise CheckpointError("holds compressed records, which PyTorch never writes")
     lengths = [info.file_size for info in infos.values()]
@@ -187,7 +196,7 @@ def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
     begins_well = source.read(0, min(1, source.size)) == pickle.PROTO
     stream = io.BytesIO(source.read(0, source.size) if begins_well else b"")
     if not begins_well or _unpickle(stream) != _LEGACY_MAGIC:
-        raise CheckpointError("is not a file of PyTorch's, or is cut short")
+        raise CheckpointError("is a pickle, but none that torch.save wrote, or is cut short")
     _unpickle(stream)  # protocol version
     _check_byte_order(_unpickle(stream)["little_endian"])
     seen: dict[str, _Storage] = {}
@@ -198,7 +207,8 @@ def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
     for key in keys:
         if type(key) is not str or key not in seen:
             raise CheckpointError("its list of storages is not that of its tensors")
-        num_bytes = int.from_bytes(source.read(position, 8), "little") * item_size(seen[key].dtype)
+        size = _OTHER_STORAGES.get(seen[key].dtype) or item_size(seen[key].dtype)
+        num_bytes = int.from_bytes(source.read(position, 8), "little") * size
         records[key] = _Record(num_bytes, functools.partial(source.read, position + 8, num_bytes))
         position += 8 + num_bytes
     if position > source.size:
@@ -225,7 +235,7 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
     if isinstance(found, (list, tuple)) and not isinstance(found, _Tensor):
         found = {str(i): value for i, value in enumerate(found)}
     if not isinstance(found, dict) or (isinstance(found, _Foreign) and not found):
-        raise CheckpointError(f"holds no state dict{where}, but {_kind(found)}; save its state_dict()")
+        raise CheckpointError(f"holds no state dict{where}, but an object of {_kind(found)}; save its state_dict()")
     tensors = _flat(found)
     seen: dict[int, bool] = {}
     nested = {name: value for name, value in found.items() if isinstance(name, str) and _holds_tensors(value, seen)}
@@ -266,7 +276,7 @@ def _flat(found: dict) -> dict[str, _Tensor]:
 
 
 def _kind(found: object) -> str:
-    return f"an object of {found.kind[:128]}" if isinstance(found, _Foreign) else f"a {type(found).__name__}"
+    return found.kind[:128] if isinstance(found, _Foreign) else type(found).__name__
 
 
 def _listed(names: Iterable) -> str:
@@ -291,7 +301,7 @@ class _Unpickler(_Interpreter):
     dispatch: dict = {getattr(pickle, name)[0]: _Interpreter.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, _Storage]):
-        super().__init__(stream, encoding="utf-8")
+        super().__init__(stream, encoding="latin-1")  # of Python 2's strings, which may be bytes
         self.storages = storages
         self.copies_left = len(stream.getbuffer())
 

@@ -14,10 +14,10 @@ configs too:
         ...
 """
 
-import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
-from mg.checkpoints import StateDict, open_state_dict
+from mg.checkpoints import CheckpointError, StateDict, open_state_dict
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.dc_ae.dc_ae import VideoDCAE
 from mg.models.hunyuan_vae.hunyuan_vae import HunyuanVAE
@@ -81,12 +81,17 @@ def create_model(
         ValueError: an unknown name or config key.
         CheckpointError: weights that cannot be read or do not fit.
     """
-    model = model_class(name)
-    with contextlib.ExitStack() as stack:
-        if pretrained is not None:
-            pretrained = stack.enter_context(open_state_dict(pretrained))
-            config = {**stored_config(pretrained, name), **config}
-        return model(config, pretrained=pretrained, dtype=dtype, use_recompute=use_recompute)  # type: ignore[call-arg]
+    build: Callable[..., VideoAutoencoder] = model_class(name)
+    if pretrained is None:
+        return build(config, pretrained=None, dtype=dtype, use_recompute=use_recompute)
+    with open_state_dict(pretrained) as state:
+        stored = stored_config(state, name)
+        try:
+            return build({**stored, **config}, pretrained=state, dtype=dtype, use_recompute=use_recompute)
+        except (TypeError, ValueError) as error:
+            if config or not stored or isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"{state.config_file}: no {name} can be built of it: {error}") from error
 
 
 def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp32", **config) -> VideoAutoencoder:

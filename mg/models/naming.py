@@ -7,8 +7,6 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
-from mg.checkpoints import CheckpointError
-
 T = TypeVar("T")
 
 _THEIRS = {"gamma": "weight", "beta": "bias"}
@@ -70,17 +68,12 @@ def own_part(state: Mapping[str, T], parts: Collection[str]) -> Renamed[T]:
 
     Args:
         parts: what the model's own names begin with; a prefix behind which all of them are found is the model's. What
-            lies outside of it is left out.
-
-    Raises:
-        CheckpointError: two names are the same without wrappers.
+            lies outside of it is left out. Of two names that are alike without wrappers, one keeps them.
     """
-    plain: dict[str, str] = {}
+    bare = {name: _WRAPPERS.sub("", name) for name in state}
+    plain = {name: name for name in state if bare[name] == name}
     for name in state:
-        bare = _WRAPPERS.sub("", name)
-        if bare in plain:
-            raise CheckpointError(f"{bare} is there twice, once as {name}")
-        plain[bare] = name
+        plain.setdefault(name if bare[name] in plain else bare[name], name)
     start = prefix(plain, parts)
     return Renamed(
         state, {name.removeprefix(start): source for name, source in plain.items() if name.startswith(start)}
