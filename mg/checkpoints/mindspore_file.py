@@ -62,11 +62,11 @@ def read(source: Source) -> dict[str, StoredTensor]:
     return {tag: _stored(source, tag, *value) for tag, value in values.items()}
 
 
-def write(file: BinaryIO, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    """Write tensors in the order given, floating ones as `dtype`, and their CRC."""
+def write(file: BinaryIO, tensors: Mapping[str, np.ndarray], types: Mapping[str, str]) -> None:
+    """Write tensors in the order given, floating ones as the type of their name, and their CRC."""
     crc = 0
     for name, array in tensors.items():
-        code, array = encode(name, array, dtype)
+        code, array = encode(name, array, types[name])
         content = array.tobytes()
         head = b"".join(_varint(1 << 3 | _VARINT) + _varint(size) for size in array.shape)
         head += _field(2, _NAMES[code].encode()) + _varint(3 << 3 | _LENGTH_DELIMITED) + _varint(len(content))

@@ -71,12 +71,14 @@ def read_stretch(source: Source, entry: Entry, start: int, stop: int) -> np.ndar
     return np.stack(parts).reshape(rows, stop - start, *rest)
 
 
-def write(file: BinaryIO, tensors: Mapping[str, np.ndarray], dtype: str, metadata: Mapping[str, str] | None) -> None:
-    """Write tensors in the order of their names, floating ones as `dtype`."""
+def write(
+    file: BinaryIO, tensors: Mapping[str, np.ndarray], types: Mapping[str, str], metadata: Mapping[str, str] | None
+) -> None:
+    """Write tensors in the order of their names, floating ones as the type of their name."""
     header: dict = {"__metadata__": dict(metadata)} if metadata else {}
     position, arrays = 0, []
     for name in sorted(tensors):
-        code, array = encode(name, tensors[name], dtype)
+        code, array = encode(name, tensors[name], types[name])
         header[name] = {"dtype": code, "shape": array.shape, "data_offsets": (position, position + array.nbytes)}
         position += array.nbytes
         arrays.append(array)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +104,14 @@ def write_state_dict(
     tensors: Mapping[str, np.ndarray],
     dtype: str = "fp32",
     metadata: Mapping[str, str] | None = None,
+    exact: Collection[str] = (),
 ) -> None:
     """Write tensors to a .safetensors or MindSpore .ckpt file, whole or not at all.
 
     Args:
         dtype: of the floating tensors, fp32 | fp16 | bf16, rounded to nearest. Others keep their type.
         metadata: texts for the header of a .safetensors file; a .ckpt has no place for them.
+        exact: names of floating tensors that are fp32 whatever `dtype` says.
 
     Raises:
         CheckpointError: another suffix or dtype, or a number that does not fit `dtype`.
@@ -120,11 +122,12 @@ def write_state_dict(
         raise CheckpointError(f"{path}: weights are written to .safetensors or .ckpt files")
     if metadata and path.suffix == ".ckpt":
         raise CheckpointError(f"{path}: a .ckpt file has no place for metadata; write .safetensors")
+    types = {name: "fp32" if name in exact else dtype for name in tensors}
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         if path.suffix == ".ckpt":
-            mindspore_file.write(file, tensors, dtype)
+            mindspore_file.write(file, tensors, types)
         else:
-            safetensors_file.write(file, tensors, dtype, metadata)
+            safetensors_file.write(file, tensors, types, metadata)
 
 
 def check_finite(source: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:

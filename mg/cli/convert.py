@@ -69,7 +69,7 @@ def main() -> None:
         config = {**model.default_config, **stored_config(source, model)}
         state = written.weights(fitting_weights(source, model, config), config)
 
-    write_state_dict(weights_file, state, options.dtype)
+    write_state_dict(weights_file, state, options.dtype, exact=written.exact)
     with atomic_write(config_file) as file:
         file.write_text(json.dumps(written.config(config), indent=2) + "\n")
     print(f"{options.target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")

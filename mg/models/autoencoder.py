@@ -55,12 +55,14 @@ class Format(NamedTuple):
         file: the weights' file in their folders.
         weights: our weights and config -> theirs.
         config: our config -> what stands beside them.
+        exact: names of tensors that are settings, and stay fp32 where the weights are rounded.
     """
 
     reader: str
     file: str
     weights: Callable[[Mapping, dict], dict]
     config: Callable[[dict], dict]
+    exact: tuple[str, ...] = ()
 
 
 def described_here(name: str) -> Callable[[dict], dict]:

@@ -36,6 +36,7 @@ from mg.models.layers.resnet import ResnetBlock
 from mg.models.streaming import Encoded
 from mg.models.temporal_vae.blocks import TemporalVAE
 from mg.models.temporal_vae.weights import (
+    BUFFERS,
     ORIGINAL,
     buffers_of,
     config_from_open_sora,
@@ -99,6 +100,7 @@ class OpenSoraVAE(VideoAutoencoder):
             "model.safetensors",
             to_open_sora,
             lambda config: config_to_open_sora(config, TEMPORAL_VAE_CONFIG),
+            exact=BUFFERS,
         ),
     }
     parts = {"image_vae": spatial_config}
