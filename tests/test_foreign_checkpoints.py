@@ -188,7 +188,7 @@ NESTED = {
     "thrice": {"model": {"module": {"state_dict": STATE}}},
     "unusual": {"my_tokenizer": STATE, "optimizer": MOMENTS},
     "unusual beside a count": {"my_tokenizer": STATE, "step": torch.tensor(1)},
-    "flat": {**STATE, "optimizer": MOMENTS, "epoch": 3},
+    "flat": {**STATE, "optimizer": MOMENTS, "epoch": 3, "ema": {"encoder.conv.weight": torch.ones(1)}},
     "list": [STATE, MOMENTS["param_groups"]],
     "tuple": ({"state_dict": STATE}, 3),
     "halves": {
@@ -369,6 +369,45 @@ def test_tensors_of_every_make_are_read(tmp_path, wrap):
     torch.save({"x.w": made, "y.w": made}, tmp_path / "x.pt")
     found = read_state_dict(tmp_path / "x.pt")
     assert np.array_equal(found["x.w"], tensor.numpy()) and np.array_equal(found["y.w"], tensor.numpy())
+
+
+def test_tensors_of_an_npu_are_read_as_torch_npu_wrote_them(tmp_path, monkeypatch):
+    for name in ("torch_npu", "torch_npu.utils", "torch_npu.utils.storage"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+    def _rebuild_npu_tensor(*_):
+        raise AssertionError
+
+    _rebuild_npu_tensor.__module__ = "torch_npu.utils.storage"
+    _rebuild_npu_tensor.__qualname__ = "_rebuild_npu_tensor"
+    sys.modules["torch_npu.utils.storage"]._rebuild_npu_tensor = _rebuild_npu_tensor
+
+    class OnNPU:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __reduce__(self):
+            return _rebuild_npu_tensor, (*self.tensor.__reduce_ex__(2)[1][:6], 2)  # 2: a format of CANN's
+
+    torch.save({name: OnNPU(tensor) for name, tensor in STATE.items()}, tmp_path / "x.pt")
+    assert_is_state(tmp_path / "x.pt")
+
+
+def test_a_stable_diffusion_checkpoint_of_lightnings_holds_its_vae(tmp_path):
+    ours, config = random_weights("image_vae"), config_of("image_vae")
+    vae = ImageAutoencoder.formats["latent_diffusion"].weights(ours, config)
+    state = {f"first_stage_model.{name}": torch.from_numpy(array) for name, array in vae.items()}
+    state |= {
+        "betas": torch.ones(3),
+        "model_ema.decay": torch.tensor(0.99),
+        "model.diffusion_model.input_blocks.0.weight": torch.ones(2),
+        "cond_stage_model.transformer.text_model.encoder.layers.0.weight": torch.ones(2),
+        "first_stage_model.loss.discriminator.main.0.weight": torch.ones(2),
+    }
+    leftovers = {"callbacks": {Settings: {"best_model_score": torch.tensor(1.0)}}, "optimizer_states": [MOMENTS]}
+    torch.save({"state_dict": state, "global_step": np.int64(3), **leftovers}, tmp_path / "v1-5-pruned.ckpt")
+    model = from_pretrained(tmp_path / "v1-5-pruned.ckpt", **IMAGE)
+    assert_equal({name: p.asnumpy() for name, p in model.named_weights()}, ours)
 
 
 # Names.

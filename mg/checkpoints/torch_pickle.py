@@ -239,10 +239,11 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
     tensors = _flat(found)
     seen: dict[int, bool] = {}
     nested = {name: value for name, value in found.items() if isinstance(name, str) and _holds_tensors(value, seen)}
-    inner = {name: value for name, value in nested.items() if name in _USUAL}
+    is_flat = any("." in name for name in tensors)  # a state dict already, not a count or a loss
+    inner = {name: value for name, value in nested.items() if name in _USUAL and not (is_flat and "ema" in name)}
     if not inner:
         inner = {name: value for name, value in nested.items() if not _LEFTOVER.search(name)}
-        if tensors and (not inner or any("." in name for name in tensors)):
+        if is_flat or (tensors and not inner):
             inner = {}
         elif {"encoder", "decoder"} <= inner.keys():
             return tensors | {f"{part}.{name}": value for part in inner for name, value in _flat(inner[part]).items()}

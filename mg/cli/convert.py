@@ -82,7 +82,8 @@ def target_format(name: str, model: type[VideoAutoencoder]) -> Format:
         ValueError: the model has none of that name.
     """
     ours = Format("mg", "model.safetensors", lambda state, config: dict(state), described_here(model.name))
-    formats = {"ours": ours, "original": next(iter(model.formats.values()), ours), **model.formats}
+    original = Format(model.name, "model.safetensors", model.original_weights, model.original_config)
+    formats = {"ours": ours, "original": next(iter(model.formats.values()), original), **model.formats}
     if name not in formats:
         listed = [f"{key} ({formats[key].reader})" for key in model.formats]
         raise ValueError(f"--to is {name!r}; {model.name} can be written as ours, original, {', '.join(listed)}")

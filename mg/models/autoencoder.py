@@ -226,7 +226,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
     def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether a file with tensors of these names and shapes holds this model, of whatever size: it has all parts of
         the model (encoder, decoder, ...), and in them nothing but what is also in a model of the default config, under
-        our names or those of one of its formats. A model without `weight_shapes` is never recognised."""
+        our names, the original's or those of another format. A model without `weight_shapes` is never recognised."""
         try:
             parts, known = _kinds(cls)  # type: ignore[arg-type]  # the __hash__ that mypy sees is an instance's
         except NotImplementedError:
@@ -510,7 +510,8 @@ def _kinds(model: type[VideoAutoencoder]) -> tuple[set[str], set]:
     """The parts of a model, and the kinds of its parameters in our names and in those of each format."""
     ours = model.weight_shapes(model.default_config)
     empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
-    states = [empty, *(format.weights(empty, model.default_config) for format in model.formats.values())]
+    writers = [model.original_weights, *(format.weights for format in model.formats.values())]
+    states = [empty, *(weights(empty, model.default_config) for weights in writers)]
     known = {
         naming.kind(name, array.shape)
         for state in states
