@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader
 
 from mg.launcher import process_name
+from mg.plain_text import one_line
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -120,6 +121,9 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: with what it returns, with 2 and one line on stderr, without a traceback, after a
     user's mistake, with 130 after Ctrl-C."""
     process = process_name()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names and captions hold what a terminal's encoding may not
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format=f"{process}%(levelname)s %(name)s: %(message)s")
     try:
         sys.exit(main())
@@ -128,7 +132,7 @@ def run_command_line(main: Callable[[], int | None]) -> None:
         message = str(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename}: {error.strerror}"
-        sys.stderr.write(f"{process}error: {' '.join(message.split())}\n")
+        sys.stderr.write(f"{process}error: {one_line(message)}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -271,8 +271,8 @@ import os, runpy, signal, sys
 import training_runs
 from mg.evaluation import benchmark
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells ignore it
-append = benchmark.append_row
-benchmark.append_row = lambda *row: (append(*row), os.kill(os.getpid(), signal.SIGINT))
+add = benchmark.Results.add
+benchmark.Results.add = lambda *row: (add(*row), os.kill(os.getpid(), signal.SIGINT))
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
     script = str(ROOT / "scripts" / "benchmark.py")

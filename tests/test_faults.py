@@ -29,7 +29,7 @@ from training_runs import SHORT, TwoConvs
 
 from mg.checkpoints import atomic_write, naming, read_state_dict, write_state_dict
 from mg.data.video import write_image, write_video
-from mg.evaluation.results import Row, append_row
+from mg.evaluation.results import Results, Row, read_rows
 from mg.models import register_model
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog, draw_curve, read_log
@@ -490,12 +490,19 @@ def test_a_full_disk_keeps_older_checkpoints_and_names_the_file(tmp_path):
     assert load_checkpoint(tmp_path / "step_000001", *make()) == {"step": 1}
 
 
-def test_a_row_that_a_full_disk_cuts_short_names_the_file(tmp_path):
+def test_rows_that_a_full_disk_has_no_room_for_wait_until_it_has(tmp_path, caplog):
     path = tmp_path / "results.csv"
-    path.write_text("x" * (LIMIT - 5))
-    with full_disk(), pytest.raises(OSError) as error:
-        append_row(path, Row("name", "output", "model"))
-    assert str(path) in str(error.value)
+    results = Results(path)
+    rows = [Row(f"{i}{'x' * 500}", "output", "model") for i in range(6)]
+    with full_disk():
+        for row in rows[:5]:
+            results.add(row)
+        assert read_rows(path) == rows[:3] and path.read_bytes().endswith(b"\n")  # none is cut short
+        with pytest.raises(OSError) as error:
+            results.save()
+    assert str(path) in str(error.value) and f"{path}: File too large" in caplog.text
+    results.add(rows[5])
+    assert read_rows(path) == rows
 
 
 @pytest.mark.parametrize("shown", [1, 30])  # what fills the disk: the log, or TensorBoard's file

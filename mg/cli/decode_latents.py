@@ -10,6 +10,7 @@ command again makes what is missing.
 from mg import runtime
 from mg.config import parse_config, run_command_line
 from mg.latents.decode import DecodeConfig, decode_folder
+from mg.plain_text import printable
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
     worker = runtime.setup(config.device, config.mode)
     report = decode_folder(config, worker.rank, worker.world_size)
     for name, error in report.failed:
-        print(f"failed: {name}: {error}")
+        print(f"failed: {printable(name)}: {error}")
     print(
         f"{report.decoded} videos decoded, {report.there} were there, {len(report.failed)} failed; "
         f"see {config.output_path}"

@@ -11,6 +11,7 @@ again goes on where a run was stopped. `mg.latents.open_latents(folder)` reads i
 from mg import runtime
 from mg.config import parse_config, run_command_line
 from mg.latents.encode import EncodeConfig, encode_csv
+from mg.plain_text import printable
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     worker = runtime.setup(config.device, config.mode, config.seed)
     report = encode_csv(config, worker.rank, worker.world_size)
     for name, error in report.failed:
-        print(f"failed: {name}: {error}")
+        print(f"failed: {printable(name)}: {error}")
     part = f" (rank {worker.rank} has {report.mine} of {report.videos})" if worker.world_size > 1 else ""
     print(
         f"{report.encoded} videos encoded, {report.there} were there, {len(report.failed)} failed{part}; "

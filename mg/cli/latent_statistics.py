@@ -19,6 +19,7 @@ import numpy as np
 from mg import runtime
 from mg.config import parse_config, run_command_line
 from mg.evaluation.latents import StatisticsConfig, measure_csv
+from mg.plain_text import printable
 
 SUMMARY, _, MEANING, _ = __doc__.split("\n\n")
 
@@ -29,7 +30,7 @@ def main() -> int:
     runtime.setup(config.device, config.mode, config.seed)
     statistics, factors = measure_csv(config)
     for name, error in statistics.failures:
-        print(f"failed: {name}: {error}")
+        print(f"failed: {printable(name)}: {error}")
     print(f"{statistics.clips} of {statistics.clips + len(statistics.failures)} clips measured")
     if statistics.channels is None:
         return 1

@@ -39,14 +39,15 @@ from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipOptions, load_model, one_line, read_clips
+from mg.evaluation.clips import Clip, ClipOptions, load_model, read_clips
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
 from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
 from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
-from mg.evaluation.results import OK, Row, append_row, check_settings, read_rows, write_rows, write_settings
+from mg.evaluation.results import OK, Results, Row, check_settings, read_rows, write_settings
 from mg.evaluation.summary import summarize
 from mg.models import model_name
+from mg.plain_text import name_bytes, one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -129,13 +130,13 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
     contestants = read_contestants(config)
     measures = Measures(config)
     folder = Path(config.output_path)
-    results = folder / "results.csv"
+    path = folder / "results.csv"
     settings = _settings(config, index, contestants, measures)
-    rows = {(row.model, row.output): row for row in (read_rows(results) if config.resume else [])}
+    rows = {(row.model, row.output): row for row in (read_rows(path) if config.resume else [])}
     if rows:
         check_settings(folder / "settings.json", settings)
     write_settings(folder / "settings.json", settings)
-    write_rows(results, rows.values())  # without a row that was cut short
+    results = Results(path, rows.values())  # without a row that was cut short
 
     broken = {}
     for contestant in contestants:
@@ -151,10 +152,11 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
             continue
         blank = [Row(index[i].name, outputs[i], contestant.label) for i in todo]
         for row in _measure(model, [index[i] for i in todo], blank, config, measures, folder / "clips"):
-            append_row(results, row)
+            results.add(row)
             rows[row.model, row.output] = row
         del model
 
+    results.save()
     ordered = [rows[key] for key in ((c.label, output) for c in contestants for output in outputs) if key in rows]
     summary = summarize(ordered, settings, measures, broken)
     with atomic_write(folder / "summary.json") as path:
@@ -258,7 +260,7 @@ def _settings(
     return {
         "videos": {
             "count": len(index),
-            "names": hashlib.sha256(names.encode()).hexdigest(),
+            "names": hashlib.sha256(name_bytes(names)).hexdigest(),
             "folder": str(Path(config.video_folder or Path(config.csv_path).parent).resolve()),
         },
         "clips": config.describe(),
@@ -338,7 +340,7 @@ def _measure(
 
         def on_error(number: int, error: Exception) -> None:
             rows[number].error = one_line(error)
-            _logger.warning("%s: %s: %s", rows[number].model, rows[number].name, rows[number].error)
+            _logger.warning("%s: %s: %s", rows[number].model, printable(rows[number].name), rows[number].error)
             done.append(rows[number])
 
         def take() -> Iterator[Row]:

@@ -27,6 +27,7 @@ from mg.data.index import IndexRow
 from mg.data.transforms import center_crop, resize_short_side, resize_to_cover, to_video_tensor
 from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
+from mg.plain_text import name_bytes
 from mg.tiling import TilingConfig
 
 T = TypeVar("T")
@@ -264,7 +265,7 @@ def _place(
     assignment = Assignment(
         config.buckets, grid, Sources(*(np.array([each]) for each in (length, height, width, still)))
     )
-    (number,) = assignment.draw(np.random.default_rng(zlib.crc32(path.as_posix().encode())))
+    (number,) = assignment.draw(np.random.default_rng(zlib.crc32(name_bytes(path.as_posix()))))
     if number < 0:
         raise VideoError(f"{path}: no bucket takes its {length} frames of {height} x {width}: {REASONS[int(number)]}")
     return assignment.places[number]
@@ -431,8 +432,3 @@ def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[lis
             yield take(next(iter(waiting)))  # the shape that has waited longest
     while waiting:
         yield take(next(iter(waiting)))
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -25,8 +25,9 @@ import numpy as np
 from mg.checkpoints import atomic_write
 from mg.config import to_dict
 from mg.data.index import IndexRow, read_index
-from mg.evaluation.clips import ClipsConfig, batches, load_model, one_line
+from mg.evaluation.clips import ClipsConfig, batches, load_model
 from mg.models import VideoAutoencoder
+from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
 
     def on_error(index: int, error: Exception) -> None:
         statistics.failures.append((rows[index].name, one_line(error)))
-        _logger.warning("%s: %s", rows[index].name, one_line(error))
+        _logger.warning("%s: %s", printable(rows[index].name), one_line(error))
 
     for batch, x in batches(rows, config, on_error, model.spatial_compression):
         z, mean, _ = model.encode(ms.Tensor(x))

@@ -15,9 +15,10 @@ original in [0, 1] as the model was given it, resized and cropped: per frame, th
 clips. Losses are those of training, of the reconstruction before it is clipped, and come from the same pass.
 """
 
-import csv
 import json
 import logging
+import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,10 +34,12 @@ from mg.data.index import read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, one_line
+from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model
 from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
+from mg.evaluation.table import Table
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
+from mg.plain_text import name_bytes, one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ SPATIAL = "spatial"
 BASELINE = "baseline"
 SIDE_BY_SIDE = "side_by_side"
 LABEL_HEIGHT = 20
+LONGEST_NAME = 240  # bytes of a file's name, before a number and a suffix; most file systems take 255
 
 # What `separate_folders` puts behind the output folder's name.
 SUFFIXES = {ORIGINAL: "_ori", RECONSTRUCTION: "_rec", SPATIAL: "_spatial"}
@@ -189,7 +193,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     methods = [RECONSTRUCTION, *[SPATIAL] * config.spatial, *compared, *[BASELINE] * config.baseline]
     results = [Result(row.name, output) for row, output in zip(rows, output_names([row.name for row in rows]))]
     report = Report(methods, results, losses.names if losses else [])
-    Path(config.output_path).mkdir(parents=True, exist_ok=True)
+    table = Table(Path(config.output_path) / "metrics.csv", _columns(report))
 
     def on_error(index: int, error: Exception) -> None:
         _fail(results[index], error)
@@ -218,7 +222,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
             if config.save_videos:
                 _save(clip, result.output, {name: value[i] for name, value in outputs.items()}, config)
 
-    _write_metrics(report, config)
+    _write_metrics(report, config, table)
     return report
 
 
@@ -267,9 +271,22 @@ def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def output_names(names: list[str]) -> list[str]:
-    """File names without suffix for the paths of an index: folders become part of the name, equal ones get a number."""
-    flat = [Path(name).with_suffix("").as_posix().strip("/").replace("/", "_") for name in names]
-    return unique(flat)
+    """File names without suffix for the paths of an index: folders become part of the name, equal ones get a number.
+
+    What no file name holds, or a terminal would obey, becomes an underscore; of a name that is too long for a file
+    system the beginning is kept, and a checksum tells it from others that begin alike.
+    """
+    return unique([_file_name(name) for name in names])
+
+
+def _file_name(name: str) -> str:
+    flat = os.path.splitext(Path(name).as_posix())[0].strip("/").replace("/", "_")
+    flat = "".join("_" if printable(character) != character else character for character in flat) or "_"
+    coded = name_bytes(flat)
+    if len(coded) <= LONGEST_NAME:
+        return flat
+    checksum = f"_{zlib.crc32(coded):08x}"
+    return coded[: LONGEST_NAME - len(checksum)].decode(errors="ignore") + checksum
 
 
 def unique(names: list[str], taken: Iterable[str] = ()) -> list[str]:
@@ -294,14 +311,14 @@ def side_by_side(columns: dict[str, np.ndarray]) -> np.ndarray:
 def format_table(report: Report) -> str:
     """PSNR and SSIM of every clip and method and their means, the means of the losses, and what failed, as text."""
     lines = [["clip", *(f"{method} {metric}" for method in report.methods for metric in ("PSNR", "SSIM"))]]
-    entries = [(result.output, result.scores) for result in report.succeeded]
+    entries = [(printable(result.output), result.scores) for result in report.succeeded]
     for name, scores in [*entries, ("mean", report.means())] if entries else []:
         values = (scores[method] for method in report.methods)
         lines.append([name, *(text for decibels, ratio in values for text in (f"{decibels:.2f}", f"{ratio:.4f}"))])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text += [f"mean {name}: {value:.6g}" for name, value in report.mean_losses().items()]
-    text += [f"failed: {result.name}: {result.error}" for result in report.failed]
+    text += [f"failed: {printable(result.name)}: {result.error}" for result in report.failed]
     return "\n".join(text)
 
 
@@ -325,13 +342,13 @@ def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: Inferen
 
 def _fail(result: Result, error: Exception) -> None:
     result.error = one_line(error)
-    _logger.warning("%s: %s", result.name, result.error)
+    _logger.warning("%s: %s", printable(result.name), result.error)
 
 
 def _label(frames: np.ndarray, text: str) -> np.ndarray:
     """A strip with `text` above every frame, shrunk where the frame is narrow."""
     width = frames.shape[2]
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    font, scale, text = cv2.FONT_HERSHEY_SIMPLEX, 0.45, text.encode("ascii", "replace").decode()  # all that it draws
     needed = cv2.getTextSize(text, font, scale, 1)[0][0] + 8
     strip = np.full((LABEL_HEIGHT, width, 3), 24, np.uint8)
     scale *= min(1, width / needed)
@@ -339,20 +356,23 @@ def _label(frames: np.ndarray, text: str) -> np.ndarray:
     return np.concatenate([np.broadcast_to(strip, (len(frames), *strip.shape)), frames], axis=1)
 
 
-def _write_metrics(report: Report, config: InferenceConfig) -> None:
+def _columns(report: Report) -> list[str]:
+    suffixes = ["" if method == RECONSTRUCTION else f"_{method}" for method in report.methods]
+    scores = [f"{metric}{suffix}" for suffix in suffixes for metric in ("psnr", "ssim")]
+    losses = ["loss" if name == "loss" else f"loss_{name}" for name in report.losses]
+    return ["name", "output", "status", "frames", "height", "width", *scores, *losses, "error"]
+
+
+def _cells(result: Result, report: Report) -> list:
+    values = [value for method in report.methods for value in result.scores.get(method, ("", ""))]
+    values += [result.losses.get(name, "") for name in report.losses]
+    status = "error" if result.error else "ok"
+    return [result.name, result.output, status, result.frames, result.height, result.width, *values, result.error]
+
+
+def _write_metrics(report: Report, config: InferenceConfig, table: Table) -> None:
     folder = Path(config.output_path)
-    with atomic_write(folder / "metrics.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        suffixes = {method: "" if method == RECONSTRUCTION else f"_{method}" for method in report.methods}
-        scores = [f"{metric}{suffix}" for suffix in suffixes.values() for metric in ("psnr", "ssim")]
-        losses = ["loss" if name == "loss" else f"loss_{name}" for name in report.losses]
-        writer.writerow(["name", "output", "status", "frames", "height", "width", *scores, *losses, "error"])
-        for result in report.results:
-            values = [value for method in report.methods for value in result.scores.get(method, ("", ""))]
-            values += [result.losses.get(name, "") for name in report.losses]
-            status = "error" if result.error else "ok"
-            size = [result.frames, result.height, result.width]
-            writer.writerow([result.name, result.output, status, *size, *values, result.error])
+    table.write([_cells(result, report) for result in report.results])  # in the order of the index
     summary = {
         "clips": len(report.results),
         "succeeded": len(report.succeeded),

@@ -17,10 +17,11 @@ from mg.checkpoints.digest import sha256
 from mg.data.errors import DataError
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import TileFields, one_line
+from mg.evaluation.clips import TileFields
 from mg.evaluation.reconstruction import output_names
 from mg.latents.folder import Latents, open_latents
 from mg.models import VideoAutoencoder, from_pretrained
+from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> D
             _write(path, _frames(model, clip), clip)
         except (ValueError, RuntimeError, MemoryError) as error:  # of this video; that the disk is full is not
             report.failed.append((name, one_line(error)))
-            _logger.warning("%s: %s", name, one_line(error))
+            _logger.warning("%s: %s", printable(name), one_line(error))
             continue
         report.decoded += 1
     return report

@@ -20,10 +20,11 @@ from mg.checkpoints import atomic_write, read_config
 from mg.checkpoints.digest import sha256
 from mg.config import require
 from mg.data.index import IndexRow, read_index
-from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, one_line, open_clips
+from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, open_clips
 from mg.evaluation.results import check_settings
 from mg.latents.folder import OK, SETTINGS_FILE, Row, ShardWriter, locked, read_rows
 from mg.models import VideoAutoencoder
+from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
             row = todo[number]
             shards.fail(Row(row.name, row.caption), one_line(error))
             report.failed.append((row.name, one_line(error)))
-            _logger.warning("%s: %s", row.name, one_line(error))
+            _logger.warning("%s: %s", printable(row.name), one_line(error))
             progress.update()
 
         for number, clip in open_clips(todo, config, model.stream_tile or 1, on_error, model.spatial_compression):

@@ -24,6 +24,7 @@ from mg.checkpoints.safetensors_file import Entry, PieceWriter, read_entries, re
 from mg.checkpoints.state_dict import read_config, reading
 from mg.checkpoints.tensors import Source
 from mg.data.errors import DataError
+from mg.plain_text import json_line, split_lines, write_text
 
 SETTINGS_FILE, INDEX_FILE = "latents.json", "index.jsonl"
 OK, ERROR = "ok", "error"
@@ -68,7 +69,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
     path, names = Path(folder) / INDEX_FILE, [entry.name for entry in fields(Row)]
     rows = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:
@@ -93,8 +94,7 @@ def record(folder: Path, rows: Iterable[Row], order: Mapping[str, int]) -> None:
         merged = read_rows(folder) | {row.name: row for row in rows}
         ordered = sorted(merged.values(), key=lambda row: order.get(row.name, -1))
         with atomic_write(folder / INDEX_FILE) as path:
-            lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in ordered)
-            path.write_text("".join(lines), encoding="utf-8", newline="")
+            write_text(path, "".join(json_line(asdict(row)) for row in ordered))
 
 
 @contextlib.contextmanager

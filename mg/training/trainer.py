@@ -26,6 +26,7 @@ from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
+from mg.plain_text import name_bytes
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog
 from mg.training.optim import OptimConfig, OptimizerConfig
@@ -210,7 +211,7 @@ def train(config: TrainConfig) -> Path | None:
         worker,
         {
             "options": [json.dumps(to_dict(config)).encode()],
-            "CSV": [row.name.encode() + b"\n" for row in rows],
+            "CSV": [name_bytes(row.name) + b"\n" for row in rows],
             "checkpoint to resume": [str(newest and newest.name).encode()],
             "parameters": (p.asnumpy().tobytes() for p in networks),
             "optimizer, EMA or loss scale": (value.tobytes() for value in step.state().values()),
