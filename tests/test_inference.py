@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import mindspore as ms
@@ -13,11 +13,23 @@ import numpy as np
 import pytest
 from commands import run_here
 from mindspore import ops
+from training_runs import TwoConvs
 
 from mg.config import parse_config
+from mg.data.index import read_index
 from mg.data.video import open_video, read_image, write_image, write_video
 from mg.evaluation import clips, reconstruction
-from mg.evaluation.clips import Clip, ModelConfig, TileFields, group_by_shape, load_clip
+from mg.evaluation.clips import (
+    Clip,
+    ClipsConfig,
+    ModelConfig,
+    TileFields,
+    group_by_shape,
+    load_clip,
+    load_model,
+    noise_for,
+)
+from mg.evaluation.latents import StatisticsConfig, measure
 from mg.evaluation.reconstruction import (
     InferenceConfig,
     Report,
@@ -216,15 +228,40 @@ def test_a_loss_that_is_not_finite_is_an_error_row(tmp_path, videos, models):
     assert rows[0]["psnr"] == rows[0]["loss"] == "" and summary["loss"] == {}
 
 
-def test_the_mean_is_decoded_unless_a_sample_is_wanted():
-    x = np.zeros((1, 3, 2, 17, 16), np.float32)
-    assert reconstruct(Offset(0.1), x)[0].asnumpy().max() == pytest.approx(0.1)
-    sampled, _ = reconstruct(Offset(0.1), x, sample_posterior=True)
+def test_the_mean_is_decoded_unless_a_sample_is_wanted(tmp_path, videos):
+    x, model = np.zeros((1, 3, 2, 17, 16), np.float32), Offset(0.1)
+    assert reconstruct(model, x)[0].asnumpy().max() == pytest.approx(0.1)
+    config = configure(tmp_path, videos, [])
+    assert noise_for(model, x, ["a.mp4"], config) is None
+    noise = noise_for(model, x, ["a.mp4"], replace(config, sample_posterior=True))
+    sampled, _ = reconstruct(model, x, noise)
     assert sampled.shape == x.shape and sampled.asnumpy().max() == pytest.approx(0.6)
-    model = Offset(0.1)
-    model.has_posterior = False
-    y, _ = reconstruct(model, x, sample_posterior=True)  # there is nothing to sample
-    assert y.asnumpy().max() == pytest.approx(0.1)
+    model.has_posterior = False  # then there is nothing to sample
+    assert noise_for(model, x, ["a.mp4"], replace(config, sample_posterior=True)) is None
+
+
+def test_a_sample_depends_on_the_seed_and_the_name_alone(tmp_path, videos):
+    TwoConvs({}).save_weights(tmp_path / "w.ckpt")
+
+    def scores(names, **options):
+        config = configure(tmp_path, videos, names, num_frames=5, save_videos=False, compare=[str(tmp_path / "w.ckpt")])
+        config = replace(config, model=ModelConfig(str(tmp_path / "w.ckpt")), sample_posterior=True, **options)
+        found = {result.name: list(result.scores.values()) for result in reconstruct_csv(config).results}
+        config = StatisticsConfig(**{each.name: getattr(config, each.name) for each in fields(ClipsConfig)})
+        statistics = measure(load_model(config), read_index(config.csv_path, config.video_folder), config)
+        return found, statistics.channels.std
+
+    names = ["a/x.mp4", "still.png", "b/x.mp4", "c.mp4"]
+    wanted, deviation = scores(names)
+    assert wanted["a/x.mp4"][0] != wanted["b/x.mp4"][0]  # two names of one picture
+    for order, batch_size in ((names, 2), (names[::-1], 3), (["c.mp4"], 1)):
+        found, again = scores(order, batch_size=batch_size)
+        for name in order:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5)
+            np.testing.assert_allclose(found[name][0], found[name][1], rtol=1e-5)  # the compared one, of those weights
+        if len(order) == len(names):
+            np.testing.assert_allclose(again, deviation, rtol=1e-5)
+    assert scores(["c.mp4"], seed=7)[0]["c.mp4"] != wanted["c.mp4"]
 
 
 def test_scores_are_of_the_clipped_reconstruction_and_losses_of_the_whole_from_one_pass(tmp_path, videos, models):

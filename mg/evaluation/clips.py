@@ -11,7 +11,7 @@ import contextlib
 import json
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from mg.data.transforms import center_crop, resize_short_side, resize_to_cover, 
 from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.plain_text import name_bytes
+from mg.sampling import clips_noise
 from mg.tiling import TilingConfig
 
 T = TypeVar("T")
@@ -147,7 +148,7 @@ class ClipsConfig(ClipOptions):
         output_path: folder to write to.
         seed: for sampling.
         sample_posterior: take samples of the latents; by default their mean. Without a posterior (Video DC-AE) there
-            is nothing to sample.
+            is nothing to sample. A clip's sample depends on the seed and its name alone.
         batch_size: clips of equal shape to run at once.
         enable_tile: run in tiles, which bounds the memory; in place of model.use_spatial_tiling and
             model.use_temporal_tiling.
@@ -216,6 +217,16 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
         )
         model.enable_tiling(**vars(tiling))
     return model
+
+
+def noise_for(
+    model: VideoAutoencoder, x: np.ndarray, names: Sequence[str], config: ClipsConfig
+) -> np.ndarray | None:
+    """The noise of a sample of the posterior for a batch of clips, x (B, 3, T, H, W), by their `names`; None where none
+    is wanted, or there is nothing to sample."""
+    if not (config.sample_posterior and model.has_posterior):
+        return None
+    return clips_noise(config.seed, names, model.latent_shape(x.shape))
 
 
 def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:

@@ -25,7 +25,7 @@ import numpy as np
 from mg.checkpoints import atomic_write
 from mg.config import to_dict
 from mg.data.index import IndexRow, read_index
-from mg.evaluation.clips import ClipsConfig, batches, load_model
+from mg.evaluation.clips import ClipsConfig, batches, load_model, noise_for
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
 
@@ -140,8 +140,9 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
         _logger.warning("%s: %s", printable(rows[index].name), one_line(error))
 
     for batch, x in batches(rows, config, on_error, model.spatial_compression):
-        z, mean, _ = model.encode(ms.Tensor(x))
-        unscaled = model.unscaled(z if config.sample_posterior else mean).asnumpy()  # (B, C, t, h, w)
+        noise = noise_for(model, x, [rows[clip.index].name for clip in batch], config)
+        z = model.encoded(*model.posterior(ms.Tensor(x)), None if noise is None else ms.Tensor(noise)).z
+        unscaled = model.unscaled(z).asnumpy()  # (B, C, t, h, w)
         for clip, latents in zip(batch, unscaled):
             if not np.isfinite(latents).all():
                 on_error(clip.index, ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32"))

@@ -26,7 +26,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
@@ -34,7 +34,7 @@ from mg.data.index import read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model
+from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for
 from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
 from mg.evaluation.table import Table
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
@@ -199,12 +199,13 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
         _fail(results[index], error)
 
     for batch, x in batches(rows, config, on_error, model.spatial_compression):
-        y, latents = reconstruct(model, x, config.sample_posterior)
+        names = [rows[clip.index].name for clip in batch]
+        y, latents = reconstruct(model, x, noise_for(model, x, names, config))
         outputs = {RECONSTRUCTION: y}
         if config.spatial:
             outputs[SPATIAL] = model.reconstruct(latents[-1], x.shape)
         for name in compared:
-            outputs[name] = reconstruct(models[name], x, config.sample_posterior)[0]
+            outputs[name] = reconstruct(models[name], x, noise_for(models[name], x, names, config))[0]
         outputs = {name: np.clip(value.asnumpy(), -1, 1) for name, value in outputs.items()}
         if config.baseline:
             factors = model.temporal_compression, model.spatial_compression
@@ -242,17 +243,17 @@ def output_folders(config: InferenceConfig) -> dict[str, Path]:
 
 
 def reconstruct(
-    model: VideoAutoencoder, x: np.ndarray, sample_posterior: bool = False
+    model: VideoAutoencoder, x: np.ndarray, noise: np.ndarray | None = None
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """One pass: (B, 3, T, H, W) in [-1, 1] -> the reconstruction of the same shape, fp32, not clipped; and the latents.
+
+    Args:
+        noise: decode a sample of the posterior, see `noise_for`; without it its mean.
 
     Returns:
         The reconstruction, and what the model's `latents` gave.
     """
-    x, noise = Tensor(x), None
-    if sample_posterior and model.has_posterior:
-        noise = ops.standard_normal(model.latent_shape(x.shape))
-    latents = model.latents(x, noise)
+    latents = model.latents(Tensor(x), None if noise is None else Tensor(noise))
     return model.reconstruct(latents[0], x.shape), latents
 
 

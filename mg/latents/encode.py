@@ -7,7 +7,6 @@ stopped, on any number of ranks.
 
 import json
 import logging
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from mg.evaluation.results import check_settings
 from mg.latents.folder import OK, SETTINGS_FILE, Row, ShardWriter, locked, read_rows
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
+from mg.sampling import clip_seed
 
 _logger = logging.getLogger(__name__)
 
@@ -151,8 +151,7 @@ def _pieces(
     Raises:
         ValueError: latents that are not finite.
     """
-    # A sample depends on the video's name and the latent's place, not on what ran before it, or where.
-    seed = [config.seed, zlib.crc32(name.encode())] if config.sample_posterior else None
+    seed = clip_seed(config.seed, name) if config.sample_posterior else None
     for z, mean, logvar in model.encode_stream(lambda a, b: clip.read(a, b)[None], clip.num_frames, seed):
         stretch = {"mean": mean[0], "logvar": logvar[0]} if config.posterior else {"z": z[0]}
         if not all(np.isfinite(values).all() for values in stretch.values()):
