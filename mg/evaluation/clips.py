@@ -219,9 +219,7 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
     return model
 
 
-def noise_for(
-    model: VideoAutoencoder, x: np.ndarray, names: Sequence[str], config: ClipsConfig
-) -> np.ndarray | None:
+def noise_for(model: VideoAutoencoder, x: np.ndarray, names: Sequence[str], config: ClipsConfig) -> np.ndarray | None:
     """The noise of a sample of the posterior for a batch of clips, x (B, 3, T, H, W), by their `names`; None where none
     is wanted, or there is nothing to sample."""
     if not (config.sample_posterior and model.has_posterior):
