@@ -19,6 +19,8 @@ _SEPARATORS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85
 
 def one_line(said: object) -> str:
     """What an error or a text says, in one line: any white space is one blank."""
+    if isinstance(said, OSError) and said.strerror:
+        said = f"{said.filename}: {said.strerror}" if said.filename else said.strerror
     text = printable(" ".join(str(said).split()))
     return text or (type(said).__name__ if isinstance(said, BaseException) else "")
 

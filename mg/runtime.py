@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from mg.launcher import end_with_msrun
-from mg.memory import peak_rss
+from mg.memory import available_memory, peak_rss
 
 _logger = logging.getLogger(__name__)
 
@@ -121,6 +122,19 @@ def peak_memory() -> tuple[int, str] | None:
         return allocated, "device"
     resident = peak_rss()
     return None if resident is None else (resident, "process")
+
+
+def free_memory() -> int | None:
+    """Bytes that may still be taken: of a device, where MindSpore tells; on a CPU of the machine and of the control
+    groups that this process is in. None where it is not known."""
+    if device() == "cpu":
+        return available_memory()
+    with suppress(Exception):  # it differs by version and device, and is worth no run
+        properties = ms.hal.get_device_properties(int(os.environ.get("DEVICE_ID", "0")), DEVICES[device()])
+        total, pooled = properties.total_memory, ms.runtime.memory_reserved()
+        free = getattr(properties, "free_memory", total - pooled)
+        return int(free + pooled - ms.runtime.memory_allocated())
+    return None
 
 
 def is_graph_mode() -> bool:

@@ -323,7 +323,7 @@ def rows_of(path: Path) -> dict[str, dict]:
 @pytest.mark.parametrize("command, file", [("inference", "metrics.csv"), ("benchmark", "results.csv")])
 def test_every_kind_of_file_has_a_row_with_figures_or_a_reason(commands, tmp_path, kinds, command, file):
     code, said, _ = getattr(commands, command)(good_weights(tmp_path, command), kinds / "set.csv")
-    assert code == 0 and f"{len(GOOD)} of {len(KINDS)}" in said
+    assert code == 1 and f"{len(GOOD)} of {len(KINDS)}" in said
     rows = rows_of(commands.out / file)
     assert list(rows) == list(KINDS)
     assert_reasons({name: row["error"] for name, row in rows.items()})
@@ -343,7 +343,7 @@ def assert_reasons(errors: dict[str, str]) -> None:
 
 def test_statistics_are_of_the_files_that_can_be_read(commands, tmp_path, kinds):
     code, said, _ = commands.statistics(good_weights(tmp_path, "statistics"), kinds / "set.csv")
-    assert code == 0 and f"{len(GOOD)} of {len(KINDS)} clips measured" in said
+    assert code == 1 and f"{len(GOOD)} of {len(KINDS)} clips measured" in said
     described = json.loads((commands.out / "latent_statistics.json").read_text())
     failures = {failure["name"]: failure["error"] for failure in described["failures"]}
     assert_reasons({name: failures.get(name, "") for name in KINDS})
@@ -371,7 +371,7 @@ def test_every_kind_of_file_is_measured_or_has_a_reason_beside_its_pair(commands
         write_video(generated / f"{Path(name).stem}.mp4", moving(4), 8)
     real = {path.stem: path for path in kinds.iterdir() if path.suffix != ".csv"}
     code, said, _ = commands.evaluate(kinds, generated)
-    assert code == 0 and f"{len(GOOD)} pairs measured, {len(real) - len(GOOD)} failed, 1 unpaired" in said
+    assert code == 1 and f"{len(GOOD)} pairs measured, {len(real) - len(GOOD)} failed, 1 unpaired" in said
     rows = rows_of(commands.out / "metrics.csv")
     errors = {name: rows[Path(name).stem]["error"] for name in KINDS if name != "missing.mp4"}
     assert_reasons({**errors, "missing.mp4": "missing.mp4: no such file"})

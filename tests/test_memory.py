@@ -1,4 +1,4 @@
-"""What memory there is: of the machine and of every control group, by either version, and nothing where none is known."""
+"""What memory there is: of the machine and of every control group, by either version; None where it is not known."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def linux(tmp_path, monkeypatch):
 
 
 def test_this_machines_memory_is_known():
-    assert 0 < memory.available_memory() and 0 < memory.resident() <= memory.peak_rss()
+    assert memory.available_memory() > 0 and 0 < memory.resident() <= memory.peak_rss()
 
 
 def test_nothing_is_known_where_there_is_no_linux(linux):
@@ -63,7 +63,7 @@ def test_the_machine_without_limits_has_what_is_available(linux):
             dict(memory__job__memoryDOTlimit_in_bytes=2 * GIB, memory__job__memoryDOTusage_in_bytes=GIB),
             1,
         ),
-        ("3:memory:/job", dict(memory__job__memoryDOTlimit_in_bytes=2**63 - 4096, memory__memoryDOTusage_in_bytes=0), 3),
+        ("3:memory:/", dict(memory__memoryDOTlimit_in_bytes=2**63 - 4096, memory__memoryDOTusage_in_bytes=0), 3),
     ],
 )
 def test_what_control_groups_leave_counts(linux, groups, files, left):

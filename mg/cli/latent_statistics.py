@@ -17,7 +17,7 @@ standard deviation per channel and over all, of the latents as they are without 
 import numpy as np
 
 from mg import runtime
-from mg.config import parse_config, run_command_line
+from mg.config import exit_status, parse_config, run_command_line
 from mg.evaluation.latents import StatisticsConfig, measure_csv
 from mg.plain_text import printable
 
@@ -25,7 +25,7 @@ SUMMARY, _, MEANING, _ = __doc__.split("\n\n")
 
 
 def main() -> int:
-    """0 if at least one clip was measured, 1 if none was."""
+    """0 if every clip was measured, 1 if one failed."""
     config = parse_config(StatisticsConfig, f"{SUMMARY} {MEANING}")
     runtime.setup(config.device, config.mode, config.seed)
     statistics, factors = measure_csv(config)
@@ -39,7 +39,7 @@ def main() -> int:
     for key, value in factors.items():  # a number, or one per channel
         print(key, *(f"{number:.6g}" for number in np.ravel(value)))
     print(f"see {config.output_path}")
-    return 0
+    return exit_status(len(statistics.failures), statistics.clips)
 
 
 def run() -> None:

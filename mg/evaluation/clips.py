@@ -2,13 +2,15 @@
 
     model = load_model(config)
     for batch, x in batches(rows, config, on_error):    # x (B, 3, T, H, W)
-        ...
+        for clips, y in spared(compute, batch, x, on_error):
+            ...
 
-A clip that cannot be read goes to `on_error`, and the others go on.
+A clip that fails, in whatever way, goes to `on_error`, and the others go on.
 """
 
 import contextlib
 import json
+import logging
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +28,7 @@ from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.index import IndexRow
 from mg.data.transforms import center_crop, resize_short_side, resize_to_cover, to_video_tensor
 from mg.data.video import VideoError, clip_length, frame_interval, is_image, open_video, read_image
+from mg.memory import available_memory
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.plain_text import name_bytes
 from mg.sampling import clips_noise
@@ -33,7 +36,10 @@ from mg.tiling import TilingConfig
 
 T = TypeVar("T")
 
+_logger = logging.getLogger(__name__)
+
 GRID = 32  # pixels: what every model takes whole
+_BYTES_READ = 3 * (1 + 4)  # of a pixel, as it is read and as a model takes it
 
 
 @dataclass
@@ -107,6 +113,7 @@ class ClipOptions:
             frames, from the beginning, size and batch size, in place of num_frames, image_size, crop and batch_size. A
             file that no bucket takes is one that cannot be read. What keep_prob draws depends on the file's path alone.
         num_workers: threads that read ahead.
+        max_memory: GB that running a clip may take; by default what is free when clips of its size first come.
 
     Raises:
         ValueError: a setting out of its range.
@@ -122,12 +129,14 @@ class ClipOptions:
     crop: bool = True
     buckets: dict[str, Any] | None = None
     num_workers: int = 2
+    max_memory: float | None = None
 
     def __post_init__(self):
         for name in ("num_frames", "frame_stride", "num_workers"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
         require(self.fps_max is None or self.fps_max > 0, self, "fps_max", "above 0")
         require(self.image_size >= 0, self, "image_size", "at least 1, or 0")
+        require(self.max_memory is None or self.max_memory > 0, self, "max_memory", "above 0")
         if self.buckets is not None:
             read_buckets(self.buckets)
 
@@ -150,8 +159,9 @@ class ClipsConfig(ClipOptions):
         sample_posterior: take samples of the latents; by default their mean. Without a posterior (Video DC-AE) there
             is nothing to sample. A clip's sample depends on the seed and its name alone.
         batch_size: clips of equal shape to run at once.
-        enable_tile: run in tiles, which bounds the memory; in place of model.use_spatial_tiling and
-            model.use_temporal_tiling.
+        enable_tile: run in tiles, which bounds the memory: auto does where a clip does not fit into it whole, in the
+            largest tiles that do. With true or auto in place of model.use_spatial_tiling and
+            model.use_temporal_tiling, which are tiles in any case.
         tiling: where the tiles of enable_tile lie.
 
     Raises:
@@ -174,13 +184,13 @@ class ClipsConfig(ClipOptions):
     seed: int = 42
     sample_posterior: bool = False
     batch_size: int = 1
-    enable_tile: bool = False
+    enable_tile: bool | Literal["auto"] = "auto"
     tiling: TileFields = field(default_factory=TileFields)
 
     def __post_init__(self):
         super().__post_init__()
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
-        if self.enable_tile and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
+        if self.enable_tile is True and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
             raise ValueError(
                 "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to say where the "
                 "tiles lie; turn one of them off"
@@ -205,7 +215,9 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
     model = from_pretrained(path or settings.from_pretrained, settings.name, settings.dtype, **settings.config)
     if config.enable_tile:
         model.enable_tiling(**config.tiling.given())
-    elif settings.use_spatial_tiling or settings.use_temporal_tiling:
+    if config.enable_tile == "auto":  # the sizes are right: when to use them is `Fitting`'s to say
+        model.disable_tiling()
+    if settings.use_spatial_tiling or settings.use_temporal_tiling:
         tiling = TilingConfig.from_tile_sizes(
             model.temporal_compression,
             model.spatial_compression,
@@ -251,7 +263,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         image = read_image(path)[None]  # (T, H, W, C)
         _, height, width, _ = image.shape
         place = _place(path, config, grid, 1, height, width, still=True)
-        yield ClipReader(lambda indices: image, range(1), 1.0, True, config, place)
+        yield ClipReader(path, lambda indices, each: each(image), range(1), 1.0, (height, width), True, config, place)
         return
     with open_video(path) as video:
         step = config.frame_stride * frame_interval(video.fps, config.fps_max)
@@ -262,7 +274,8 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         if len(indices) < (num_frames or 1):
             needed = ((num_frames or 1) - 1) * step + 1
             raise VideoError(f"{path}: the video has {video.num_frames} frames; {needed} are needed")
-        yield ClipReader(video.read, indices, video.fps / step, False, config, place)
+        size = video.height, video.width
+        yield ClipReader(path, video.read, indices, video.fps / step, size, False, config, place)
 
 
 def _place(
@@ -285,23 +298,28 @@ class ClipReader:
     of its frames.
 
     Args:
-        frames_at: gives the frames of some indices as uint8 (T, H, W, C).
+        path: the file, for messages.
+        frames_at: gives the frames of some indices as uint8 (T, H, W, C), of which a function is made as they come.
         indices: of the clip's frames.
+        size: height and width of the file's frames.
         config: how they are resized and cropped.
         place: to which bucket and size, if there are buckets.
     """
 
     def __init__(
         self,
-        frames_at: Callable[[list[int]], np.ndarray],
+        path: Path,
+        frames_at: Callable[[list[int], Callable[[np.ndarray], np.ndarray]], np.ndarray],
         indices: range,
         fps: float,
+        size: tuple[int, int],
         still: bool,
         config: ClipOptions,
         place: Place | None = None,
     ):
         self.num_frames, self.fps, self.still = len(indices), fps, still
         self.batch_size = place.bucket.batch_size if place else None
+        self._path, self._from = path, size
         self._frames_at, self._indices, self._config, self._place = frames_at, indices, config, place
         self._last: np.ndarray | None = None  # the frames given last
         self._end = 0  # of their range
@@ -315,14 +333,34 @@ class ClipReader:
         """Frames [start, stop) -> (3, stop - start, H, W), float32 in [-1, 1].
 
         What this piece shares with the last one is not decoded again: read on in order, and a piece's frames are held.
+
+        Raises:
+            VideoError: frames that do not decode, or that there is no memory for.
         """
+        self._check_memory(stop - start)
         kept = self._end - start if self._last is not None and self._end - len(self._last) <= start < self._end else 0
         parts = [self._last[-kept:]] if kept else []
         if start + kept < stop:
-            parts.append(self._prepared(self._frames_at(list(self._indices[start + kept : stop]))))
+            parts.append(self._frames_at(list(self._indices[start + kept : stop]), self._prepared))
         frames = (np.concatenate(parts) if len(parts) > 1 else parts[0])[: stop - start]
         self._last, self._end = frames, stop
         return to_video_tensor(frames)
+
+    def _check_memory(self, frames: int) -> None:
+        """Raise VideoError where so many frames, as the model takes them, do not fit beside those read ahead."""
+        height, width = self._place.size if self._place else self._from
+        if not self._place and self._config.image_size:
+            scale = self._config.image_size / min(height, width)
+            height, width = height * scale, width * scale
+        if not self._place and self._config.crop:
+            height = width = min(height, width)
+        needed, free = frames * height * width * _BYTES_READ, available_memory()
+        if free is not None and needed * (self._config.num_workers + 1) > free:
+            raise VideoError(
+                f"{self._path}: {frames} frames of {height:.0f}x{width:.0f} take {needed / 1e9:.1f} GB before a model "
+                f"sees them, and {free / 1e9:.1f} GB of memory are free: take fewer (--num_frames, --frame_stride), or "
+                "smaller ones (--image_size)"
+            )
 
     def _prepared(self, frames: np.ndarray) -> np.ndarray:
         if self._place:
@@ -330,6 +368,41 @@ class ClipReader:
         if self._config.image_size:
             frames = resize_short_side(frames, self._config.image_size)
         return center_crop(frames, min(frames.shape[1:3])) if self._config.crop else frames
+
+
+@contextlib.contextmanager
+def sparing(on_error: Callable[[Exception], None]) -> Iterator[None]:
+    """Whatever fails within is of one clip: `on_error` is told, and what stands behind goes on."""
+    try:
+        yield
+    except Exception as error:
+        _logger.debug("", exc_info=True)
+        on_error(error.with_traceback(None))  # which would hold what the clip took
+
+
+def spared(
+    compute: Callable[[list[Clip], np.ndarray], T],
+    batch: list[Clip],
+    x: np.ndarray,
+    on_error: Callable[[int, Exception], None],
+) -> Iterator[tuple[list[Clip], T]]:
+    """What `compute` makes of a batch; where it fails, for want of memory say, of each clip alone, so that one costs no
+    other.
+
+    Args:
+        compute: of clips and their x (B, 3, T, H, W), which may be filled up behind them.
+        on_error: is told the number of a row whose clip fails alone, too.
+    """
+    failed: list[Exception] = []
+    with sparing(failed.append):
+        made = compute(batch, x)
+    if not failed:
+        yield batch, made
+    elif len(batch) == 1 == len(x):
+        on_error(batch[0].index, failed[0])
+    else:
+        for clip in batch:
+            yield from spared(compute, [clip], clip.x[None], on_error)
 
 
 def batches(
@@ -411,7 +484,7 @@ def _ahead(
             index, future = pending.popleft()
             try:
                 done = future.result()
-            except (ValueError, OSError) as error:
+            except Exception as error:  # whatever a file makes of its reader
                 on_error(index, error)
                 continue
             yield index, done

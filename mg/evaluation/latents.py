@@ -25,7 +25,8 @@ import numpy as np
 from mg.checkpoints import atomic_write
 from mg.config import to_dict
 from mg.data.index import IndexRow, read_index
-from mg.evaluation.clips import ClipsConfig, batches, load_model, noise_for
+from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared
+from mg.evaluation.fitting import Fitting
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
 
@@ -139,17 +140,26 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
         statistics.failures.append((rows[index].name, one_line(error)))
         _logger.warning("%s: %s", printable(rows[index].name), one_line(error))
 
-    for batch, x in batches(rows, config, on_error, model.spatial_compression):
+    fitting = Fitting(config.enable_tile, config.tiling.given(), config.max_memory)
+
+    def unscaled(batch: list[Clip], x: np.ndarray) -> np.ndarray:
         noise = noise_for(model, x, [rows[clip.index].name for clip in batch], config)
-        z = model.encoded(*model.posterior(ms.Tensor(x)), None if noise is None else ms.Tensor(noise)).z
-        unscaled = model.unscaled(z).asnumpy()  # (B, C, t, h, w)
-        for clip, latents in zip(batch, unscaled):
-            if not np.isfinite(latents).all():
-                on_error(clip.index, ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32"))
-                continue
-            moments = Moments.of(latents[None])
-            statistics.channels = moments if statistics.channels is None else statistics.channels + moments
-            statistics.clips += 1
+
+        def run() -> np.ndarray:
+            z = model.encoded(*model.posterior(ms.Tensor(x)), None if noise is None else ms.Tensor(noise)).z
+            return model.unscaled(z).asnumpy()  # (B, C, t, h, w)
+
+        return fitting.run(model, x.shape, run, ("encode",))
+
+    for batch, x in batches(rows, config, on_error, model.spatial_compression):
+        for clips, found in spared(unscaled, batch, x, on_error):
+            for clip, latents in zip(clips, found):
+                if not np.isfinite(latents).all():
+                    on_error(clip.index, ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32"))
+                    continue
+                moments = Moments.of(latents[None])
+                statistics.channels = moments if statistics.channels is None else statistics.channels + moments
+                statistics.clips += 1
     return statistics
 
 

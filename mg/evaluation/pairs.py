@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,9 +25,9 @@ from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
 from mg.data.transforms import center_crop
 from mg.data.video import IMAGE_SUFFIXES, VideoError
-from mg.evaluation.clips import ClipOptions, load_clip
+from mg.evaluation.clips import ClipOptions, load_clip, sparing
 from mg.evaluation.measures import Measures, MeasuresConfig
-from mg.evaluation.table import Table
+from mg.evaluation.table import Table, error_of
 from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
@@ -114,12 +115,14 @@ class Folders:
 
 @dataclass
 class PairsReport:
-    """Measured rows. `names` are the measures taken, `left_out` those that could not be."""
+    """Measured rows. `names` are the measures taken, `left_out` those that could not be. `unwritten` is why the metrics
+    could not be written, which are here in any case."""
 
     names: list[str]
     left_out: dict[str, str]
     described: dict[str, str]
     folders: Folders
+    unwritten: OSError | None = None
 
     def rows(self, status: str) -> list[Row]:
         """Those of one status: ok, error or unpaired."""
@@ -178,10 +181,12 @@ def _list_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
 def evaluate_folders(config: EvaluateConfig) -> PairsReport:
     """Measure every pair and write the metrics under `config.output_path`.
 
-    A pair that cannot be read or compared becomes a row with an error; the others go on.
+    A pair that cannot be read or compared becomes a row with an error; the others go on. Rows of metrics.csv are
+    written as they come.
 
     Raises:
-        ValueError: a folder is missing, or no measure can be taken, before anything is written.
+        ValueError, OSError: a folder is missing or cannot be written, or no measure can be taken, before anything is
+            measured.
     """
     folders = find_pairs(config.real_video_dir, config.generated_video_dir)
     measures = Measures(config)
@@ -190,18 +195,20 @@ def evaluate_folders(config: EvaluateConfig) -> PairsReport:
     table = Table(Path(config.output_path) / "metrics.csv", _columns(measures.names))
     rows = [row for row in folders.rows if not row.error]
     for row, pair in tqdm(_read_ahead(rows, config), total=len(rows), desc="pairs", unit="pair"):
-        try:
+        with sparing(partial(_fail, row)):
             real, generated = pair.result()
             _check_comparable(real, generated)
             row.frames, row.height, row.width = real.shape[:3]
             row.measures = measures.of(real, generated)
-        except (ValueError, OSError) as error:
-            row.error = one_line(error)
-            _logger.warning("%s: %s", printable(row.name), row.error)
         table.add(_cells(row, measures.names, config))
     report = PairsReport(measures.names, measures.left_out, measures.describe(), folders)
-    _write_metrics(report, config, table)
+    report.unwritten = error_of(lambda: _write_metrics(report, config, table))
     return report
+
+
+def _fail(row: Row, error: Exception) -> None:
+    row.error = one_line(error)
+    _logger.warning("%s: %s", printable(row.name), row.error)
 
 
 def read_frames(path: Path, config: EvaluateConfig) -> np.ndarray:

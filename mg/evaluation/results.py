@@ -26,6 +26,7 @@ class Row:
         frames, height, width, fps: the clip's, as the model saw it.
         psnr, ssim, lpips, flolpips: means over the frames; `flow` is the estimator that flolpips rests on.
         encode_seconds, decode_seconds: without what a first clip of its shape takes.
+        tiles: whether the model ran whole or in which tiles.
         latents: channels x t x h x w.
         cell: frames x height x width of the pixels that a latent stands for.
         peak_memory: bytes while it was encoded and decoded, of the device or of the process: `memory_of`.
@@ -46,6 +47,7 @@ class Row:
     flow: str = ""
     encode_seconds: float | None = None
     decode_seconds: float | None = None
+    tiles: str = ""
     latents: str = ""
     cell: str = ""
     peak_memory: int | None = None
@@ -84,11 +86,14 @@ def read_rows(path: Path) -> list[Row]:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    if lines and not (text.endswith("\n") and len(lines[-1]) == len(COLUMNS)):
+    lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+    if lines and not (text.endswith("\n") and len(lines[-1]) == len(lines[0])):
         lines.pop()
     if not lines:
         return []
+    place = COLUMNS.index("tiles")
+    if lines[0] == COLUMNS[:place] + COLUMNS[place + 1 :]:  # an older version's
+        lines = [[*line[:place], "" if number else "tiles", *line[place:]] for number, line in enumerate(lines)]
     if lines[0] != COLUMNS:
         raise ValueError(f"{path}: its columns are not those of a benchmark's results; give another output_path")
     try:

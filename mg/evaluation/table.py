@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,16 @@ from mg.checkpoints import atomic_write, naming
 from mg.plain_text import csv_line, encoded, write_text
 
 _logger = logging.getLogger(__name__)
+
+
+def error_of(write: Callable[[], None]) -> OSError | None:
+    """Write what a run leaves at its end; why that failed, or None. Figures are worth more than their files: they are
+    shown in any case."""
+    try:
+        write()
+    except OSError as error:
+        return error
+    return None
 
 
 class Table:
