@@ -7,12 +7,13 @@ not fit, as far as `mg.models.memory` can tell, is not tried.
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import TypeVar
 
 from mg import runtime
 from mg.memory import resident
 from mg.models import VideoAutoencoder
-from mg.models.memory import PARTS, bytes_needed, tilings
+from mg.models.memory import PARTS, bytes_needed, tile_shape, tilings
 from mg.plain_text import one_line
 from mg.tiling import TilingConfig
 
@@ -59,11 +60,15 @@ class Fitting:
         try:
             return call()
         except (RuntimeError, MemoryError) as error:
-            if not self._auto or model.tiling is not None or not _is_of_memory(error):
+            if not self._auto or shape[0] > 1 or model.tiling is not None or not _is_of_memory(error):
                 raise
             _logger.warning("%s: clips of %s do not run whole: %s", model.name, _sizes(shape), one_line(error)[:200])
-        self._choose(model, shape, parts, tilings(model, self._given))
-        return call()
+        self._choose(model, shape, parts, _halving(model, shape, parts, tilings(model, self._given)))
+        try:
+            return call()
+        except Exception:  # it was not for want of memory, then
+            self._settled[id(model), shape, parts] = None
+            raise
 
     def settle(
         self, model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str] = PARTS, streams: bool = False
@@ -138,11 +143,22 @@ class Fitting:
             said += f" and {_gb(needs[least])} {described(choices[least])}, the least that may be"
         if choices[-1] is None:
             helps = "--enable_tile auto runs it in tiles"
-        elif self._auto and not self._given:
+        elif len(choices) > 1 and not self._given:
             helps = "take fewer or smaller frames (--num_frames, --image_size)"
         else:
             helps = "give smaller tiles (--tiling.spatial_tile, --tiling.encode_tile, --tiling.decode_tile)"
         return f"{said}; {_gb(free)} are free: {helps}, or say --max_memory GB if it may take more"
+
+
+def _halving(
+    model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str], choices: list[TilingConfig]
+) -> list[TilingConfig | None]:
+    """Those of which a tile has half the pixels of a clip or less; what comes last where none has."""
+
+    def pixels(tiling: TilingConfig | None) -> int:
+        return max(prod(tile_shape(model, shape, tiling, part)) for part in parts)
+
+    return [tiling for tiling in choices if 2 * pixels(tiling) <= pixels(None)] or choices[-1:]
 
 
 def described(tiling: TilingConfig | None) -> str:

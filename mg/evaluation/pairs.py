@@ -192,7 +192,9 @@ def evaluate_folders(config: EvaluateConfig) -> PairsReport:
     measures = Measures(config)
     if not measures.names:
         raise ValueError(f"nothing can be measured: {'; '.join(dict.fromkeys(measures.left_out.values()))}")
-    table = Table(Path(config.output_path) / "metrics.csv", _columns(measures.names))
+    folder = Path(config.output_path)
+    table = Table(folder / "metrics.csv", _columns(measures.names))
+    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run: it comes again at the end
     rows = [row for row in folders.rows if not row.error]
     for row, pair in tqdm(_read_ahead(rows, config), total=len(rows), desc="pairs", unit="pair"):
         with sparing(partial(_fail, row)):

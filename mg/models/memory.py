@@ -1,8 +1,9 @@
 """How much memory it takes to run a model on a clip: told before it is run, from what was measured.
 
 A network's memory grows with the pixels that it sees at once and with its width at full resolution. `MEASURED` has the
-bytes for a pixel and a channel of that width, on a CPU in fp32, in graph mode; `mg-benchmark-memory --models ...`
-measures them. Op by op twice as much is held. Devices take less: they are fused, and need no copies in other layouts.
+bytes for a pixel and a channel of that width, on a CPU in fp32, in graph mode, with half as much again as
+`mg-benchmark-memory --models ...` finds: wide models take more than the ones that it measures, which are half as wide.
+Devices take less than a CPU: they need no copies in other layouts.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +27,16 @@ class Footprint(NamedTuple):
 
 
 MEASURED = {
-    "tae": Footprint(45, 50, lambda config: config["ch"]),
-    "image_vae": Footprint(25, 40, lambda config: config["ch"]),
-    "dc_ae": Footprint(45, 45, lambda config: max(config["encoder_width_list"][0], config["decoder_width_list"][0])),
-    "hunyuan_vae": Footprint(45, 55, lambda config: config["block_out_channels"][0]),
-    "temporal_vae": Footprint(25, 30, lambda config: max(config["spatial_block_out_channels"][0], config["filters"])),
+    "tae": Footprint(75, 75, lambda config: config["ch"]),
+    "image_vae": Footprint(30, 45, lambda config: config["ch"]),
+    "dc_ae": Footprint(60, 60, lambda config: max(config["encoder_width_list"][0], config["decoder_width_list"][0])),
+    "hunyuan_vae": Footprint(60, 75, lambda config: config["block_out_channels"][0]),
+    "temporal_vae": Footprint(20, 20, lambda config: max(config["spatial_block_out_channels"][0], config["filters"])),
 }
-OP_BY_OP = 2.0  # times what a compiled graph takes
-COMPILED = 400 * 2**20  # bytes that a graph takes whatever its clip
+OP_BY_OP = 1.5  # times what a compiled graph takes
+COMPILED, NOT_COMPILED = 600 * 2**20, 150 * 2**20  # bytes that a part takes whatever its clip, compiled or op by op
 CLIP = 12 * 6  # bytes per pixel of the whole clip on the host: three float32 of it, and of what becomes of it
-SCORES = 2**30  # bytes that attention takes at most, a piece at a time
+SCORES = 2**30  # bytes that attention has at most at once, of scores, and of what the softmax makes of them
 
 # Tiles to try: heights and widths in pixels, and by what frames are divided.
 SIZES = (256, 192, 128, 96, 64)
@@ -59,14 +60,14 @@ def bytes_needed(
     footprint = MEASURED.get(model.name)
     if footprint is None:
         return None
-    most = 0.0
+    most, fixed = 0.0, len(parts) * (NOT_COMPILED if op_by_op else COMPILED)
     for part in parts:
         batch, _, frames, height, width = tile_shape(model, shape, tiling, part)
         pixels = batch * frames * height * width
         network = getattr(footprint, part) * footprint.width(model.config) * pixels * (OP_BY_OP if op_by_op else 1)
         _, _, t, h, w = model.latent_shape((batch, 3, frames, height, width))
-        most = max(most, network + min(SCORES, 4 * batch * t * (h * w) ** 2))
-    return int(most + CLIP * prod((shape[0], *shape[2:])) + COMPILED)
+        most = max(most, network + 2 * min(SCORES, 4 * batch * t * (h * w) ** 2))
+    return int(most + CLIP * prod((shape[0], *shape[2:])) + fixed)
 
 
 def tile_shape(
