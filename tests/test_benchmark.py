@@ -167,7 +167,7 @@ class Slow:
 
     name = "slow"
     temporal_compression = spatial_compression = 1
-    lead, default_tiling = 0, TilingConfig()
+    lead, default_tiling, frames_at_once = 0, TilingConfig(), None
     fails_on = ()
 
     def __init__(self):
@@ -178,6 +178,9 @@ class Slow:
 
     def disable_tiling(self):
         self.tiling = None
+
+    def missing(self, shape):
+        return 0, 0, 0
 
     def _wait(self, key):
         self.now += 0.1 if key in self.seen else 10

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run_here
+from mindspore import Tensor
 from tiny_models import DC_AE, HUNYUAN_VAE, IMAGE_VAE, SMALL_TAE, TEMPORAL_VAE
 from training_runs import TwoConvs
 
@@ -23,6 +24,7 @@ from mg.latents.decode import DecodeConfig, decode_folder
 from mg.latents.encode import EncodeConfig, encode_csv
 from mg.models import create_model, memory
 from mg.models.memory import MEASURED, Footprint, bytes_needed, tilings
+from mg.runtime import forget_graphs, setup
 from mg.tiling import TilingConfig
 
 SMALL, LARGE = (1, 3, 4, 64, 64), (1, 3, 4, 256, 256)
@@ -131,6 +133,29 @@ def test_what_says_that_its_memory_is_at_an_end_goes_on_in_tiles(caplog):
         Fitting(enable_tile=False).run(model, SMALL, call)
 
 
+def test_compiled_graphs_are_forgotten_before_a_clip_is_refused(monkeypatch):
+    model, fitting, free, forgotten = two_convs(), Fitting(), [needs(*SMALL[2:]) * GB / 2], []
+
+    def forget(network):
+        forgotten.append(network)
+        free[0] *= 4
+
+    monkeypatch.setattr("mg.evaluation.fitting.runtime.is_graph_mode", lambda: True)
+    monkeypatch.setattr("mg.evaluation.fitting.runtime.forget_graphs", forget)
+    monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: free[0])
+    assert fitting.settle(model, SMALL) == "whole" == fitting.settle(model, SMALL) and forgotten == [model]
+
+
+def test_a_network_whose_graphs_are_forgotten_compiles_them_again():
+    setup("cpu", "graph")
+    model, x = two_convs(), Tensor(np.random.default_rng(0).normal(size=(1, 3, 2, 8, 8)).astype(np.float32))
+    before = model(x).asnumpy()
+    assert any(cell.compile_cache for _, cell in model.cells_and_names())
+    forget_graphs(model)
+    assert not any(cell.compile_cache for _, cell in model.cells_and_names())
+    np.testing.assert_array_equal(model(x).asnumpy(), before)
+
+
 def test_a_model_of_which_nothing_is_known_runs_whole(monkeypatch):
     monkeypatch.delitem(MEASURED, "two_convs")
     assert Fitting(max_memory=1e-9).settle(two_convs(), LARGE) == "whole"
@@ -142,6 +167,8 @@ def test_the_memory_that_clips_before_took_is_taken_again(monkeypatch):
     monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: 2 * GB)
     monkeypatch.setattr("mg.evaluation.fitting.resident", lambda: 9 * GB)
     assert Fitting()._free() == pytest.approx(0.9 * 10 * GB)
+    monkeypatch.setattr("mg.evaluation.fitting.runtime.is_graph_mode", lambda: True)
+    assert Fitting()._free() == pytest.approx(0.9 * 2 * GB)  # what a compiled graph took stays the graph's
     monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: None)
     assert Fitting()._free() is None and Fitting(max_memory=3)._free() == 3 * GB
 
@@ -183,6 +210,7 @@ def test_what_a_network_sees_is_padded_and_no_more_than_a_tile():
     assert memory.tile_shape(chunked, (1, 3, 100, 64, 64), None, "decode")[2] == 17
 
 
+SIDES = (48, 96)
 REALITY = [
     ("image_vae", "decode", "graph"),
     *(pytest.param(name, part, "graph", marks=pytest.mark.full) for name in MEASURED for part in memory.PARTS),
@@ -195,10 +223,10 @@ def test_a_process_takes_what_was_told_within_a_factor(monkeypatch, name, part, 
     """The peak of a real process, of small models and clips; no less may be told, or Linux ends what was let run."""
     monkeypatch.undo()
     config = MODELS[name]
-    cost = measure_cost(name, part, mode, (64, 128), config)
+    cost = measure_cost(name, part, mode, SIDES, config)
     model = create_model(name, **config)
     frames = 16 if name in ("tae", "image_vae", "dc_ae") else 17
-    told = [bytes_needed(model, (1, 3, frames, side, side), None, (part,), mode != "graph") for side in (64, 128)]
+    told = [bytes_needed(model, (1, 3, frames, side, side), None, (part,), mode != "graph") for side in SIDES]
     assert 0.2 * (told[1] - told[0]) < cost.peaks[1] - cost.peaks[0] < 1.1 * (told[1] - told[0]) + 50e6
     assert cost.peaks[1] - cost.before < told[1] < 8 * (cost.peaks[1] - cost.before)
 

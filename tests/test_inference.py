@@ -80,7 +80,7 @@ class Offset:
 
     name = "offset"
     temporal_compression, spatial_compression, lead = 8, 8, 0
-    default_tiling = TilingConfig()
+    default_tiling, frames_at_once = TilingConfig(), None
     has_posterior, has_target = True, False
 
     def __init__(self, offset=0.1):

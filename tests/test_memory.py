@@ -1,8 +1,10 @@
 """What memory there is: of the machine and of every control group, by either version; None where it is not known."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from mg import memory
+from mg import memory, runtime
 
 GIB = 2**30
 
@@ -24,6 +26,25 @@ def linux(tmp_path, monkeypatch):
 
 def test_this_machines_memory_is_known():
     assert memory.available_memory() > 0 and 0 < memory.resident() <= memory.peak_rss()
+
+
+@pytest.mark.parametrize(
+    "device, properties, free",
+    [
+        ("ascend", dict(total_memory=64, free_memory=40), 40 + 5 - 3),
+        ("ascend", dict(total_memory=0, free_memory=0), None),  # not used yet
+        ("gpu", dict(total_memory=80), 80 - 3),
+        ("gpu", dict(), None),
+    ],
+)
+def test_a_device_has_what_is_free_and_what_its_pool_does_not_use(monkeypatch, device, properties, free):
+    monkeypatch.setattr(runtime, "device", lambda: device)
+    monkeypatch.setattr(runtime.ms.hal, "get_device_properties", lambda *_: SimpleNamespace(**properties))
+    monkeypatch.setattr(runtime.ms.runtime, "memory_reserved", lambda: 5)
+    monkeypatch.setattr(runtime.ms.runtime, "memory_allocated", lambda: 3)
+    assert runtime.free_memory() == free
+    monkeypatch.setattr(runtime, "device", lambda: "cpu")
+    assert runtime.free_memory() > 2**20
 
 
 def test_nothing_is_known_where_there_is_no_linux(linux):

@@ -203,7 +203,7 @@ def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
         ValueError, OSError: a file that is not there or cannot be used.
     """
     read = [_read_model(text) for text in config.models]
-    labels = unique([label for label, _ in read] + [f"baseline_{text}" for text in config.baseline])
+    labels = unique([printable(label) for label, _ in read] + [f"baseline_{text}" for text in config.baseline])
     contestants = []
     for label, (_, inference) in zip(labels, read):
         contestants.append(Contestant(label, _describe(inference), inference))

@@ -104,7 +104,12 @@ class Fitting:
         may_tile: bool = False,
     ) -> None:
         """Settle for the first of `choices` that fits, and if none does and it may, for tiles."""
-        free, op_by_op = self._free(), not runtime.is_graph_mode()
+        op_by_op = not runtime.is_graph_mode()
+        free, first = self._free(), bytes_needed(model, shape, choices[0], parts, op_by_op)
+        if not op_by_op and first is not None and free is not None and first > free and self._max is None:
+            runtime.forget_graphs(model)
+            self._settled = {key: tiling for key, tiling in self._settled.items() if key[0] != id(model)}
+            free = self._free()
 
         def fits(need: int | None) -> bool:
             return need is None or free is None or need <= free
@@ -126,13 +131,15 @@ class Fitting:
         _logger.info("%s: clips of %s run %s%s", model.name, _sizes(shape), described(choices[number]), takes)
 
     def _free(self) -> float | None:
-        """Bytes that a clip may take. What clips before took has stayed with this process, which takes it again."""
+        """Bytes that a clip may take. What clips before took op by op has stayed with this process, which takes it
+        again; what a compiled graph took stays the graph's."""
         if self._max is not None:
             return self._max * GB
         free = runtime.free_memory()
         if free is None or runtime.device() != "cpu":
             return free
-        return SHARE * (free + max(0, (resident() or 0) - (self._at_start or 0)))
+        again = 0 if runtime.is_graph_mode() else max(0, (resident() or 0) - (self._at_start or 0))
+        return SHARE * (free + again)
 
     def _explain(
         self, shape: tuple[int, ...], choices: list[TilingConfig | None], needs: list[int | None], free: float | None

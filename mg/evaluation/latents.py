@@ -103,6 +103,11 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
         raise ValueError(f"output_path is {folder}, where the checkpoint lies; give another folder")
     rows = read_index(config.csv_path, config.video_folder)
     model = load_model(config)
+    lacking = [key for key in model.scaling_for(0.0, 1.0, [], []) if key not in model.config]
+    if lacking:
+        raise ValueError(
+            f"the config of {model.name} has no {' and no '.join(lacking)}: there is nothing to write it to"
+        )
     statistics = measure(model, rows, config)
     if statistics.channels is None:
         return statistics, {}

@@ -260,7 +260,9 @@ class _Made:
 
 def load_models(config: InferenceConfig) -> dict[str, VideoAutoencoder]:
     """The model under "reconstruction" and the compared ones under their files' names, ready to run."""
-    compared = unique([Path(path).stem for path in config.compare], taken=(ORIGINAL, RECONSTRUCTION, SPATIAL, BASELINE))
+    compared = unique(
+        [printable(Path(path).stem) for path in config.compare], taken=(ORIGINAL, RECONSTRUCTION, SPATIAL, BASELINE)
+    )
     paths = [config.model.from_pretrained, *config.compare]
     return {label: load_model(config, path) for label, path in zip([RECONSTRUCTION, *compared], paths)}
 
