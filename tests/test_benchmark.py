@@ -330,6 +330,30 @@ def test_other_weights_under_the_same_name_are_other_settings(tmp_path, configur
         run_benchmark(configure(["a.mp4"], models=[str(path)]))
 
 
+def test_results_of_an_older_version_are_gone_on_from(tmp_path, configure, monkeypatch):
+    run_benchmark(configure(["a.mp4", "b.mp4"]))
+    path, rows = tmp_path / "out" / "results.csv", read_csv(tmp_path)
+    with open(path, "w", newline="") as file:  # without the second model's second row, and what rows did not say then
+        writer = csv.DictWriter(file, [name for name in rows[0] if name != "tiles"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows[:3])
+    run_benchmark(configure(["a.mp4", "b.mp4"]))
+    assert [row["psnr"] for row in read_csv(tmp_path)] == [row["psnr"] for row in rows]
+    assert [row["tiles"] for row in read_csv(tmp_path)] == ["", "", "", "whole"]
+
+
+def test_clips_that_failed_are_tried_again_where_that_is_asked_for(tmp_path, configure, videos, monkeypatch):
+    names = ["a.mp4", "late.mp4"]
+    assert [row.ok for row in run_benchmark(configure(names)).rows] == [True, False] * 2
+    (videos / "late.mp4").write_bytes((videos / "b.mp4").read_bytes())
+    try:
+        assert [row.ok for row in run_benchmark(configure(names)).rows] == [True, False] * 2
+        found = run_benchmark(configure(names, retry_failed=True))
+    finally:
+        (videos / "late.mp4").unlink()
+    assert [row.ok for row in found.rows] == [True] * 4 and found.complete and len(read_csv(tmp_path)) == 4
+
+
 def test_results_that_are_none_are_refused(tmp_path, configure):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.csv").write_text("a,b\n1,2\n")

@@ -129,6 +129,8 @@ def test_faulty_index_is_named(tmp_path, text, message):
         ("latin-1", "set.csv, line 3: not a CSV file in UTF-8 .*0xfc.*; write it as UTF-8, for example by: iconv"),
         ("gb18030", "set.csv, line 3: not a CSV file in UTF-8"),
         ("utf-16", "set.csv: not a CSV file in UTF-8 but in UTF-16; .*iconv -f UTF-16 -t UTF-8"),
+        ("utf-16-le", "set.csv: not a CSV file in UTF-8 but in UTF-16"),
+        ("utf-16-be", "set.csv: not a CSV file in UTF-8 but in UTF-16"),
     ],
 )
 def test_other_encodings_are_refused_with_the_line_and_what_helps(tmp_path, encoding, message):
@@ -236,6 +238,8 @@ def test_without_pyarrow_pandas_reads_parquet_and_without_both_it_is_said_what_t
 
 
 def test_missing_index_and_folder_are_named(tmp_path):
+    with pytest.raises(DataError, match="is a folder; give a CSV or a parquet file in it"):
+        read_index(tmp_path)
     with pytest.raises(DataError, match="none.csv: no such"):
         read_index(tmp_path / "none.csv")
     with pytest.raises(DataError, match="nowhere: no such"):

@@ -477,6 +477,22 @@ def test_an_output_that_cannot_be_written_costs_its_clip_alone(commands, tmp_pat
     assert sorted(left) == ["a.mp4", "c.mp4"]  # nothing is left of the one that failed
 
 
+def test_paths_that_are_no_files_cost_their_rows_alone(commands, tmp_path):
+    index = write_set(tmp_path / "videos", {"a.mp4": moving(5)})
+    videos = index.parent
+    os.mkfifo(videos / "pipe.mp4")
+    (videos / "folder.mp4").mkdir()
+    (videos / "loop.mp4").symlink_to("loop.mp4")
+    (videos / "zeros.mp4").symlink_to("/dev/zero")
+    odd = ["pipe.mp4", "folder.mp4", "loop.mp4", "zeros.mp4", "x" * 300 + ".mp4", "a.mp4/b.mp4", "."]
+    index.write_text("\n".join(["video", *odd, "a.mp4"]) + "\n")
+    for command in ("inference", "benchmark", "statistics", "encode"):
+        commands.out = tmp_path / command
+        code, said, error = getattr(commands, command)(good_weights(tmp_path, command), index)
+        assert code == 1 and not error and said.count("failed: ") >= len(odd), (command, said, error)
+    assert [row["status"] for row in rows_in_order(tmp_path / "inference" / "metrics.csv")] == ["error"] * 7 + ["ok"]
+
+
 class limited_files:
     """As `full_disk`, of any size."""
 
@@ -513,18 +529,22 @@ def test_a_disk_without_room_for_one_clip_has_it_for_the_others(commands, tmp_pa
     assert commands("decode_latents.py", *decode)[0] == 0  # with room the same command makes what is missing
 
 
-@pytest.mark.parametrize("command", ["inference", "benchmark", "evaluate"])
+@pytest.mark.parametrize("command", ["inference", "benchmark", "evaluate", "statistics"])
 def test_figures_are_printed_though_their_files_cannot_be_written(commands, tmp_path, monkeypatch, index, command):
     def full(self, rows, write=Table.write):
         if self.path.exists():
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
         write(self, rows)
 
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "model.csv")
+
     monkeypatch.setattr(Table, "write", full)
+    monkeypatch.setattr(VideoAutoencoder, "save_pretrained", no_room)
     place = index.parent if command == "evaluate" else good_weights(tmp_path, command)
     code, said, error = getattr(commands, command)(place, index.parent if command == "evaluate" else index)
     assert code == 2 and re.search(r"error: .*\.csv: No space left on device", error)
-    assert re.search(r"(a|w) +\d+\.\d+", said), said
+    assert re.search(r"(a|w|scaling_factor) +\d+\.\d+", said), said
 
 
 @pytest.mark.parametrize("command", ["inference", "evaluate"])

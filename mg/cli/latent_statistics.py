@@ -38,6 +38,8 @@ def main() -> int:
     print(f"latents: mean {overall.mean:.6g}, standard deviation {overall.std:.6g}")
     for key, value in factors.items():  # a number, or one per channel
         print(key, *(f"{number:.6g}" for number in np.ravel(value)))
+    if statistics.unwritten:
+        raise statistics.unwritten
     print(f"see {config.output_path}")
     return exit_status(len(statistics.failures), statistics.clips)
 

@@ -58,6 +58,8 @@ def read_index(csv_path: str | os.PathLike, video_folder: str | os.PathLike | No
             size or frame rate that is none, quotes that do not match; the message names the line.
     """
     csv_path = Path(csv_path)
+    if csv_path.is_dir():
+        raise DataError(f"{csv_path}: is a folder; give a CSV or a parquet file in it")
     if not csv_path.is_file():
         raise DataError(f"{csv_path}: no such CSV file")
     if video_folder is not None and not Path(video_folder).is_dir():
@@ -121,7 +123,8 @@ def _decoded(path: Path) -> str:
     """The text of a CSV file."""
     content = path.read_bytes()
     convert = "write it as UTF-8, for example by: iconv -f"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    wide = content[:1] == b"\0" or content[1:2] == b"\0"  # in which ASCII has a byte of zeros each
+    if wide or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}: not a CSV file in UTF-8 but in UTF-16; {convert} UTF-16 -t UTF-8")
     if content.startswith(b"PAR1"):
         raise DataError(f"{path}: this is a parquet file; give it the suffix .parquet")

@@ -27,6 +27,7 @@ from mg.config import to_dict
 from mg.data.index import IndexRow, read_index
 from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared
 from mg.evaluation.fitting import Fitting
+from mg.evaluation.table import error_of
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
 
@@ -82,11 +83,13 @@ class Moments:
 
 @dataclass
 class Statistics:
-    """What was measured: unscaled latents per channel, None where no clip worked; what clips failed, and why."""
+    """What was measured: unscaled latents per channel, None where no clip worked; what clips failed, and why; and why
+    its files could not be written."""
 
     channels: Moments | None
     clips: int
     failures: list[tuple[str, str]]
+    unwritten: OSError | None = None
 
 
 def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
@@ -105,16 +108,13 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
     model = load_model(config)
     lacking = [key for key in model.scaling_for(0.0, 1.0, [], []) if key not in model.config]
     if lacking:
-        raise ValueError(
-            f"the config of {model.name} has no {' and no '.join(lacking)}: there is nothing to write it to"
-        )
+        raise ValueError(f"the config of {model.name} has no {' and no '.join(lacking)}, which follow from statistics")
     statistics = measure(model, rows, config)
     if statistics.channels is None:
         return statistics, {}
     factors = scaling(model, statistics.channels)
     replaced = {key: model.config[key] for key in factors}
     model.config = {**model.config, **factors}
-    model.save_pretrained(folder)
     overall = statistics.channels.over_channels()
     described = {
         "model": model.name,
@@ -132,8 +132,13 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
         "failures": [{"name": name, "error": error} for name, error in statistics.failures],
         "config": to_dict(config),
     }
-    with atomic_write(folder / STATISTICS_FILE) as path:
-        path.write_text(json.dumps(described, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def write() -> None:
+        model.save_pretrained(folder)
+        with atomic_write(folder / STATISTICS_FILE) as path:
+            path.write_text(json.dumps(described, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    statistics.unwritten = error_of(write)
     return statistics, factors
 
 
