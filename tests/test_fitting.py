@@ -143,7 +143,24 @@ def test_compiled_graphs_are_forgotten_before_a_clip_is_refused(monkeypatch):
     monkeypatch.setattr("mg.evaluation.fitting.runtime.is_graph_mode", lambda: True)
     monkeypatch.setattr("mg.evaluation.fitting.runtime.forget_graphs", forget)
     monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: free[0])
+    with pytest.raises(DoesNotFit):
+        fitting.settle(model, SMALL)  # of whose model there is no graph to forget
+    assert fitting.settle(model, (1, 3, 1, 64, 64)) == "whole" and not forgotten
     assert fitting.settle(model, SMALL) == "whole" == fitting.settle(model, SMALL) and forgotten == [model]
+
+
+def test_tiles_that_ran_before_fit_again_however_little_is_left(monkeypatch):
+    """What a compiled graph holds, it holds for all clips that are cut into its tiles."""
+    model, fitting, free = two_convs(), Fitting(), [needs(4, 128, 128) * GB / 0.9 + 1]
+    monkeypatch.setattr("mg.evaluation.fitting.runtime.is_graph_mode", lambda: True)
+    monkeypatch.setattr(
+        "mg.evaluation.fitting.runtime.forget_graphs", lambda _: pytest.fail("nothing is to be forgotten")
+    )
+    monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: free[0])
+    assert fitting.settle(model, LARGE) == "in tiles of 32x128x128"
+    free[0] = 1000
+    for height in range(128, 400, 32):
+        assert fitting.settle(model, (1, 3, 4, height, 256)) == "in tiles of 32x128x128"
 
 
 def test_a_network_whose_graphs_are_forgotten_compiles_them_again():

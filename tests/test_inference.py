@@ -105,6 +105,9 @@ class Offset:
     def disable_tiling(self):
         self.tiling = None
 
+    def missing(self, shape):
+        return 0, 0, 0
+
 
 @pytest.fixture
 def models(monkeypatch):

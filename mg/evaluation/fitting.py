@@ -13,7 +13,7 @@ from typing import TypeVar
 from mg import runtime
 from mg.memory import resident
 from mg.models import VideoAutoencoder
-from mg.models.memory import PARTS, bytes_needed, tile_shape, tilings
+from mg.models.memory import PARTS, bytes_needed, clip_bytes, tile_shape, tilings
 from mg.plain_text import one_line
 from mg.tiling import TilingConfig
 
@@ -45,6 +45,7 @@ class Fitting:
         self._auto, self._given, self._max = enable_tile == "auto", given or {}, max_memory
         self._own: dict[int, TilingConfig | None] = {}  # the tiles that each model came with
         self._settled: dict[tuple, TilingConfig | None] = {}
+        self._compiled: dict[int, set[tuple]] = {}  # what each model has graphs of
         if Fitting._at_start is None:
             Fitting._at_start = resident() or 0
 
@@ -104,31 +105,40 @@ class Fitting:
         may_tile: bool = False,
     ) -> None:
         """Settle for the first of `choices` that fits, and if none does and it may, for tiles."""
-        op_by_op = not runtime.is_graph_mode()
-        free, first = self._free(), bytes_needed(model, shape, choices[0], parts, op_by_op)
-        if not op_by_op and first is not None and free is not None and first > free and self._max is None:
+        free = self._free()
+        needs = self._needs(model, shape, parts, choices)
+        if shape[0] > 1 and not _fits(needs[0], free):  # clip by clip they may
+            raise DoesNotFit(f"{shape[0]} clips of {_sizes(shape)} at once do not fit into {_gb(free)} of memory")
+        if may_tile and not _fits(needs[0], free):
+            choices = [*choices, *tilings(model, self._given)]
+            needs = self._needs(model, shape, parts, choices)
+        if not any(_fits(need, free) for need in needs) and self._compiled.pop(id(model), None):
             runtime.forget_graphs(model)
             self._settled = {key: tiling for key, tiling in self._settled.items() if key[0] != id(model)}
-            free = self._free()
-
-        def fits(need: int | None) -> bool:
-            return need is None or free is None or need <= free
-
-        needs = [bytes_needed(model, shape, tiling, parts, op_by_op) for tiling in choices]
-        if shape[0] > 1 and not fits(needs[0]):  # clip by clip they may
-            raise DoesNotFit(f"{shape[0]} clips of {_sizes(shape)} at once do not fit into {_gb(free)} of memory")
-        if may_tile and not any(map(fits, needs)):
-            choices = [*choices, *tilings(model, self._given)]
-            needs = [bytes_needed(model, shape, tiling, parts, op_by_op) for tiling in choices]
-        if not any(map(fits, needs)):
+            free, needs = self._free(), self._needs(model, shape, parts, choices)
+        number = next((number for number, need in enumerate(needs) if _fits(need, free)), None)
+        if number is None:
             raise DoesNotFit(self._explain(shape, choices, needs, free))
-        number = next(number for number, need in enumerate(needs) if fits(need))
         self._settled[id(model), shape, parts] = choices[number]
+        if runtime.is_graph_mode():
+            self._compiled.setdefault(id(model), set()).update(_graphs(model, shape, parts, choices[number]))
         _apply(model, choices[number])
         takes = "" if needs[number] is None else f", about {_gb(needs[number])} of memory"
         if number:
             takes += f"; {described(choices[0])} it would be {_gb(needs[0])}, and {_gb(free)} are free"
         _logger.info("%s: clips of %s run %s%s", model.name, _sizes(shape), described(choices[number]), takes)
+
+    def _needs(
+        self, model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str], choices: list[TilingConfig | None]
+    ) -> list[int | None]:
+        """Bytes that each of `choices` takes; of tiles that ran before, which hold their memory, those of the clip."""
+        compiled, op_by_op = self._compiled.get(id(model), set()), not runtime.is_graph_mode()
+        return [
+            clip_bytes(shape)
+            if _graphs(model, shape, parts, tiling) <= compiled
+            else bytes_needed(model, shape, tiling, parts, op_by_op)
+            for tiling in choices
+        ]
 
     def _free(self) -> float | None:
         """Bytes that a clip may take. What clips before took op by op has stayed with this process, which takes it
@@ -155,6 +165,17 @@ class Fitting:
         else:
             helps = "give smaller tiles (--tiling.spatial_tile, --tiling.encode_tile, --tiling.decode_tile)"
         return f"{said}; {_gb(free)} are free: {helps}, or say --max_memory GB if it may take more"
+
+
+def _fits(need: int | None, free: float | None) -> bool:
+    return need is None or free is None or need <= free
+
+
+def _graphs(
+    model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str], tiling: TilingConfig | None
+) -> set[tuple]:
+    """What a graph is compiled for: a part, and what it sees at once."""
+    return {(part, tile_shape(model, shape, tiling, part)) for part in parts}
 
 
 def _halving(

@@ -8,7 +8,6 @@ Devices take less than a CPU: they need no copies in other layouts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 from typing import NamedTuple
 
 from mg.models.autoencoder import VideoAutoencoder
@@ -67,7 +66,13 @@ def bytes_needed(
         network = getattr(footprint, part) * footprint.width(model.config) * pixels * (OP_BY_OP if op_by_op else 1)
         _, _, t, h, w = model.latent_shape((batch, 3, frames, height, width))
         most = max(most, network + 2 * min(SCORES, 4 * batch * t * (h * w) ** 2))
-    return int(most + CLIP * prod((shape[0], *shape[2:])) + fixed)
+    return int(most + fixed) + clip_bytes(shape)
+
+
+def clip_bytes(shape: tuple[int, ...]) -> int:
+    """About how many bytes clips (B, C, T, H, W), and what becomes of them, take on the host."""
+    b, _, t, h, w = shape
+    return CLIP * b * t * h * w
 
 
 def tile_shape(
