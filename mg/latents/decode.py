@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg.checkpoints.digest import sha256
+from mg.config import require
 from mg.data.errors import DataError
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
@@ -45,6 +46,9 @@ class DecodeConfig:
         max_memory: GB that a video may take; by default what is free when videos of its size first come.
         device: auto takes ascend, gpu or cpu, the first that is there.
         mode: graph compiles once per shape, pynative runs op by op.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -65,6 +69,9 @@ class DecodeConfig:
     max_memory: float | None = None
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
+
+    def __post_init__(self):
+        require(self.max_memory is None or self.max_memory > 0, self, "max_memory", "above 0")
 
 
 @dataclass
