@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader
 
 from mg.launcher import process_name
+from mg.plain_text import one_line
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -120,19 +121,25 @@ def run_command_line(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit: with what it returns, with 2 and one line on stderr, without a traceback, after a
     user's mistake, with 130 after Ctrl-C."""
     process = process_name()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names and captions hold what a terminal's encoding may not
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format=f"{process}%(levelname)s %(name)s: %(message)s")
     try:
         sys.exit(main())
     except (ValueError, OSError) as error:
         logging.getLogger(__name__).debug("", exc_info=True)
-        message = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            message = f"{error.filename}: {error.strerror}"
-        sys.stderr.write(f"{process}error: {' '.join(message.split())}\n")
+        sys.stderr.write(f"{process}error: {one_line(error)}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
+
+
+def exit_status(failed: int, done: int, world_size: int = 1) -> int:
+    """What a command over many clips exits with: 0 where none failed, else 1. Of several workers it is 1 only where a
+    worker has nothing but failures: msrun ends the others with the first one that does not exit with 0."""
+    return int(failed > 0 and (world_size == 1 or done == 0))
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -259,11 +266,12 @@ def _join_lists(argv: list[str], actions: dict) -> list[str]:
 
 
 def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:
-    """`--flag` alone -> `--flag=true`, where --flag is a bool."""
+    """`--flag` alone -> `--flag=true`, where --flag may be a bool."""
     spelled = []
     for argument, following in zip(argv, [*argv[1:], "--"]):
         action = actions.get(argument.removeprefix("--")) if argument.startswith("--") else None
-        is_switch = getattr(action, "_typehint", None) is bool
+        hint = getattr(action, "_typehint", None)
+        is_switch = bool in (hint, *get_args(hint))
         spelled.append(f"{argument}=true" if is_switch and following.startswith("--") else argument)
     return spelled
 
@@ -308,6 +316,9 @@ def _type_name(action: argparse.Action) -> str:
     hint: Any = getattr(action, "_typehint", action.type)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"
+    if bool in get_args(hint):
+        words = [word for kind in get_args(hint) for word in get_args(kind)]
+        return f"true, false or {' or '.join(words)}"
     if any(map(is_dataclass, get_args(hint))):
         return "null or a section, with keys of its own"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint) or (
@@ -320,5 +331,6 @@ def _plain_type(text: str) -> str:
     Optional[Literal['a', 'b']] or Literal['a', 'b'] | None -> a | b | null"""
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text.replace("typing.", "").replace("pathlib.Path", "path"))
     text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)
+    text = re.sub(r"^Union\[(.*)\]$", lambda found: found[1].replace(", ", " | "), text)
     text = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
     return re.sub(r"\bNone\b", "null", text)

@@ -1,12 +1,15 @@
 """The one place that touches MindSpore's context: device, mode, seed, ranks, and what precision a device really has."""
 
 import ctypes
+import gc
+import importlib
 import logging
 import os
 import random
 import re
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from mg.launcher import end_with_msrun
-from mg.memory import peak_rss
+from mg.memory import available_memory, peak_rss
 
 _logger = logging.getLogger(__name__)
 
@@ -121,6 +124,34 @@ def peak_memory() -> tuple[int, str] | None:
         return allocated, "device"
     resident = peak_rss()
     return None if resident is None else (resident, "process")
+
+
+def free_memory() -> int | None:
+    """Bytes that may still be taken: of a device, where MindSpore tells; on a CPU of the machine and of the control
+    groups that this process is in. None where it is not known."""
+    if device() == "cpu":
+        return available_memory()
+    with suppress(Exception):  # it differs by version and device, and is worth no run
+        properties = ms.hal.get_device_properties(int(os.environ.get("DEVICE_ID", "0")), DEVICES[device()])
+        total, pooled = properties.total_memory, ms.runtime.memory_reserved()
+        free = getattr(properties, "free_memory", total - pooled)
+        if total and free:  # 0 before the device is first used
+            return int(free + pooled - ms.runtime.memory_allocated())
+    return None
+
+
+def forget_graphs(network: nn.Cell) -> None:
+    """Give back most of the memory that a network's compiled graphs hold, about 100 MB each and more with the clip;
+    MindSpore keeps one for every shape. A shape that comes again is compiled again."""
+    with suppress(Exception):  # MindSpore has it for the end of a cell's life, under names that may change
+        executor = importlib.import_module("mindspore.nn.cell")._cell_graph_executor
+        for cell in (network, *(cell for _, cell in network.cells_and_names())):
+            if getattr(cell, "compile_cache", None):
+                executor.del_net_res(cell, cell.compile_cache)
+                cell.compile_cache.clear()
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc's; it would keep what is free
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_graph_mode() -> bool:

@@ -37,6 +37,7 @@ from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
 from mg.evaluation.summary import format_summary
 from mg.models import create_model
 from mg.models.streaming import Encoded
+from mg.tiling import TilingConfig
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["a.mp4", "truncated.mp4", "empty.mp4", "one.mp4", "b.mp4", "missing.mp4"]
@@ -103,7 +104,7 @@ def test_every_video_has_one_row_per_model_and_a_broken_one_costs_nothing_else(t
             assert float(row["encode_seconds"]) > 0 and float(row["decode_seconds"]) > 0 and float(row["ssim"]) < 1
             assert row["lpips"] == row["flolpips"] == ""
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary == found.summary and found.complete
+    assert summary == found.summary and not found.complete and found.unwritten is None
     for label in ("first", "second"):
         model, good = summary["models"][label], [row for row in rows if row["model"] == label and row["psnr"]]
         assert (model["videos"], model["succeeded"], model["failed"], model["frames"]) == (6, 2, 4, 8)
@@ -164,11 +165,22 @@ def test_a_baseline_has_its_cells_compression_and_no_speed(configure, videos):
 class Slow:
     """A model that repeats its input. By its own clock a call takes 0.1 s, and the first of a shape 10 s."""
 
+    name = "slow"
     temporal_compression = spatial_compression = 1
+    lead, default_tiling, frames_at_once = 0, TilingConfig(), None
     fails_on = ()
 
     def __init__(self):
-        self.seen, self.shapes, self.now = set(), [], 0.0
+        self.seen, self.shapes, self.now, self.tiling = set(), [], 0.0, None
+
+    def enable_tiling(self, **settings):
+        self.tiling = TilingConfig(**settings)
+
+    def disable_tiling(self):
+        self.tiling = None
+
+    def missing(self, shape):
+        return 0, 0, 0
 
     def _wait(self, key):
         self.now += 0.1 if key in self.seen else 10
@@ -271,8 +283,8 @@ import os, runpy, signal, sys
 import training_runs
 from mg.evaluation import benchmark
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells ignore it
-append = benchmark.append_row
-benchmark.append_row = lambda *row: (append(*row), os.kill(os.getpid(), signal.SIGINT))
+add = benchmark.Results.add
+benchmark.Results.add = lambda *row: (add(*row), os.kill(os.getpid(), signal.SIGINT))
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
     script = str(ROOT / "scripts" / "benchmark.py")
@@ -318,6 +330,30 @@ def test_other_weights_under_the_same_name_are_other_settings(tmp_path, configur
         run_benchmark(configure(["a.mp4"], models=[str(path)]))
 
 
+def test_results_of_an_older_version_are_gone_on_from(tmp_path, configure, monkeypatch):
+    run_benchmark(configure(["a.mp4", "b.mp4"]))
+    path, rows = tmp_path / "out" / "results.csv", read_csv(tmp_path)
+    with open(path, "w", newline="") as file:  # without the second model's second row, and what rows did not say then
+        writer = csv.DictWriter(file, [name for name in rows[0] if name != "tiles"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows[:3])
+    run_benchmark(configure(["a.mp4", "b.mp4"]))
+    assert [row["psnr"] for row in read_csv(tmp_path)] == [row["psnr"] for row in rows]
+    assert [row["tiles"] for row in read_csv(tmp_path)] == ["", "", "", "whole"]
+
+
+def test_clips_that_failed_are_tried_again_where_that_is_asked_for(tmp_path, configure, videos, monkeypatch):
+    names = ["a.mp4", "late.mp4"]
+    assert [row.ok for row in run_benchmark(configure(names)).rows] == [True, False] * 2
+    (videos / "late.mp4").write_bytes((videos / "b.mp4").read_bytes())
+    try:
+        assert [row.ok for row in run_benchmark(configure(names)).rows] == [True, False] * 2
+        found = run_benchmark(configure(names, retry_failed=True))
+    finally:
+        (videos / "late.mp4").unlink()
+    assert [row.ok for row in found.rows] == [True] * 4 and found.complete and len(read_csv(tmp_path)) == 4
+
+
 def test_results_that_are_none_are_refused(tmp_path, configure):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.csv").write_text("a,b\n1,2\n")
@@ -340,7 +376,10 @@ def test_a_config_gives_model_precision_and_tiles_but_no_clips(tmp_path, configu
     first, second, plain = found.summary["models"].values()
     assert (first["checkpoint"], second["checkpoint"]) == tuple(checkpoints)
     assert first["dtype"] == second["dtype"] == "bf16" and plain["dtype"] == "fp32"
-    assert first["tiling"]["spatial_tile_size"] == 256 and plain["tiling"] == "none"
+    assert first["tiling"]["spatial_tile_size"] == 256 and plain["tiling"] == {
+        "auto": "where a clip does not fit whole"
+    }
+    assert [row.tiles for row in found.rows] == ["in tiles of 256x256 pixels"] * 2 + ["whole"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/inference/*.yaml")), ids=lambda p: p.stem)
@@ -409,7 +448,9 @@ def test_an_error_map_is_black_where_nothing_differs_and_brightest_from_its_rang
 
 
 def test_the_command_says_what_it_found_and_where_the_report_lies(tmp_path, configure, monkeypatch, capsys):
-    assert run_here(monkeypatch, "scripts/benchmark.py", *arguments(configure())) == 0
+    assert run_here(monkeypatch, "scripts/benchmark.py", *arguments(configure(["a.mp4"]))) == 0
+    arguments_again = arguments(configure())
+    assert run_here(monkeypatch, "scripts/benchmark.py", *arguments_again, "--resume=False") == 1  # some clips failed
     said = capsys.readouterr().out
     assert re.search(r"first +\d+\.\d+ .* 2 of 6", said) and "failed: second: empty.mp4" in said
     assert f"report: {tmp_path / 'out' / 'report.html'}" in said
@@ -436,7 +477,7 @@ def test_inference_gives_the_command_that_makes_a_report_of_its_run(
     reconstruct_csv(config)
     words = shlex.split(report_command(config))
     assert words[0] == "mg-benchmark"
-    assert run_here(monkeypatch, "scripts/benchmark.py", *words[1:], "--metric", "psnr") == 0
+    assert run_here(monkeypatch, "scripts/benchmark.py", *words[1:], "--metric", "psnr") == 1  # empty.mp4
     summary = json.loads((tmp_path / "samples" / "benchmark" / "summary.json").read_text())
     assert list(summary["models"]) == ["samples", "second"] and summary["settings"]["clips"]["crop"] is False
     assert [model["dtype"] for model in summary["models"].values()] == ["bf16", "bf16"]

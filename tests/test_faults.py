@@ -20,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 from image_vaes import TINY as VAE_CONFIG
@@ -29,8 +30,9 @@ from training_runs import SHORT, TwoConvs
 
 from mg.checkpoints import atomic_write, naming, read_state_dict, write_state_dict
 from mg.data.video import write_image, write_video
-from mg.evaluation.results import Row, append_row
-from mg.models import register_model
+from mg.evaluation.results import Results, Row, read_rows
+from mg.evaluation.table import Table
+from mg.models import VideoAutoencoder, register_model
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from mg.training.logs import RunLog, draw_curve, read_log
 
@@ -323,7 +325,7 @@ def rows_of(path: Path) -> dict[str, dict]:
 @pytest.mark.parametrize("command, file", [("inference", "metrics.csv"), ("benchmark", "results.csv")])
 def test_every_kind_of_file_has_a_row_with_figures_or_a_reason(commands, tmp_path, kinds, command, file):
     code, said, _ = getattr(commands, command)(good_weights(tmp_path, command), kinds / "set.csv")
-    assert code == 0 and f"{len(GOOD)} of {len(KINDS)}" in said
+    assert code == 1 and f"{len(GOOD)} of {len(KINDS)}" in said
     rows = rows_of(commands.out / file)
     assert list(rows) == list(KINDS)
     assert_reasons({name: row["error"] for name, row in rows.items()})
@@ -343,7 +345,7 @@ def assert_reasons(errors: dict[str, str]) -> None:
 
 def test_statistics_are_of_the_files_that_can_be_read(commands, tmp_path, kinds):
     code, said, _ = commands.statistics(good_weights(tmp_path, "statistics"), kinds / "set.csv")
-    assert code == 0 and f"{len(GOOD)} of {len(KINDS)} clips measured" in said
+    assert code == 1 and f"{len(GOOD)} of {len(KINDS)} clips measured" in said
     described = json.loads((commands.out / "latent_statistics.json").read_text())
     failures = {failure["name"]: failure["error"] for failure in described["failures"]}
     assert_reasons({name: failures.get(name, "") for name in KINDS})
@@ -372,10 +374,200 @@ def test_every_kind_of_file_is_measured_or_has_a_reason_beside_its_pair(commands
         write_video(generated / f"{Path(name).stem}.mp4", moving(4), 8)
     real = {path.stem: path for path in kinds.iterdir() if path.suffix != ".csv"}
     code, said, _ = commands.evaluate(kinds, generated)
-    assert code == 0 and f"{len(GOOD)} pairs measured, {len(real) - len(GOOD)} failed, 1 unpaired" in said
+    assert code == 1 and f"{len(GOOD)} pairs measured, {len(real) - len(GOOD)} failed, 1 unpaired" in said
     rows = rows_of(commands.out / "metrics.csv")
     errors = {name: rows[Path(name).stem]["error"] for name in KINDS if name != "missing.mp4"}
     assert_reasons({**errors, "missing.mp4": "missing.mp4: no such file"})
+
+
+# One clip that fails, on whatever way, costs no other.
+
+
+def write_set(folder: Path, clips: dict[str, np.ndarray]) -> Path:
+    """Videos, or images where there is one frame, and their CSV."""
+    for name, frames in clips.items():
+        if name.endswith(".png"):
+            write_image(folder / name, frames[0])
+        else:
+            write_video(folder / name, frames, 8)
+    (folder / "set.csv").write_text("video\n" + "".join(f"{name}\n" for name in clips), encoding="utf-8")
+    return folder / "set.csv"
+
+
+def rows_in_order(path: Path) -> list[dict]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+LONG_NAMES = [
+    "n" * 246 + ".mp4",
+    "/".join(["d" * 120] * 3) + ".mp4",
+    "/".join(["d" * 120] * 3) + "2.mp4",
+    "é" * 123 + ".mp4",
+]
+
+
+def test_names_as_long_as_a_file_system_takes_them_go_through_every_command(commands, tmp_path):
+    names = [*LONG_NAMES, "a.mp4"]
+    index = write_set(tmp_path / "videos", {name: moving(5) for name in names})
+    for command, table in (
+        ("inference", "metrics.csv"),
+        ("benchmark", "results.csv"),
+        ("statistics", None),
+        ("encode", None),
+    ):
+        commands.out = tmp_path / command
+        code, said, error = getattr(commands, command)(good_weights(tmp_path, command), index)
+        assert code == 0 and not error, (command, said, error)
+        if table:
+            assert [row["name"] for row in rows_in_order(commands.out / table)] == names
+    latents, out = tmp_path / "encode", tmp_path / "decoded"
+    assert commands("decode_latents.py", "--latents_path", latents, "--output_path", out, "--mode", "pynative")[0] == 0
+    assert len(list(out.iterdir())) == len(names) == len(list((tmp_path / "inference" / "original").iterdir()))
+    folders = tmp_path / "inference" / "original", tmp_path / "inference" / "reconstruction"
+    assert commands.evaluate(*folders)[0] == 0
+
+
+DARK = np.zeros((12, 32, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, MemoryError, TypeError, struct.error, cv2.error, OSError])
+def test_a_clip_that_a_model_fails_at_costs_neither_its_batch_nor_others(commands, tmp_path, monkeypatch, kind):
+    names = ["a.mp4", "dark.mp4", "b.mp4"]
+    index = write_set(tmp_path / "videos", {name: DARK if name == "dark.mp4" else moving() for name in names})
+    real = VideoAutoencoder.encode_moments
+
+    def failing(self, x):
+        if x.asnumpy().max(axis=(1, 2, 3, 4)).min() < -0.9:
+            raise kind("no\nway") if kind is not MemoryError else MemoryError
+        return real(self, x)
+
+    monkeypatch.setattr(VideoAutoencoder, "encode_moments", failing)
+    reason = "MemoryError" if kind is MemoryError else "no way"
+    for command, options in (
+        ("inference", ["--batch_size", 3]),
+        ("benchmark", []),
+        ("statistics", ["--batch_size", 2]),
+    ):
+        commands.out = tmp_path / command
+        code, said, error = getattr(commands, command)(good_weights(tmp_path, command), index, *options)
+        assert code == 1 and not error and re.search(r"failed: .*dark.mp4: ", said), (command, said, error)
+        if command != "statistics":
+            rows = rows_in_order(commands.out / {"inference": "metrics.csv", "benchmark": "results.csv"}[command])
+            assert [(row["name"], row["status"]) for row in rows] == [*zip(names, ["ok", "error", "ok"])]
+            assert rows[1]["error"] == reason and not rows[1]["psnr"]
+            assert all(float(row["psnr"]) > 0 and row["tiles"] == "whole" for row in rows[::2])
+    commands.out = tmp_path / "encode"
+    code, said, _ = commands.encode(good_weights(tmp_path, "encode"), index)
+    assert code == 1 and f"failed: dark.mp4: {reason}" in said and "2 videos encoded" in said
+
+
+def test_an_output_that_cannot_be_written_costs_its_clip_alone(commands, tmp_path):
+    index = write_set(tmp_path / "videos", {name: moving() for name in ("a.mp4", "b.mp4", "c.mp4")})
+    for command, place, table in (
+        ("inference", "side_by_side/b.mp4", "metrics.csv"),
+        ("benchmark", "clips/error_map/w/b.mp4", "results.csv"),
+    ):
+        commands.out = tmp_path / command
+        (commands.out / place).mkdir(parents=True)  # a folder of the file's name
+        code, _, error = getattr(commands, command)(good_weights(tmp_path, command), index)
+        rows = rows_in_order(commands.out / table)
+        assert code == 1 and not error and [row["status"] for row in rows] == ["ok", "error", "ok"]
+        assert place in rows[1]["error"] and not rows[1]["psnr"] and float(rows[2]["psnr"]) > 0
+    left = [path.name for path in (tmp_path / "inference" / "reconstruction").iterdir()]
+    assert sorted(left) == ["a.mp4", "c.mp4"]  # nothing is left of the one that failed
+
+
+def test_paths_that_are_no_files_cost_their_rows_alone(commands, tmp_path):
+    index = write_set(tmp_path / "videos", {"a.mp4": moving(5)})
+    videos = index.parent
+    os.mkfifo(videos / "pipe.mp4")
+    (videos / "folder.mp4").mkdir()
+    (videos / "loop.mp4").symlink_to("loop.mp4")
+    (videos / "zeros.mp4").symlink_to("/dev/zero")
+    odd = ["pipe.mp4", "folder.mp4", "loop.mp4", "zeros.mp4", "x" * 300 + ".mp4", "a.mp4/b.mp4", "."]
+    index.write_text("\n".join(["video", *odd, "a.mp4"]) + "\n")
+    for command in ("inference", "benchmark", "statistics", "encode"):
+        commands.out = tmp_path / command
+        code, said, error = getattr(commands, command)(good_weights(tmp_path, command), index)
+        assert code == 1 and not error and said.count("failed: ") >= len(odd), (command, said, error)
+    assert [row["status"] for row in rows_in_order(tmp_path / "inference" / "metrics.csv")] == ["error"] * 7 + ["ok"]
+
+
+class limited_files:
+    """As `full_disk`, of any size."""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
+
+    def __exit__(self, *exception):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+def test_a_disk_without_room_for_one_clip_has_it_for_the_others(commands, tmp_path):
+    wild = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3)).astype(np.uint8)
+    index = write_set(tmp_path / "videos", {"a.mp4": moving(5), "wild.mp4": wild, "b.mp4": moving(5)})
+    options = ["--image_size", 0, "--crop", "False"]
+    weights = good_weights(tmp_path, "inference")
+    for command, table in (("inference", "metrics.csv"), ("benchmark", "results.csv")):
+        commands.out = tmp_path / command
+        with limited_files(200_000):
+            code, _, _ = getattr(commands, command)(weights, index, *options)
+        rows = rows_in_order(commands.out / table)
+        assert code == 1 and [row["status"] for row in rows] == ["ok", "error", "ok"]
+        assert "wild.mp4: File too large" in rows[1]["error"] and float(rows[0]["psnr"]) > 0
+    commands.out = tmp_path / "latents"
+    assert commands.encode(weights, index, *options)[0] == 0
+    with limited_files(30_000):
+        decode = ["--latents_path", commands.out, "--output_path", tmp_path / "decoded", "--mode", "pynative"]
+        code, said, _ = commands("decode_latents.py", *decode)
+    assert code == 1 and "wild.mp4: File too large" in said and "2 videos decoded" in said
+    assert sorted(path.name for path in (tmp_path / "decoded").iterdir()) == ["a.mp4", "b.mp4"]
+    assert commands("decode_latents.py", *decode)[0] == 0  # with room the same command makes what is missing
+
+
+@pytest.mark.parametrize("command", ["inference", "benchmark", "evaluate", "statistics"])
+def test_figures_are_printed_though_their_files_cannot_be_written(commands, tmp_path, monkeypatch, index, command):
+    def full(self, rows, write=Table.write):
+        if self.path.exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+        write(self, rows)
+
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "model.csv")
+
+    monkeypatch.setattr(Table, "write", full)
+    monkeypatch.setattr(VideoAutoencoder, "save_pretrained", no_room)
+    place = index.parent if command == "evaluate" else good_weights(tmp_path, command)
+    code, said, error = getattr(commands, command)(place, index.parent if command == "evaluate" else index)
+    assert code == 2 and re.search(r"error: .*\.csv: No space left on device", error)
+    assert re.search(r"(a|w|scaling_factor) +\d+\.\d+", said), said
+
+
+@pytest.mark.parametrize("command", ["inference", "evaluate"])
+def test_metrics_are_written_as_they_come(commands, tmp_path, monkeypatch, command):
+    """A run that ends in the middle leaves the rows that it had, and no summary of an earlier one."""
+    index = write_set(tmp_path / "videos", {name: moving(5) for name in ("a.mp4", "b.mp4", "c.mp4")})
+    place = tmp_path / "videos" if command == "evaluate" else good_weights(tmp_path, command)
+    arguments = place, tmp_path / "videos" if command == "evaluate" else index
+    assert getattr(commands, command)(*arguments)[0] == 0 and (commands.out / "metrics.json").exists()
+    add, added = Table.add, []
+
+    def killed(self, cells):
+        if len(added) == 2:
+            raise KeyboardInterrupt
+        added.append(cells)
+        add(self, cells)
+
+    monkeypatch.setattr(Table, "add", killed)
+    assert getattr(commands, command)(*arguments)[0] == 130
+    rows = rows_in_order(commands.out / "metrics.csv")
+    assert [row["status"] for row in rows] == ["ok", "ok"] and float(rows[0]["psnr"]) > 0
+    assert not (commands.out / "metrics.json").exists()
 
 
 # Indexes.
@@ -416,7 +608,8 @@ def test_an_index_at_fault_is_named_by_every_command(commands, tmp_path, index, 
         b"video\n../a.mp4\n": "faulty.csv, line 2: ../a.mp4 leads outside the folder",
         b"video\n/etc/passwd\n": "faulty.csv, line 2: /etc/passwd leads outside the folder",
         b"name\na.mp4\n": "no column 'video' or 'path'",
-        b'video\n"a.mp4\n': "not a CSV file in UTF-8",
+        b'video,text\na.mp4,"He said "hi" to me"\n': "faulty.csv, line 2: its quotes do not match",
+        b"video;text\na.mp4;x\n": "separated by semicolons",
         b"video\n\xff.mp4\n": "not a CSV file in UTF-8",
         b"video\n": "there is no row below the header",
         b"": "the file is empty",
@@ -491,12 +684,19 @@ def test_a_full_disk_keeps_older_checkpoints_and_names_the_file(tmp_path):
     assert load_checkpoint(tmp_path / "step_000001", *make()) == {"step": 1}
 
 
-def test_a_row_that_a_full_disk_cuts_short_names_the_file(tmp_path):
+def test_rows_that_a_full_disk_has_no_room_for_wait_until_it_has(tmp_path, caplog):
     path = tmp_path / "results.csv"
-    path.write_text("x" * (LIMIT - 5))
-    with full_disk(), pytest.raises(OSError) as error:
-        append_row(path, Row("name", "output", "model"))
-    assert str(path) in str(error.value)
+    results = Results(path)
+    rows = [Row(f"{i}{'x' * 500}", "output", "model") for i in range(6)]
+    with full_disk():
+        for row in rows[:5]:
+            results.add(row)
+        assert read_rows(path) == rows[:3] and path.read_bytes().endswith(b"\n")  # none is cut short
+        with pytest.raises(OSError) as error:
+            results.save()
+    assert str(path) in str(error.value) and f"{path}: File too large" in caplog.text
+    results.add(rows[5])
+    assert read_rows(path) == rows
 
 
 @pytest.mark.parametrize("shown", [1, 30])  # what fills the disk: the log, or TensorBoard's file

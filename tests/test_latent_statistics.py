@@ -126,7 +126,7 @@ def test_where_the_caller_scales_the_factors_are_the_inverse_and_the_mean(clips,
 def test_factors_per_channel_bring_each_channel_to_mean_0_and_deviation_1(clips, tmp_path, monkeypatch, capsys):
     create_model("temporal_vae", **TEMPORAL_VAE).save_pretrained(tmp_path / "vae")
     arguments = ["--ckpt_path", tmp_path / "vae", "--csv_path", clips / "index.csv", "--save_dir", tmp_path / "scaled"]
-    assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments, "--image_size", 0, "--crop", "False") == 0
+    assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments, "--image_size", 0, "--crop", "False") == 1
     model, plain = from_pretrained(tmp_path / "scaled"), from_pretrained(tmp_path / "vae")
     assert len(model.config["shift"]) == len(model.config["scale"]) == 4
     x = videos(clips, configure(clips, tmp_path / "vae", tmp_path))
@@ -149,7 +149,7 @@ def test_factors_per_channel_bring_each_channel_to_mean_0_and_deviation_1(clips,
 
 def test_the_tool_says_what_it_measured(clips, checkpoint, tmp_path, monkeypatch, capsys):
     arguments = ["--ckpt_path", checkpoint, "--data_path", clips / "index.csv", "--save_dir", tmp_path / "out"]
-    assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments, "--image_size", 32) == 0
+    assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments, "--image_size", 32) == 1
     said = capsys.readouterr().out
     described = json.loads((tmp_path / "out" / "latent_statistics.json").read_text())
     assert "3 of 5 clips measured" in said and said.count("failed: broken.mp4") == 2

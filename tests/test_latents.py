@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import runpy
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from safetensors.numpy import load_file
+from tiny_models import randomized
 from training_runs import TwoConvs
 from workers import finish, start
 
@@ -223,7 +225,7 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(tmp_path, confi
     with pytest.raises(ValueError, match=r"clips.num_frames was None and is 3 now.*another output_path$"):
         encode_csv(configure(num_frames=3))
     other = tmp_path / "other.ckpt"
-    TwoConvs({}).save_weights(other)
+    randomized(TwoConvs({}), seed=1).save_weights(other)  # TwoConvs' own are the same after the same seed
     with pytest.raises(ValueError, match="model.sha256 was "):
         encode_csv(configure(model=ModelConfig(str(other))))
     moved = tmp_path / "moved.ckpt"
@@ -298,19 +300,73 @@ def test_latents_that_are_not_finite_are_an_error_of_that_video(tmp_path, config
     assert list(contents(tmp_path / "latents")) == [name for name in GOOD if name != "long.mp4"]
 
 
-def test_a_full_disk_ends_the_run_and_spoils_nothing(tmp_path, configure, monkeypatch):
-    encode_csv(configure(["a/x.mp4"]))
-    before = contents(tmp_path / "latents")
+def test_a_full_disk_costs_the_videos_that_it_has_no_room_for_and_the_next_run_tries_them_again(
+    tmp_path, configure, monkeypatch
+):
+    encode_csv(configure(output_path=str(tmp_path / "whole")))
+    write, full = folders.PieceWriter.write, OSError(28, "No space left on device")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def write_short_ones(self, name, at, piece):
+        if name == "long.mp4.z" and at:
+            raise full
+        write(self, name, at, piece)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folders.PieceWriter, "write", full)
-        with pytest.raises(OSError, match="No space left"):
-            encode_csv(configure())
-    assert_same(contents(tmp_path / "latents"), before)
+        patch.setattr(folders.PieceWriter, "write", write_short_ones)
+        report = encode_csv(configure())
+    shard = tmp_path / "latents" / "latents-00000-00000.safetensors"
+    assert report.encoded == 4 and ("long.mp4", f"{shard}: No space left on device") in report.failed
+    assert [row.status for row in folders.read_rows(tmp_path / "latents").values()].count("error") == 2
+    assert list(contents(tmp_path / "latents")) == [name for name in GOOD if name != "long.mp4"]
+    report = encode_csv(configure())
+    assert (report.encoded, report.there, len(report.failed)) == (1, 4, 1)  # what is broken is not tried again
+    assert_same(contents(tmp_path / "latents"), contents(tmp_path / "whole"))
+
+
+def test_a_shard_that_cannot_be_finished_costs_no_other(tmp_path, configure, monkeypatch):
+    encode_csv(configure(output_path=str(tmp_path / "whole")))
+    config, finish, calls = configure(), folders.PieceWriter.finish, []
+    config.shard_size = 8 * 2 * 5 * 20 * 28 / 2**20  # one short video, in MB
+
+    def failing(self):
+        calls.append(self)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        finish(self)
+
+    monkeypatch.setattr(folders.PieceWriter, "finish", failing)
+    report = encode_csv(config)
+    (lost,) = {name for name, _ in report.failed} - {"broken.mp4"}
+    assert report.encoded == 4 and lost in GOOD
+    assert list(contents(tmp_path / "latents")) == [name for name in GOOD if name != lost]
     assert not [path for path in (tmp_path / "latents").iterdir() if path.name.startswith(".latents")]
+    assert encode_csv(config).encoded == 1
+    assert_same(contents(tmp_path / "latents"), contents(tmp_path / "whole"))
+
+
+def test_a_really_full_disk_spoils_no_shard(tmp_path, configure):
+    """No file grows beyond 64 KB for the header and a video and a half; then it may."""
+    encode_csv(configure(output_path=str(tmp_path / "whole")))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folders.HEADER_ROOM + 3 * 4 * 2 * 5 * 20 * 28 // 2, before[1]))
+    try:
+        report = encode_csv(configure())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {name for name, _ in report.failed} == {"broken.mp4", "b/x.mp4", "long.mp4", "ünï, code.mp4"}
+    whole = contents(tmp_path / "whole")
+    assert_same(contents(tmp_path / "latents"), {name: whole[name] for name in ("a/x.mp4", "still.png")})
+    assert encode_csv(configure()).encoded == 3
+    assert_same(contents(tmp_path / "latents"), whole)
+
+
+def test_another_caption_comes_into_the_index_and_nothing_is_encoded_again(tmp_path, configure):
+    encode_csv(configure())
+    config = configure()
+    text = Path(config.csv_path).read_text(encoding="utf-8").replace("of a/x", "of another")
+    Path(config.csv_path).write_text(text, encoding="utf-8")
+    assert encode_csv(config).encoded == 0
+    assert open_latents(tmp_path / "latents")["a/x.mp4"].caption == "of another"
 
 
 @pytest.mark.parametrize(
@@ -406,7 +462,7 @@ def test_decoding_goes_on_and_takes_names(tmp_path, configure):
 def test_only_the_checkpoint_that_encoded_decodes_unless_any_may(tmp_path, configure):
     encode_csv(configure(["a/x.mp4"]))
     other = tmp_path / "other.ckpt"
-    TwoConvs({}).save_weights(other)
+    randomized(TwoConvs({}), seed=1).save_weights(other)  # TwoConvs' own are the same after the same seed
     with pytest.raises(DataError, match=r"other.ckpt: is not the checkpoint that made .* --any_checkpoint"):
         decode(tmp_path, from_pretrained=str(other))
     assert not (tmp_path / "out").exists()
@@ -443,7 +499,7 @@ def test_the_commands_encode_and_decode_with_a_real_model(tmp_path, videos, monk
     (tmp_path / "index.csv").write_text("video\na/x.mp4\nbroken.mp4\nstill.png\n")
     options = ["--ckpt_path", tmp_path / "tae.ckpt", "--csv_path", tmp_path / "index.csv", "--video_folder", videos]
     options += ["--config", ROOT / "configs/tae/latents/video_256x256.yaml", "--image_size", "16"]
-    assert run_script(monkeypatch, "encode_latents.py", *options, "--output_path", tmp_path / "latents") == 0
+    assert run_script(monkeypatch, "encode_latents.py", *options, "--output_path", tmp_path / "latents") == 1
     out = capsys.readouterr().out
     assert "failed: broken.mp4: " in out and "2 videos encoded, 0 were there, 1 failed" in out
     assert open_latents(tmp_path / "latents").settings["model"]["tiling"]["encode_overlap"] == 8

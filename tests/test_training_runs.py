@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -24,6 +25,7 @@ from mg.data.video import read_image
 from mg.losses.discriminator import DiscriminatorConfig
 from mg.losses.lpips import LPIPS
 from mg.models import create_model, from_pretrained
+from mg.training.data_changes import describe_changes
 from mg.training.optim import OPTIMIZERS, SCHEDULES
 from mg.training.step import TrainStep
 from mg.training.trainer import TrainConfig, TrainingError
@@ -231,6 +233,87 @@ def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog)
     short_run(tmp_path, *data, "--max_steps=2", "--optim.lr=0.5", "--resume")
     assert "resuming with other settings than before: optim.lr 0.01 -> 0.5, max_steps 1 -> 2" in caplog.text
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
+
+
+ROWS = ["0.mp4,moving", "1.mp4,moving", "2.mp4,moving", "still.png,moving"]
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (ROWS[:2], "2 rows gone (2.mp4, still.png)"),
+        ([*ROWS, "0.mp4,again"], "1 row new (0.mp4)"),
+        ([*ROWS[:3], "still.png,stands"], "1 row edited (still.png)"),
+        (ROWS[::-1], "the rows stand in another order"),
+        (
+            [ROWS[3], "a/3.mp4,b", ROWS[0]],
+            "2 rows gone (1.mp4, 2.mp4), 1 row new (a/3.mp4), the others in another order",
+        ),
+    ],
+)
+def test_a_resumed_run_says_how_its_data_have_changed_and_does_not_go_on_unasked(trained, tmp_path, rows, message):
+    output, options = tmp_path / "run", ["--csv_path", str(tmp_path / "train.csv"), *trained[1][2:]]
+    shutil.copytree(trained[0], output)
+    (tmp_path / "train.csv").write_text("\n".join(["video,caption", *rows]) + "\n")
+    with pytest.raises(TrainingError) as error:
+        short_run(output, *options, "--max_steps=2", "--resume")
+    assert f"step_000001 was trained on: {message}. Give the CSV as it was, or --resume_changed_data" in str(
+        error.value
+    )
+    assert str(tmp_path / "train.csv") in str(error.value) and len(read_records(output)) == 1
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data):
+    """The folder of a run of one update, and the options that name its data."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    short_run(output, *data, "--max_steps=1")
+    return output, data
+
+
+def test_a_run_goes_on_with_changed_data_where_it_is_told_to(trained, tmp_path, caplog):
+    output, options = tmp_path / "run", ["--csv_path", str(tmp_path / "train.csv"), *trained[1][2:]]
+    shutil.copytree(trained[0], output)
+    (tmp_path / "train.csv").write_text("\n".join(["video,caption", *ROWS[1:]]) + "\n")
+    assert len(short_run(output, *options, "--max_steps=2", "--resume", "--resume_changed_data")) == 2
+    assert "resuming with other data than before: 1 row gone (0.mp4)" in caplog.text
+    caplog.clear()
+    assert len(short_run(output, *options, "--max_steps=3", "--resume")) == 3  # they are the run's own now
+    assert "data" not in caplog.text
+
+
+def test_the_same_rows_from_elsewhere_are_no_change(trained, tmp_path, data):
+    output, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(trained[0], output)
+    shutil.copytree(data[3], moved)
+    (tmp_path / "copy.csv").write_text("\ufeffvideo,caption\r\n" + "\r\n".join(ROWS), newline="")
+    options = ["--csv_path", str(tmp_path / "copy.csv"), "--video_folder", str(moved)]
+    assert len(short_run(output, *options, "--max_steps=2", "--resume")) == 2
+
+
+def test_a_run_that_an_older_version_saved_goes_on_and_says_so(trained, tmp_path, data, caplog):
+    output = tmp_path / "run"
+    shutil.copytree(trained[0], output)
+    state = output / "checkpoints" / "step_000001" / "state.json"
+    state.write_text(
+        json.dumps({name: value for name, value in json.loads(state.read_text()).items() if name != "data"})
+    )
+    assert len(short_run(output, *data, "--max_steps=2", "--resume")) == 2
+    assert "step_000001 does not say which data it was trained on" in caplog.text
+
+
+def test_rows_that_come_twice_are_told_apart():
+    a, b, c = ["a", "1"], ["a", "2"], ["b", "1"]
+    for before, now, said in (
+        ([a, b], [a, b], ""),
+        ([a, b], [b, a], "the rows stand in another order"),
+        ([a, a], [a], "1 row gone (a)"),
+        ([a, a, c], [a, b, c], "1 row edited (a)"),
+        ([a, b, c], [c, b], "1 row gone (a), the others in another order"),
+        ([a] * 9, [["b", "1"]], "9 rows gone (a), 1 row new (b)"),
+        ([[str(i), ""] for i in range(9)], [a], "9 rows gone (0, 1, 2, ...), 1 row new (a)"),
+    ):
+        assert describe_changes(before, now) == said
 
 
 def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_path, data, caplog):

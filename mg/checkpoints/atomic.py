@@ -22,7 +22,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a file was to be written there")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    temporary = _beside(path)
     with naming(path, temporary):
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -36,6 +36,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
     sync(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name of the same suffix, no longer than the name itself where that is long: a file system may take no
+    more."""
+    rest = f".{secrets.token_hex(4)}{path.suffix}"
+    room = max(len(os.fsencode(path.name)), 64) - len(os.fsencode(rest)) - 1
+    return path.with_name(f".{os.fsdecode(os.fsencode(path.stem)[: max(room, 0)])}{rest}")
 
 
 @contextlib.contextmanager

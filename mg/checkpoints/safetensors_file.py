@@ -102,7 +102,7 @@ class PieceWriter:
     The header, which says what no one knows before, comes last, into `room` bytes that are kept free for it in front.
 
     Args:
-        file: open for writing, empty.
+        file: open for writing, empty; unbuffered, so that what there is no room for is an error of its own piece.
         dtype: of the tensors, fp32 | fp16 | bf16.
     """
 
@@ -113,6 +113,7 @@ class PieceWriter:
         self._missing: dict[str, int] = {}  # bytes of each tensor that are yet to come
         self._code, one = encode("", np.zeros(1, np.float32), dtype)
         self._item = one.itemsize
+        _write_all(file, bytes(room))  # a disk that is full later has the header's room already
 
     def __len__(self) -> int:
         return len(self._header)
@@ -150,7 +151,7 @@ class PieceWriter:
         _, coded = encode(name, piece, self.dtype)
         for row in range(rows):
             self.file.seek(self.room + begin + (row * length + at) * math.prod(rest) * self._item)
-            self.file.write(coded[row].tobytes())
+            _write_all(self.file, coded[row].tobytes())
         self._missing[name] -= coded.nbytes
 
     def drop(self, name: str) -> None:
@@ -172,8 +173,7 @@ class PieceWriter:
         if len(text) > self.room - 8:
             raise CheckpointError(f"a header of {len(text)} bytes does not fit into the {self.room} kept for it")
         self.file.seek(0)
-        self.file.write((self.room - 8).to_bytes(8, "little"))
-        self.file.write(text.ljust(self.room - 8))
+        _write_all(self.file, (self.room - 8).to_bytes(8, "little") + text.ljust(self.room - 8))
 
     def _entry(self, shape: tuple[int, ...], at: int) -> dict:
         return {"dtype": self._code, "shape": list(shape), "data_offsets": [at, at + self.num_bytes(shape)]}
@@ -181,6 +181,12 @@ class PieceWriter:
     @staticmethod
     def _text(header: dict) -> bytes:
         return json.dumps(header, separators=(",", ":")).encode()
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _reader(source: Source, entry: Entry):

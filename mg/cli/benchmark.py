@@ -15,11 +15,13 @@ from mg.evaluation.summary import format_summary
 
 
 def main() -> int:
-    """0 if every model reconstructed at least one clip, 1 if not."""
+    """0 if every model reconstructed every clip, 1 if not."""
     config = parse_config(BenchmarkConfig, __doc__.splitlines()[0])
     runtime.setup(config.device, config.mode)
     benchmark = run_benchmark(config)
     print(format_summary(benchmark.summary))
+    if benchmark.unwritten:
+        raise benchmark.unwritten
     print(f"report: {benchmark.report}")
     return 0 if benchmark.complete else 1
 

@@ -2,18 +2,27 @@
 
     mg-benchmark-memory                              # 128 and 1,024 frames of 192 x 192, a small TAE
     mg-benchmark-memory --frames 128 1024 4096 --size 256 --ckpt_path models/tae.ckpt
+    mg-benchmark-memory --models tae dc_ae           # what a pixel costs: what enable_tile auto goes by
 
 encodes and decodes a video of each length, every time in a process of its own, and prints the peaks of their resident
 memory and the ratio; they are in memory.json too.
 """
 
+from pathlib import Path
+
 from mg.config import parse_config, run_command_line
+from mg.evaluation.footprints import format_costs, measure_costs
 from mg.latents.memory import MemoryConfig, format_table, measure_memory
 
 
 def main() -> int:
-    """0 if the longer videos take at most `limit` times the memory of the first one, 1 if not."""
+    """0 if the longer videos take at most `limit` times the memory of the first one, or no model takes more than it is
+    assumed to take, 1 if not."""
     config = parse_config(MemoryConfig, __doc__.splitlines()[0])
+    if config.models:
+        costs = measure_costs(config.models, config.mode, Path(config.output_path) / "footprints.json")
+        print(format_costs(costs))
+        return 0 if all(cost.per_pixel_and_channel <= cost.assumed for cost in costs) else 1
     found = measure_memory(config, "mg.cli.encode_latents", "mg.cli.decode_latents")
     print(format_table(found))
     print(f"at most {config.limit} is asked for; see {config.output_path}")

@@ -8,22 +8,23 @@ command again makes what is missing.
 """
 
 from mg import runtime
-from mg.config import parse_config, run_command_line
+from mg.config import exit_status, parse_config, run_command_line
 from mg.latents.decode import DecodeConfig, decode_folder
+from mg.plain_text import printable
 
 
 def main() -> int:
-    """0 if no video failed, 1 if one did."""
+    """0 if no video failed, 1 if one did; see `exit_status`."""
     config = parse_config(DecodeConfig, __doc__.splitlines()[0])
     worker = runtime.setup(config.device, config.mode)
     report = decode_folder(config, worker.rank, worker.world_size)
     for name, error in report.failed:
-        print(f"failed: {name}: {error}")
+        print(f"failed: {printable(name)}: {error}")
     print(
         f"{report.decoded} videos decoded, {report.there} were there, {len(report.failed)} failed; "
         f"see {config.output_path}"
     )
-    return 1 if report.failed else 0
+    return exit_status(len(report.failed), report.decoded + report.there, worker.world_size)
 
 
 def run() -> None:

@@ -9,23 +9,24 @@ again goes on where a run was stopped. `mg.latents.open_latents(folder)` reads i
 """
 
 from mg import runtime
-from mg.config import parse_config, run_command_line
+from mg.config import exit_status, parse_config, run_command_line
 from mg.latents.encode import EncodeConfig, encode_csv
+from mg.plain_text import printable
 
 
 def main() -> int:
-    """0 if this rank has latents, or no video to encode, and 1 if all of them failed."""
+    """0 if none of this rank's videos failed, 1 if one did; see `exit_status`."""
     config = parse_config(EncodeConfig, __doc__.splitlines()[0])
     worker = runtime.setup(config.device, config.mode, config.seed)
     report = encode_csv(config, worker.rank, worker.world_size)
     for name, error in report.failed:
-        print(f"failed: {name}: {error}")
+        print(f"failed: {printable(name)}: {error}")
     part = f" (rank {worker.rank} has {report.mine} of {report.videos})" if worker.world_size > 1 else ""
     print(
         f"{report.encoded} videos encoded, {report.there} were there, {len(report.failed)} failed{part}; "
         f"see {config.output_path}"
     )
-    return 1 if report.mine and len(report.failed) == report.mine else 0
+    return exit_status(len(report.failed), report.mine - len(report.failed), worker.world_size)
 
 
 def run() -> None:

@@ -8,19 +8,21 @@ mg-convert-lpips makes; without them the other measures are taken.
 """
 
 from mg import runtime
-from mg.config import parse_config, run_command_line
+from mg.config import exit_status, parse_config, run_command_line
 from mg.evaluation.pairs import EvaluateConfig, evaluate_folders, format_table
 
 
 def main() -> int:
-    """0 if at least one pair was measured, 1 if none was."""
+    """0 if every pair was measured, 1 if one failed, or there was none."""
     config = parse_config(EvaluateConfig, __doc__.splitlines()[0])
     runtime.setup(config.device, config.mode)
     report = evaluate_folders(config)
     print(format_table(report, config))
     measured, failed, unpaired = (len(report.rows(status)) for status in ("ok", "error", "unpaired"))
     print(f"{measured} pairs measured, {failed} failed, {unpaired} unpaired; see {config.output_path}")
-    return 0 if measured else 1
+    if report.unwritten:
+        raise report.unwritten
+    return exit_status(failed, measured) if measured else 1
 
 
 def run() -> None:

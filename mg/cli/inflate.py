@@ -25,6 +25,7 @@ from mg.config import parse_config, run_command_line
 from mg.models import stored_config
 from mg.models.tae.tae import TAE_CONFIG
 from mg.models.tae.weights import config_from_image_vae, inflate
+from mg.plain_text import write_text
 
 
 @dataclass
@@ -89,7 +90,7 @@ def tell(report: LoadReport | None, options: Options, failed: bool = False) -> N
         return
     if options.report:
         with atomic_write(options.report) as file:
-            file.write_text(report.details() + "\n")
+            write_text(file, report.details() + "\n")
     if options.verbose:
         print(report.details())
     elif not failed:

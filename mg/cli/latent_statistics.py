@@ -17,19 +17,20 @@ standard deviation per channel and over all, of the latents as they are without 
 import numpy as np
 
 from mg import runtime
-from mg.config import parse_config, run_command_line
+from mg.config import exit_status, parse_config, run_command_line
 from mg.evaluation.latents import StatisticsConfig, measure_csv
+from mg.plain_text import printable
 
 SUMMARY, _, MEANING, _ = __doc__.split("\n\n")
 
 
 def main() -> int:
-    """0 if at least one clip was measured, 1 if none was."""
+    """0 if every clip was measured, 1 if one failed."""
     config = parse_config(StatisticsConfig, f"{SUMMARY} {MEANING}")
     runtime.setup(config.device, config.mode, config.seed)
     statistics, factors = measure_csv(config)
     for name, error in statistics.failures:
-        print(f"failed: {name}: {error}")
+        print(f"failed: {printable(name)}: {error}")
     print(f"{statistics.clips} of {statistics.clips + len(statistics.failures)} clips measured")
     if statistics.channels is None:
         return 1
@@ -37,8 +38,10 @@ def main() -> int:
     print(f"latents: mean {overall.mean:.6g}, standard deviation {overall.std:.6g}")
     for key, value in factors.items():  # a number, or one per channel
         print(key, *(f"{number:.6g}" for number in np.ravel(value)))
+    if statistics.unwritten:
+        raise statistics.unwritten
     print(f"see {config.output_path}")
-    return 0
+    return exit_status(len(statistics.failures), statistics.clips)
 
 
 def run() -> None:

@@ -9,13 +9,13 @@ The second writes the folders samples/vae_video_ori, _rec and _spatial, and the 
 """
 
 from mg import runtime
-from mg.config import parse_config, run_command_line
+from mg.config import exit_status, parse_config, run_command_line
 from mg.evaluation.benchmark import report_command
 from mg.evaluation.reconstruction import InferenceConfig, format_table, output_folders, reconstruct_csv
 
 
 def main() -> int:
-    """0 if at least one clip was reconstructed, 1 if none was."""
+    """0 if every clip was reconstructed, 1 if one failed."""
     config = parse_config(InferenceConfig, __doc__.splitlines()[0])
     runtime.setup(config.device, config.mode, config.seed)
     report = reconstruct_csv(config)
@@ -25,7 +25,9 @@ def main() -> int:
         print("videos and images:", *output_folders(config).values())
     if report.succeeded:
         print("for a report to look at, with speed, memory and error maps:", report_command(config), sep="\n    ")
-    return 0 if report.succeeded else 1
+    if report.unwritten:
+        raise report.unwritten
+    return exit_status(len(report.failed), len(report.succeeded))
 
 
 def run() -> None:

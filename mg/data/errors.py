@@ -14,6 +14,10 @@ class VideoError(ValueError):
     """A video or image file that cannot be read or written; the message names it."""
 
 
+class NoRoom(VideoError):
+    """A file that there is not enough memory for; another time there may be."""
+
+
 @contextmanager
 def reading(path: str | PathLike, otherwise: str = "it cannot be read") -> Iterator[None]:
     """Whatever goes wrong inside is the file's fault, and leaves as a `VideoError` that names it.
@@ -29,7 +33,7 @@ def reading(path: str | PathLike, otherwise: str = "it cannot be read") -> Itera
     except (DataError, VideoError):
         raise
     except MemoryError as error:
-        raise VideoError(f"{path}: {otherwise} (it takes more memory than there is)") from error
+        raise NoRoom(f"{path}: {otherwise} (it takes more memory than there is)") from error
     except Exception as error:
         raise VideoError(f"{path}: {otherwise} ({_reason(error)})") from error
 

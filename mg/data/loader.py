@@ -31,6 +31,7 @@ from mg.data.reader import ClipReader
 from mg.data.versions import check_versions
 from mg.data.video import is_image
 from mg.data.workers import ReaderPool
+from mg.plain_text import one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -292,7 +293,7 @@ class ClipLoader:
                 futures = [pool.submit(_measure, rows[number]) for number in unknown]
                 for number, future in zip(unknown, futures):
                     measured[number] = future.result()
-        failed = {row.name: str(found) for row, found in zip(rows, measured) if isinstance(found, VideoError)}
+        failed = {row.name: one_line(found) for row, found in zip(rows, measured) if isinstance(found, VideoError)}
         kept = [(row, found) for row, found in zip(rows, measured) if not isinstance(found, VideoError)]
         self._count_bad(failed, none_left=not kept)
         length, height, width = np.array([found for _, found in kept]).T  # (3, N)
@@ -342,7 +343,7 @@ class ClipLoader:
             try:
                 return reader.read(row, part.num_frames, part.size, (*key, attempt)), row.name
             except VideoError as error:
-                failed[row.name] = str(error)
+                failed[row.name] = one_line(error)
                 if len(failed) > self.config.max_bad_share * self._num_files:
                     break
         return None, ""

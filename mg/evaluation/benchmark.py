@@ -23,8 +23,9 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import mindspore as ms
@@ -39,14 +40,17 @@ from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipOptions, load_model, one_line, read_clips
+from mg.evaluation.clips import Clip, ClipOptions, load_model, read_clips, sparing
+from mg.evaluation.fitting import Fitting, described
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
 from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
 from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
-from mg.evaluation.results import OK, Row, append_row, check_settings, read_rows, write_rows, write_settings
+from mg.evaluation.results import OK, Results, Row, check_settings, read_rows, write_settings
 from mg.evaluation.summary import summarize
+from mg.evaluation.table import error_of
 from mg.models import model_name
+from mg.plain_text import name_bytes, one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
             beside, such as 8x8.
         output_path: folder to write to.
         resume: go on from the rows that lie there; otherwise they go.
+        retry_failed: try again the clips whose rows have an error.
 
     Raises:
         ValueError: a setting out of its range.
@@ -81,6 +86,7 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
     baseline: list[str] = field(default_factory=list)
     output_path: str = "outputs/benchmark"
     resume: bool = True
+    retry_failed: bool = False
 
     def __post_init__(self):
         MeasuresConfig.__post_init__(self)
@@ -106,16 +112,18 @@ class Contestant:
 
 @dataclass
 class Benchmark:
-    """What a run found: `rows` of all models and videos, by model and in the order of the index, and the `summary`."""
+    """What a run found: `rows` of all models and videos, by model and in the order of the index, and the `summary`.
+    `unwritten` is why a file of them could not be written."""
 
     rows: list[Row]
     summary: dict
     report: Path
+    unwritten: OSError | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether every model reconstructed at least one clip."""
-        return all(model["succeeded"] for model in self.summary["models"].values())
+        """Whether every model reconstructed every clip."""
+        return all(model["succeeded"] == self.summary["videos"] for model in self.summary["models"].values())
 
 
 def run_benchmark(config: BenchmarkConfig) -> Benchmark:
@@ -129,13 +137,14 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
     contestants = read_contestants(config)
     measures = Measures(config)
     folder = Path(config.output_path)
-    results = folder / "results.csv"
+    path = folder / "results.csv"
     settings = _settings(config, index, contestants, measures)
-    rows = {(row.model, row.output): row for row in (read_rows(results) if config.resume else [])}
-    if rows:
+    there = read_rows(path) if config.resume else []
+    rows = {(row.model, row.output): row for row in there if row.ok or not config.retry_failed}
+    if there:
         check_settings(folder / "settings.json", settings)
     write_settings(folder / "settings.json", settings)
-    write_rows(results, rows.values())  # without a row that was cut short
+    results = Results(path, rows.values())  # without a row that was cut short
 
     broken = {}
     for contestant in contestants:
@@ -144,23 +153,27 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
             continue
         _free_memory()
         try:
-            model = _Baseline(*contestant.cell) if contestant.config is None else _Timed(contestant.config)
-        except ValueError as error:
+            model = _Baseline(*contestant.cell) if contestant.config is None else _Timed(contestant.config, config)
+        except Exception as error:  # whatever it is: the other models go on
             broken[contestant.label] = one_line(error)
             _logger.warning("%s: %s", contestant.label, one_line(error))
             continue
         blank = [Row(index[i].name, outputs[i], contestant.label) for i in todo]
         for row in _measure(model, [index[i] for i in todo], blank, config, measures, folder / "clips"):
-            append_row(results, row)
+            results.add(row)
             rows[row.model, row.output] = row
         del model
 
     ordered = [rows[key] for key in ((c.label, output) for c in contestants for output in outputs) if key in rows]
     summary = summarize(ordered, settings, measures, broken)
-    with atomic_write(folder / "summary.json") as path:
-        path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    write_report(folder / "report.html", summary, ordered, folder / "clips")
-    return Benchmark(ordered, summary, folder / "report.html")
+
+    def write() -> None:
+        results.save()
+        with atomic_write(folder / "summary.json") as path:
+            path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_report(folder / "report.html", summary, ordered, folder / "clips")
+
+    return Benchmark(ordered, summary, folder / "report.html", error_of(write))
 
 
 def report_command(config: InferenceConfig) -> str:
@@ -170,9 +183,14 @@ def report_command(config: InferenceConfig) -> str:
     for option in fields(ClipOptions):
         value = getattr(config, option.name)
         if value != option.default:
-            words += [f"--{option.name}", value if isinstance(value, str) else json.dumps(value)]
+            words += [f"--{option.name}", _as_option(value)]
     words += ["--output_path", str(Path(config.output_path) / "benchmark")]
     return shlex.join(["mg-benchmark", *words])
+
+
+def _as_option(value: Any) -> str:
+    """A setting as a command line says it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 # Which models.
@@ -185,7 +203,7 @@ def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
         ValueError, OSError: a file that is not there or cannot be used.
     """
     read = [_read_model(text) for text in config.models]
-    labels = unique([label for label, _ in read] + [f"baseline_{text}" for text in config.baseline])
+    labels = unique([printable(label) for label, _ in read] + [f"baseline_{text}" for text in config.baseline])
     contestants = []
     for label, (_, inference) in zip(labels, read):
         contestants.append(Contestant(label, _describe(inference), inference))
@@ -204,7 +222,7 @@ def _read_model(text: str) -> tuple[str, InferenceConfig]:
         given = []
     elif file.endswith(".json"):
         content = read_config(file).get("config", {})
-        given = [f"--{key}={json.dumps(content[key])}" for key in ("model", "enable_tile", "tiling") if key in content]
+        given = [f"--{key}={_as_option(content[key])}" for key in ("model", "enable_tile", "tiling") if key in content]
     else:
         given = ["--config", file]
     try:
@@ -245,9 +263,16 @@ def _describe(inference: InferenceConfig) -> dict:
         "checkpoint": str(path),
         "sha256": sha256(path),
         "dtype": settings.dtype,
-        "tiling": inference.tiling.given() or "the model's own" if inference.enable_tile else tiling or "none",
+        "tiling": tiling or _tiling(inference),
         "config": {**stored, **settings.config},
     }
+
+
+def _tiling(inference: InferenceConfig) -> dict | str:
+    given = inference.tiling.given()
+    if inference.enable_tile == "auto":
+        return {"auto": "where a clip does not fit whole", **given}
+    return (given or "the model's own") if inference.enable_tile else "none"
 
 
 def _settings(
@@ -258,7 +283,7 @@ def _settings(
     return {
         "videos": {
             "count": len(index),
-            "names": hashlib.sha256(names.encode()).hexdigest(),
+            "names": hashlib.sha256(name_bytes(names)).hexdigest(),
             "folder": str(Path(config.video_folder or Path(config.csv_path).parent).resolve()),
         },
         "clips": config.describe(),
@@ -285,18 +310,23 @@ class _Pass:
 class _Timed:
     """A model, each pass of which is timed once its shape ran before: the first run of a shape compiles."""
 
-    def __init__(self, config: InferenceConfig):
+    def __init__(self, config: InferenceConfig, clips: BenchmarkConfig):
         self.model = load_model(config)
+        self._fitting = Fitting(config.enable_tile, config.tiling.given(), clips.max_memory)
         self.model.sample_deterministic = True
         self.cell = self.model.temporal_compression, self.model.spatial_compression
         self._seen: set[tuple] = set()
 
     def __call__(self, x: np.ndarray) -> _Pass:
-        if x.shape not in self._seen:
+        return self._fitting.run(self.model, (1, *x.shape), partial(self._run_twice, x))
+
+    def _run_twice(self, x: np.ndarray) -> _Pass:
+        if (x.shape, self.model.tiling) not in self._seen:
             self._run(x)
-            self._seen.add(x.shape)
+            self._seen.add((x.shape, self.model.tiling))
         _reset_peak_memory()
         found = self._run(x)
+        found.took["tiles"] = described(self.model.tiling)
         if peak := runtime.peak_memory():
             found.took |= {"peak_memory": peak[0], "memory_of": peak[1]}
         return found
@@ -338,7 +368,7 @@ def _measure(
 
         def on_error(number: int, error: Exception) -> None:
             rows[number].error = one_line(error)
-            _logger.warning("%s: %s: %s", rows[number].model, rows[number].name, rows[number].error)
+            _logger.warning("%s: %s: %s", rows[number].model, printable(rows[number].name), rows[number].error)
             done.append(rows[number])
 
         def take() -> Iterator[Row]:
@@ -348,12 +378,10 @@ def _measure(
 
         for clip in read_clips(index, config, on_error):
             yield from take()
-            try:
+            with sparing(partial(on_error, clip.index)):
                 _fill(rows[clip.index], model, clip, measures, folder)
                 ctrl_c.hold()
                 done.append(rows[clip.index])
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:  # of this clip; others may be smaller
-                on_error(clip.index, error)
             yield from take()
             ctrl_c.check()
         yield from take()

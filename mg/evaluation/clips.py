@@ -2,16 +2,18 @@
 
     model = load_model(config)
     for batch, x in batches(rows, config, on_error):    # x (B, 3, T, H, W)
-        ...
+        for clips, y in spared(compute, batch, x, on_error):
+            ...
 
-A clip that cannot be read goes to `on_error`, and the others go on.
+A clip that fails, in whatever way, goes to `on_error`, and the others go on.
 """
 
 import contextlib
 import json
+import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,17 +27,23 @@ from mg import runtime
 from mg.config import require
 from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.decoding import VideoReader
-from mg.data.errors import VideoError, reading
+from mg.data.errors import NoRoom, VideoError, reading
 from mg.data.index import IndexRow
 from mg.data.timeline import Timeline
 from mg.data.transforms import center_crop, covering_size, resize, to_video_tensor
 from mg.data.video import is_image, open_video, read_image
+from mg.memory import available_memory
 from mg.models import VideoAutoencoder, from_pretrained
+from mg.plain_text import name_bytes
+from mg.sampling import clips_noise
 from mg.tiling import TilingConfig
 
 T = TypeVar("T")
 
+_logger = logging.getLogger(__name__)
+
 GRID = 32  # pixels: what every model takes whole
+_BYTES_READ = 3 * (1 + 4)  # of a pixel, as it is read and as a model takes it
 
 
 @dataclass
@@ -112,6 +120,7 @@ class ClipOptions:
         square_pixels: scale videos of other pixels (anamorphic ones) to square pixels, as players do.
         allow_partial: of a video that is cut short or damaged, take what decodes; else it cannot be read.
         num_workers: threads that read ahead.
+        max_memory: GB that running a clip may take; by default what is free when clips of its size first come.
 
     Raises:
         ValueError: a setting out of its range.
@@ -129,12 +138,14 @@ class ClipOptions:
     square_pixels: bool = True
     allow_partial: bool = False
     num_workers: int = 2
+    max_memory: float | None = None
 
     def __post_init__(self):
         for name in ("num_frames", "frame_stride", "num_workers"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
         require(self.fps_max is None or self.fps_max > 0, self, "fps_max", "above 0")
         require(self.image_size >= 0, self, "image_size", "at least 1, or 0")
+        require(self.max_memory is None or self.max_memory > 0, self, "max_memory", "above 0")
         if self.buckets is not None:
             read_buckets(self.buckets)
 
@@ -155,10 +166,11 @@ class ClipsConfig(ClipOptions):
         output_path: folder to write to.
         seed: for sampling.
         sample_posterior: take samples of the latents; by default their mean. Without a posterior (Video DC-AE) there
-            is nothing to sample.
+            is nothing to sample. A clip's sample depends on the seed and its name alone.
         batch_size: clips of equal shape to run at once.
-        enable_tile: run in tiles, which bounds the memory; in place of model.use_spatial_tiling and
-            model.use_temporal_tiling.
+        enable_tile: run in tiles, which bounds the memory: auto does where a clip does not fit into it whole, in the
+            largest tiles that do. With true or auto in place of model.use_spatial_tiling and
+            model.use_temporal_tiling, which are tiles in any case.
         tiling: where the tiles of enable_tile lie.
 
     Raises:
@@ -181,13 +193,13 @@ class ClipsConfig(ClipOptions):
     seed: int = 42
     sample_posterior: bool = False
     batch_size: int = 1
-    enable_tile: bool = False
+    enable_tile: bool | Literal["auto"] = "auto"
     tiling: TileFields = field(default_factory=TileFields)
 
     def __post_init__(self):
         super().__post_init__()
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
-        if self.enable_tile and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
+        if self.enable_tile is True and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
             raise ValueError(
                 "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to say where the "
                 "tiles lie; turn one of them off"
@@ -212,7 +224,9 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
     model = from_pretrained(path or settings.from_pretrained, settings.name, settings.dtype, **settings.config)
     if config.enable_tile:
         model.enable_tiling(**config.tiling.given())
-    elif settings.use_spatial_tiling or settings.use_temporal_tiling:
+    if config.enable_tile == "auto":  # the sizes are right: when to use them is `Fitting`'s to say
+        model.disable_tiling()
+    if settings.use_spatial_tiling or settings.use_temporal_tiling:
         tiling = TilingConfig.from_tile_sizes(
             model.temporal_compression,
             model.spatial_compression,
@@ -224,6 +238,14 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
         )
         model.enable_tiling(**vars(tiling))
     return model
+
+
+def noise_for(model: VideoAutoencoder, x: np.ndarray, names: Sequence[str], config: ClipsConfig) -> np.ndarray | None:
+    """The noise of a sample of the posterior for a batch of clips, x (B, 3, T, H, W), by their `names`; None where none
+    is wanted, or there is nothing to sample."""
+    if not (config.sample_posterior and model.has_posterior):
+        return None
+    return clips_noise(config.seed, names, model.latent_shape(x.shape))
 
 
 def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
@@ -251,7 +273,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         height, width, _ = image.shape
         place = _place(path, config, grid, 1, height, width, still=True)
         size = _covering(config, place, height, width)
-        yield ClipReader(path, lambda: iter([resize(image, *size)]), 1, 1.0, True, config, place)
+        yield ClipReader(path, lambda: iter([resize(image, *size)]), 1, 1.0, size, True, config, place)
         return
     with open_video(path, square_pixels=config.square_pixels, allow_partial=config.allow_partial) as video:
         length = 0 if config.buckets is None else video.listed().length(config.fps_max, config.frame_stride)
@@ -262,7 +284,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         )
         size = _covering(config, place, video.height, video.width)
         step = timeline.step(config.fps_max, config.frame_stride)
-        yield ClipReader(path, lambda: video.clip(timeline, 0, step, size), num_frames, fps, False, config, place)
+        yield ClipReader(path, lambda: video.clip(timeline, 0, step, size), num_frames, fps, size, False, config, place)
 
 
 def _timeline(video: VideoReader, config: ClipOptions, num_frames: int | None) -> Timeline:
@@ -292,20 +314,21 @@ def _place(
     assignment = Assignment(
         config.buckets, grid, Sources(*(np.array([each]) for each in (length, height, width, still)))
     )
-    (number,) = assignment.draw(np.random.default_rng(zlib.crc32(path.as_posix().encode())))
+    (number,) = assignment.draw(np.random.default_rng(zlib.crc32(name_bytes(path.as_posix()))))
     if number < 0:
         raise VideoError(f"{path}: no bucket takes its {length} frames of {height} x {width}: {REASONS[int(number)]}")
     return assignment.places[number]
 
 
 class ClipReader:
-    """An open clip: `num_frames`, `fps`, whether it is `still`, its bucket's `batch_size`, `read`, and then the `size`
-    of its frames.
+    """An open clip: `num_frames`, `fps`, whether it is `still`, its bucket's `batch_size`, the `size` of its frames as
+    the model takes them, and `read`.
 
     Args:
         path: the file.
         begin: gives the clip's frames from the first on, one by one, uint8 (H, W, C) and scaled.
         num_frames, fps: of the clip.
+        scaled: height and width of what `begin` gives.
         config: how they are cropped.
         place: to which bucket and size, if there are buckets.
     """
@@ -316,28 +339,29 @@ class ClipReader:
         begin: Callable[[], Iterator[np.ndarray]],
         num_frames: int,
         fps: float,
+        scaled: tuple[int, int],
         still: bool,
         config: ClipOptions,
         place: Place | None = None,
     ):
         self.num_frames, self.fps, self.still = num_frames, fps, still
         self.batch_size = place.bucket.batch_size if place else None
-        self._path, self._begin, self._config, self._place = path, begin, config, place
+        self.size = place.size if place else (min(scaled),) * 2 if config.crop else scaled
+        self._path, self._begin, self._num_workers = path, begin, config.num_workers
         self._frames = begin()
         self._next = 0  # the number of its next frame
         self._last: np.ndarray | None = None  # the frames given last
         self._end = 0  # of their range
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the frames as the model takes them, once some have been read."""
-        return self._last.shape[1:3]
-
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames [start, stop) -> (3, stop - start, H, W), float32 in [-1, 1].
 
         What this piece shares with the last one is not decoded again: read on in order, and a piece's frames are held.
+
+        Raises:
+            VideoError: frames that do not decode, or, as NoRoom, that there is no memory for.
         """
+        self._check_memory(stop - start)
         kept = self._end - start if self._last is not None and self._end - len(self._last) <= start < self._end else 0
         with reading(self._path):
             parts = [self._last[-kept:]] if kept else []
@@ -348,18 +372,63 @@ class ClipReader:
             return to_video_tensor(frames)
 
     def _decode(self, start: int, stop: int) -> np.ndarray:
+        """Frames [start, stop), uint8 (T, H, W, C), each cropped as it comes: no more is held than the clip."""
         if start < self._next:
             self._frames, self._next = self._begin(), 0
-        frames = [self._crop(frame) for frame in islice(self._frames, start - self._next, stop - self._next)]
+        frames, count = np.empty((stop - start, *self.size, 3), np.uint8), 0
+        for frame in islice(self._frames, start - self._next, stop - self._next):
+            frames[count] = center_crop(frame[None], *self.size)[0]
+            count += 1
         self._next = stop
-        if len(frames) < stop - start:
-            raise VideoError(f"{self._path}: the video ends after {start + len(frames)} of {self.num_frames} frames")
-        return np.stack(frames)
+        if start + count < stop:
+            raise VideoError(f"{self._path}: the video ends after {start + count} of {self.num_frames} frames")
+        return frames
 
-    def _crop(self, frame: np.ndarray) -> np.ndarray:
-        if self._place:
-            return center_crop(frame[None], *self._place.size)[0]
-        return center_crop(frame[None], min(frame.shape[:2]))[0] if self._config.crop else frame
+    def _check_memory(self, frames: int) -> None:
+        """Raise NoRoom where so many frames, as the model takes them, do not fit beside those read ahead."""
+        height, width = self.size
+        needed, free = frames * height * width * _BYTES_READ, available_memory()
+        if free is not None and needed * (self._num_workers + 1) > free:
+            raise NoRoom(
+                f"{self._path}: {frames} frames of {height}x{width} take {needed / 1e9:.1f} GB before a model sees "
+                f"them, and {free / 1e9:.1f} GB of memory are free: take fewer (--num_frames, --frame_stride), or "
+                "smaller ones (--image_size)"
+            )
+
+
+@contextlib.contextmanager
+def sparing(on_error: Callable[[Exception], None]) -> Iterator[None]:
+    """Whatever fails within is of one clip: `on_error` is told, and what stands behind goes on."""
+    try:
+        yield
+    except Exception as error:
+        _logger.debug("", exc_info=True)
+        on_error(error.with_traceback(None))  # which would hold what the clip took
+
+
+def spared(
+    compute: Callable[[list[Clip], np.ndarray], T],
+    batch: list[Clip],
+    x: np.ndarray,
+    on_error: Callable[[int, Exception], None],
+) -> Iterator[tuple[list[Clip], T]]:
+    """What `compute` makes of a batch; where it fails, for want of memory say, of each clip alone, so that one costs no
+    other.
+
+    Args:
+        compute: of clips and their x (B, 3, T, H, W), which may be filled up behind them.
+        on_error: is told the number of a row whose clip fails alone, too.
+    """
+    failed: list[Exception] = []
+    with sparing(failed.append):
+        made = compute(batch, x)
+    if not failed:
+        yield batch, made
+    elif len(batch) == 1 == len(x):
+        on_error(batch[0].index, failed[0])
+    else:
+        for clip in batch:
+            yield from spared(compute, [clip], clip.x[None], on_error)
 
 
 def batches(
@@ -441,7 +510,7 @@ def _ahead(
             index, future = pending.popleft()
             try:
                 done = future.result()
-            except (ValueError, OSError) as error:
+            except Exception as error:  # whatever a file makes of its reader
                 on_error(index, error)
                 continue
             yield index, done
@@ -471,8 +540,3 @@ def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[lis
             yield take(next(iter(waiting)))  # the shape that has waited longest
     while waiting:
         yield take(next(iter(waiting)))
-
-
-def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

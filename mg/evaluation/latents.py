@@ -25,8 +25,11 @@ import numpy as np
 from mg.checkpoints import atomic_write
 from mg.config import to_dict
 from mg.data.index import IndexRow, read_index
-from mg.evaluation.clips import ClipsConfig, batches, load_model, one_line
+from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared
+from mg.evaluation.fitting import Fitting
+from mg.evaluation.table import error_of
 from mg.models import VideoAutoencoder
+from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -80,11 +83,13 @@ class Moments:
 
 @dataclass
 class Statistics:
-    """What was measured: unscaled latents per channel, None where no clip worked; what clips failed, and why."""
+    """What was measured: unscaled latents per channel, None where no clip worked; what clips failed, and why; and why
+    its files could not be written."""
 
     channels: Moments | None
     clips: int
     failures: list[tuple[str, str]]
+    unwritten: OSError | None = None
 
 
 def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
@@ -101,13 +106,15 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
         raise ValueError(f"output_path is {folder}, where the checkpoint lies; give another folder")
     rows = read_index(config.csv_path, config.video_folder)
     model = load_model(config)
+    lacking = [key for key in model.scaling_for(0.0, 1.0, [], []) if key not in model.config]
+    if lacking:
+        raise ValueError(f"the config of {model.name} has no {' and no '.join(lacking)}, which follow from statistics")
     statistics = measure(model, rows, config)
     if statistics.channels is None:
         return statistics, {}
     factors = scaling(model, statistics.channels)
     replaced = {key: model.config[key] for key in factors}
     model.config = {**model.config, **factors}
-    model.save_pretrained(folder)
     overall = statistics.channels.over_channels()
     described = {
         "model": model.name,
@@ -125,8 +132,13 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
         "failures": [{"name": name, "error": error} for name, error in statistics.failures],
         "config": to_dict(config),
     }
-    with atomic_write(folder / STATISTICS_FILE) as path:
-        path.write_text(json.dumps(described, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def write() -> None:
+        model.save_pretrained(folder)
+        with atomic_write(folder / STATISTICS_FILE) as path:
+            path.write_text(json.dumps(described, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    statistics.unwritten = error_of(write)
     return statistics, factors
 
 
@@ -136,18 +148,28 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
 
     def on_error(index: int, error: Exception) -> None:
         statistics.failures.append((rows[index].name, one_line(error)))
-        _logger.warning("%s: %s", rows[index].name, one_line(error))
+        _logger.warning("%s: %s", printable(rows[index].name), one_line(error))
+
+    fitting = Fitting(config.enable_tile, config.tiling.given(), config.max_memory)
+
+    def unscaled(batch: list[Clip], x: np.ndarray) -> np.ndarray:
+        noise = noise_for(model, x, [rows[clip.index].name for clip in batch], config)
+
+        def run() -> np.ndarray:
+            z = model.encoded(*model.posterior(ms.Tensor(x)), None if noise is None else ms.Tensor(noise)).z
+            return model.unscaled(z).asnumpy()  # (B, C, t, h, w)
+
+        return fitting.run(model, x.shape, run, ("encode",))
 
     for batch, x in batches(rows, config, on_error, model.spatial_compression):
-        z, mean, _ = model.encode(ms.Tensor(x))
-        unscaled = model.unscaled(z if config.sample_posterior else mean).asnumpy()  # (B, C, t, h, w)
-        for clip, latents in zip(batch, unscaled):
-            if not np.isfinite(latents).all():
-                on_error(clip.index, ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32"))
-                continue
-            moments = Moments.of(latents[None])
-            statistics.channels = moments if statistics.channels is None else statistics.channels + moments
-            statistics.clips += 1
+        for clips, found in spared(unscaled, batch, x, on_error):
+            for clip, latents in zip(clips, found):
+                if not np.isfinite(latents).all():
+                    on_error(clip.index, ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32"))
+                    continue
+                moments = Moments.of(latents[None])
+                statistics.channels = moments if statistics.channels is None else statistics.channels + moments
+                statistics.clips += 1
     return statistics
 
 

@@ -7,7 +7,6 @@ Both sides are read alike: the first frames, the short side resized, the middle 
 over the frames of a video, then over videos.
 """
 
-import csv
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +26,10 @@ from mg.config import require, to_dict
 from mg.data.errors import VideoError
 from mg.data.transforms import center_crop
 from mg.data.video import IMAGE_SUFFIXES
-from mg.evaluation.clips import ClipOptions, load_clip, one_line
+from mg.evaluation.clips import ClipOptions, load_clip, sparing
 from mg.evaluation.measures import Measures, MeasuresConfig
+from mg.evaluation.table import Table, error_of
+from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -114,12 +116,14 @@ class Folders:
 
 @dataclass
 class PairsReport:
-    """Measured rows. `names` are the measures taken, `left_out` those that could not be."""
+    """Measured rows. `names` are the measures taken, `left_out` those that could not be. `unwritten` is why the metrics
+    could not be written, which are here in any case."""
 
     names: list[str]
     left_out: dict[str, str]
     described: dict[str, str]
     folders: Folders
+    unwritten: OSError | None = None
 
     def rows(self, status: str) -> list[Row]:
         """Those of one status: ok, error or unpaired."""
@@ -147,7 +151,7 @@ def find_pairs(real: str | Path, generated: str | Path) -> Folders:
     rows = []
     for name in sorted({*sides[0], *sides[1]}):
         found = [side.get(name, []) for side in sides]
-        errors = [_fault(folder, files) for folder, files in zip(folders, found) if len(files) != 1]
+        errors = [one_line(_fault(folder, files)) for folder, files in zip(folders, found) if len(files) != 1]
         real, generated = (files[0] if files else None for files in found)
         rows.append(Row(name, real, generated, error="; ".join(errors)))
     return Folders(rows, {folder: names for folder, names in zip(folders, others) if names})
@@ -178,28 +182,36 @@ def _list_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
 def evaluate_folders(config: EvaluateConfig) -> PairsReport:
     """Measure every pair and write the metrics under `config.output_path`.
 
-    A pair that cannot be read or compared becomes a row with an error; the others go on.
+    A pair that cannot be read or compared becomes a row with an error; the others go on. Rows of metrics.csv are
+    written as they come.
 
     Raises:
-        ValueError: a folder is missing, or no measure can be taken, before anything is written.
+        ValueError, OSError: a folder is missing or cannot be written, or no measure can be taken, before anything is
+            measured.
     """
     folders = find_pairs(config.real_video_dir, config.generated_video_dir)
     measures = Measures(config)
     if not measures.names:
         raise ValueError(f"nothing can be measured: {'; '.join(dict.fromkeys(measures.left_out.values()))}")
+    folder = Path(config.output_path)
+    table = Table(folder / "metrics.csv", _columns(measures.names))
+    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run: it comes again at the end
     rows = [row for row in folders.rows if not row.error]
     for row, pair in tqdm(_read_ahead(rows, config), total=len(rows), desc="pairs", unit="pair"):
-        try:
+        with sparing(partial(_fail, row)):
             real, generated = pair.result()
             _check_comparable(real, generated)
             row.frames, row.height, row.width = real.shape[:3]
             row.measures = measures.of(real, generated)
-        except (ValueError, OSError) as error:
-            row.error = one_line(error)
-            _logger.warning("%s: %s", row.name, row.error)
+        table.add(_cells(row, measures.names, config))
     report = PairsReport(measures.names, measures.left_out, measures.describe(), folders)
-    _write_metrics(report, config)
+    report.unwritten = error_of(lambda: _write_metrics(report, config, table))
     return report
+
+
+def _fail(row: Row, error: Exception) -> None:
+    row.error = one_line(error)
+    _logger.warning("%s: %s", printable(row.name), row.error)
 
 
 def read_frames(path: Path, config: EvaluateConfig) -> np.ndarray:
@@ -226,7 +238,7 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
     lines = [["video", *(titles.get(name, name) for name in report.names)]]
     entries = [(row.name, row.measures) for row in report.rows("ok")]
     for name, values in [*entries, ("mean", report.means())] if entries else []:
-        lines.append([name, *(_figure(key, values) for key in report.names)])
+        lines.append([printable(name), *(_figure(key, values) for key in report.names)])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text += [f"{name}: {line}" for name, line in report.described.items()]
@@ -234,10 +246,10 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
         if len(values) < len(entries):
             text.append(f"{name}: of {len(values)} of {len(entries)} pairs; a single frame has none")
     text += [f"left out: {name}: {reason}" for name, reason in report.left_out.items()]
-    text += [f"failed: {row.name}: {row.error}" for row in report.rows("error")]
-    text += [f"unpaired: {row.name}: {row.error}" for row in report.rows("unpaired")]
+    text += [f"failed: {printable(row.name)}: {row.error}" for row in report.rows("error")]
+    text += [f"unpaired: {printable(row.name)}: {row.error}" for row in report.rows("unpaired")]
     for folder, names in report.folders.others.items():
-        shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+        shown = ", ".join(map(printable, names[:3])) + ", ..." * (len(names) > 3)
         text.append(f"not looked at: {folder}: {len(names)} that are neither videos nor images by suffix ({shown})")
     return "\n".join(text)
 
@@ -278,19 +290,21 @@ def _figure(name: str, values: dict[str, float]) -> str:
     return f"{values[name]:.{2 if name == 'psnr' else 4}f}" if name in values else "-"
 
 
-def _write_metrics(report: PairsReport, config: EvaluateConfig) -> None:
+def _columns(names: list[str]) -> list[str]:
+    flow = ["flow"] if "flolpips" in names else []  # beside the figure that rests on it
+    return ["name", "real", "generated", "status", "frames", "height", "width", *names, *flow, "error"]
+
+
+def _cells(row: Row, names: list[str], config: EvaluateConfig) -> list:
+    files = [file.name if file else "" for file in (row.real, row.generated)]
+    values = [row.measures.get(name, "") for name in names]
+    values += [config.flow if "flolpips" in row.measures else ""] * ("flolpips" in names)
+    return [row.name, *files, row.status, row.frames, row.height, row.width, *values, row.error]
+
+
+def _write_metrics(report: PairsReport, config: EvaluateConfig, table: Table) -> None:
     folder = Path(config.output_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    flow = ["flow"] if "flolpips" in report.names else []  # beside the figure that rests on it
-    with atomic_write(folder / "metrics.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        size = ["frames", "height", "width"]
-        writer.writerow(["name", "real", "generated", "status", *size, *report.names, *flow, "error"])
-        for row in report.folders.rows:
-            files = [file.name if file else "" for file in (row.real, row.generated)]
-            values = [row.measures.get(name, "") for name in report.names]
-            values += [config.flow if "flolpips" in row.measures else "" for _ in flow]
-            writer.writerow([row.name, *files, row.status, row.frames, row.height, row.width, *values, row.error])
+    table.write([_cells(row, report.names, config) for row in report.folders.rows])  # in the order of their names
     summary = {
         "names": len(report.folders.rows),
         "measured": len(report.rows("ok")),

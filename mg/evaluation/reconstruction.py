@@ -15,17 +15,20 @@ original in [0, 1] as the model was given it, resized and cropped: per frame, th
 clips. Losses are those of training, of the reconstruction before it is clipped, and come from the same pass.
 """
 
-import csv
+import contextlib
 import json
 import logging
+import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
@@ -33,10 +36,13 @@ from mg.data.index import read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, one_line
+from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared, sparing
+from mg.evaluation.fitting import Fitting, described
 from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
+from mg.evaluation.table import Table, error_of
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
+from mg.plain_text import name_bytes, one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -46,6 +52,7 @@ SPATIAL = "spatial"
 BASELINE = "baseline"
 SIDE_BY_SIDE = "side_by_side"
 LABEL_HEIGHT = 20
+LONGEST_NAME = 240  # bytes of a file's name, before a number and a suffix; most file systems take 255
 
 # What `separate_folders` puts behind the output folder's name.
 SUFFIXES = {ORIGINAL: "_ori", RECONSTRUCTION: "_rec", SPATIAL: "_spatial"}
@@ -88,8 +95,8 @@ class InferenceConfig(ClipsConfig):
 
 @dataclass
 class Result:
-    """One line of the index: `scores` maps a method to (psnr, ssim), `losses` a loss to its value; `error` says why
-    there are none."""
+    """One line of the index: `scores` maps a method to (psnr, ssim), `losses` a loss to its value, `tiles` says whether
+    it ran whole or in which tiles; `error` says why there are none."""
 
     name: str
     output: str
@@ -98,17 +105,19 @@ class Result:
     width: int = 0
     scores: dict[str, tuple[float, float]] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    tiles: str = ""
     error: str = ""
 
 
 @dataclass
 class Report:
     """Results in the order of the index. The first of `methods` is the reconstruction itself; `losses` are its losses'
-    names."""
+    names. `unwritten` is why the metrics, which are here in any case, could not be written."""
 
     methods: list[str]
     results: list[Result]
     losses: list[str] = field(default_factory=list)
+    unwritten: OSError | None = None
 
     @property
     def succeeded(self) -> list[Result]:
@@ -175,10 +184,12 @@ class Losses:
 def reconstruct_csv(config: InferenceConfig) -> Report:
     """Reconstruct every line of `config.csv_path` and write all files under `config.output_path`.
 
-    A line that cannot be read becomes a result with an error; the others go on.
+    A line that fails, because its file cannot be read or does not fit into memory, or its outputs cannot be written,
+    becomes a result with an error; the others go on. Rows of metrics.csv are written as they come.
 
     Raises:
-        ValueError, OSError: an index or a checkpoint that cannot be used, before anything is written.
+        ValueError, OSError: an index or a checkpoint that cannot be used, a folder that cannot be written, before
+            anything is measured.
     """
     rows = read_index(config.csv_path, config.video_folder)
     models = load_models(config)
@@ -189,42 +200,69 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     methods = [RECONSTRUCTION, *[SPATIAL] * config.spatial, *compared, *[BASELINE] * config.baseline]
     results = [Result(row.name, output) for row, output in zip(rows, output_names([row.name for row in rows]))]
     report = Report(methods, results, losses.names if losses else [])
-    Path(config.output_path).mkdir(parents=True, exist_ok=True)
+    folder = Path(config.output_path)
+    table = Table(folder / "metrics.csv", _columns(report))
+    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run: it comes again at the end
+    fitting = Fitting(config.enable_tile, config.tiling.given(), config.max_memory)
 
     def on_error(index: int, error: Exception) -> None:
         _fail(results[index], error)
+        table.add(_cells(results[index], report))
 
-    for batch, x in batches(rows, config, on_error, model.spatial_compression):
-        y, latents = reconstruct(model, x, config.sample_posterior)
-        outputs = {RECONSTRUCTION: y}
+    def compute(batch: list[Clip], x: np.ndarray) -> _Made:
+        for clip in batch:
+            results[clip.index].frames, results[clip.index].height, results[clip.index].width = clip.x.shape[1:]
+        names = [rows[clip.index].name for clip in batch]
+
+        def run(model: VideoAutoencoder) -> _Made:
+            y, latents = reconstruct(model, x, noise_for(model, x, names, config))
+            return _Made(y, latents, {RECONSTRUCTION: y.asnumpy()}, described(model.tiling))
+
+        made = fitting.run(model, x.shape, partial(run, model))
         if config.spatial:
-            outputs[SPATIAL] = model.reconstruct(latents[-1], x.shape)
+            made.videos[SPATIAL] = model.reconstruct(made.latents[-1], x.shape).asnumpy()
         for name in compared:
-            outputs[name] = reconstruct(models[name], x, config.sample_posterior)[0]
-        outputs = {name: np.clip(value.asnumpy(), -1, 1) for name, value in outputs.items()}
+            other = fitting.run(models[name], x.shape, partial(run, models[name]))
+            made.videos[name] = other.videos[RECONSTRUCTION]
+        made.videos = {name: np.clip(value, -1, 1) for name, value in made.videos.items()}
         if config.baseline:
             factors = model.temporal_compression, model.spatial_compression
-            outputs[BASELINE] = area_trilinear_baseline(x[: len(batch)], *factors)
-        for i, clip in enumerate(batch):
-            result = results[clip.index]
-            result.frames, result.height, result.width = clip.x.shape[1:]
-            try:
-                scores = {name: score(clip.x, value[i]) for name, value in outputs.items()}
-                found = losses(Tensor(clip.x[None]), *_one_of(i, (y, latents))) if losses else {}
-            except ValueError as error:
-                _fail(result, error)
-                continue
-            result.scores, result.losses = scores, found
-            if config.save_videos:
-                _save(clip, result.output, {name: value[i] for name, value in outputs.items()}, config)
+            made.videos[BASELINE] = area_trilinear_baseline(x[: len(batch)], *factors)
+        return made
 
-    _write_metrics(report, config)
+    for batch, x in batches(rows, config, on_error, model.spatial_compression):
+        for clips, made in spared(compute, batch, x, on_error):
+            for i, clip in enumerate(clips):
+                with sparing(partial(on_error, clip.index)):
+                    result, videos = results[clip.index], {name: value[i] for name, value in made.videos.items()}
+                    result.scores = {name: score(clip.x, video) for name, video in videos.items()}
+                    if losses:
+                        result.losses = losses(Tensor(clip.x[None]), *_one_of(i, (made.y, made.latents)))
+                    if config.save_videos:
+                        _save(clip, result.output, videos, config)
+                    result.tiles = made.tiles
+                    table.add(_cells(result, report))
+
+    report.unwritten = error_of(lambda: _write_metrics(report, config, table))
     return report
+
+
+@dataclass
+class _Made:
+    """What was made of a batch: the reconstruction, the latents, `videos` by method, (B, 3, T, H, W) each, and how the
+    model ran."""
+
+    y: Tensor
+    latents: tuple[Tensor | None, ...]
+    videos: dict[str, np.ndarray]
+    tiles: str
 
 
 def load_models(config: InferenceConfig) -> dict[str, VideoAutoencoder]:
     """The model under "reconstruction" and the compared ones under their files' names, ready to run."""
-    compared = unique([Path(path).stem for path in config.compare], taken=(ORIGINAL, RECONSTRUCTION, SPATIAL, BASELINE))
+    compared = unique(
+        [printable(Path(path).stem) for path in config.compare], taken=(ORIGINAL, RECONSTRUCTION, SPATIAL, BASELINE)
+    )
     paths = [config.model.from_pretrained, *config.compare]
     return {label: load_model(config, path) for label, path in zip([RECONSTRUCTION, *compared], paths)}
 
@@ -238,17 +276,17 @@ def output_folders(config: InferenceConfig) -> dict[str, Path]:
 
 
 def reconstruct(
-    model: VideoAutoencoder, x: np.ndarray, sample_posterior: bool = False
+    model: VideoAutoencoder, x: np.ndarray, noise: np.ndarray | None = None
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """One pass: (B, 3, T, H, W) in [-1, 1] -> the reconstruction of the same shape, fp32, not clipped; and the latents.
+
+    Args:
+        noise: decode a sample of the posterior, see `noise_for`; without it its mean.
 
     Returns:
         The reconstruction, and what the model's `latents` gave.
     """
-    x, noise = Tensor(x), None
-    if sample_posterior and model.has_posterior:
-        noise = ops.standard_normal(model.latent_shape(x.shape))
-    latents = model.latents(x, noise)
+    latents = model.latents(Tensor(x), None if noise is None else Tensor(noise))
     return model.reconstruct(latents[0], x.shape), latents
 
 
@@ -267,9 +305,22 @@ def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def output_names(names: list[str]) -> list[str]:
-    """File names without suffix for the paths of an index: folders become part of the name, equal ones get a number."""
-    flat = [Path(name).with_suffix("").as_posix().strip("/").replace("/", "_") for name in names]
-    return unique(flat)
+    """File names without suffix for the paths of an index: folders become part of the name, equal ones get a number.
+
+    What no file name holds, or a terminal would obey, becomes an underscore; of a name that is too long for a file
+    system the beginning is kept, and a checksum tells it from others that begin alike.
+    """
+    return unique([_file_name(name) for name in names])
+
+
+def _file_name(name: str) -> str:
+    flat = os.path.splitext(Path(name).as_posix())[0].strip("/").replace("/", "_")
+    flat = "".join("_" if printable(character) != character else character for character in flat) or "_"
+    coded = name_bytes(flat)
+    if len(coded) <= LONGEST_NAME:
+        return flat
+    checksum = f"_{zlib.crc32(coded):08x}"
+    return coded[: LONGEST_NAME - len(checksum)].decode(errors="ignore") + checksum
 
 
 def unique(names: list[str], taken: Iterable[str] = ()) -> list[str]:
@@ -294,14 +345,14 @@ def side_by_side(columns: dict[str, np.ndarray]) -> np.ndarray:
 def format_table(report: Report) -> str:
     """PSNR and SSIM of every clip and method and their means, the means of the losses, and what failed, as text."""
     lines = [["clip", *(f"{method} {metric}" for method in report.methods for metric in ("PSNR", "SSIM"))]]
-    entries = [(result.output, result.scores) for result in report.succeeded]
+    entries = [(printable(result.output), result.scores) for result in report.succeeded]
     for name, scores in [*entries, ("mean", report.means())] if entries else []:
         values = (scores[method] for method in report.methods)
         lines.append([name, *(text for decibels, ratio in values for text in (f"{decibels:.2f}", f"{ratio:.4f}"))])
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text += [f"mean {name}: {value:.6g}" for name, value in report.mean_losses().items()]
-    text += [f"failed: {result.name}: {result.error}" for result in report.failed]
+    text += [f"failed: {printable(result.name)}: {result.error}" for result in report.failed]
     return "\n".join(text)
 
 
@@ -313,25 +364,34 @@ def _one_of(i: int, values):
 
 
 def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: InferenceConfig) -> None:
+    """Write the files of a clip: all of them, or none."""
     columns = {kind: to_uint8_frames(video) for kind, video in {ORIGINAL: clip.x, **outputs}.items()}
-    for kind, folder in output_folders(config).items():
-        frames = side_by_side(columns) if kind == SIDE_BY_SIDE else columns[kind]
-        folder.mkdir(exist_ok=True)
-        if clip.still:
-            write_image(folder / f"{name}.png", frames[0])
-        else:
-            write_video(folder / f"{name}.mp4", frames, config.fps or clip.fps)
+    written: list[Path] = []
+    try:
+        for kind, folder in output_folders(config).items():
+            frames = side_by_side(columns) if kind == SIDE_BY_SIDE else columns[kind]
+            path = folder / f"{name}{'.png' if clip.still else '.mp4'}"
+            if clip.still:
+                write_image(path, frames[0])
+            else:
+                write_video(path, frames, config.fps or clip.fps)
+            written.append(path)
+    except BaseException:
+        for path in written:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
 
 
 def _fail(result: Result, error: Exception) -> None:
-    result.error = one_line(error)
-    _logger.warning("%s: %s", result.name, result.error)
+    result.error, result.scores, result.losses = one_line(error), {}, {}
+    _logger.warning("%s: %s", printable(result.name), result.error)
 
 
 def _label(frames: np.ndarray, text: str) -> np.ndarray:
     """A strip with `text` above every frame, shrunk where the frame is narrow."""
     width = frames.shape[2]
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    font, scale, text = cv2.FONT_HERSHEY_SIMPLEX, 0.45, text.encode("ascii", "replace").decode()  # all that it draws
     needed = cv2.getTextSize(text, font, scale, 1)[0][0] + 8
     strip = np.full((LABEL_HEIGHT, width, 3), 24, np.uint8)
     scale *= min(1, width / needed)
@@ -339,20 +399,24 @@ def _label(frames: np.ndarray, text: str) -> np.ndarray:
     return np.concatenate([np.broadcast_to(strip, (len(frames), *strip.shape)), frames], axis=1)
 
 
-def _write_metrics(report: Report, config: InferenceConfig) -> None:
+def _columns(report: Report) -> list[str]:
+    suffixes = ["" if method == RECONSTRUCTION else f"_{method}" for method in report.methods]
+    scores = [f"{metric}{suffix}" for suffix in suffixes for metric in ("psnr", "ssim")]
+    losses = ["loss" if name == "loss" else f"loss_{name}" for name in report.losses]
+    return ["name", "output", "status", "frames", "height", "width", *scores, *losses, "tiles", "error"]
+
+
+def _cells(result: Result, report: Report) -> list:
+    values = [value for method in report.methods for value in result.scores.get(method, ("", ""))]
+    values += [result.losses.get(name, "") for name in report.losses]
+    status = "error" if result.error else "ok"
+    size = [result.frames, result.height, result.width]
+    return [result.name, result.output, status, *size, *values, result.tiles, result.error]
+
+
+def _write_metrics(report: Report, config: InferenceConfig, table: Table) -> None:
     folder = Path(config.output_path)
-    with atomic_write(folder / "metrics.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        suffixes = {method: "" if method == RECONSTRUCTION else f"_{method}" for method in report.methods}
-        scores = [f"{metric}{suffix}" for suffix in suffixes.values() for metric in ("psnr", "ssim")]
-        losses = ["loss" if name == "loss" else f"loss_{name}" for name in report.losses]
-        writer.writerow(["name", "output", "status", "frames", "height", "width", *scores, *losses, "error"])
-        for result in report.results:
-            values = [value for method in report.methods for value in result.scores.get(method, ("", ""))]
-            values += [result.losses.get(name, "") for name in report.losses]
-            status = "error" if result.error else "ok"
-            size = [result.frames, result.height, result.width]
-            writer.writerow([result.name, result.output, status, *size, *values, result.error])
+    table.write([_cells(result, report) for result in report.results])  # in the order of the index
     summary = {
         "clips": len(report.results),
         "succeeded": len(report.succeeded),

@@ -14,6 +14,7 @@ from string import Template
 
 from mg.checkpoints import atomic_write
 from mg.evaluation.results import Row
+from mg.plain_text import write_text
 
 # The kinds of pictures that are kept of a clip.
 ORIGINAL = "original"
@@ -74,7 +75,7 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
         machine=escape(", ".join(f"{key} {value}" for key, value in summary["machine"].items())),
     )
     with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        write_text(temporary, page)
 
 
 def choose_clips(rows: list[Row], clips: Path) -> list[tuple[str, list[Row]]]:

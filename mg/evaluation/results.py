@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mg.checkpoints import atomic_write, naming
+from mg.checkpoints import atomic_write
+from mg.evaluation.table import Table
 
 OK, ERROR = "ok", "error"
 
@@ -26,6 +26,7 @@ class Row:
         frames, height, width, fps: the clip's, as the model saw it.
         psnr, ssim, lpips, flolpips: means over the frames; `flow` is the estimator that flolpips rests on.
         encode_seconds, decode_seconds: without what a first clip of its shape takes.
+        tiles: whether the model ran whole or in which tiles.
         latents: channels x t x h x w.
         cell: frames x height x width of the pixels that a latent stands for.
         peak_memory: bytes while it was encoded and decoded, of the device or of the process: `memory_of`.
@@ -46,6 +47,7 @@ class Row:
     flow: str = ""
     encode_seconds: float | None = None
     decode_seconds: float | None = None
+    tiles: str = ""
     latents: str = ""
     cell: str = ""
     peak_memory: int | None = None
@@ -84,11 +86,14 @@ def read_rows(path: Path) -> list[Row]:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         return []
-    lines = list(csv.reader(io.StringIO(text, newline="")))
-    if lines and not (text.endswith("\n") and len(lines[-1]) == len(COLUMNS)):
+    lines = [line for line in csv.reader(io.StringIO(text, newline="")) if line]
+    if lines and not (text.endswith("\n") and len(lines[-1]) == len(lines[0])):
         lines.pop()
     if not lines:
         return []
+    place = COLUMNS.index("tiles")
+    if lines[0] == COLUMNS[:place] + COLUMNS[place + 1 :]:  # an older version's
+        lines = [[*line[:place], "" if number else "tiles", *line[place:]] for number, line in enumerate(lines)]
     if lines[0] != COLUMNS:
         raise ValueError(f"{path}: its columns are not those of a benchmark's results; give another output_path")
     try:
@@ -97,19 +102,25 @@ def read_rows(path: Path) -> list[Row]:
         raise ValueError(f"{path}: a row cannot be read ({error}); mend it, or give another output_path") from None
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write a results file, whole or not at all."""
-    with atomic_write(path) as temporary:
-        text = "".join(map(_line, [COLUMNS, *map(_values, rows)]))
-        temporary.write_text(text, encoding="utf-8", newline="")
+class Results:
+    """A results file that begins with `rows` and grows by one with each that is done; see `Table`."""
 
+    def __init__(self, path: Path, rows: Iterable[Row] = ()):
+        self._rows = list(rows)
+        self._table = Table(path, COLUMNS, map(_values, self._rows))
 
-def append_row(path: Path, row: Row) -> None:
-    """Add a row to a results file, and wait until it is on disk."""
-    with naming(path), open(path, "a", encoding="utf-8", newline="") as file:
-        file.write(_line(_values(row)))
-        file.flush()
-        os.fsync(file.fileno())
+    def add(self, row: Row) -> None:
+        """Add a row, and wait until it is on disk."""
+        self._rows.append(row)
+        self._table.add(_values(row))
+
+    def save(self) -> None:
+        """Make sure that all rows are there.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._table.write(map(_values, self._rows))
 
 
 def write_settings(path: Path, settings: dict) -> None:
@@ -166,12 +177,6 @@ def _read(kind, text: str) -> str | int | float | None:
 
 def _values(row: Row) -> list:
     return ["" if value is None else value for value in vars(row).values()]
-
-
-def _line(values: list) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
 
 
 def _flat(value, prefix: str = "") -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 from mg.evaluation.measures import METRICS, Measures
 from mg.evaluation.report import ERROR_MAP_RANGE
 from mg.evaluation.results import Row
+from mg.plain_text import printable
 
 
 def summarize(rows: list[Row], settings: dict, measures: Measures, broken: dict[str, str]) -> dict:
@@ -60,7 +61,7 @@ def format_summary(summary: dict) -> str:
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     text += [f"left out: {name}: {why}" for name, why in summary["left_out"].items()]
     for label, model in summary["models"].items():
-        text += [f"failed: {label}: {failure['name']}: {failure['error']}" for failure in model["failures"]]
+        text += [f"failed: {label}: {printable(failure['name'])}: {failure['error']}" for failure in model["failures"]]
     return "\n".join(text)
 
 

@@ -7,6 +7,7 @@ depend on its length; frames are cropped to those that were encoded. The same co
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -14,13 +15,16 @@ import numpy as np
 from tqdm import tqdm
 
 from mg.checkpoints.digest import sha256
+from mg.config import require
 from mg.data.errors import DataError
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import TileFields, one_line
+from mg.evaluation.clips import TileFields, sparing
+from mg.evaluation.fitting import Fitting
 from mg.evaluation.reconstruction import output_names
 from mg.latents.folder import Latents, open_latents
 from mg.models import VideoAutoencoder, from_pretrained
+from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -36,9 +40,15 @@ class DecodeConfig:
         output_path: folder to write to; what is there already stays.
         names: the videos to decode, as the CSV named them; by default all.
         dtype: precision of convolutions and products; by default that of the encoding.
+        enable_tile: run in tiles, those of the encoding unless others are given; auto does where frames do not fit into
+            memory whole, and where they were encoded in tiles in any case.
         tiling: where the tiles lie, laid over those of the encoding.
+        max_memory: GB that a video may take; by default what is free when videos of its size first come.
         device: auto takes ascend, gpu or cpu, the first that is there.
         mode: graph compiles once per shape, pynative runs op by op.
+
+    Raises:
+        ValueError: a setting out of its range.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -54,9 +64,14 @@ class DecodeConfig:
     output_path: str = "samples/decoded"
     names: list[str] = field(default_factory=list)
     dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    enable_tile: bool | Literal["auto"] = "auto"
     tiling: TileFields = field(default_factory=TileFields)
+    max_memory: float | None = None
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
     mode: Literal["graph", "pynative"] = "graph"
+
+    def __post_init__(self):
+        require(self.max_memory is None or self.max_memory > 0, self, "max_memory", "above 0")
 
 
 @dataclass
@@ -72,7 +87,7 @@ class DecodeReport:
 def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> DecodeReport:
     """Decode this rank's share of `config.latents_path` into `config.output_path`: NAME.mp4, or .png for an image.
 
-    A video whose latents cannot be read or decoded is counted; the others go on.
+    A video whose latents cannot be read or decoded, or that cannot be written, is counted; the others go on.
 
     Raises:
         ValueError, OSError: latents, a name or a checkpoint that cannot be used, a folder that cannot be written.
@@ -82,7 +97,8 @@ def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> D
     wanted = list(dict.fromkeys(config.names)) or list(latents)
     for name in wanted:
         latents[name]  # an unknown one is an error before anything is decoded
-    model = _load_model(config, latents.settings)
+    model, given = _load_model(config, latents.settings)
+    fitting = Fitting(config.enable_tile, given, config.max_memory)
     report = DecodeReport()
     for name in tqdm(wanted[rank::world_size], desc="videos", unit="video"):
         clip = latents[name]
@@ -90,14 +106,16 @@ def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> D
         if path.exists():
             report.there += 1
             continue
-        try:
+        with sparing(partial(_fail, report, name)):
+            fitting.settle(model, (1, 3, clip.frames, clip.height, clip.width), ("decode",), streams=True)
             _write(path, _frames(model, clip), clip)
-        except (ValueError, RuntimeError, MemoryError) as error:  # of this video; that the disk is full is not
-            report.failed.append((name, one_line(error)))
-            _logger.warning("%s: %s", name, one_line(error))
-            continue
-        report.decoded += 1
+            report.decoded += 1
     return report
+
+
+def _fail(report: DecodeReport, name: str, error: Exception) -> None:
+    report.failed.append((name, one_line(error)))
+    _logger.warning("%s: %s", printable(name), one_line(error))
 
 
 def _frames(model: VideoAutoencoder, clip: Latents) -> Iterator[np.ndarray]:
@@ -121,11 +139,13 @@ def _write(path: Path, pieces: Iterator[np.ndarray], clip: Latents) -> None:
         write_video(path, pieces, clip.fps or 1.0)
 
 
-def _load_model(config: DecodeConfig, settings: dict) -> VideoAutoencoder:
-    """The model of the encoding, with its weights unless others are asked for, in its tiles."""
+def _load_model(config: DecodeConfig, settings: dict) -> tuple[VideoAutoencoder, dict]:
+    """The model of the encoding, with its weights unless others are asked for, in its tiles; and what tiles are to have
+    where they are not needed in any case."""
     try:
         made = settings["model"]
-        name, dtype, model_config, tiling = made["name"], made["dtype"], dict(made["config"]), made["tiling"]
+        name, dtype, model_config = made["name"], made["dtype"], dict(made["config"])
+        tiling = dict(made["tiling"] or {})
         checkpoint, wanted = Path(config.from_pretrained or made["checkpoint"]), made["sha256"]
     except (KeyError, TypeError) as error:
         raise DataError(f"{config.latents_path}: its latents.json does not describe a model ({error})") from None
@@ -137,7 +157,10 @@ def _load_model(config: DecodeConfig, settings: dict) -> VideoAutoencoder:
             f"{wanted}; give that one as --ckpt_path, or --any_checkpoint"
         )
     model = from_pretrained(checkpoint, name, config.dtype or dtype, **model_config)
-    tiles = {**(tiling or {}), **config.tiling.given()}
-    if tiles:
+    encoded_whole = not tiling or tiling.pop("auto", False)
+    tiles = {**tiling, **config.tiling.given()}
+    if config.enable_tile:
         model.enable_tiling(**tiles)
-    return model
+    if not config.enable_tile or (config.enable_tile == "auto" and encoded_whole):
+        model.disable_tiling()
+    return model, tiles

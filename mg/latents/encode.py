@@ -7,9 +7,9 @@ stopped, on any number of ranks.
 
 import json
 import logging
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +19,15 @@ from tqdm import tqdm
 from mg.checkpoints import atomic_write, read_config
 from mg.checkpoints.digest import sha256
 from mg.config import require
+from mg.data.errors import NoRoom
 from mg.data.index import IndexRow, read_index
-from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, one_line, open_clips
+from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, open_clips, sparing
+from mg.evaluation.fitting import DoesNotFit, Fitting
 from mg.evaluation.results import check_settings
-from mg.latents.folder import OK, SETTINGS_FILE, Row, ShardWriter, locked, read_rows
+from mg.latents.folder import OK, SETTINGS_FILE, Row, ShardWriter, locked, read_rows, record
 from mg.models import VideoAutoencoder
+from mg.plain_text import one_line, printable
+from mg.sampling import clip_seed
 
 _logger = logging.getLogger(__name__)
 
@@ -74,8 +78,8 @@ class EncodeReport:
 def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> EncodeReport:
     """Encode this rank's videos of `config.csv_path`, row i being rank i % world_size's, into `config.output_path`.
 
-    A video that cannot be read or encoded becomes a line with an error; the others go on. One that the CSV names twice
-    is encoded once.
+    A video that cannot be read or encoded becomes a line with an error; the others go on. One for which there was no
+    room, in memory or on disk, is tried again by the next run. One that the CSV names twice is encoded once.
 
     Raises:
         ValueError, OSError: an index or a checkpoint that cannot be used, a folder that cannot be written or was made
@@ -96,18 +100,24 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
     mine = rows[rank::world_size]
     report = EncodeReport(len(rows), len(mine))
     before = read_rows(folder)
-    todo = []
+    todo, recaptioned = [], []
     for row in mine:
         known = before.get(row.name)
-        if known is None or (known.status != OK and config.retry_failed):
+        if known is None or (known.status != OK and (config.retry_failed or known.again)):
             todo.append(row)
         elif known.status == OK:
             report.there += 1
         else:
             report.failed.append((row.name, known.error))
+        if known is not None and known.caption != row.caption:
+            recaptioned.append(replace(known, caption=row.caption))
 
     order = {row.name: i for i, row in enumerate(rows)}
+    if recaptioned:
+        _logger.info("%d videos have another caption than before", len(recaptioned))
+        record(folder, recaptioned, order)
     size = config.shard_size * 2**20
+    fitting = Fitting(config.enable_tile, config.tiling.given(), config.max_memory)
     with (
         ShardWriter(folder, order, config.latents_dtype, size, rank, world_size) as shards,
         tqdm(total=len(todo), desc="videos", unit="video") as progress,
@@ -115,30 +125,30 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
 
         def on_error(number: int, error: Exception) -> None:
             row = todo[number]
-            shards.fail(Row(row.name, row.caption), one_line(error))
+            again = isinstance(error, OSError | MemoryError | NoRoom | DoesNotFit)
+            shards.fail(Row(row.name, row.caption), one_line(error), again)
             report.failed.append((row.name, one_line(error)))
-            _logger.warning("%s: %s", row.name, one_line(error))
+            _logger.warning("%s: %s", printable(row.name), one_line(error))
             progress.update()
 
         for number, clip in open_clips(todo, config, model.stream_tile or 1, on_error, model.spatial_compression):
-            try:
-                _encode(model, todo[number], clip, config, shards)
-            except (ValueError, RuntimeError, MemoryError) as error:  # of this video; that the disk is full is not
-                on_error(number, error)
-                continue
-            report.encoded += 1
-            progress.update()
+            with sparing(partial(on_error, number)):
+                tiles = fitting.settle(model, (1, 3, clip.num_frames, *clip.size), ("encode",), streams=True)
+                _encode(model, todo[number], clip, config, shards, tiles)
+                report.encoded += 1
+                progress.update()
+    report.encoded -= len(shards.lost)
+    report.failed += [(row.name, row.error) for row in shards.lost]
     return report
 
 
 def _encode(
-    model: VideoAutoencoder, row: IndexRow, clip: ClipReader, config: EncodeConfig, shards: ShardWriter
+    model: VideoAutoencoder, row: IndexRow, clip: ClipReader, config: EncodeConfig, shards: ShardWriter, tiles: str
 ) -> None:
     height, width = clip.size
     length = model.latent_shape((1, 3, clip.num_frames, height, width))[2]
-    described = Row(
-        row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps, still=clip.still
-    )
+    described = Row(row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps)
+    described.still, described.tiles = clip.still, tiles
     shards.store(described, length, _pieces(model, row.name, clip, config))
 
 
@@ -150,8 +160,7 @@ def _pieces(
     Raises:
         ValueError: latents that are not finite.
     """
-    # A sample depends on the video's name and the latent's place, not on what ran before it, or where.
-    seed = [config.seed, zlib.crc32(name.encode())] if config.sample_posterior else None
+    seed = clip_seed(config.seed, name) if config.sample_posterior else None
     for z, mean, logvar in model.encode_stream(lambda a, b: clip.read(a, b)[None], clip.num_frames, seed):
         stretch = {"mean": mean[0], "logvar": logvar[0]} if config.posterior else {"z": z[0]}
         if not all(np.isfinite(values).all() for values in stretch.values()):
@@ -170,7 +179,7 @@ def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
             "sha256": sha256(checkpoint),
             "dtype": config.model.dtype,
             "config": model.config,
-            "tiling": vars(model.tiling) if model.tiling else None,
+            "tiling": _tiling(model, config),
         },
         "scaling": {
             "convention": model.scaling,
@@ -187,6 +196,13 @@ def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
             **config.describe(),
         },
     }
+
+
+def _tiling(model: VideoAutoencoder, config: EncodeConfig) -> dict | None:
+    """Where the tiles lie of all videos; with `auto`, of those that do not fit without."""
+    if config.enable_tile == "auto" and model.tiling is None:
+        return {"auto": True, **config.tiling.given()}
+    return vars(model.tiling) if model.tiling else None
 
 
 def _settle(folder: Path, settings: dict) -> None:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mg.checkpoints import CheckpointError, atomic_write
+from mg.checkpoints import CheckpointError, atomic_write, naming
 from mg.checkpoints.safetensors_file import Entry, PieceWriter, read_entries, read_stretch
 from mg.checkpoints.state_dict import read_config, reading
 from mg.checkpoints.tensors import Source
 from mg.data.errors import DataError
+from mg.plain_text import json_line, one_line, split_lines, write_text
 
 SETTINGS_FILE, INDEX_FILE = "latents.json", "index.jsonl"
 OK, ERROR = "ok", "error"
@@ -43,6 +44,8 @@ class Row:
         shape: of each, (z, t, h, w).
         frames, height, width, fps: of the clip that was encoded.
         still: it is an image.
+        tiles: whether frames were encoded whole or in which tiles.
+        again: with an error, that the next run tries it by itself: it was not the video's fault.
     """
 
     name: str
@@ -57,6 +60,8 @@ class Row:
     width: int = 0
     fps: float = 0.0
     still: bool = False
+    tiles: str = ""
+    again: bool = False
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
@@ -68,7 +73,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
     path, names = Path(folder) / INDEX_FILE, [entry.name for entry in fields(Row)]
     rows = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = split_lines(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except UnicodeDecodeError as error:
@@ -93,8 +98,7 @@ def record(folder: Path, rows: Iterable[Row], order: Mapping[str, int]) -> None:
         merged = read_rows(folder) | {row.name: row for row in rows}
         ordered = sorted(merged.values(), key=lambda row: order.get(row.name, -1))
         with atomic_write(folder / INDEX_FILE) as path:
-            lines = (json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in ordered)
-            path.write_text("".join(lines), encoding="utf-8", newline="")
+            write_text(path, "".join(json_line(asdict(row)) for row in ordered))
 
 
 @contextlib.contextmanager
@@ -222,12 +226,16 @@ class ShardWriter:
         order: names of the videos -> their places in the index.
         dtype: of the numbers, fp32 | fp16 | bf16.
         shard_size: bytes that a shard holds at most, unless a single video has more.
+
+    Attributes:
+        lost: rows whose latents were stored in a shard that could not be finished, with the reason.
     """
 
     def __init__(self, folder: Path, order: Mapping[str, int], dtype: str, shard_size: int, rank: int, world_size: int):
         self._folder, self._order, self._dtype, self._shard_size = folder, order, dtype, shard_size
         self._rank, self._world_size = rank, world_size
         self._rows: list[Row] = []  # that the index lacks
+        self.lost: list[Row] = []
         self._stack = contextlib.ExitStack()
         self._open: contextlib.ExitStack | None = None  # of the shard that is being filled
         self._writer: PieceWriter | None = None
@@ -265,8 +273,9 @@ class ShardWriter:
             for piece in pieces:
                 if not row.tensors:
                     self._begin(row, length, piece)
-                for name, values in piece.items():
-                    self._writer.write(row.tensors[name], at, values)
+                with naming(self._folder / self._shard):
+                    for name, values in piece.items():
+                        self._writer.write(row.tensors[name], at, values)
                 at += next(iter(piece.values())).shape[1]
             if at != length:
                 raise ValueError(f"{at} latent frames came where {length} were announced")
@@ -276,9 +285,9 @@ class ShardWriter:
             raise
         self._rows.append(row)
 
-    def fail(self, row: Row, error: str) -> None:
-        """Note that a video could not be encoded."""
-        self._rows.append(Row(row.name, row.caption, ERROR, error))
+    def fail(self, row: Row, error: str, again: bool = False) -> None:
+        """Note that a video could not be encoded; `again`: the next run tries it by itself."""
+        self._rows.append(Row(row.name, row.caption, ERROR, error, again=again))
 
     def _begin(self, row: Row, length: int, piece: dict[str, np.ndarray]) -> None:
         z, _, h, w = next(iter(piece.values())).shape
@@ -293,7 +302,7 @@ class ShardWriter:
             self._shard = f"latents-{self._rank:05d}-{self._number:05d}.safetensors"
             self._open = contextlib.ExitStack()
             temporary = self._open.enter_context(atomic_write(self._folder / self._shard))
-            file = self._open.enter_context(open(temporary, "wb"))  # noqa: SIM115
+            file = self._open.enter_context(open(temporary, "wb", buffering=0))  # noqa: SIM115
             self._writer = PieceWriter(file, self._dtype, HEADER_ROOM)
             self._number += 1
         for key in keys.values():
@@ -304,11 +313,24 @@ class ShardWriter:
         if self._writer is None:
             return
         opened, writer, self._open, self._writer = self._open, self._writer, None, None
-        with contextlib.suppress(_Empty), opened:
-            if not len(writer):  # its only video failed
-                raise _Empty
-            writer.finish()
-        self._record()
+        try:
+            with contextlib.suppress(_Empty), opened:
+                if not len(writer):  # its only video failed
+                    raise _Empty
+                writer.finish()
+        except OSError as error:
+            self._lose(self._shard, one_line(error))
+        with contextlib.suppress(OSError):  # the rows stay, and come with those of the next shard
+            self._record()
+
+    def _lose(self, shard: str, error: str) -> None:
+        """What is in a shard that could not be finished is tried again by the next run."""
+        rows, self._rows = self._rows, []
+        for row in rows:
+            if row.shard == shard:
+                row = Row(row.name, row.caption, ERROR, error, again=True)
+                self.lost.append(row)
+            self._rows.append(row)
 
     def _record(self) -> None:
         if self._rows:

@@ -1,4 +1,4 @@
-"""How much memory a video takes on its way to latents and back, by its length.
+"""How much memory a video takes on its way to latents and back, by its length; and what a pixel costs each model.
 
 Videos of several lengths are encoded and decoded by the commands, each time in a process of its own, whose peak
 resident memory is taken as Linux counts it. It should not depend on the length.
@@ -18,6 +18,7 @@ from mg.checkpoints import atomic_write
 from mg.config import require
 from mg.data.video import write_video
 from mg.models import create_model
+from mg.models.memory import MEASURED
 
 SMALL_TAE: dict = {"ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
 
@@ -30,25 +31,28 @@ module, sys.argv = sys.argv[2], sys.argv[2:]
 try:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 finally:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    Path(peak).write_text(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    from mg.memory import peak_rss
+    Path(peak).write_text(str(peak_rss()))
 """
 
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """Measure the peak memory of encoding and decoding videos of several lengths.
+    """Measure the peak memory of encoding and decoding videos of several lengths, or what a pixel costs models.
 
     Args:
+        models: measure the bytes per pixel of these, at half their width, in place of the lengths: what enable_tile
+            auto goes by.
         frames: lengths of the videos; the first is what the others are compared with.
         size: height and width of their frames in pixels.
         ckpt_path: the model; by default a small TAE of random weights.
         tile: frames of a tile, half of which neighbours share in decoding; by default the model's own tiles.
         limit: how many times the first one's memory a longer video may take.
         mode: graph | pynative.
-        output_path: folder for memory.json.
+        output_path: folder for memory.json, or footprints.json.
     """
 
+    models: list[str] = field(default_factory=list)
     frames: list[int] = field(default_factory=lambda: [128, 1024])
     size: int = 192
     ckpt_path: str | None = None
@@ -59,6 +63,7 @@ class MemoryConfig:
 
     def __post_init__(self):
         require(len(self.frames) > 1 and min(self.frames) > 0, self, "frames", "two or more lengths, each at least 1")
+        require(set(self.models) <= set(MEASURED), self, "models", f"some of {', '.join(MEASURED)}")
         require(self.size >= 2 and self.size % 2 == 0, self, "size", "an even number of at least 2")
 
 
@@ -126,7 +131,7 @@ def peak_memory(command: list, peak: Path) -> int:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{command[0]} failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
-    return 1024 * int(peak.read_text())
+    return int(peak.read_text())
 
 
 def moving_picture(frames: int, size: int, piece: int = 16) -> Iterator[np.ndarray]:

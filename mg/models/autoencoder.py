@@ -431,6 +431,11 @@ class VideoAutoencoder(Streaming, nn.Cell):
         return b, self.latent_channels, self.lead - (self.lead - t) // c, -(-h // s), -(-w // s)
 
     @property
+    def frames_at_once(self) -> int | None:
+        """How many frames the networks see at once where the model cuts time by itself; None where it does not."""
+        return None
+
+    @property
     def pixel_decoder(self) -> nn.Cell:
         """The decoder that gives pixels."""
         return self.decoder
@@ -476,7 +481,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
         """Whether so many latent frames are an image's, of which so many frames are wanted; None for all of them."""
         return self.keeps_images and num_latents == 1 and frames in (None, 1)
 
-    def _missing(self, shape):
+    def missing(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """How many frames, rows and columns a clip lacks to whole latents; temporal layers of some models take any
         length."""
         _, _, t, h, w = shape
@@ -486,7 +491,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
 
     def _pad(self, x):
         """Repeat the last frame, row and column up to whole latents."""
-        behind, bottom, right = self._missing(x.shape)
+        behind, bottom, right = self.missing(x.shape)
         if behind:
             x = repeat_edges(x, 2, 0, behind)
         if bottom:

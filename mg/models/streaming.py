@@ -92,11 +92,11 @@ class Streaming:
 
         def padded(start: int, stop: int) -> np.ndarray:
             x = read(start, min(stop, num_frames))
-            _, bottom, right = self._missing(x.shape)
+            _, bottom, right = self.missing(x.shape)
             missing = (max(stop - num_frames, 0), bottom, right)
             return np.pad(x, [(0, 0), (0, 0), *((0, n) for n in missing)], mode="edge") if any(missing) else x
 
-        length = num_frames + self._missing((1, 3, num_frames, 1, 1))[0]
+        length = num_frames + self.missing((1, 3, num_frames, 1, 1))[0]
         axes = self._stream_tiling().encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
         for moments in tensor_stretches(self.encode_moments, padded, length, axes):
             yield self.split_moments(moments)

@@ -68,16 +68,25 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(steps, key=steps.__getitem__)
 
 
+def read_run(path: Path) -> dict:
+    """What `run` held when the checkpoint at `path` was saved.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be resumed, its state.json is missing or broken ({error})") from error
+
+
 def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) -> dict:
     """Put model and training back where they were at `path`; returns what `run` held.
 
     Raises:
         CheckpointError: the files are not those of a run with these networks and settings.
     """
-    try:
-        run = json.loads((path / "state.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be resumed, its state.json is missing or broken ({error})") from error
+    run = read_run(path)
     ours = {"model": model.name, **model.config}
     for key, value in read_config(path / "config.json").items():
         if value != ours.get(key):

@@ -21,6 +21,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from mg.checkpoints import atomic_write, naming
+from mg.plain_text import split_lines
 
 _logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ def _of_speed(record: dict) -> dict:
 def read_log(path: Path, before_step: int) -> list[dict]:
     """The records of a log up to `before_step`; a last line that a kill cut short is passed over."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in split_lines(path.read_text(encoding="utf-8")) if path.exists() else []:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:

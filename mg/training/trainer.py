@@ -26,7 +26,9 @@ from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
-from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from mg.plain_text import one_line
+from mg.training.checkpoint import list_checkpoints, load_checkpoint, read_run, save_checkpoint
+from mg.training.data_changes import describe_changes, note_rows
 from mg.training.logs import RunLog
 from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.previews import Previews
@@ -85,6 +87,8 @@ class TrainConfig:
         ckpt_save_steps: updates between checkpoints, in place of ckpt_save_interval.
         ckpt_max_keep: how many of the newest checkpoints are kept; 0 keeps all.
         resume: go on from the newest checkpoint in output_path, if there is one.
+        resume_changed_data: go on though the rows of the CSV are not those that the checkpoint was trained on: from
+            there on the run is another one.
         wandb: log to Weights & Biases too, which takes the package wandb; without an account, offline.
         preview_clips: how many clips are drawn at every checkpoint beside their reconstructions, below previews/;
             by default 2 with wandb, which shows them, else none.
@@ -120,6 +124,7 @@ class TrainConfig:
     ckpt_save_steps: int | None = None
     ckpt_max_keep: int = 5
     resume: bool = False
+    resume_changed_data: bool = False
     wandb: bool = False
     preview_clips: int | None = None
     seed: int = 42
@@ -179,6 +184,9 @@ def train(config: TrainConfig) -> Path | None:
     if newest and not config.resume:
         raise TrainingError(f"{output} holds checkpoints of a run; continue it with --resume, or choose another folder")
     rows = read_index(config.csv_path, config.video_folder)
+    noted = note_rows(rows)
+    if newest:
+        _compare_data(newest, noted, config)
     worker = runtime.setup(
         config.device, config.mode, config.seed, config.jit_level, deterministic=config.deterministic
     )
@@ -202,7 +210,7 @@ def train(config: TrainConfig) -> Path | None:
         model.recompute_activations(output=not settings.disc_off_grad_ckpt)
     loss, adversary = AutoencoderLoss(config.loss), _adversary(config, newest is not None, worker.world_size)
     step = TrainStep(model, loss, config.optim, total, settings.dtype, worker.world_size, adversary)
-    progress = Progress(**load_checkpoint(newest, model, step)) if newest else Progress()
+    progress = _progress(load_checkpoint(newest, model, step)) if newest else Progress()
     begun, progress.workers, progress.total = replace(progress), worker.world_size, total
     progress.clips = None if config.data.buckets else per_update * worker.world_size * config.data.batch_size
     networks = [*model.get_parameters(), *(step.discriminator.get_parameters() if step.discriminator else [])]
@@ -210,7 +218,7 @@ def train(config: TrainConfig) -> Path | None:
         worker,
         {
             "options": [json.dumps(to_dict(config)).encode()],
-            "CSV": [row.name.encode() + b"\n" for row in rows],
+            "CSV": [json.dumps(noted).encode()],
             "checkpoint to resume": [str(newest and newest.name).encode()],
             "parameters": (p.asnumpy().tobytes() for p in networks),
             "optimizer, EMA or loss scale": (value.tobytes() for value in step.state().values()),
@@ -246,7 +254,8 @@ def train(config: TrainConfig) -> Path | None:
                     log.say(warning, logging.WARNING)
                 if progress.step % save_every == 0 or progress.step == total:
                     log.save()
-                    save_checkpoint(output / "checkpoints", model, step, asdict(progress), config.ckpt_max_keep)
+                    run = asdict(progress) | {"data": noted}
+                    save_checkpoint(output / "checkpoints", model, step, run, config.ckpt_max_keep)
                     log.say(f"update {progress.step}: {meter.describe()}")
                     if picture := previews.draw(model, progress.step):
                         log.add_image(progress.step - 1, "previews", picture)
@@ -374,6 +383,31 @@ def _scalars(result: StepResult, progress: Progress) -> dict[str, float]:
     return scalars
 
 
+def _compare_data(checkpoint: Path, noted: list[list[str]], config: TrainConfig) -> None:
+    """Raise TrainingError where the rows are not those of the run, unless it may go on; then say how they differ."""
+    before = read_run(checkpoint).get("data")
+    if before is None:
+        _logger.warning(
+            "%s does not say which data it was trained on, as older versions did not: whether the rows of %s have "
+            "changed since is not known, and the run goes on",
+            checkpoint,
+            config.csv_path,
+        )
+        return
+    changes = one_line(describe_changes(before, noted))
+    if changes and not config.resume_changed_data:
+        raise TrainingError(
+            f"{config.csv_path}: its rows are not those that {checkpoint} was trained on: {changes}. Give the CSV as "
+            "it was, or --resume_changed_data to go on with these rows: from there on the run is another one"
+        )
+    if changes:
+        _logger.warning("resuming with other data than before: %s", changes)
+
+
+def _progress(run: dict) -> Progress:
+    return Progress(**{name: value for name, value in run.items() if name != "data"})
+
+
 def _say_what_changes(before: Progress, now: Progress) -> None:
     """Warn where a resumed run is not, from here on, the run that was begun."""
 
@@ -395,7 +429,7 @@ def _write_config(path: Path, config: TrainConfig, start: int) -> None:
     settings = json.loads(json.dumps(to_dict(config)))
     if start and path.is_file():
         before, now = _flat(json.loads(path.read_text())), _flat(settings)
-        changed = [key for key in now if key != "resume" and before.get(key) != now[key]]
+        changed = [key for key in now if not key.startswith("resume") and before.get(key) != now[key]]
         if changed:
             changes = ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in changed)
             _logger.warning("resuming with other settings than before: %s", changes)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mg.checkpoints import atomic_write
+from mg.plain_text import one_line
 
 _logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class WandbRun:
         try:
             run = self._wandb.init(**options)
         except Exception as error:  # no account, no answer, an id that was deleted there, ...
-            reason = f" ({_one_line(error)})"
+            reason = f" ({one_line(error)[:200]})"
             self._wandb.teardown()  # which still holds the id
             run = self._wandb.init(**options, mode="offline")
         # Not wandb's own count of steps, which must grow: a killed run makes its last updates again.
@@ -99,7 +100,7 @@ class WandbRun:
             call()
         except Exception as error:  # whatever it is: the training is worth more
             self._run = None
-            _logger.warning("wandb failed, and the run goes on without it: %s", _one_line(error))
+            _logger.warning("wandb failed, and the run goes on without it: %s", one_line(error)[:200])
 
 
 def _import():
@@ -125,7 +126,3 @@ def _nobody_to_ask() -> Iterator[None]:
             yield
         finally:
             sys.stdin = before
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -196,6 +196,10 @@ class OpenSoraVAE(VideoAutoencoder):
         return self.spatial_vae.pixels(code / self.config["spatial_scaling_factor"], frames)
 
     @property
+    def frames_at_once(self):
+        return self.config["micro_frame_size"]
+
+    @property
     def pixel_decoder(self):
         return self.spatial_vae.decoder
 

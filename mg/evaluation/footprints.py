@@ -1,0 +1,85 @@
+"""What a pixel of a clip costs each model in memory: the constants of `mg.models.memory`.
+
+Every part of a model of half the released width encodes or decodes a smaller and a larger clip, each in a process of
+its own; the bytes by which the peaks differ, by the pixels and channels by which the clips do, are what is asked for.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mg.checkpoints import atomic_write
+from mg.evaluation.speed_worker import Job, Worker
+from mg.models.memory import MEASURED, OP_BY_OP, PARTS
+
+# Of half the released width: the difference of the clips' memory has to stand out, and be had on a small machine.
+CONFIGS: dict[str, dict] = {
+    "tae": {"ch": 64},
+    "image_vae": {"ch": 64},
+    "dc_ae": {name: [64, 128, 256, 256, 512, 512] for name in ("encoder_width_list", "decoder_width_list")},
+    "hunyuan_vae": {"block_out_channels": [64, 128, 256, 256]},
+    "temporal_vae": {"spatial_block_out_channels": [64, 128, 256, 256], "filters": 64},
+}
+FRAMES = {"dc_ae": 16, "tae": 16, "image_vae": 16}  # else 17
+SIDES = (96, 160)
+
+
+@dataclass
+class Cost:
+    """What was measured of a part of a model: bytes of the process before any clip, its peaks with either one, and what
+    follows from them, bytes per pixel and channel."""
+
+    model: str
+    part: str
+    mode: str
+    before: int
+    peaks: list[int]
+    per_pixel_and_channel: float
+
+    @property
+    def assumed(self) -> float:
+        """What `mg.models.memory` says."""
+        return getattr(MEASURED[self.model], self.part) * (1 if self.mode == "graph" else OP_BY_OP)
+
+
+def measure_cost(model: str, part: str, mode: str, sides: tuple[int, int] = SIDES, config: dict | None = None) -> Cost:
+    """Measure one part, encode or decode, of a model.
+
+    Args:
+        sides: height and width of the two clips.
+        config: of the model, in place of half the released width.
+
+    Raises:
+        WorkerError: a process that failed.
+    """
+    config = CONFIGS[model] if config is None else config
+    frames, peaks = FRAMES.get(model, 17), []
+    for side in sides:
+        job = Job("run", "mindspore", part, (1, 3, frames, side, side), model, config, mode=mode)
+        with Worker(job) as worker:
+            before = worker.finish()["peak_rss"]
+            worker.run()
+            worker.run()  # a second call may take more than the first
+            peaks.append(worker.finish()["peak_rss"])
+    pixels = frames * (sides[1] ** 2 - sides[0] ** 2)
+    return Cost(model, part, mode, before, peaks, (peaks[1] - peaks[0]) / (pixels * MEASURED[model].width(config)))
+
+
+def format_costs(costs: list[Cost]) -> str:
+    """What was measured beside what `mg.models.memory` says, as text."""
+    lines = [["model", "part", "mode", "peaks, MB", "bytes per pixel and channel", "assumed"]]
+    for cost in costs:
+        peaks = " ".join(f"{peak / 2**20:.0f}" for peak in cost.peaks)
+        lines.append(
+            [cost.model, cost.part, cost.mode, peaks, f"{cost.per_pixel_and_channel:.1f}", f"{cost.assumed:g}"]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def measure_costs(models: list[str], mode: str, path: Path) -> list[Cost]:
+    """Measure all parts of some models, and write what was found to `path`, as JSON."""
+    costs = [measure_cost(model, part, mode) for model in models for part in PARTS]
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps([asdict(cost) for cost in costs], indent=2) + "\n", encoding="utf-8")
+    return costs
