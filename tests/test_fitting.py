@@ -13,6 +13,7 @@ from tiny_models import DC_AE, HUNYUAN_VAE, IMAGE_VAE, SMALL_TAE, TEMPORAL_VAE
 from training_runs import TwoConvs
 
 from mg.config import parse_config
+from mg.data.errors import reading
 from mg.data.video import write_image, write_video
 from mg.evaluation import clips
 from mg.evaluation.clips import ClipOptions, ModelConfig, load_clip
@@ -330,6 +331,24 @@ def test_a_clip_that_cannot_be_held_is_not_read(tmp_path, set_of_sizes, monkeypa
     ):
         load_clip(tmp_path / "large.mp4", options)
     assert load_clip(tmp_path / "large.mp4", ClipOptions(image_size=64))[0].shape == (3, 4, 64, 64)
+
+
+def test_a_video_that_there_was_no_memory_to_read_is_encoded_by_the_next_run(tmp_path, set_of_sizes, monkeypatch):
+    config = EncodeConfig(**set_of_sizes)
+    real = clips.open_video
+
+    def starved(path, **options):
+        with reading(path):
+            if path.name == "large.mp4":
+                raise MemoryError
+            return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clips, "open_video", starved)
+        report = encode_csv(config)
+    assert report.encoded == 3 and "large.mp4: it cannot be read (it takes more memory than" in report.failed[0][1]
+    report = encode_csv(config)
+    assert (report.encoded, report.there, report.failed) == (1, 3, [])
 
 
 def test_the_option_is_understood_in_all_its_forms():

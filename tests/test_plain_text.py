@@ -5,6 +5,7 @@ import io
 import json
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from training_runs import TwoConvs
 
 from mg.checkpoints import atomic_write
 from mg.config import run_command_line
-from mg.data.video import write_image
+from mg.data.index import IndexRow
+from mg.data.loader import ClipLoader, DataConfig
+from mg.data.video import write_image, write_video
 from mg.evaluation.clips import ModelConfig
 from mg.evaluation.pairs import EvaluateConfig, evaluate_folders, format_table
 from mg.evaluation.reconstruction import InferenceConfig, output_names, reconstruct_csv
@@ -166,6 +169,23 @@ def test_any_name_of_a_file_goes_through_a_comparison_of_folders(tmp_path):
     with open(Path(config.output_path) / "metrics.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(names) + 1
     json.loads((Path(config.output_path) / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_videos_of_any_name_are_loaded_and_one_that_cannot_be_read_is_one_line_of_the_log(tmp_path, caplog):
+    names = [f"{i}{text}.mp4" for i, text in enumerate(ANYTHING) if text not in ("\0", "\ud800")]
+    write_video(tmp_path / "a.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8)
+    for name in names:
+        (tmp_path / name).write_bytes((tmp_path / "a.mp4").read_bytes())
+    broken = [f"broken{name}" for name in names]
+    for name in broken:
+        (tmp_path / name).write_bytes(b"no video")
+    size = dict(sample_n_frames=2, image_size=16, crop_size=16, batch_size=2 * len(names))
+    config = DataConfig(**size, image_ratio=0.0, num_workers=1, max_bad_share=0.5)
+    rows = [IndexRow(tmp_path / name, name) for name in names + broken]
+    with closing(ClipLoader(rows, config).batches()) as batches:
+        assert set(next(batches).names) == set(names)
+    said = [message for message in caplog.messages if message.startswith("skipped a file")]
+    assert len(said) == len(broken) and all(len(message.splitlines()) == 1 for message in said)
 
 
 def test_a_command_prints_names_that_the_terminal_cannot(monkeypatch):

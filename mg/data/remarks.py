@@ -12,6 +12,8 @@ from os import PathLike
 from threading import Lock
 from typing import NamedTuple
 
+from mg.plain_text import printable
+
 _logger = logging.getLogger(__name__)
 
 PARTIAL, HDR = "partial", "hdr"
@@ -42,7 +44,7 @@ def remark(kind: str, path: str | PathLike, text: str) -> None:
             atexit.register(_say_counts)
         _said[kind, new.path] = new
     if _held is None:
-        _logger.warning("%s: %s", new.path, text)
+        _logger.warning("%s: %s", printable(new.path), text)
     else:
         _held.append(new)
 

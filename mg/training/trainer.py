@@ -26,7 +26,7 @@ from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
-from mg.plain_text import one_line
+from mg.plain_text import one_line, printable
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, read_run, save_checkpoint
 from mg.training.data_changes import describe_changes, note_rows
 from mg.training.logs import RunLog
@@ -264,7 +264,8 @@ def train(config: TrainConfig) -> Path | None:
             message = "%d of %d updates%s left out: their loss or gradient was not finite"
             _logger.warning(message, left_out, total, whose)
     if loader.bad_files:
-        _logger.warning("%d files could not be used, e.g. %s", len(loader.bad_files), next(iter(loader.bad_files)))
+        first = printable(next(iter(loader.bad_files)))
+        _logger.warning("%d files could not be used, e.g. %s", len(loader.bad_files), first)
     weights = output / f"{model.name}.ckpt"
     model.save_weights(weights, weights=step.updater.averaged())
     return weights
