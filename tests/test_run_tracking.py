@@ -101,7 +101,7 @@ def wandb(monkeypatch):
 # wandb.
 
 
-@pytest.mark.parametrize("mode", ["pynative", pytest.param("graph", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["pynative", pytest.param("graph", marks=pytest.mark.full)])
 def test_wandb_gets_what_the_log_has_and_changes_no_number_of_the_run(tmp_path, data, wandb, monkeypatch, mode):
     trained = []
     draw = Previews.draw
