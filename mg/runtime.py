@@ -23,7 +23,7 @@ from mg.memory import available_memory, peak_rss
 _logger = logging.getLogger(__name__)
 
 DEVICES = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}
-MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
+MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}  # and auto, see `setup`
 _ASCEND_DRIVER = "/dev/davinci_manager"
 PRECISIONS = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
@@ -66,21 +66,23 @@ def setup(
 
     Args:
         device: auto | ascend | gpu | cpu; auto takes the first of the three that is there, gpu only with CUDA_HOME set.
-        mode: graph (compiled once per shape) | pynative (op by op).
+        mode: graph (compiled once per shape) | pynative (op by op) | auto: pynative on a CPU, where graphs take more
+            memory and each shape takes long to compile, and graph elsewhere.
         seed: for Python, numpy and MindSpore alike, so that every worker starts from the same parameters.
         jit_level: O0 (op by op) | O1 (fused) | O2 (whole graph; Ascend with static shapes only).
-        blocking: PyNative errors surface at the op that made them; slower, meant for tests.
+        blocking: PyNative errors surface at the op that made them; slower, meant for tests. On a CPU it is so anyway,
+            see `block_on_cpu`.
         deterministic: the same operation gives the same bits every time, which an NPU's kernels and its messages
             between workers do not promise otherwise; for the rest of the process, and slower.
 
     Raises:
         ValueError: an unknown name, or a device that is not there.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
+    if mode not in (*MODES, "auto"):
+        raise ValueError(f"mode is {mode!r}; it must be one of auto, {', '.join(MODES)}")
     joined = communication.GlobalComm.INITED  # by an earlier call; MindSpore then has the device for good
     found = ms.get_context("device_target").lower() if joined else _choose_device(device)
-    ms.set_context(mode=MODES[mode], jit_config={"jit_level": jit_level})
+    ms.set_context(mode=MODES[chosen_mode(mode, found)], jit_config={"jit_level": jit_level})
     # fp32 means fp32. Unless told otherwise CANN makes HF32 of convolutions and products, cuDNN TF32 of convolutions.
     if found == "ascend":
         ms.device_context.ascend.op_precision.conv_allow_hf32(False)
@@ -90,6 +92,7 @@ def setup(
         ms.device_context.gpu.op_precision.matmul_allow_tf32(False)
     if blocking:
         ms.runtime.launch_blocking()
+    block_on_cpu()
     if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore refuses to be told twice
         ms.set_deterministic(True)
 
@@ -109,6 +112,20 @@ def setup(
     np.random.seed(seed % 2**32)
     ms.set_seed(seed)
     return Runtime(found, rank, world_size)
+
+
+def block_on_cpu() -> None:
+    """On a CPU let PyNative wait for every operator. Its queue wants a processor of its own, and makes kernels take
+    half as long again, twice as long where other processes run."""
+    if device() == "cpu":
+        ms.runtime.launch_blocking()
+
+
+def chosen_mode(mode: str, device: str) -> str:
+    """What auto means on a device."""
+    if mode != "auto":
+        return mode
+    return "pynative" if device == "cpu" else "graph"
 
 
 def device() -> str:
@@ -156,6 +173,13 @@ def forget_graphs(network: nn.Cell) -> None:
 
 def is_graph_mode() -> bool:
     return ms.get_context("mode") == ms.GRAPH_MODE
+
+
+def records_gradients() -> bool:
+    """Whether what PyNative runs now is kept for a gradient; True where MindSpore does not tell."""
+    with suppress(Exception):  # MindSpore has it for itself, under names that may change
+        return importlib.import_module("mindspore.graph.api")._pynative_executor.grad_flag()
+    return True
 
 
 class WorkerMean(nn.Cell):

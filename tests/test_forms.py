@@ -2,6 +2,8 @@
 
 import mg  # noqa: F401  # isort: skip
 
+from functools import partial
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from mg.models.layers.attention import (
     TemporalAttention,
 )
 from mg.models.layers.conv import CausalConv3d, Conv3d, FactorizedConv, GroupedPointwiseConv, SpatialConv, TemporalConv
-from mg.models.layers.forms import FORMS, in_form, set_form
+from mg.models.layers.forms import FORMS, in_form, pieces, set_form
 from mg.models.layers.layout import Enter, Leave, split
 from mg.models.layers.norm import GroupNorm, RMSNorm
 from mg.models.layers.resample import (
@@ -30,6 +32,7 @@ from mg.models.layers.resample import (
     TemporalDownsample,
     TemporalUpsample,
 )
+from mg.models.layers.resnet import ResnetBlock
 from mg.models.layers.shortcuts import AverageChannels, ChannelsToPixels, Gate, PixelsToChannels, RepeatChannels
 
 CHANNELS = 4
@@ -187,6 +190,34 @@ def test_every_form_of_a_layer_gives_what_the_papers_form_gives(name, form):
         x = Tensor(rng.standard_normal(shape, np.float32))
         right = value_and_gradients(set_form(layer, "paper"), x)
         assert_equal(value_and_gradients(set_form(layer, form), x), right, 1e-5)
+
+
+BLOCKS = {
+    "factorized": FactorizedConv,
+    "spatial": lambda inside, outside, kernel_size=3, zero=False: SpatialConv(
+        inside, outside, kernel_size, padding=(kernel_size // 2,) * 4
+    ),
+    "causal": partial(CausalConv3d, padding="replicate"),
+}
+
+
+@pytest.mark.parametrize("conv", BLOCKS)
+def test_a_block_takes_large_clips_in_pieces_but_where_gradients_are_wanted(conv, monkeypatch):
+    rng = np.random.default_rng(0)
+    block = scatter(Entered(ResnetBlock(CHANNELS, 6, 2, BLOCKS[conv])), rng)
+    x = Tensor(rng.standard_normal((2, CHANNELS, 5, 6, 4), np.float32))
+    right = value_and_gradients(set_form(block, "paper"), x)
+    set_form(block, "cpu")
+    joined = []
+    monkeypatch.setattr(pieces, "_join", lambda *parts, join=pieces._join: joined.append(1) or join(*parts))
+    monkeypatch.setattr(pieces, "most_values", x.size // 5)
+    assert_equal([block(x).asnumpy()], right[:1], 1e-5)
+    assert joined
+    joined.clear()
+    assert_equal(value_and_gradients(block, x), right, 1e-4)
+    block.set_train()
+    assert_equal([block(x).asnumpy()], right[:1], 1e-5)
+    assert not joined
 
 
 @pytest.mark.parametrize(

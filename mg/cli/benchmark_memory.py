@@ -13,6 +13,7 @@ from pathlib import Path
 from mg.config import parse_config, run_command_line
 from mg.evaluation.footprints import format_costs, measure_costs
 from mg.latents.memory import MemoryConfig, format_table, measure_memory
+from mg.runtime import chosen_mode
 
 
 def main() -> int:
@@ -20,7 +21,9 @@ def main() -> int:
     assumed to take, 1 if not."""
     config = parse_config(MemoryConfig, __doc__.splitlines()[0])
     if config.models:
-        costs = measure_costs(config.models, config.mode, Path(config.output_path) / "footprints.json")
+        costs = measure_costs(
+            config.models, chosen_mode(config.mode, "cpu"), Path(config.output_path) / "footprints.json"
+        )
         print(format_costs(costs))
         return 0 if all(cost.per_pixel_and_channel <= cost.assumed for cost in costs) else 1
     found = measure_memory(config, "mg.cli.encode_latents", "mg.cli.decode_latents")

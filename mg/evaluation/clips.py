@@ -107,7 +107,7 @@ class ClipOptions:
     Args:
         video_folder: folder that the paths in the CSV are relative to; by default the CSV's own.
         device: auto takes ascend, gpu or cpu, the first that is there.
-        mode: graph compiles once per shape, pynative runs op by op.
+        mode: graph compiles once per shape, pynative runs op by op; auto is pynative on a CPU, graph elsewhere.
         num_frames: frames of a clip, from the beginning; by default the whole video. Images pass at any setting.
         frame_stride: take every n-th frame.
         fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame. Where the rate
@@ -128,7 +128,7 @@ class ClipOptions:
 
     video_folder: str | None = None
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
-    mode: Literal["graph", "pynative"] = "graph"
+    mode: Literal["auto", "graph", "pynative"] = "auto"
     num_frames: int | None = None
     frame_stride: int = 1
     fps_max: float | None = None

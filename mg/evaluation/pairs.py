@@ -71,7 +71,7 @@ class EvaluateConfig(MeasuresConfig):
     crop_size: int = 0
     batch_size: int = 1
     device: Literal["auto", "ascend", "gpu", "cuda", "cpu"] = "auto"
-    mode: Literal["graph", "pynative"] = "graph"
+    mode: Literal["auto", "graph", "pynative"] = "auto"
 
     def __post_init__(self):
         super().__post_init__()

@@ -60,7 +60,7 @@ class SpeedConfig:
             growth.json, and growth_MODEL.png with a curve for each.
         configs: overrides of models' configs by name, such as {tae: {ch: 32}}.
         device: auto | ascend | gpu | cpu; peers run on the CPU, and only beside one.
-        mode: graph | pynative.
+        mode: graph | pynative | auto: graph, but pynative for encode and decode on a CPU, as the commands have it.
         output_path: folder for speed.json.
     """
 
@@ -77,7 +77,7 @@ class SpeedConfig:
     growth: list[int] = field(default_factory=list)
     configs: dict[str, dict] = field(default_factory=dict)
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
-    mode: Literal["graph", "pynative"] = "graph"
+    mode: Literal["auto", "graph", "pynative"] = "auto"
     output_path: str = "outputs/benchmark_speed"
 
     def __post_init__(self):
@@ -105,7 +105,7 @@ class SpeedConfig:
                     config=self.configs.get(name, {}),
                     precision=self.precisions[0],
                     device=device,
-                    mode=self.mode,
+                    mode="graph" if part == "train" and self.mode == "auto" else runtime.chosen_mode(self.mode, device),
                     threads=self.threads,
                 )
 
@@ -333,8 +333,9 @@ def _of_cpu(name: str) -> str:
 
 
 COLUMNS = {
-    "model": 13, "part": 8, "engine": 13, "precision": 11, "size": 13, "seconds": 9, "frames/s": 10, "peak MB": 9,
-    "compile s": 11, "GFLOP/frame": 13, "of original": 13, "peer s": 9, "peer MB": 9, "time/peer's": 13,
+    "model": 13, "part": 8, "engine": 13, "mode": 10, "precision": 11, "size": 13, "seconds": 9,
+    "frames/s": 10, "peak MB": 9, "compile s": 11, "GFLOP/frame": 13, "of original": 13,
+    "peer s": 9, "peer MB": 9, "time/peer's": 13,
 }  # fmt: skip
 
 
@@ -347,7 +348,9 @@ def format_table(found: dict) -> str:
         if peer:
             peers[record["model"]] = peer["name"]
         cells = [
-            *(record[key] for key in ("model", "part", "engine", "precision")),
+            *(record[key] for key in ("model", "part", "engine")),
+            record["mode"] if record["engine"] == "mindspore" else "-",
+            record["precision"],
             record["size"] if record["batch"] == 1 else f"{record['batch']}x {record['size']}",
             *(_number(record[key], digits) for key, digits in _DIGITS.items()),
             _number(record["operations_per_frame"] and record["operations_per_frame"] / 1e9, 3),

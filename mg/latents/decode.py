@@ -68,7 +68,7 @@ class DecodeConfig:
     tiling: TileFields = field(default_factory=TileFields)
     max_memory: float | None = None
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
-    mode: Literal["graph", "pynative"] = "graph"
+    mode: Literal["auto", "graph", "pynative"] = "auto"
 
     def __post_init__(self):
         require(self.max_memory is None or self.max_memory > 0, self, "max_memory", "above 0")

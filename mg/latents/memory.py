@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class MemoryConfig:
         ckpt_path: the model; by default a small TAE of random weights.
         tile: frames of a tile, half of which neighbours share in decoding; by default the model's own tiles.
         limit: how many times the first one's memory a longer video may take.
-        mode: graph | pynative.
+        mode: graph | pynative | auto: pynative.
         output_path: folder for memory.json, or footprints.json.
     """
 
@@ -58,7 +59,7 @@ class MemoryConfig:
     ckpt_path: str | None = None
     tile: int | None = None
     limit: float = 1.1
-    mode: str = "graph"
+    mode: Literal["auto", "graph", "pynative"] = "auto"
     output_path: str = "outputs/benchmark_memory"
 
     def __post_init__(self):

@@ -129,6 +129,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
 
     def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | StateDict | None) -> None:
         """The end of a model's constructor: its layers' form, precision, recompute and weights, once all are there."""
+        runtime.block_on_cpu()
         set_form(self)
         set_precision(self, dtype)
         if use_recompute:

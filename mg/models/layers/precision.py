@@ -19,7 +19,7 @@ class Cast(nn.Cell):
         self.dtype = dtype
 
     def construct(self, x):
-        return x.astype(self.dtype)
+        return x if x.dtype == self.dtype else x.astype(self.dtype)
 
 
 class RoundToBF16(nn.Cell):

@@ -10,7 +10,8 @@ pixels are interleaved by stacking.
 import mindspore as ms
 from mindspore import nn, ops
 
-from mg.models.layers import attention, conv, layout, norm, resample, shortcuts
+from mg.models.layers import attention, conv, layout, norm, resample, resnet, shortcuts
+from mg.models.layers.forms import pieces
 from mg.models.layers.forms.edges import repeat_edges
 from mg.models.layers.forms.fewer import fold, product_of_pointwise, quarters, tap_of_a_frame
 
@@ -66,6 +67,15 @@ def sum_of_taps(taps, before: int, repeated: bool):
     return y
 
 
+def convolve_within(conv2d, x, weights):
+    """A convolution in time, one of `weights` a tap, of the frames that have all under their kernel: tap by tap."""
+    t = x.shape[1] - len(weights) + 1
+    total = conv2d(pictures(ops.narrow(x, 1, 0, t)), weights[0])
+    for i, weight in enumerate(weights[1:], start=1):
+        total = total + conv2d(pictures(ops.narrow(x, 1, i, t)), weight)
+    return clips(total, t)
+
+
 def under_kernel(x, frames: int, size: int, stride: int):
     """The frames under a kernel of `size` frames as channels of one. (B, T, C, H, W) -> (B*frames, C*size, H, W)"""
     b, t, c, h, w = x.shape
@@ -97,10 +107,16 @@ def add_bias(x, bias):
 
 class SpatialConv(conv.SpatialConv):
     def prepare(self):
-        c_out, _, size, _ = self.weight.shape
+        c_out, c_in, size, _ = self.weight.shape
         self.conv2d = ops.Conv2D(c_out, size, pad_mode="pad", pad=tuple(self.padding), stride=self.stride)
+        self.growth = max(1.0, c_out / c_in / self.stride**2)
 
     def construct(self, x):
+        if pieces.wanted(x, self.training, self.growth):
+            return pieces.along_time(self.convolve, x, self.growth)
+        return self.convolve(x)
+
+    def convolve(self, x):
         y = self.conv2d(pictures(self.cast(x)), self.cast(self.weight))
         return clips(self.cast(add_bias(y, self.cast(self.bias))), x.shape[1])
 
@@ -114,15 +130,31 @@ class TemporalConv(conv.TemporalConv):
         x, c, t = self.cast(x), x.shape[2], x.shape[1]
         if t == 1:
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(self.kernel(), self.margin > 0, self.before)))
-        elif self.stride == 1:
-            taps = ()
-            for weight in ops.unstack(self.cast(self.weight), axis=3):
-                taps += (clips(self.conv2d(pictures(x), weight.reshape(c, c, 1, 1)), t),)
-            y = pictures(sum_of_taps(taps, self.before, self.margin > 0))
-        else:
+        elif self.stride > 1:
             t = -(-t // self.stride)
             y = self.conv2d(self.strided(x, t), self.cast(self.weight.reshape(c, -1, 1, 1)))
-        return clips(self.cast(add_bias(y, self.cast(self.bias))), t)
+        elif pieces.wanted(x, self.training):
+            behind = self.kernel_size - 1 - self.before
+            return pieces.along_time(self.within, x, 1, self.before, behind, self.margin > 0)
+        else:
+            y = pictures(sum_of_taps(self.taps(x), self.before, self.margin > 0))
+        return self.finish(clips(y, t))
+
+    def finish(self, y):
+        return clips(self.cast(add_bias(pictures(y), self.cast(self.bias))), y.shape[1])
+
+    def within(self, x):
+        """Of the frames that have all under their kernel. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
+        c = self.weight.shape[0]
+        weights = [weight.reshape(c, c, 1, 1) for weight in ops.unstack(self.cast(self.weight), axis=3)]
+        return self.finish(convolve_within(self.conv2d, x, weights))
+
+    def taps(self, x):
+        """What each tap makes of x"""
+        c, made = self.weight.shape[0], ()
+        for weight in ops.unstack(self.cast(self.weight), axis=3):
+            made += (clips(self.conv2d(pictures(x), weight.reshape(c, c, 1, 1)), x.shape[1]),)
+        return made
 
     def strided(self, x, frames):
         b, _, c, h, w = x.shape
@@ -161,6 +193,7 @@ class Conv3d(conv.Conv3d):
         self.conv2d = ops.Conv2D(c_out, stride=self.stride[1:], **common)
         self.conv_taps = ops.Conv2D(c_out * self.kernel_size, stride=self.stride[1:], **common)
         self.grouped = groups > 1
+        self.growth = 1.0 if self.grouped else max(1.0, c_out / self.weight.shape[1] / self.stride[1] ** 2)
 
     def construct(self, x):
         return self.convolve(self.pad_pictures(self.cast(x)))
@@ -174,15 +207,27 @@ class Conv3d(conv.Conv3d):
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(weight, self.repeated, self.before)))
         elif self.kernel_size == 1:
             y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
+        elif self.stride[0] == 1 and pieces.wanted(x, self.training, self.growth):
+            behind = self.kernel_size - 1 - self.before
+            return pieces.along_time(self.within, x, self.growth, self.before, behind, self.repeated)
         elif self.stride[0] == 1:
             y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
         else:
             x = self.pad_frames(x)
             t = (x.shape[1] - self.kernel_size) // self.stride[0] + 1
             y = self.conv2d(under_kernel(x, t, self.kernel_size, self.stride[0]), self.cast(join_taps(weight)))
-        return clips(self.cast(add_bias(y, None if self.bias is None else self.cast(self.bias))), t)
+        return self.finish(clips(y, t))
+
+    def finish(self, y):
+        bias = None if self.bias is None else self.cast(self.bias)
+        return clips(self.cast(add_bias(pictures(y), bias)), y.shape[1])
+
+    def within(self, x):
+        """Of the frames that have all under their kernel. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
+        return self.finish(convolve_within(self.conv2d, x, ops.unstack(self.cast(self.weight), axis=2)))
 
     def taps(self, x):
+        """What each tap in time makes of x"""
         b, t, *_ = x.shape
         size, c = self.kernel_size, self.weight.shape[0]
         if self.grouped:
@@ -202,7 +247,8 @@ class CausalConv3d(conv.CausalConv3d):
         self.repeated = self.replicated
         Conv3d._prepare(self, 0 if self.repeated else self.kernel_size // 2, 1)
 
-    construct, convolve, taps = Conv3d.construct, Conv3d.convolve, Conv3d.taps
+    construct, convolve, within = Conv3d.construct, Conv3d.convolve, Conv3d.within
+    finish, taps = Conv3d.finish, Conv3d.taps
 
     def pad_pictures(self, x):
         if not self.repeated or not self.margin:
@@ -237,6 +283,8 @@ class GroupNorm(norm.GroupNorm):
         return not self.training and x.size >= _LARGE
 
     def construct(self, x):
+        if pieces.wanted(x, self.training):
+            return pieces.along_time(self.scaling(x), x)
         y = x.astype(ms.float32)
         return self.cast(self.composed(y) if self.in_parts(x) else self.whole(y))
 
@@ -256,28 +304,62 @@ class GroupNorm(norm.GroupNorm):
         return ops.stack(ops.unstack(x, axis=2), axis=1)
 
     def composed(self, x):
-        b, t, c, h, w = x.shape
-        x = ops.bias_add(x.reshape(1, b * t * c, h * w), -self.means(x).reshape(-1))
-        factors = ops.rsqrt(self.means(x.square().reshape(b, t, c, h, w)) + self.eps)
-        factors = (factors * self.gamma.reshape(1, 1, c)).reshape(-1)  # (B*T*C,)
-        offsets = ops.broadcast_to(self.beta.reshape(1, c), (b * t, c)).reshape(-1)
-        return affine(self.affine, x.reshape(1, b * t * c, h, w), factors, offsets).reshape(b, t, c, h, w)
+        mean = self.of_groups(self.sums(x), x)
+        variance = self.of_groups(self.sums(add_to_channels(x, -mean).square()), x)
+        return self.scaled(x, mean, self.factors(variance))
 
-    def means(self, x):
-        """The mean of each group of channels of all frames, for each of its channels, (B, T, C).
+    def scaling(self, x):
+        """A function that normalises pieces of x by the statistics of the whole."""
+        mean = self.of_groups(ops.cat([self.sums(piece) for piece in pieces.each(x)], 1), x)
+        squares = [self.sums(add_to_channels(piece, -mean).square()) for piece in pieces.each(x)]
+        factors = self.factors(self.of_groups(ops.cat(squares, 1), x))
+        return lambda piece: self.cast(self.scaled(piece, mean, factors))
 
-        Frame by frame, and then of those: a CPU's sum of millions of values in a row is off by 5e-4.
+    def sums(self, x):
+        """Over the pixels of each frame alone: a CPU's sum of millions of values in a row is off by 5e-4.
+
+        (B, T, C, H, W) -> (B, T, C)
         """
         b, t, c, h, w = x.shape
-        rows = x.reshape(b * t * c, h * w).sum(axis=1).reshape(b, t, self.groups, c // self.groups)
-        means = rows.sum(axis=3, keepdims=True).sum(axis=1, keepdims=True) * (self.groups / (t * c * h * w))
-        return ops.broadcast_to(means, rows.shape).reshape(b, t, c)
+        return x.astype(ms.float32).reshape(b * t * c, h * w).sum(axis=1).reshape(b, t, c)
+
+    def of_groups(self, sums, x):
+        """The mean of each group of channels, all frames and pixels of x, for each of its channels, (B, C)."""
+        b, t, c, h, w = x.shape
+        means = sums.sum(axis=1).reshape(b, self.groups, c // self.groups).sum(axis=2, keepdims=True)
+        means = means * (self.groups / (t * c * h * w))
+        return ops.broadcast_to(means, (b, self.groups, c // self.groups)).reshape(b, c)
+
+    def factors(self, variance):
+        return ops.rsqrt(variance + self.eps) * self.gamma.reshape(1, -1)
+
+    def scaled(self, x, mean, factors):
+        """(x - mean) * factors + beta; x (B, T, C, H, W), mean and factors (B, C)"""
+        b, t, c, h, w = x.shape
+        mean, factors = over_frames(mean, t), over_frames(factors, t)
+        beta = over_frames(ops.broadcast_to(self.beta.reshape(1, c), (b, c)), t)
+        x = x.astype(ms.float32).reshape(1, b * t * c, h, w)
+        return affine(self.affine, x, factors, beta, mean).reshape(b, t, c, h, w)
 
 
-def affine(batch_norm, x, factors, offsets):
-    """x (N, C, H, W) * factors (C,) + offsets (C,), of which nothing is kept but x: a norm by constant statistics."""
-    zeros, ones = ops.zeros(factors.shape, ms.float32), ops.ones(factors.shape, ms.float32)
-    return batch_norm(x, factors, offsets, zeros, ones)[0]
+def over_frames(values, frames: int):
+    """(B, C) -> (B * frames * C,)"""
+    b, c = values.shape
+    return ops.broadcast_to(values.reshape(b, 1, c), (b, frames, c)).reshape(-1)
+
+
+def add_to_channels(x, offsets):
+    """x (B, T, C, H, W) + offsets (B, C), in fp32"""
+    b, t, c, h, w = x.shape
+    y = x.astype(ms.float32).reshape(1, b * t * c, h * w)
+    return ops.bias_add(y, over_frames(offsets, t)).reshape(x.shape)
+
+
+def affine(batch_norm, x, factors, offsets, means=None):
+    """(x (N, C, H, W) - means (C,)) * factors (C,) + offsets (C,), of which nothing is kept but x: a norm by constant
+    statistics."""
+    means = ops.zeros(factors.shape, ms.float32) if means is None else means
+    return batch_norm(x, factors, offsets, means, ops.ones(factors.shape, ms.float32))[0]
 
 
 class RMSNorm(norm.RMSNorm):
@@ -285,12 +367,36 @@ class RMSNorm(norm.RMSNorm):
         self.affine = ops.BatchNorm(is_training=False, epsilon=1e-12)
 
     def construct(self, x):
+        return pieces.along_time(self.normalised, x) if pieces.wanted(x, self.training) else self.normalised(x)
+
+    def normalised(self, x):
         b, t, c, h, w = x.shape
         x = x.astype(ms.float32).reshape(b * t, c, h * w)
         squares = x.square()
         mean = ops.matmul(ops.ones((1, c), ms.float32), squares) * (1 / c)  # (B*T, 1, H*W); sums of rows are slow
         x = x * ops.broadcast_to(ops.rsqrt(mean + self.eps), x.shape)
         return self.cast(affine(self.affine, x.reshape(b * t, c, h, w), self.gamma, self.beta)).reshape(b, t, c, h, w)
+
+
+class ResnetBlock(resnet.ResnetBlock):
+    def construct(self, x):
+        if not pieces.wanted(x, self.training):
+            return super().construct(x)
+        h = self.activated(self.norm1, self.conv1, x)
+        h = self.activated(self.norm2, self.conv2, h)
+        return (self.nin_shortcut(x) if self.widens else x) + h
+
+    def activated(self, norm, convolution, x):
+        """The convolution of silu(norm(x)), which exists in pieces alone where the convolution is of single frames."""
+        normalised = norm.scaling(x)
+        if isinstance(convolution, SpatialConv):
+            spatial, temporal = convolution, None
+        elif isinstance(convolution, FactorizedConv):
+            spatial, temporal = convolution.conv_spat, convolution.conv_temp
+        else:
+            return convolution(pieces.along_time(lambda piece: ops.silu(normalised(piece)), x))
+        y = pieces.along_time(lambda piece: spatial.convolve(ops.silu(normalised(piece))), x, spatial.growth)
+        return y if temporal is None else temporal(y)
 
 
 # Attention.
@@ -396,6 +502,9 @@ class DoublingSpatialConv(resample.DoublingSpatialConv):
         self.double = Doubling(self.weight.shape[0])
 
     def construct(self, x):
+        return pieces.along_time(self.convolve, x, 4) if pieces.wanted(x, self.training, 4) else self.convolve(x)
+
+    def convolve(self, x):
         y = self.doubled(pictures(self.cast(x)), self.weight)
         return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), x.shape[1])
 
@@ -418,9 +527,22 @@ class DoublingTemporalConv(resample.DoublingTemporalConv):
         if t == 1 and repeated:
             y = self.conv2d(x, self.cast(tap_of_a_frame(self.kernel(), True, 0)))
             return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 1)
+        if pieces.wanted(clips(x, t), self.training, 4):
+            return pieces.along_time(self.convolve, clips(x, t), 4, 1, 1, repeated)
         w0, w1, w2 = ops.unstack(self.weight, axis=3)  # (C, C, 1)
         first = shifted(self.tap(x, w0, t), -1, repeated) + self.tap(x, w1 + w2, t)
         second = self.tap(x, w0 + w1, t) + shifted(self.tap(x, w2, t), 1, repeated)
+        y = ops.stack((first, second), axis=2).reshape(b * 2 * t, c, h, w)
+        return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 2 * t)
+
+    def convolve(self, x):
+        """The frames between the first and the last, with these beside them. (B, t + 2, C, H, W) -> (B, 2t, C, H, W)"""
+        b, t, c, h, w = x.shape
+        t = t - 2
+        before, own, behind = (pictures(ops.narrow(x, 1, start, t)) for start in range(3))
+        w0, w1, w2 = ops.unstack(self.weight, axis=3)  # (C, C, 1)
+        first = self.tap(before, w0, t) + self.tap(own, w1 + w2, t)
+        second = self.tap(own, w0 + w1, t) + self.tap(behind, w2, t)
         y = ops.stack((first, second), axis=2).reshape(b * 2 * t, c, h, w)
         return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 2 * t)
 
@@ -433,23 +555,35 @@ class DoublingConv3d(resample.DoublingConv3d):
 
     def prepare(self):
         self.double = Doubling(self.weight.shape[0])
+        self.growth = max(1.0, 4 * self.weight.shape[0] / self.weight.shape[1])
 
     def construct(self, x, frames):  # type: ignore[override]
         b, t, c, h, w = x.shape
         x = self.cast(x)
         if t == 1 and frames == 1:
             y = self.doubled(pictures(x), self.weight[:, :, 1])
-        else:
-            zeros = ops.zeros((b, 1, c, h, w), x.dtype)
-            x = ops.cat((zeros, x, zeros), 1)  # (B, T + 2, Cin, H, W)
-            if frames == 2:
-                first, second = fold(self.weight, 2)
-                y = (self.seen(x, 0, t, first), self.seen(x, 1, t, second))
-                y = ops.stack(y, axis=1)  # (B*T, 2, Cout, 2H, 2W)
-            else:
-                y = self.doubled(under_kernel(x, t, 3, 1), join_taps(self.weight))
-        y = y.reshape(b * frames * t, -1, 2 * h, 2 * w)
-        return clips(self.cast(add_bias(y, self.cast(self.bias))), frames * t)
+            return clips(self.cast(add_bias(y, self.cast(self.bias))), 1)
+        if pieces.wanted(x, self.training, frames * self.growth):
+            within = self.pairs_within if frames == 2 else self.within
+            return pieces.along_time(within, x, frames * self.growth, 1, 1, repeated=False)
+        zeros = ops.zeros((b, 1, c, h, w), x.dtype)
+        x = ops.cat((zeros, x, zeros), 1)  # (B, T + 2, Cin, H, W)
+        return self.pairs_within(x) if frames == 2 else self.within(x)
+
+    def within(self, x):
+        """Of the frames that have one on each side. (B, t + 2, Cin, H, W) -> (B, t, Cout, 2H, 2W)"""
+        t = x.shape[1] - 2
+        y = self.doubled(under_kernel(x, t, 3, 1), join_taps(self.weight))
+        return clips(self.cast(add_bias(y, self.cast(self.bias))), t)
+
+    def pairs_within(self, x):
+        """The same, and each of them becomes two. (B, t + 2, Cin, H, W) -> (B, 2t, Cout, 2H, 2W)"""
+        b, t, _, h, w = x.shape
+        t = t - 2
+        first, second = fold(self.weight, 2)
+        y = ops.stack((self.seen(x, 0, t, first), self.seen(x, 1, t, second)), axis=1)  # (B*t, 2, Cout, 2H, 2W)
+        y = y.reshape(b * 2 * t, -1, 2 * h, 2 * w)
+        return clips(self.cast(add_bias(y, self.cast(self.bias))), 2 * t)
 
     def seen(self, x, start, frames, weight):
         """The frames of a pair's first, or second: each of them under a kernel of two, from `start` on."""
@@ -464,21 +598,34 @@ class DoublingCausalConv3d(resample.DoublingCausalConv3d):
         self.conv2d = ops.Conv2D(self.weight.shape[0], 3)
 
     def construct(self, x):
-        b, t, c, h, w = x.shape
-        time, space = self.factors
+        t, (time, space) = x.shape[1], self.factors
         x = self.cast(x)
         if t == 1:
-            y, t = self.in_space(pictures(x), self.weight.sum(axis=2)), 1
-        elif time == 2:
-            x = under_kernel(repeat_edges(x, 1, 1, 0), t, 2, 1)  # (B*T, 2C, H, W): each behind the one before it
-            first, second = fold(self.weight, 2)
-            # Of each pair the second of the earlier frame comes first, as the first frame has no pair.
-            pairs = self.in_space(x, join_taps(second)), self.in_space(x, join_taps(first))
-            y = ops.stack(pairs, axis=1).reshape(b, 2 * t, c, space * h, space * w)
-            y, t = pictures(ops.narrow(y, 1, 1, 2 * t - 1)), 2 * t - 1
+            y = self.in_space(pictures(x), self.weight.sum(axis=2))
+            return clips(self.cast(add_bias(y, self.cast(self.bias))), 1)
+        # Of each pair the second of the earlier frame comes first, as the first frame has no pair.
+        before = 1 if time == 2 else 2
+        if pieces.wanted(x, self.training, time * space**2):
+            y = pieces.along_time(self.within, x, time * space**2, before)
         else:
-            y = self.in_space(under_kernel(repeat_edges(x, 1, 2, 0), t, 3, 1), join_taps(self.weight))
-        return clips(self.cast(add_bias(y, self.cast(self.bias))), t)
+            y = self.within(repeat_edges(x, 1, before, 0))
+        return ops.narrow(y, 1, 1, 2 * t - 1) if time == 2 else y
+
+    def within(self, x):
+        """Of the frames that have all under their kernel. (B, t + 1, Cin, H, W) -> (B, 2t, C, H', W'), or where time
+        is not doubled (B, t + 2, Cin, H, W) -> (B, t, C, H', W')"""
+        b, t, c, h, w = x.shape
+        time, space = self.factors
+        if time == 2:
+            t = t - 1
+            x = under_kernel(x, t, 2, 1)  # (B*t, 2C, H, W): each behind the one before it
+            first, second = fold(self.weight, 2)
+            pairs = self.in_space(x, join_taps(second)), self.in_space(x, join_taps(first))
+            y = ops.stack(pairs, axis=1).reshape(b * 2 * t, c, space * h, space * w)
+        else:
+            t = t - 2
+            y = self.in_space(under_kernel(x, t, 3, 1), join_taps(self.weight))
+        return clips(self.cast(add_bias(y, self.cast(self.bias))), time * t)
 
     def in_space(self, x, weight):
         """(N, Cin, H, W) -> (N, C, H or 2H, W or 2W)"""
@@ -543,6 +690,9 @@ class ChannelsToPixels(shortcuts.ChannelsToPixels):
 
 class Gate(shortcuts.Gate):
     def construct(self, x):
+        return pieces.along_time(self.gated, x) if pieces.wanted(x, self.training) else self.gated(x)
+
+    def gated(self, x):
         y, gate = ops.split(x, x.shape[2] // 2, 2)
         return y * ops.silu(gate)
 
@@ -557,6 +707,7 @@ LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
     conv.CausalConv3d: CausalConv3d,
     conv.GroupedPointwiseConv: GroupedPointwiseConv,
     norm.GroupNorm: GroupNorm,
+    resnet.ResnetBlock: ResnetBlock,
     norm.RMSNorm: RMSNorm,
     attention.SpatialAttention: SpatialAttention,
     attention.TemporalAttention: TemporalAttention,

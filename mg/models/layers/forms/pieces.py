@@ -1,0 +1,101 @@
+"""Large clips piece by piece along time, so that of what a layer makes on the way no more than a piece exists at once.
+
+For a CPU, where MindSpore runs operator by operator, and in inference. A compiled graph gains nothing: each piece adds
+operators, of which MindSpore's compiler keeps more than the pieces save. Clips are (B, T, C, H, W), frames first.
+"""
+
+import itertools
+
+from mindspore import mint, ops
+
+from mg import runtime
+
+most_values = 2**21  # of a piece: 8 MB in fp32
+
+
+class _OpByOp(ops.PrimitiveWithInfer):
+    """Whether a CPU runs operators one by one, for their values alone. To a compiler it is the constant False."""
+
+    def __init__(self):
+        super().__init__("OpByOp")
+        self.set_const_prim(True)
+
+    def __infer__(self):
+        return {"dtype": None, "shape": None, "value": False}
+
+    def __call__(self) -> bool:
+        return runtime.device() == "cpu" and not runtime.records_gradients()
+
+
+_op_by_op = _OpByOp()
+
+
+def wanted(x, training: bool, growth: float = 1) -> bool:
+    """Whether a layer is to take x in pieces.
+
+    Args:
+        growth: how many values it makes of one, if they are more.
+    """
+    return not training and _op_by_op() and x.size * growth > most_values and x.shape[1] > 1
+
+
+def bounds(x, growth: float = 1) -> list[tuple[int, int]]:
+    """Where each piece starts and stops; all are of about the same length."""
+    frames = x.shape[1]
+    count = min(frames, -(-int(x.size * growth) // most_values))
+    stops = [frames * i // count for i in range(count + 1)]
+    return list(itertools.pairwise(stops))
+
+
+def each(x):
+    """The pieces of x, one at a time."""
+    for start, stop in bounds(x):
+        yield ops.narrow(x, 1, start, stop - start)
+
+
+def frames(x, start: int, stop: int, repeated: bool = True):
+    """The frames from `start` to `stop`; outside of x they are its edges, or zeros."""
+    b, t, c, h, w = x.shape
+    before, behind = max(0, -start), max(0, stop - t)
+    inner = ops.narrow(x, 1, start + before, stop - start - before - behind)
+    if before + behind == 0:
+        return inner
+    if repeated:
+        first, last = ops.narrow(x, 1, 0, 1), ops.narrow(x, 1, t - 1, 1)
+    else:
+        first = last = ops.zeros((b, 1, c, h, w), x.dtype)
+    return ops.cat((first,) * before + (inner,) + (last,) * behind, 1)
+
+
+def along_time(function, x, growth: float = 1, before: int = 0, behind: int = 0, repeated: bool = True):
+    """What `function` makes of x, piece by piece.
+
+    Args:
+        function: takes a piece with the frames `before` and `behind` it, gives what becomes of the piece alone.
+        growth: see `wanted`.
+        repeated: outside of x there are its edges; or zeros.
+    """
+
+    def parts():
+        for start, stop in bounds(x, growth):
+            yield function(frames(x, start - before, stop + behind, repeated)), start, stop
+
+    return _join(parts(), x.shape[1])
+
+
+def _join(parts, frames: int):
+    """One clip of `parts`, each with where it starts and stops in `frames` frames, which may have become more or less.
+
+    Each is copied when it comes: a cat would hold all of them beside the whole. A tensor on a CPU and its array share
+    their memory.
+    """
+    whole = None
+    for part, start, stop in parts:
+        factor = part.shape[1] / (stop - start)
+        if whole is None:
+            b, _, c, h, w = part.shape
+            whole = mint.empty((b, round(frames * factor), c, h, w), dtype=part.dtype)
+            array = whole.asnumpy()
+        first = round(start * factor)
+        array[:, first : first + part.shape[1]] = part.asnumpy()
+    return whole
