@@ -25,6 +25,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from mg import runtime
 from mg.checkpoints import (
     CheckpointError,
     LoadReport,
