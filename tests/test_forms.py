@@ -192,6 +192,40 @@ def test_every_form_of_a_layer_gives_what_the_papers_form_gives(name, form):
         assert_equal(value_and_gradients(set_form(layer, form), x), right, 1e-5)
 
 
+# What a CPU takes in pieces along time, with what is around them or without.
+IN_PIECES = [
+    name
+    for name in LAYERS
+    if not name.startswith(("grouped", "linear", "channels", "average", "repeated", "pixels"))
+    and name not in ("temporal downsampling", "factorized 1x1 conv")
+    and not name.endswith("of stride 2")
+]
+
+
+@pytest.mark.parametrize("name", IN_PIECES)
+def test_a_layer_gives_the_same_in_pieces_along_time(name, joined):
+    make, *shapes = LAYERS[name]
+    rng = np.random.default_rng(0)
+    layer = scatter(Entered(make()), rng)
+    for shape in shapes:
+        x = Tensor(rng.standard_normal(shape, np.float32))
+        right = set_form(layer, "paper")(x).asnumpy()
+        set_form(layer, "cpu")
+        for frames in (1, 2):
+            pieces.most_values = frames * x.size // shape[2]
+            assert_equal([layer(x).asnumpy()], [right], 1e-5)
+    assert joined
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """An entry for each time that a layer took a clip in pieces."""
+    found = []
+    monkeypatch.setattr(pieces, "_join", lambda *parts, join=pieces._join: found.append(1) or join(*parts))
+    monkeypatch.setattr(pieces, "most_values", pieces.most_values)  # what a test sets goes with it
+    return found
+
+
 BLOCKS = {
     "factorized": FactorizedConv,
     "spatial": lambda inside, outside, kernel_size=3, zero=False: SpatialConv(
@@ -202,15 +236,13 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("conv", BLOCKS)
-def test_a_block_takes_large_clips_in_pieces_but_where_gradients_are_wanted(conv, monkeypatch):
+def test_a_block_takes_large_clips_in_pieces_but_where_gradients_are_wanted(conv, joined):
     rng = np.random.default_rng(0)
     block = scatter(Entered(ResnetBlock(CHANNELS, 6, 2, BLOCKS[conv])), rng)
     x = Tensor(rng.standard_normal((2, CHANNELS, 5, 6, 4), np.float32))
     right = value_and_gradients(set_form(block, "paper"), x)
     set_form(block, "cpu")
-    joined = []
-    monkeypatch.setattr(pieces, "_join", lambda *parts, join=pieces._join: joined.append(1) or join(*parts))
-    monkeypatch.setattr(pieces, "most_values", x.size // 5)
+    pieces.most_values = x.size // 5
     assert_equal([block(x).asnumpy()], right[:1], 1e-5)
     assert joined
     joined.clear()

@@ -11,9 +11,9 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mg.models.layers import attention, conv, layout, norm, resample, resnet, shortcuts
-from mg.models.layers.forms import pieces
 from mg.models.layers.forms.edges import repeat_edges
 from mg.models.layers.forms.fewer import fold, product_of_pointwise, quarters, tap_of_a_frame
+from mg.models.layers.forms.pieces import InPieces, along_time, each
 
 _LARGE = 2**16  # values
 
@@ -105,26 +105,22 @@ def add_bias(x, bias):
 # Convolutions.
 
 
-class SpatialConv(conv.SpatialConv):
+class SpatialConv(InPieces, conv.SpatialConv):
     def prepare(self):
         c_out, c_in, size, _ = self.weight.shape
         self.conv2d = ops.Conv2D(c_out, size, pad_mode="pad", pad=tuple(self.padding), stride=self.stride)
         self.growth = max(1.0, c_out / c_in / self.stride**2)
 
     def construct(self, x):
-        if pieces.wanted(x, self.training, self.growth):
-            return pieces.along_time(self.convolve, x, self.growth)
-        return self.convolve(x)
-
-    def convolve(self, x):
         y = self.conv2d(pictures(self.cast(x)), self.cast(self.weight))
         return clips(self.cast(add_bias(y, self.cast(self.bias))), x.shape[1])
 
 
-class TemporalConv(conv.TemporalConv):
+class TemporalConv(InPieces, conv.TemporalConv):
     def prepare(self):
         self.conv2d = ops.Conv2D(self.weight.shape[0], 1)
         self.before = self.kernel_size // 2
+        self.growth = 1.0 if self.stride == 1 else 0.0
 
     def construct(self, x):
         x, c, t = self.cast(x), x.shape[2], x.shape[1]
@@ -133,15 +129,16 @@ class TemporalConv(conv.TemporalConv):
         elif self.stride > 1:
             t = -(-t // self.stride)
             y = self.conv2d(self.strided(x, t), self.cast(self.weight.reshape(c, -1, 1, 1)))
-        elif pieces.wanted(x, self.training):
-            behind = self.kernel_size - 1 - self.before
-            return pieces.along_time(self.within, x, 1, self.before, behind, self.margin > 0)
         else:
             y = pictures(sum_of_taps(self.taps(x), self.before, self.margin > 0))
         return self.finish(clips(y, t))
 
     def finish(self, y):
         return clips(self.cast(add_bias(pictures(y), self.cast(self.bias))), y.shape[1])
+
+    def in_pieces(self, x):
+        behind = self.kernel_size - 1 - self.before
+        return along_time(self.within, self.cast(x), 1, self.before, behind, self.margin > 0)
 
     def within(self, x):
         """Of the frames that have all under their kernel. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
@@ -177,7 +174,7 @@ class FactorizedConv(conv.FactorizedConv):
         return clips(self.cast(ops.bias_add(y, self.cast(bias))), x.shape[1])
 
 
-class Conv3d(conv.Conv3d):
+class Conv3d(InPieces, conv.Conv3d):
     """A dense kernel's taps in time are output channels of one Conv2D, and so are a depthwise one's."""
 
     repeated = False
@@ -193,7 +190,8 @@ class Conv3d(conv.Conv3d):
         self.conv2d = ops.Conv2D(c_out, stride=self.stride[1:], **common)
         self.conv_taps = ops.Conv2D(c_out * self.kernel_size, stride=self.stride[1:], **common)
         self.grouped = groups > 1
-        self.growth = 1.0 if self.grouped else max(1.0, c_out / self.weight.shape[1] / self.stride[1] ** 2)
+        values = 1.0 if self.grouped else max(1.0, c_out / self.weight.shape[1] / self.stride[1] ** 2)
+        self.growth = values if self.stride[0] == 1 else 0.0
 
     def construct(self, x):
         return self.convolve(self.pad_pictures(self.cast(x)))
@@ -207,9 +205,6 @@ class Conv3d(conv.Conv3d):
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(weight, self.repeated, self.before)))
         elif self.kernel_size == 1:
             y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
-        elif self.stride[0] == 1 and pieces.wanted(x, self.training, self.growth):
-            behind = self.kernel_size - 1 - self.before
-            return pieces.along_time(self.within, x, self.growth, self.before, behind, self.repeated)
         elif self.stride[0] == 1:
             y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
         else:
@@ -222,9 +217,14 @@ class Conv3d(conv.Conv3d):
         bias = None if self.bias is None else self.cast(self.bias)
         return clips(self.cast(add_bias(pictures(y), bias)), y.shape[1])
 
+    def in_pieces(self, x):
+        behind = self.kernel_size - 1 - self.before
+        return along_time(self.within, self.cast(x), self.growth, self.before, behind, self.repeated)
+
     def within(self, x):
         """Of the frames that have all under their kernel. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
-        return self.finish(convolve_within(self.conv2d, x, ops.unstack(self.cast(self.weight), axis=2)))
+        taps = ops.unstack(self.cast(self.weight), axis=2)
+        return self.finish(convolve_within(self.conv2d, self.pad_pictures(x), taps))
 
     def taps(self, x):
         """What each tap in time makes of x"""
@@ -242,13 +242,13 @@ class Conv3d(conv.Conv3d):
         return ops.cat((before, x, behind), 1)
 
 
-class CausalConv3d(conv.CausalConv3d):
+class CausalConv3d(InPieces, conv.CausalConv3d):
     def prepare(self):
         self.repeated = self.replicated
         Conv3d._prepare(self, 0 if self.repeated else self.kernel_size // 2, 1)
 
     construct, convolve, within = Conv3d.construct, Conv3d.convolve, Conv3d.within
-    finish, taps = Conv3d.finish, Conv3d.taps
+    finish, in_pieces, taps = Conv3d.finish, Conv3d.in_pieces, Conv3d.taps
 
     def pad_pictures(self, x):
         if not self.repeated or not self.margin:
@@ -273,7 +273,7 @@ class GroupedPointwiseConv(conv.GroupedPointwiseConv):
 # Norms.
 
 
-class GroupNorm(norm.GroupNorm):
+class GroupNorm(InPieces, norm.GroupNorm):
     """In parts, which take half the operator's time. In training they gain nothing, and compile for twice as long."""
 
     def prepare(self):
@@ -283,8 +283,6 @@ class GroupNorm(norm.GroupNorm):
         return not self.training and x.size >= _LARGE
 
     def construct(self, x):
-        if pieces.wanted(x, self.training):
-            return pieces.along_time(self.scaling(x), x)
         y = x.astype(ms.float32)
         return self.cast(self.composed(y) if self.in_parts(x) else self.whole(y))
 
@@ -308,10 +306,13 @@ class GroupNorm(norm.GroupNorm):
         variance = self.of_groups(self.sums(add_to_channels(x, -mean).square()), x)
         return self.scaled(x, mean, self.factors(variance))
 
+    def in_pieces(self, x):
+        return along_time(self.scaling(x), x)
+
     def scaling(self, x):
         """A function that normalises pieces of x by the statistics of the whole."""
-        mean = self.of_groups(ops.cat([self.sums(piece) for piece in pieces.each(x)], 1), x)
-        squares = [self.sums(add_to_channels(piece, -mean).square()) for piece in pieces.each(x)]
+        mean = self.of_groups(ops.cat([self.sums(piece) for piece in each(x)], 1), x)
+        squares = [self.sums(add_to_channels(piece, -mean).square()) for piece in each(x)]
         factors = self.factors(self.of_groups(ops.cat(squares, 1), x))
         return lambda piece: self.cast(self.scaled(piece, mean, factors))
 
@@ -362,14 +363,11 @@ def affine(batch_norm, x, factors, offsets, means=None):
     return batch_norm(x, factors, offsets, means, ops.ones(factors.shape, ms.float32))[0]
 
 
-class RMSNorm(norm.RMSNorm):
+class RMSNorm(InPieces, norm.RMSNorm):
     def prepare(self):
         self.affine = ops.BatchNorm(is_training=False, epsilon=1e-12)
 
     def construct(self, x):
-        return pieces.along_time(self.normalised, x) if pieces.wanted(x, self.training) else self.normalised(x)
-
-    def normalised(self, x):
         b, t, c, h, w = x.shape
         x = x.astype(ms.float32).reshape(b * t, c, h * w)
         squares = x.square()
@@ -378,10 +376,8 @@ class RMSNorm(norm.RMSNorm):
         return self.cast(affine(self.affine, x.reshape(b * t, c, h, w), self.gamma, self.beta)).reshape(b, t, c, h, w)
 
 
-class ResnetBlock(resnet.ResnetBlock):
-    def construct(self, x):
-        if not pieces.wanted(x, self.training):
-            return super().construct(x)
+class ResnetBlock(InPieces, resnet.ResnetBlock):
+    def in_pieces(self, x):
         h = self.activated(self.norm1, self.conv1, x)
         h = self.activated(self.norm2, self.conv2, h)
         return (self.nin_shortcut(x) if self.widens else x) + h
@@ -394,8 +390,8 @@ class ResnetBlock(resnet.ResnetBlock):
         elif isinstance(convolution, FactorizedConv):
             spatial, temporal = convolution.conv_spat, convolution.conv_temp
         else:
-            return convolution(pieces.along_time(lambda piece: ops.silu(normalised(piece)), x))
-        y = pieces.along_time(lambda piece: spatial.convolve(ops.silu(normalised(piece))), x, spatial.growth)
+            return convolution(along_time(lambda piece: ops.silu(normalised(piece)), x))
+        y = along_time(lambda piece: spatial.construct(ops.silu(normalised(piece))), x, spatial.growth)
         return y if temporal is None else temporal(y)
 
 
@@ -497,14 +493,13 @@ class Doubling(nn.Cell):
         return ops.stack((left, right), axis=4).reshape(n, c, h, 2 * w)
 
 
-class DoublingSpatialConv(resample.DoublingSpatialConv):
+class DoublingSpatialConv(InPieces, resample.DoublingSpatialConv):
+    growth = 4.0
+
     def prepare(self):
         self.double = Doubling(self.weight.shape[0])
 
     def construct(self, x):
-        return pieces.along_time(self.convolve, x, 4) if pieces.wanted(x, self.training, 4) else self.convolve(x)
-
-    def convolve(self, x):
         y = self.doubled(pictures(self.cast(x)), self.weight)
         return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), x.shape[1])
 
@@ -515,8 +510,10 @@ class DoublingSpatialConv(resample.DoublingSpatialConv):
         return self.double(x, *kernels)
 
 
-class DoublingTemporalConv(resample.DoublingTemporalConv):
+class DoublingTemporalConv(InPieces, resample.DoublingTemporalConv):
     """A single frame comes back as one where edges are repeated: then both of the pair are the same."""
+
+    growth = 4.0
 
     def prepare(self):
         self.conv2d = ops.Conv2D(self.weight.shape[0], 1)
@@ -527,15 +524,16 @@ class DoublingTemporalConv(resample.DoublingTemporalConv):
         if t == 1 and repeated:
             y = self.conv2d(x, self.cast(tap_of_a_frame(self.kernel(), True, 0)))
             return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 1)
-        if pieces.wanted(clips(x, t), self.training, 4):
-            return pieces.along_time(self.convolve, clips(x, t), 4, 1, 1, repeated)
         w0, w1, w2 = ops.unstack(self.weight, axis=3)  # (C, C, 1)
         first = shifted(self.tap(x, w0, t), -1, repeated) + self.tap(x, w1 + w2, t)
         second = self.tap(x, w0 + w1, t) + shifted(self.tap(x, w2, t), 1, repeated)
         y = ops.stack((first, second), axis=2).reshape(b * 2 * t, c, h, w)
         return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 2 * t)
 
-    def convolve(self, x):
+    def in_pieces(self, x):
+        return along_time(self.within, self.cast(x), self.growth, 1, 1, self.margin > 0)
+
+    def within(self, x):
         """The frames between the first and the last, with these beside them. (B, t + 2, C, H, W) -> (B, 2t, C, H, W)"""
         b, t, c, h, w = x.shape
         t = t - 2
@@ -550,12 +548,12 @@ class DoublingTemporalConv(resample.DoublingTemporalConv):
         return clips(self.conv2d(x, self.cast(weight.expand_dims(3))), frames)
 
 
-class DoublingConv3d(resample.DoublingConv3d):
+class DoublingConv3d(InPieces, resample.DoublingConv3d):
     doubled = DoublingSpatialConv.doubled
 
     def prepare(self):
         self.double = Doubling(self.weight.shape[0])
-        self.growth = max(1.0, 4 * self.weight.shape[0] / self.weight.shape[1])
+        self.growth = max(1.0, 8 * self.weight.shape[0] / self.weight.shape[1])
 
     def construct(self, x, frames):  # type: ignore[override]
         b, t, c, h, w = x.shape
@@ -563,12 +561,13 @@ class DoublingConv3d(resample.DoublingConv3d):
         if t == 1 and frames == 1:
             y = self.doubled(pictures(x), self.weight[:, :, 1])
             return clips(self.cast(add_bias(y, self.cast(self.bias))), 1)
-        if pieces.wanted(x, self.training, frames * self.growth):
-            within = self.pairs_within if frames == 2 else self.within
-            return pieces.along_time(within, x, frames * self.growth, 1, 1, repeated=False)
         zeros = ops.zeros((b, 1, c, h, w), x.dtype)
         x = ops.cat((zeros, x, zeros), 1)  # (B, T + 2, Cin, H, W)
         return self.pairs_within(x) if frames == 2 else self.within(x)
+
+    def in_pieces(self, x, frames):
+        within = self.pairs_within if frames == 2 else self.within
+        return along_time(within, self.cast(x), self.growth, 1, 1, repeated=False)
 
     def within(self, x):
         """Of the frames that have one on each side. (B, t + 2, Cin, H, W) -> (B, t, Cout, 2H, 2W)"""
@@ -590,26 +589,28 @@ class DoublingConv3d(resample.DoublingConv3d):
         return self.doubled(under_kernel(ops.narrow(x, 1, start, frames + 1), frames, 2, 1), join_taps(weight))
 
 
-class DoublingCausalConv3d(resample.DoublingCausalConv3d):
+class DoublingCausalConv3d(InPieces, resample.DoublingCausalConv3d):
     doubled = DoublingSpatialConv.doubled
 
     def prepare(self):
         self.double = Doubling(self.weight.shape[0], repeated=True)
         self.conv2d = ops.Conv2D(self.weight.shape[0], 3)
+        time, space = self.factors
+        self.growth, self.earlier = float(time * space**2), 1 if time == 2 else 2
 
     def construct(self, x):
-        t, (time, space) = x.shape[1], self.factors
         x = self.cast(x)
-        if t == 1:
+        if x.shape[1] == 1:
             y = self.in_space(pictures(x), self.weight.sum(axis=2))
             return clips(self.cast(add_bias(y, self.cast(self.bias))), 1)
-        # Of each pair the second of the earlier frame comes first, as the first frame has no pair.
-        before = 1 if time == 2 else 2
-        if pieces.wanted(x, self.training, time * space**2):
-            y = pieces.along_time(self.within, x, time * space**2, before)
-        else:
-            y = self.within(repeat_edges(x, 1, before, 0))
-        return ops.narrow(y, 1, 1, 2 * t - 1) if time == 2 else y
+        return self.without_first(self.within(repeat_edges(x, 1, self.earlier, 0)))
+
+    def in_pieces(self, x):
+        return self.without_first(along_time(self.within, self.cast(x), self.growth, self.earlier))
+
+    def without_first(self, y):
+        """The first frame has no pair: of each the second of the earlier frame comes first."""
+        return ops.narrow(y, 1, 1, y.shape[1] - 1) if self.factors[0] == 2 else y
 
     def within(self, x):
         """Of the frames that have all under their kernel. (B, t + 1, Cin, H, W) -> (B, 2t, C, H', W'), or where time
@@ -688,11 +689,8 @@ class ChannelsToPixels(shortcuts.ChannelsToPixels):
         return x.reshape(b, t * frames, self.channels, 2 * h, 2 * w)
 
 
-class Gate(shortcuts.Gate):
+class Gate(InPieces, shortcuts.Gate):
     def construct(self, x):
-        return pieces.along_time(self.gated, x) if pieces.wanted(x, self.training) else self.gated(x)
-
-    def gated(self, x):
         y, gate = ops.split(x, x.shape[2] // 2, 2)
         return y * ops.silu(gate)
 

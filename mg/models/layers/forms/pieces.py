@@ -6,37 +6,39 @@ operators, of which MindSpore's compiler keeps more than the pieces save. Clips 
 
 import itertools
 
-from mindspore import mint, ops
+from mindspore import mint, nn, ops
 
 from mg import runtime
 
 most_values = 2**21  # of a piece: 8 MB in fp32
 
 
-class _OpByOp(ops.PrimitiveWithInfer):
-    """Whether a CPU runs operators one by one, for their values alone. To a compiler it is the constant False."""
+class InPieces(nn.Cell):
+    """A layer that takes large clips in pieces, where Python calls it: a compiler sees `construct` alone.
 
-    def __init__(self):
-        super().__init__("OpByOp")
-        self.set_const_prim(True)
-
-    def __infer__(self):
-        return {"dtype": None, "shape": None, "value": False}
-
-    def __call__(self) -> bool:
-        return runtime.device() == "cpu" and not runtime.records_gradients()
-
-
-_op_by_op = _OpByOp()
-
-
-def wanted(x, training: bool, growth: float = 1) -> bool:
-    """Whether a layer is to take x in pieces.
-
-    Args:
-        growth: how many values it makes of one, if they are more.
+    Attributes:
+        growth: how many values it makes of one, if they are more; 0 of a layer that takes no pieces.
     """
-    return not training and _op_by_op() and x.size * growth > most_values and x.shape[1] > 1
+
+    growth = 1.0
+
+    def __call__(self, x, *args):
+        if not self.training and _is_large(x, self.growth) and _op_by_op():
+            return self.in_pieces(x, *args)
+        return super().__call__(x, *args)
+
+    def in_pieces(self, x, *args):
+        """What `construct` gives, to rounding; by itself that of each frame alone."""
+        return along_time(self.construct, x, self.growth)
+
+
+def _is_large(x, growth: float) -> bool:
+    return x.size * growth > most_values and x.shape[1] > 1
+
+
+def _op_by_op() -> bool:
+    """Whether a CPU runs operators one by one, for their values alone."""
+    return runtime.device() == "cpu" and not runtime.is_graph_mode() and not runtime.records_gradients()
 
 
 def bounds(x, growth: float = 1) -> list[tuple[int, int]]:
@@ -72,7 +74,7 @@ def along_time(function, x, growth: float = 1, before: int = 0, behind: int = 0,
 
     Args:
         function: takes a piece with the frames `before` and `behind` it, gives what becomes of the piece alone.
-        growth: see `wanted`.
+        growth: see `InPieces`.
         repeated: outside of x there are its edges; or zeros.
     """
 
