@@ -60,7 +60,7 @@ class Finding:
         selected = [self.selection.count(kind).total() for kind in ("aclnn", "aclop", "host")]
         broken = sum(times for fault, times in self.faults.items() if fault.partition(":")[0] in _RULES)
         launches = f"{len(self.selection.kernels) / self.parameters:.1f}" if self.parameters else "-"
-        memory = f"{self.memory / 1e9:.3g}" if self.memory else "-"
+        memory = f"{self.memory / 1e9:.3f}" if self.memory else "-"
         lines = self.lines()
         if len(self.faults) > _SHOWN:
             lines[_SHOWN : len(self.faults)] = [f"{len(self.faults) - _SHOWN} more"]

@@ -2,7 +2,7 @@
 
 Parameters and constants are there all the time. What a kernel gives is there from its call to the last call that reads
 it, through views and tuples too, and to the end if the graph returns it. Calls are taken in the order in which they are
-saved. MindSpore launches them breadth first, which is 2 to 3% more in training steps at full size. What a kernel needs
+saved. MindSpore launches them breadth first, which makes up to 4% in training steps at full size. What a kernel needs
 beside its outputs is not known here, nor what an allocator wastes.
 """
 
