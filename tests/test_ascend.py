@@ -349,4 +349,4 @@ def test_gradient_checkpointing_computes_convolutions_anew(check, model):
     for part in ("accumulate", "checkpointed"):
         counts.append(check.one(graph(f"{model}/{part}/bf16/small")).selection.count("aclnn")["Conv3DExt"])
         shutil.rmtree(check.folder / "graphs" / f"{model}-{part}-bf16-small")
-    assert counts[1] > 1.5 * counts[0]  # of the model alone, as LPIPS' are in two dimensions; few are outside of blocks
+    assert counts[1] > 1.25 * counts[0]  # of the model alone, as LPIPS' are in two dimensions; not all are in blocks
