@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mg.ascend import kernels, rules, stand_ins
+from mg.ascend import kernels, liveness, rules, stand_ins
 from mg.ascend.graphs import TRAINED, Graph
 
 # Of a table whose rows are findings.
-TITLES = ("graph", "aclnn", "aclop", "host", "refused", "rules", "launches per parameter", "")
+TITLES = ("graph", "aclnn", "aclop", "host", "refused", "rules", "launches per parameter", "GB", "")
 _SHOWN = 3  # faults of a graph that its row says
 _ROOT = Path(__file__).parents[2]  # that the process which compiles is to import mg from
 _RULES = {rule.__name__ for rule in rules.RULES}
@@ -35,6 +35,7 @@ class Finding:
         parameters: how many an update moves; 0 for other graphs.
         faults: why the graph will not do, with how often.
         unlisted: kernels of the kind aclop that are no exceptions, by primitive.
+        memory: bytes on the device at most, see `mg.ascend.liveness`; 0 where there is no graph.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Finding:
     parameters: int
     faults: Counter[str]
     unlisted: Counter[str]
+    memory: int = 0
 
     @property
     def clean(self) -> bool:
@@ -58,11 +60,12 @@ class Finding:
         selected = [self.selection.count(kind).total() for kind in ("aclnn", "aclop", "host")]
         broken = sum(times for fault, times in self.faults.items() if fault.partition(":")[0] in _RULES)
         launches = f"{len(self.selection.kernels) / self.parameters:.1f}" if self.parameters else "-"
+        memory = f"{self.memory / 1e9:.3f}" if self.memory else "-"
         lines = self.lines()
         if len(self.faults) > _SHOWN:
             lines[_SHOWN : len(self.faults)] = [f"{len(self.faults) - _SHOWN} more"]
         verdict = "; ".join(lines).replace("|", "/") or "ok"
-        cells = [self.graph, *selected, int(self.selection.refused), broken, launches, verdict]
+        cells = [self.graph, *selected, int(self.selection.refused), broken, launches, memory, verdict]
         return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -107,14 +110,15 @@ class Check:
             file.seek(0)
             log = file.read().decode(errors="replace")
         selection = kernels.read(log, saved)
+        memory = liveness.peak(kernels.saved_graphs(saved), selection)
         if self._given is None:  # the largest are 50 MB
             shutil.rmtree(saved)
         trained = re.search(rf"^{TRAINED}(\d+)$", log, re.MULTILINE)
-        return judge(graph, selection, int(trained[1]) if trained else 0)
+        return judge(graph, selection, int(trained[1]) if trained else 0, memory)
 
 
-def judge(graph: Graph, selection: kernels.Selection, parameters: int = 0) -> Finding:
-    """What is wrong with a graph for which these kernels were selected, and which updates so many parameters."""
+def judge(graph: Graph, selection: kernels.Selection, parameters: int = 0, memory: int = 0) -> Finding:
+    """What is wrong with a graph that has these kernels, updates so many parameters and takes so many bytes."""
     faults = Counter(fault for kernel in selection.kernels for fault in rules.breaks(kernel))
     faults.update({f"on the host: {primitive}": times for primitive, times in selection.count("host").items()})
     if selection.failure:
@@ -124,4 +128,4 @@ def judge(graph: Graph, selection: kernels.Selection, parameters: int = 0) -> Fi
     listed = rules.ACLOP_TRAINING if graph.trains else rules.ACLOP_INFERENCE
     aclop = selection.count("aclop").items()
     unlisted = Counter({primitive: times for primitive, times in aclop if primitive not in listed})
-    return Finding(graph, selection, parameters, faults, unlisted)
+    return Finding(graph, selection, parameters, faults, unlisted, memory)

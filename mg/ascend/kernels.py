@@ -90,7 +90,7 @@ def read(log: str, saved: Path) -> Selection:
         kind = "view" if kind == "host" else kind  # the host works out where its values lie; nothing is moved
         # One that is aclop for some types counts as aclop for all, as the log does not say for which.
         kinds[primitive] = kind if kinds.get(primitive) != "aclop" else "aclop"
-    files = sorted(saved.rglob(f"hwopt*{SAVED_AFTER}*.ir"))
+    files = saved_graphs(saved)
     if not files:
         if refused := _REFUSED.search(log):
             return Selection(failure=f"refused: {_primitive(refused[1])}", refused=True)
@@ -99,6 +99,11 @@ def read(log: str, saved: Path) -> Selection:
     kinds |= {_primitive(node): "host" for node in _ON_HOST.findall(log)}
     kernels = (kernel for file in files for kernel in _kernels(file, kinds))
     return Selection(tuple(kernels))
+
+
+def saved_graphs(saved: Path) -> list[Path]:
+    """The kernel graphs in a folder, which are one where there is no control flow."""
+    return sorted(saved.rglob(f"hwopt*{SAVED_AFTER}*.ir"))
 
 
 def _primitive(node: str) -> str:
@@ -115,12 +120,13 @@ def _kernels(file: Path, kinds: dict[str, str]) -> Iterator[Kernel]:
         elif primitive in kinds and not types[0] and (found := _TYPES.match(line)):
             types = found[1], found[2]
         elif primitive in kinds and (found := _SCOPE.match(line)):
-            inputs, outputs = (tuple(_tensors(text)) for text in types)
+            inputs, outputs = (tuple(tensors(text)) for text in types)
             yield Kernel(primitive, kinds[primitive], inputs, outputs, found[1])
             primitive = ""
 
 
-def _tensors(text: str) -> Iterator[Tensor]:
+def tensors(text: str) -> Iterator[Tensor]:
+    """The tensors among types as MindSpore writes them, those of tuples one by one."""
     for entry in _ENTRY.findall(text):  # of one tensor, or of a tuple of them
         dtypes = [dtype for dtype, times in _DTYPE.findall(entry) for _ in range(int(times or 1))]
         shapes = (tuple(int(size) for size in shape.split(",") if size.strip()) for shape in _SHAPE.findall(entry))

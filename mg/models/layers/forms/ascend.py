@@ -8,15 +8,22 @@ products are saved, and operators added; nobody has measured yet which is faster
 import itertools
 
 from mindspore import mint, nn
+from mindspore.ops.auto_generate.gen_ops_prim import conv3d_ext_op
 
 from mg.models.layers import conv, resample
 from mg.models.layers.forms.fewer import fold
 from mg.models.layers.layout import ends, narrow, split
 
 
+def conv3d(x, weight, bias, stride, padding, groups):
+    """The operator behind `mint.nn.functional.conv3d`, which is not in the scope of the cell that calls it: gradient
+    checkpointing would not reach it, and keep what it gives."""
+    return conv3d_ext_op(x, weight, bias, stride, padding, (1, 1, 1), groups)
+
+
 class Convolution(conv.Convolution):
     def construct(self, x, weight, bias):
-        return mint.nn.functional.conv3d(self.pad(x), weight, bias, self.stride, self.margins, 1, self.groups)
+        return conv3d(self.pad(x), weight, bias, self.stride, self.margins, self.groups)
 
     def pad(self, x):
         if not self.uneven:
@@ -26,6 +33,17 @@ class Convolution(conv.Convolution):
             before, behind = self.padding[i], self.padding[i + 1]
             sides += (0, 0) if before == behind else (before, behind)
         return mint.nn.functional.pad(x, sides)
+
+
+class TemporalConv(conv.TemporalConv):
+    """Padded by one operator: of views of the edges, gradient checkpointing would keep all that they are views of."""
+
+    def pad(self, x):
+        return mint.nn.functional.pad(x, (0, 0, 0, 0, self.margin, self.margin), mode="replicate") if self.margin else x
+
+
+class DoublingTemporalConv(resample.DoublingTemporalConv):
+    pad = TemporalConv.pad
 
 
 class CausalConv3d(conv.CausalConv3d):
@@ -44,6 +62,8 @@ class DoublingCausalConv3d(resample.DoublingCausalConv3d):
 
 LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
     conv.Convolution: Convolution,
+    conv.TemporalConv: TemporalConv,
+    resample.DoublingTemporalConv: DoublingTemporalConv,
     conv.CausalConv3d: CausalConv3d,
     resample.DoublingCausalConv3d: DoublingCausalConv3d,
 }
@@ -71,7 +91,7 @@ def on_small_grid(cast, x, weight, bias, doubled):
             if doubled[axis]:  # the first of a pair sees the sample before it, the second the one behind
                 first, *between, last = ends(seen, 2 + axis)
                 seen = mint.cat((*between, last) if places[axis] else (first, *between), dim=2 + axis)
-        parts += (mint.nn.functional.conv3d(seen, cast(kernel), bias, (1, 1, 1), (0, 0, 0), 1, 1),)
+        parts += (conv3d(seen, cast(kernel), bias, (1, 1, 1), (0, 0, 0), 1),)
     return in_turn(parts, doubled)
 
 
@@ -94,7 +114,7 @@ class FoldedSpatialConv(resample.DoublingSpatialConv):
         return self.cast(on_small_grid(self.cast, x, self.kernel(), self.cast(self.bias), (False, True, True)))
 
 
-class FoldedTemporalConv(resample.DoublingTemporalConv):
+class FoldedTemporalConv(DoublingTemporalConv):
     def construct(self, x):
         x = self.cast(x)
         x = self.pad(x) if self.margin else mint.nn.functional.pad(x, (0, 0, 0, 0, 1, 1))
