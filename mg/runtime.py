@@ -70,7 +70,7 @@ def setup(
             memory and each shape takes long to compile, and graph elsewhere.
         seed: for Python, numpy and MindSpore alike, so that every worker starts from the same parameters.
         jit_level: O0 (op by op) | O1 (fused) | O2 (whole graph; Ascend with static shapes only).
-        blocking: PyNative errors surface at the op that made them; slower, meant for tests. On a CPU it is so anyway,
+        blocking: PyNative errors surface at the op that made them; slower, meant for tests. On a CPU it is so anyway:
             see `block_on_cpu`.
         deterministic: the same operation gives the same bits every time, which an NPU's kernels and its messages
             between workers do not promise otherwise; for the rest of the process, and slower.
@@ -115,9 +115,9 @@ def setup(
 
 
 def block_on_cpu() -> None:
-    """On a CPU let PyNative wait for every operator. Its queue wants a processor of its own, and makes kernels take
-    half as long again, twice as long where other processes run."""
-    if device() == "cpu":
+    """On a CPU let PyNative, if it is the mode, wait for every operator. Its queue wants a processor of its own, and
+    makes kernels take half as long again, twice as long where other processes run."""
+    if device() == "cpu" and not is_graph_mode():
         ms.runtime.launch_blocking()
 
 

@@ -221,7 +221,9 @@ def test_a_layer_gives_the_same_in_pieces_along_time(name, joined):
 def joined(monkeypatch):
     """An entry for each time that a layer took a clip in pieces."""
     found = []
-    monkeypatch.setattr(pieces, "_join", lambda *parts, join=pieces._join: found.append(1) or join(*parts))
+    monkeypatch.setattr(
+        pieces, "_join", lambda *given, join=pieces._join, **along: found.append(1) or join(*given, **along)
+    )
     monkeypatch.setattr(pieces, "most_values", pieces.most_values)  # what a test sets goes with it
     return found
 

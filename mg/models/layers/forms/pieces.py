@@ -23,17 +23,16 @@ class InPieces(nn.Cell):
     growth = 1.0
 
     def __call__(self, x, *args):
-        if not self.training and _is_large(x, self.growth) and _op_by_op():
-            return self.in_pieces(x, *args)
-        return super().__call__(x, *args)
+        if self.training or x.size * self.growth <= most_values or not _op_by_op():
+            return super().__call__(x, *args)
+        if len(x) > 1:  # clips, or images, know nothing of each other
+            parts = ((self(x[start:stop], *args), start, stop) for start, stop in bounds(x, self.growth, axis=0))
+            return _join(parts, len(x), axis=0)
+        return self.in_pieces(x, *args) if x.shape[1] > 1 else super().__call__(x, *args)
 
     def in_pieces(self, x, *args):
         """What `construct` gives, to rounding; by itself that of each frame alone."""
         return along_time(self.construct, x, self.growth)
-
-
-def _is_large(x, growth: float) -> bool:
-    return x.size * growth > most_values and x.shape[1] > 1
 
 
 def _op_by_op() -> bool:
@@ -41,11 +40,11 @@ def _op_by_op() -> bool:
     return runtime.device() == "cpu" and not runtime.is_graph_mode() and not runtime.records_gradients()
 
 
-def bounds(x, growth: float = 1) -> list[tuple[int, int]]:
-    """Where each piece starts and stops; all are of about the same length."""
-    frames = x.shape[1]
-    count = min(frames, -(-int(x.size * growth) // most_values))
-    stops = [frames * i // count for i in range(count + 1)]
+def bounds(x, growth: float = 1, axis: int = 1) -> list[tuple[int, int]]:
+    """Where each piece along `axis` starts and stops; all are of about the same length."""
+    length = x.shape[axis]
+    count = min(length, -(-int(x.size * growth) // most_values))
+    stops = [length * i // count for i in range(count + 1)]
     return list(itertools.pairwise(stops))
 
 
@@ -85,19 +84,20 @@ def along_time(function, x, growth: float = 1, before: int = 0, behind: int = 0,
     return _join(parts(), x.shape[1])
 
 
-def _join(parts, frames: int):
-    """One clip of `parts`, each with where it starts and stops in `frames` frames, which may have become more or less.
+def _join(parts, length: int, axis: int = 1):
+    """One tensor of `parts` along `axis`, each with where it starts and stops in a `length` that may have grown since.
 
     Each is copied when it comes: a cat would hold all of them beside the whole. A tensor on a CPU and its array share
     their memory.
     """
     whole = None
     for part, start, stop in parts:
-        factor = part.shape[1] / (stop - start)
+        factor = part.shape[axis] / (stop - start)
         if whole is None:
-            b, _, c, h, w = part.shape
-            whole = mint.empty((b, round(frames * factor), c, h, w), dtype=part.dtype)
-            array = whole.asnumpy()
+            shape = list(part.shape)
+            shape[axis] = round(length * factor)
+            whole = mint.empty(shape, dtype=part.dtype)
+            array = whole.asnumpy().swapaxes(0, axis)
         first = round(start * factor)
-        array[:, first : first + part.shape[1]] = part.asnumpy()
+        array[first : first + part.shape[axis]] = part.asnumpy().swapaxes(0, axis)
     return whole
