@@ -325,8 +325,6 @@ def test_the_command_prints_a_row_for_every_graph_and_fails_if_one_is_not_clean(
 
 
 def known(checked: Graph) -> str | None:
-    if (checked.model, checked.part) == ("temporal_vae", "compete"):
-        return "MindSpore does not compile it, on no device"
     if checked.model == "optimizer" and checked.part in ("lion", "adan", "nadam", "lamb"):
         return "more than three launches for each parameter"
     return None

@@ -557,7 +557,7 @@ def test_a_config_of_a_model_that_is_none_of_these_is_said_to_be_that(tmp_path, 
             ask(tmp_path)
         message = str(raised.value)
         assert message.startswith(f"{tmp_path / 'vae' / 'config.json'}: {said}") and "\n" not in message
-        assert "image_vae (AutoencoderKL), tae," in message and all(name in message for name in list_models())
+        assert "image_vae (AutoencoderKL), " in message and all(name in message for name in list_models())
 
 
 def test_inflating_another_models_folder_says_which_it_is(tmp_path):

@@ -32,7 +32,7 @@ MEASURED = {
     "hunyuan_vae": Footprint(60, 75, lambda config: config["block_out_channels"][0]),
     "temporal_vae": Footprint(20, 20, lambda config: max(config["spatial_block_out_channels"][0], config["filters"])),
 }
-OP_BY_OP = 1.5  # times what a compiled graph takes
+OP_BY_OP = 0.9  # times what a compiled graph takes
 COMPILED, NOT_COMPILED = 600 * 2**20, 150 * 2**20  # bytes that a part takes whatever its clip, compiled or op by op
 CLIP = 12 * 6  # bytes per pixel of the whole clip on the host: three float32 of it, and of what becomes of it
 SCORES = 2**30  # bytes that attention has at most at once, of scores, and of what the softmax makes of them
