@@ -65,7 +65,8 @@ def bytes_needed(
         pixels = batch * frames * height * width
         network = getattr(footprint, part) * footprint.width(model.config) * pixels * (OP_BY_OP if op_by_op else 1)
         _, _, t, h, w = model.latent_shape((batch, 3, frames, height, width))
-        most = max(most, network + 2 * min(SCORES, 4 * batch * t * (h * w) ** 2))
+        scores = min(SCORES, 4 * batch * t * (h * w) ** 2)
+        most = max(most, network + (3 if op_by_op else 2) * scores)  # scaled ones stay while the softmax is made
     return int(most + fixed) + clip_bytes(shape)
 
 
