@@ -67,7 +67,7 @@ def _peak(graph: str, computing: Collection[str]) -> int:
             values[node] = inputs[0]
             continue
         new = tuple(_Buffer(node, output, _size(tensor)) for output, tensor in enumerate(tensors(outputs)))
-        values[node] = new if outputs.startswith("<Tuple") else new[0]
+        values[node] = new[0] if len(new) == 1 and not outputs.startswith("<Tuple") else new
         born.update(dict.fromkeys(new, time))
     for name in _NAME.findall(" ".join(_RETURN.findall(graph))):
         read.update(dict.fromkeys(_buffers(values.get(name, ())), len(calls)))
