@@ -68,12 +68,15 @@ def sum_of_taps(taps, before: int, repeated: bool):
 
 
 def convolve_within(conv2d, x, weights):
-    """A convolution in time, one of `weights` a tap, of the frames that have all under their kernel: tap by tap."""
+    """A convolution in time, one of `weights` a tap, of the frames that have all under their kernel: tap by tap.
+
+    (B, t + k - 1, Cin, H, W) -> (B*t, Cout, H', W'), t
+    """
     t = x.shape[1] - len(weights) + 1
     total = conv2d(pictures(ops.narrow(x, 1, 0, t)), weights[0])
     for i, weight in enumerate(weights[1:], start=1):
         total = total + conv2d(pictures(ops.narrow(x, 1, i, t)), weight)
-    return clips(total, t)
+    return total, t
 
 
 def under_kernel(x, frames: int, size: int, stride: int):
@@ -105,7 +108,25 @@ def add_bias(x, bias):
 # Convolutions.
 
 
-class SpatialConv(InPieces, conv.SpatialConv):
+class Conv(InPieces):
+    """What the convolutions share."""
+
+    def finish(self, y, frames):
+        """The bias, and the precision. (B*frames, C, H, W) -> (B, frames, C, H, W)"""
+        bias = None if self.bias is None else self.cast(self.bias)
+        return clips(self.cast(add_bias(y, bias)), frames)
+
+
+class ConvInTime(Conv):
+    """Of those that see several frames: `within` makes what `construct` does of the frames that have all of theirs
+    under their kernel, `before` each in front; outside of the clip its edges are, if `repeated`, or zeros."""
+
+    def in_pieces(self, x):
+        behind = self.kernel_size - 1 - self.before
+        return along_time(self.within, self.cast(x), self.growth, self.before, behind, self.repeated)
+
+
+class SpatialConv(Conv, conv.SpatialConv):
     def prepare(self):
         c_out, c_in, size, _ = self.weight.shape
         self.conv2d = ops.Conv2D(c_out, size, pad_mode="pad", pad=tuple(self.padding), stride=self.stride)
@@ -113,45 +134,43 @@ class SpatialConv(InPieces, conv.SpatialConv):
 
     def construct(self, x):
         y = self.conv2d(pictures(self.cast(x)), self.cast(self.weight))
-        return clips(self.cast(add_bias(y, self.cast(self.bias))), x.shape[1])
+        return self.finish(y, x.shape[1])
 
 
-class TemporalConv(InPieces, conv.TemporalConv):
+class TemporalConv(ConvInTime, conv.TemporalConv):
     def prepare(self):
         self.conv2d = ops.Conv2D(self.weight.shape[0], 1)
-        self.before = self.kernel_size // 2
+        self.before, self.repeated = self.kernel_size // 2, self.margin > 0
         self.growth = 1.0 if self.stride == 1 else 0.0
 
     def construct(self, x):
         x, c, t = self.cast(x), x.shape[2], x.shape[1]
         if t == 1:
-            y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(self.kernel(), self.margin > 0, self.before)))
+            y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(self.kernel(), self.repeated, self.before)))
         elif self.stride > 1:
             t = -(-t // self.stride)
             y = self.conv2d(self.strided(x, t), self.cast(self.weight.reshape(c, -1, 1, 1)))
         else:
-            y = pictures(sum_of_taps(self.taps(x), self.before, self.margin > 0))
-        return self.finish(clips(y, t))
-
-    def finish(self, y):
-        return clips(self.cast(add_bias(pictures(y), self.cast(self.bias))), y.shape[1])
-
-    def in_pieces(self, x):
-        behind = self.kernel_size - 1 - self.before
-        return along_time(self.within, self.cast(x), 1, self.before, behind, self.margin > 0)
+            y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
+        return self.finish(y, t)
 
     def within(self, x):
         """Of the frames that have all under their kernel. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
-        c = self.weight.shape[0]
-        weights = [weight.reshape(c, c, 1, 1) for weight in ops.unstack(self.cast(self.weight), axis=3)]
-        return self.finish(convolve_within(self.conv2d, x, weights))
+        return self.finish(*convolve_within(self.conv2d, x, self.weights()))
 
     def taps(self, x):
         """What each tap makes of x"""
-        c, made = self.weight.shape[0], ()
-        for weight in ops.unstack(self.cast(self.weight), axis=3):
-            made += (clips(self.conv2d(pictures(x), weight.reshape(c, c, 1, 1)), x.shape[1]),)
+        made = ()
+        for weight in self.weights():
+            made += (clips(self.conv2d(pictures(x), weight), x.shape[1]),)
         return made
+
+    def weights(self):
+        """Of each tap, (C, C, 1, 1)"""
+        found = ()
+        for weight in ops.unstack(self.cast(self.weight), axis=3):
+            found += (weight.expand_dims(3),)
+        return found
 
     def strided(self, x, frames):
         b, _, c, h, w = x.shape
@@ -174,7 +193,7 @@ class FactorizedConv(conv.FactorizedConv):
         return clips(self.cast(ops.bias_add(y, self.cast(bias))), x.shape[1])
 
 
-class Conv3d(InPieces, conv.Conv3d):
+class Conv3d(ConvInTime, conv.Conv3d):
     """A dense kernel's taps in time are output channels of one Conv2D, and so are a depthwise one's."""
 
     repeated = False
@@ -211,20 +230,12 @@ class Conv3d(InPieces, conv.Conv3d):
             x = self.pad_frames(x)
             t = (x.shape[1] - self.kernel_size) // self.stride[0] + 1
             y = self.conv2d(under_kernel(x, t, self.kernel_size, self.stride[0]), self.cast(join_taps(weight)))
-        return self.finish(clips(y, t))
-
-    def finish(self, y):
-        bias = None if self.bias is None else self.cast(self.bias)
-        return clips(self.cast(add_bias(pictures(y), bias)), y.shape[1])
-
-    def in_pieces(self, x):
-        behind = self.kernel_size - 1 - self.before
-        return along_time(self.within, self.cast(x), self.growth, self.before, behind, self.repeated)
+        return self.finish(y, t)
 
     def within(self, x):
         """Of the frames that have all under their kernel. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
         taps = ops.unstack(self.cast(self.weight), axis=2)
-        return self.finish(convolve_within(self.conv2d, self.pad_pictures(x), taps))
+        return self.finish(*convolve_within(self.conv2d, self.pad_pictures(x), taps))
 
     def taps(self, x):
         """What each tap in time makes of x"""
@@ -242,13 +253,13 @@ class Conv3d(InPieces, conv.Conv3d):
         return ops.cat((before, x, behind), 1)
 
 
-class CausalConv3d(InPieces, conv.CausalConv3d):
+class CausalConv3d(ConvInTime, conv.CausalConv3d):
     def prepare(self):
         self.repeated = self.replicated
         Conv3d._prepare(self, 0 if self.repeated else self.kernel_size // 2, 1)
 
-    construct, convolve, within = Conv3d.construct, Conv3d.convolve, Conv3d.within
-    finish, in_pieces, taps = Conv3d.finish, Conv3d.in_pieces, Conv3d.taps
+    construct, convolve = Conv3d.construct, Conv3d.convolve
+    within, taps = Conv3d.within, Conv3d.taps
 
     def pad_pictures(self, x):
         if not self.repeated or not self.margin:
@@ -493,15 +504,14 @@ class Doubling(nn.Cell):
         return ops.stack((left, right), axis=4).reshape(n, c, h, 2 * w)
 
 
-class DoublingSpatialConv(InPieces, resample.DoublingSpatialConv):
+class DoublingSpatialConv(Conv, resample.DoublingSpatialConv):
     growth = 4.0
 
     def prepare(self):
         self.double = Doubling(self.weight.shape[0])
 
     def construct(self, x):
-        y = self.doubled(pictures(self.cast(x)), self.weight)
-        return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), x.shape[1])
+        return self.finish(self.doubled(pictures(self.cast(x)), self.weight), x.shape[1])
 
     def doubled(self, x, weight):
         """`Doubling` by a kernel (Cout, Cin, 3, 3) in fp32"""
@@ -510,7 +520,7 @@ class DoublingSpatialConv(InPieces, resample.DoublingSpatialConv):
         return self.double(x, *kernels)
 
 
-class DoublingTemporalConv(InPieces, resample.DoublingTemporalConv):
+class DoublingTemporalConv(Conv, resample.DoublingTemporalConv):
     """A single frame comes back as one where edges are repeated: then both of the pair are the same."""
 
     growth = 4.0
@@ -519,36 +529,37 @@ class DoublingTemporalConv(InPieces, resample.DoublingTemporalConv):
         self.conv2d = ops.Conv2D(self.weight.shape[0], 1)
 
     def construct(self, x):
-        b, t, c, h, w = x.shape
+        t = x.shape[1]
         x, repeated = pictures(self.cast(x)), self.margin > 0
         if t == 1 and repeated:
-            y = self.conv2d(x, self.cast(tap_of_a_frame(self.kernel(), True, 0)))
-            return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 1)
+            return self.finish(self.conv2d(x, self.cast(tap_of_a_frame(self.kernel(), True, 0))), 1)
         w0, w1, w2 = ops.unstack(self.weight, axis=3)  # (C, C, 1)
         first = shifted(self.tap(x, w0, t), -1, repeated) + self.tap(x, w1 + w2, t)
         second = self.tap(x, w0 + w1, t) + shifted(self.tap(x, w2, t), 1, repeated)
-        y = ops.stack((first, second), axis=2).reshape(b * 2 * t, c, h, w)
-        return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 2 * t)
+        return self.in_turn(first, second)
 
     def in_pieces(self, x):
         return along_time(self.within, self.cast(x), self.growth, 1, 1, self.margin > 0)
 
     def within(self, x):
         """The frames between the first and the last, with these beside them. (B, t + 2, C, H, W) -> (B, 2t, C, H, W)"""
-        b, t, c, h, w = x.shape
-        t = t - 2
+        t = x.shape[1] - 2
         before, own, behind = (pictures(ops.narrow(x, 1, start, t)) for start in range(3))
         w0, w1, w2 = ops.unstack(self.weight, axis=3)  # (C, C, 1)
         first = self.tap(before, w0, t) + self.tap(own, w1 + w2, t)
         second = self.tap(own, w0 + w1, t) + self.tap(behind, w2, t)
-        y = ops.stack((first, second), axis=2).reshape(b * 2 * t, c, h, w)
-        return clips(self.cast(ops.bias_add(y, self.cast(self.bias))), 2 * t)
+        return self.in_turn(first, second)
+
+    def in_turn(self, first, second):
+        """(B, T, C, H, W) twice -> (B, 2T, C, H, W)"""
+        b, t, c, h, w = first.shape
+        return self.finish(ops.stack((first, second), axis=2).reshape(b * 2 * t, c, h, w), 2 * t)
 
     def tap(self, x, weight, frames):
         return clips(self.conv2d(x, self.cast(weight.expand_dims(3))), frames)
 
 
-class DoublingConv3d(InPieces, resample.DoublingConv3d):
+class DoublingConv3d(Conv, resample.DoublingConv3d):
     doubled = DoublingSpatialConv.doubled
 
     def prepare(self):
@@ -560,7 +571,7 @@ class DoublingConv3d(InPieces, resample.DoublingConv3d):
         x = self.cast(x)
         if t == 1 and frames == 1:
             y = self.doubled(pictures(x), self.weight[:, :, 1])
-            return clips(self.cast(add_bias(y, self.cast(self.bias))), 1)
+            return self.finish(y, 1)
         zeros = ops.zeros((b, 1, c, h, w), x.dtype)
         x = ops.cat((zeros, x, zeros), 1)  # (B, T + 2, Cin, H, W)
         return self.pairs_within(x) if frames == 2 else self.within(x)
@@ -573,7 +584,7 @@ class DoublingConv3d(InPieces, resample.DoublingConv3d):
         """Of the frames that have one on each side. (B, t + 2, Cin, H, W) -> (B, t, Cout, 2H, 2W)"""
         t = x.shape[1] - 2
         y = self.doubled(under_kernel(x, t, 3, 1), join_taps(self.weight))
-        return clips(self.cast(add_bias(y, self.cast(self.bias))), t)
+        return self.finish(y, t)
 
     def pairs_within(self, x):
         """The same, and each of them becomes two. (B, t + 2, Cin, H, W) -> (B, 2t, Cout, 2H, 2W)"""
@@ -582,14 +593,14 @@ class DoublingConv3d(InPieces, resample.DoublingConv3d):
         first, second = fold(self.weight, 2)
         y = ops.stack((self.seen(x, 0, t, first), self.seen(x, 1, t, second)), axis=1)  # (B*t, 2, Cout, 2H, 2W)
         y = y.reshape(b * 2 * t, -1, 2 * h, 2 * w)
-        return clips(self.cast(add_bias(y, self.cast(self.bias))), 2 * t)
+        return self.finish(y, 2 * t)
 
     def seen(self, x, start, frames, weight):
         """The frames of a pair's first, or second: each of them under a kernel of two, from `start` on."""
         return self.doubled(under_kernel(ops.narrow(x, 1, start, frames + 1), frames, 2, 1), join_taps(weight))
 
 
-class DoublingCausalConv3d(InPieces, resample.DoublingCausalConv3d):
+class DoublingCausalConv3d(Conv, resample.DoublingCausalConv3d):
     doubled = DoublingSpatialConv.doubled
 
     def prepare(self):
@@ -602,7 +613,7 @@ class DoublingCausalConv3d(InPieces, resample.DoublingCausalConv3d):
         x = self.cast(x)
         if x.shape[1] == 1:
             y = self.in_space(pictures(x), self.weight.sum(axis=2))
-            return clips(self.cast(add_bias(y, self.cast(self.bias))), 1)
+            return self.finish(y, 1)
         return self.without_first(self.within(repeat_edges(x, 1, self.earlier, 0)))
 
     def in_pieces(self, x):
@@ -626,7 +637,7 @@ class DoublingCausalConv3d(InPieces, resample.DoublingCausalConv3d):
         else:
             t = t - 2
             y = self.in_space(under_kernel(x, t, 3, 1), join_taps(self.weight))
-        return clips(self.cast(add_bias(y, self.cast(self.bias))), time * t)
+        return self.finish(y, time * t)
 
     def in_space(self, x, weight):
         """(N, Cin, H, W) -> (N, C, H or 2H, W or 2W)"""
