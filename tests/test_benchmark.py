@@ -18,6 +18,7 @@ import yaml
 from commands import run_here
 from lpips_weights import write_random_weights
 from mindspore import Tensor
+from tiny_models import InTiles
 from training_runs import TwoConvs
 
 from mg.config import parse_config
@@ -37,7 +38,6 @@ from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
 from mg.evaluation.summary import format_summary
 from mg.models import create_model
 from mg.models.streaming import Encoded
-from mg.tiling import TilingConfig
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["a.mp4", "truncated.mp4", "empty.mp4", "one.mp4", "b.mp4", "missing.mp4"]
@@ -162,25 +162,15 @@ def test_a_baseline_has_its_cells_compression_and_no_speed(configure, videos):
     assert model["compression"]["ratio"] == 256 and model["peak_memory"] is model["encode_frames_per_second"] is None
 
 
-class Slow:
+class Slow(InTiles):
     """A model that repeats its input. By its own clock a call takes 0.1 s, and the first of a shape 10 s."""
 
     name = "slow"
     temporal_compression = spatial_compression = 1
-    lead, default_tiling, frames_at_once = 0, TilingConfig(), None
     fails_on = ()
 
     def __init__(self):
-        self.seen, self.shapes, self.now, self.tiling = set(), [], 0.0, None
-
-    def enable_tiling(self, **settings):
-        self.tiling = TilingConfig(**settings)
-
-    def disable_tiling(self):
-        self.tiling = None
-
-    def missing(self, shape):
-        return 0, 0, 0
+        self.seen, self.shapes, self.now = set(), [], 0.0
 
     def _wait(self, key):
         self.now += 0.1 if key in self.seen else 10

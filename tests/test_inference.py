@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from commands import run_here
 from mindspore import ops
+from tiny_models import InTiles
 from training_runs import TwoConvs
 
 from mg.config import parse_config
@@ -75,16 +76,15 @@ def videos(tmp_path):
     return folder
 
 
-class Offset:
+class Offset(InTiles):
     """A model that adds a constant, padding as a real one does, and notes what it was shown."""
 
     name = "offset"
-    temporal_compression, spatial_compression, lead = 8, 8, 0
-    default_tiling, frames_at_once = TilingConfig(), None
+    temporal_compression = spatial_compression = 8
     has_posterior, has_target = True, False
 
     def __init__(self, offset=0.1):
-        self.offset, self.shapes, self.tiling = offset, [], None
+        self.offset, self.shapes = offset, []
 
     def latent_shape(self, shape):
         return (*shape[:3], shape[3] + -shape[3] % 8, shape[4] + -shape[4] % 8)
@@ -98,15 +98,6 @@ class Offset:
 
     def reconstruct(self, code, shape):
         return (code + self.offset)[..., : shape[3], : shape[4]]
-
-    def enable_tiling(self, **settings):
-        self.tiling = TilingConfig(**settings)
-
-    def disable_tiling(self):
-        self.tiling = None
-
-    def missing(self, shape):
-        return 0, 0, 0
 
 
 @pytest.fixture

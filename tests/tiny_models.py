@@ -3,6 +3,8 @@
 import numpy as np
 from mindspore import Tensor, nn
 
+from mg.tiling import TilingConfig
+
 _WIDTHS, _DEPTHS = [32, 32, 32, 32, 64, 64], [1] * 6
 
 # The ones that tests/data/dc_ae and tests/data/temporal_vae hold the originals' weights of.
@@ -36,6 +38,22 @@ SMALL_HUNYUAN_VAE = {**HUNYUAN_VAE, "block_out_channels": [8, 8, 16], "spatial_c
 # A TAE of four levels, 8x8x8 as the released one, and an image VAE of two.
 SMALL_TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
 IMAGE_VAE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}
+
+
+class InTiles:
+    """What a stand-in for a model needs so that tiles can be switched on and off."""
+
+    lead, default_tiling, frames_at_once = 0, TilingConfig(), None
+    tiling = None
+
+    def enable_tiling(self, **settings):
+        self.tiling = TilingConfig(**settings)
+
+    def disable_tiling(self):
+        self.tiling = None
+
+    def missing(self, shape):
+        return 0, 0, 0
 
 
 def randomized(cell: nn.Cell, seed: int = 0) -> nn.Cell:
