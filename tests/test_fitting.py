@@ -229,18 +229,11 @@ def test_what_a_network_sees_is_padded_and_no_more_than_a_tile():
 
 
 SIDES = (48, 96)
-REALITY = [
-    ("image_vae", "decode", "graph"),
-    *(
-        pytest.param(name, part, "graph", marks=pytest.mark.full)
-        for name in MEASURED
-        for part in memory.PARTS
-        if (name, part) != ("image_vae", "decode")
-    ),
-    *(pytest.param(name, "decode", "pynative", marks=pytest.mark.full) for name in MEASURED),
-]
+REALITY = [(name, part, "graph") for name in MEASURED for part in memory.PARTS]
+REALITY += [(name, "decode", "pynative") for name in MEASURED]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name, part, mode", REALITY)
 def test_a_process_takes_what_was_told_within_a_factor(monkeypatch, name, part, mode):
     """The peak of a real process, of small models and clips; no less may be told, or Linux ends what was let run."""

@@ -383,7 +383,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("frames", [1, 5])
+@pytest.mark.parametrize("frames", [pytest.param(1, marks=pytest.mark.full), 5])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_form_of_a_model_gives_what_the_papers_form_gives(name, frames, form):
     """Latents and all frames of the reconstruction; an image's latents decoded to all that they can stand for too."""

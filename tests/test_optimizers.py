@@ -142,7 +142,18 @@ def test_ascends_adamw_makes_the_same_updates(monkeypatch, options):
             np.testing.assert_allclose(found[name], value, rtol=0, atol=3e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
+COMPILED = ("adamw", "in two buffers")
+
+
+@pytest.mark.parametrize(
+    "mode, case",
+    [
+        pytest.param(mode, case, marks=[pytest.mark.full] * (mode == "graph" and case not in COMPILED))
+        for mode in ("graph", "pynative")
+        for case in CASES
+    ],
+    indirect=["mode"],
+)
 def test_updates_are_those_computed_by_hand(mode, case, monkeypatch):
     if case == "in two buffers":
         monkeypatch.setattr(flat, "LARGEST", 6)
@@ -231,6 +242,7 @@ def test_without_mindcv_lion_names_it(monkeypatch):
         make(dict(name="lion"))
 
 
+@pytest.mark.full
 def test_a_run_of_two_other_optimizers_and_schedules_resumes_to_the_bit(tmp_path):
     """Lion against a discriminator of Adan's, with EMA, accumulation, a frozen encoder and mindcv's schedules."""
     options = write_data(tmp_path)

@@ -223,6 +223,7 @@ short_run(Path(output), *options, "--max_steps=2", "--resume")
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+@pytest.mark.full
 def test_the_package_itself_keeps_a_resumed_run_offline_below_the_output_folder(tmp_path, data):
     environment = os.environ | {
         "HOME": str(tmp_path), "WANDB_ERROR_REPORTING": "false", "NETRC": str(tmp_path / "netrc"),

@@ -202,6 +202,7 @@ def test_operations_of_a_training_step_are_as_many_as_torch_counts():
 
 
 @needs_torch
+@pytest.mark.full
 def test_operations_of_encode_and_decode_are_as_many_as_torch_counts():
     runtime.setup("cpu", "graph")
     model = set_form(create_model("image_vae", **IMAGE_VAE), "paper")
@@ -276,6 +277,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(options, message, monkeypatch, ca
     assert said.err.count("\n") == 1 and message in said.err, said.err
 
 
+@pytest.mark.full
 def test_an_exported_model_is_measured_too_and_has_as_many_operations(tmp_path):
     pytest.importorskip("onnxruntime")
     found = measure_speed(a_config(tmp_path, parts=["encode", "train"], engines=["onnxruntime"], peer=False))

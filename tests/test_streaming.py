@@ -67,7 +67,7 @@ def assert_streams_equal_whole(model, frames: int, height: int, width: int) -> N
     return read.asked, read_z.asked
 
 
-SLOW = ("image_vae", "temporal_vae", "dc_ae")
+SLOW = ("image_vae", "temporal_vae", "dc_ae", "tae")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.full] * (n in SLOW)) for n in CASES])

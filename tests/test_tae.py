@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from arrays import relative_error
+from tiers import GRAPH_IN_FULL
 
 from mg.models import create_model, from_pretrained
 from mg.models.image_vae.image_vae import ImageAutoencoder
@@ -92,6 +93,7 @@ def test_inflated_tae_of_full_size_equals_the_image_vae(mode):
     assert relative_error(model.decode(ms.Tensor(moments[:, :16]), num_target_frames=1), decoded) < TOLERANCE
 
 
+@pytest.mark.parametrize("mode", GRAPH_IN_FULL, indirect=True)
 def test_mindone_checkpoint_loads_as_it_is_and_equals_mindone(mode):
     folder = DATA / "tae"
     config = json.loads((folder / "meta.json").read_text())["config"]
@@ -103,6 +105,7 @@ def test_mindone_checkpoint_loads_as_it_is_and_equals_mindone(mode):
     assert relative_error(model.decode(ms.Tensor(mean)), y) < TOLERANCE
 
 
+@pytest.mark.parametrize("mode", GRAPH_IN_FULL, indirect=True)
 def test_image_vae_equals_diffusers(tiny_vae, mode, tmp_path):
     tiny_vae.save_pretrained(tmp_path)
     model, x = from_pretrained(tmp_path, name="image_vae"), images(2, 3, 24, 16)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from arrays import relative_error, video
 from mindspore import Tensor, ops
+from tiers import GRAPH_IN_FULL
 from tiny_models import SMALL_TEMPORAL_VAE
 from tiny_models import TEMPORAL_VAE as TINY
 
@@ -59,6 +60,7 @@ def small():
 # Equal to the original.
 
 
+@pytest.mark.parametrize("mode", GRAPH_IN_FULL, indirect=True)
 def test_every_step_equals_the_originals(mode):
     model = create_model("temporal_vae", ORIGINAL, **TINY)
     x = Tensor(data("x"))

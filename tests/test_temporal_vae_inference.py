@@ -103,6 +103,7 @@ def check_rows(workplace, folder, num_frames, perceptual_weight, said):
     return rows
 
 
+@pytest.mark.full
 def test_the_shipped_config_writes_three_folders_and_prints_the_losses(tmp_path, workplace, monkeypatch, capsys):
     passes = []
     spatial_latents = OpenSoraVAE.spatial_latents
