@@ -8,7 +8,8 @@ anything (every audit event of Python's is watched), took more memory than it ma
 """
 
 import argparse
-import encodings.cp437  # what zipfile and a .ckpt's texts decode with, else imported while watched
+import encodings.cp437  # what texts of zips and .ckpt files, and lines of errors, take, else imported while watched
+import encodings.unicode_escape
 import encodings.utf_32_le  # noqa: F401
 import faulthandler
 import io
