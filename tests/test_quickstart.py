@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mg.data.index import read_index
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,17 +26,26 @@ def test_quickstart(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1]
 
-    folder = tmp_path / "reconstructions"
+    kinds = ["", "real_"] if (tmp_path / "clips" / "real.json").exists() else [""]
+    assert kinds[1:] or "pip cannot fetch" in run.stderr
+    for kind in kinds:
+        check_results(tmp_path, kind, run.stdout)
+
+
+def check_results(output_path, kind, told):
+    folder = output_path / f"{kind}reconstructions"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics["mean"]) == {"reconstruction", "inflated", "baseline"}
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8
+    clips = len(read_index(output_path / "clips" / f"{kind}test.csv"))
+    assert len(rows) == clips
     assert all(float(row["psnr"]) > 10 for row in rows)
-    assert len(list((folder / "side_by_side").glob("*.mp4"))) == 8
-    for told in (tmp_path / "train" / "loss.png", folder / "side_by_side", folder / "metrics.csv"):
-        assert str(told) in run.stdout
-        assert told.exists()
+    assert len(list((folder / "side_by_side").glob("*.mp4"))) == clips
+    report = output_path / f"{kind}benchmark" / "report.html"
+    for path in (output_path / "train" / "loss.png", folder / "side_by_side", folder / "metrics.csv", report):
+        assert str(path) in told
+        assert path.exists()
 
 
 def test_test_clips_show_photographs_that_nothing_was_trained_on():

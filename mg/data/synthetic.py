@@ -5,8 +5,6 @@ object, a soft-edged piece of another photograph, passes in front. Test clips sh
 whole or in part.
 """
 
-import csv
-import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mg.checkpoints.atomic import atomic_write
+from mg.data.clip_folder import finish, is_complete, write_csv
 from mg.data.errors import DataError
 from mg.data.transforms import resize_short_side
 from mg.data.video import read_image, write_image, write_video
@@ -87,15 +85,15 @@ def make_images(output_dir: Path) -> bool:
     """
     output_dir = Path(output_dir)
     manifest = {"version": _VERSION, "photographs": list(TRAIN_PHOTOGRAPHS)}
-    if _is_complete(output_dir / "images.json", manifest):
+    if is_complete(output_dir / "images.json", manifest):
         return False
     rows = []
     for photograph in TRAIN_PHOTOGRAPHS:
         name = f"images/{Path(photograph).stem}.png"
         write_image(output_dir / name, read_photograph(photograph))
         rows.append((name, _title(photograph)))
-    _write_csv(output_dir / "images.csv", ("path", "caption"), rows)
-    _finish(output_dir / "images.json", manifest, ["images.csv", *(name for name, _ in rows)])
+    write_csv(output_dir / "images.csv", ("path", "caption"), rows)
+    finish(output_dir / "images.json", manifest, ["images.csv", *(name for name, _ in rows)])
     return True
 
 
@@ -107,7 +105,7 @@ def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
     """
     output_dir = Path(output_dir)
     manifest = {"version": _VERSION, **asdict(settings)}
-    if _is_complete(output_dir / "clips.json", manifest):
+    if is_complete(output_dir / "clips.json", manifest):
         return False
     files = []
     for split, count, photographs in (
@@ -120,9 +118,9 @@ def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
             name = f"videos/{split}_{number:03d}.mp4"
             write_video(output_dir / name, frames, settings.fps)
             rows.append((name, caption))
-        _write_csv(output_dir / f"{split}.csv", ("video", "caption"), rows)
+        write_csv(output_dir / f"{split}.csv", ("video", "caption"), rows)
         files += [f"{split}.csv", *(name for name, _ in rows)]
-    _finish(output_dir / "clips.json", manifest, files)
+    finish(output_dir / "clips.json", manifest, files)
     return True
 
 
@@ -230,29 +228,3 @@ def _pass_in_front(
 
 def _title(photograph: str) -> str:
     return Path(photograph).stem.replace("_", " ")
-
-
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[str, str]]) -> None:
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
-def _finish(path: Path, manifest: dict, files: list[str]) -> None:
-    """The manifest comes last: where it stands, all the files that it lists were written in full."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n", encoding="utf-8")
-
-
-def _is_complete(path: Path, manifest: dict) -> bool:
-    """Whether all that the manifest promises is there; if not, an old manifest goes before new files come."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        files = found.pop("files")
-    except (OSError, ValueError, KeyError, AttributeError):
-        found, files = None, []
-    complete = found == manifest and all((path.parent / name).is_file() for name in files)
-    if not complete:
-        path.unlink(missing_ok=True)
-    return complete
