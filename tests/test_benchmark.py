@@ -24,7 +24,7 @@ from training_runs import TwoConvs
 from mg.config import parse_config
 from mg.data.video import open_video, write_image, write_video
 from mg.evaluation import benchmark
-from mg.evaluation.baseline import area_trilinear_baseline
+from mg.evaluation.baseline import area_trilinear_baseline, dct_baseline
 from mg.evaluation.benchmark import (
     BenchmarkConfig,
     error_map,
@@ -150,16 +150,23 @@ def test_flolpips_stands_beside_the_flow_it_rests_on(tmp_path, configure):
     assert "FloLPIPS (farneback)" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_baseline_has_its_cells_compression_and_no_speed(configure, videos):
-    config = configure(["a.mp4"], baseline=["4x8"])
+@pytest.mark.parametrize(
+    "baseline, made, latents, cell, ratio",
+    [
+        ("4x8", lambda x: area_trilinear_baseline(x, 4, 8), "3x1x4x4", "4x8x8", 256),
+        ("dct", dct_baseline, "16x1x4x4", "8x8x8", 48),  # 4 frames fill half a block
+    ],
+)
+def test_a_baseline_has_its_cells_compression_and_no_speed(configure, videos, baseline, made, latents, cell, ratio):
+    config = configure(["a.mp4"], baseline=[baseline])
     found = run_benchmark(config)
     x, _ = load_clip(videos / "a.mp4", config)
-    frames = [(value.transpose(1, 2, 3, 0) + 1) / 2 for value in (x, area_trilinear_baseline(x, 4, 8))]
+    frames = [(value.transpose(1, 2, 3, 0) + 1) / 2 for value in (x, np.clip(made(x), -1, 1))]
     row = found.rows[-1]
-    assert (row.model, row.latents, row.cell) == ("baseline_4x8", "3x1x4x4", "4x8x8")
+    assert (row.model, row.latents, row.cell) == (f"baseline_{baseline}", latents, cell)
     assert row.psnr == pytest.approx(psnr(*frames).mean())
-    model = found.summary["models"]["baseline_4x8"]
-    assert model["compression"]["ratio"] == 256 and model["peak_memory"] is model["encode_frames_per_second"] is None
+    model = found.summary["models"][f"baseline_{baseline}"]
+    assert model["compression"]["ratio"] == ratio and model["peak_memory"] is model["encode_frames_per_second"] is None
 
 
 class Slow(InTiles):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.fft import dctn
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from mg.evaluation.baseline import area_trilinear_baseline
+from mg.data.synthetic import TRAIN_PHOTOGRAPHS, ClipSettings, draw_clip
+from mg.evaluation.baseline import DCT_PLACES, area_trilinear_baseline, dct_baseline
 from mg.evaluation.metrics import psnr, ssim
 
 
@@ -139,3 +141,42 @@ def test_baseline_takes_each_axis_by_its_own_factor():
 def test_baseline_refuses_what_is_not_a_float_video(x):
     with pytest.raises(ValueError, match=r"\(C, T, H, W\)"):
         area_trilinear_baseline(x)
+
+
+def test_the_dct_baseline_keeps_what_it_keeps_and_nothing_else():
+    video = np.random.default_rng(0).uniform(-1, 1, (3, 8, 16, 24))
+    kept = dct_baseline(video)
+    assert kept.shape == video.shape and len(set(DCT_PLACES)) == 16
+    for row in range(2):
+        for column in range(3):
+            block = np.s_[:, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+            wanted = dctn(video[block], norm="ortho")
+            found = dctn(kept[block], norm="ortho")  # (colours, t, y, x)
+            for t, y, x, colour in DCT_PLACES:
+                assert found[colour, t, y, x] == pytest.approx(wanted[colour, t, y, x])
+                found[colour, t, y, x] = 0
+            np.testing.assert_allclose(found, 0, atol=1e-12)
+    np.testing.assert_allclose(dct_baseline(kept), kept, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 32, 24), (3, 1, 8, 8), (3, 1, 3, 5), (3, 17, 33, 19)])
+def test_the_dct_baseline_keeps_size_and_colours_that_do_not_change(shape):
+    x = np.broadcast_to(np.array([0.9, -0.3, 0.1], np.float32).reshape(3, 1, 1, 1), shape)
+    result = dct_baseline(x)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, x, rtol=0, atol=1e-5)
+
+
+def test_the_dct_baselines_places_are_right_for_moving_photographs():
+    settings = ClipSettings(size=64, num_frames=16)
+    clips = [draw_clip(TRAIN_PHOTOGRAPHS, number, settings)[0] for number in (0, 1, 5)]
+    for clip in clips:
+        x = clip.transpose(3, 0, 1, 2) / 127.5 - 1
+        lost = [np.square(x - made).mean() for made in (dct_baseline(x), area_trilinear_baseline(x))]
+        assert lost[0] < lost[1] / 1.5, "as many values as a latent's are no better than three colours"
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 8, 8, 8)), np.zeros((2, 3, 8, 8, 8)), np.zeros((3, 8, 8, 8), np.uint8)])
+def test_the_dct_baseline_refuses_what_is_not_one_video_in_colour(x):
+    with pytest.raises(ValueError, match=r"needs floats \(3, T, H, W\)"):
+        dct_baseline(x)

@@ -39,7 +39,7 @@ from mg.config import parse_config, require
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
-from mg.evaluation.baseline import area_trilinear_baseline
+from mg.evaluation.baseline import DCT_CELL, DCT_PLACES, area_trilinear_baseline, dct_baseline
 from mg.evaluation.clips import Clip, ClipOptions, load_model, read_clips, sparing
 from mg.evaluation.fitting import Fitting, described
 from mg.evaluation.measures import Measures, MeasuresConfig
@@ -54,6 +54,8 @@ from mg.plain_text import name_bytes, one_line, printable
 
 _logger = logging.getLogger(__name__)
 
+DCT = "dct"  # among the baselines
+
 
 @dataclass(kw_only=True)
 class BenchmarkConfig(MeasuresConfig, ClipOptions):
@@ -64,8 +66,8 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
         models: one or more inference configs, runs of mg-reconstruct by their metrics.json, and checkpoints.
             FILE.yaml=CHECKPOINT lays other weights over a config, or those that it does not name. What a file says of
             the model and its tiles counts; the clips are those of the options here.
-        baseline: area averages over cells of so many frames x pixels, brought back by interpolation, to measure
-            beside, such as 8x8.
+        baseline: to measure beside, area averages over cells of so many frames x pixels, brought back by
+            interpolation, such as 8x8; and dct, a cosine transform of 8x8x8 blocks that keeps 16 values of each.
         output_path: folder to write to.
         resume: go on from the rows that lie there; otherwise they go.
         retry_failed: try again the clips whose rows have an error.
@@ -96,18 +98,18 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
         require(large_enough, self, "image_size", f"at least {SSIM_WINDOW}, or 0")
         for text in self.baseline:
             sizes = text.split("x")
-            right = len(sizes) == 2 and all(size.isdecimal() and int(size) for size in sizes)
-            require(right, self, "baseline", "one or more cells, frames x pixels, such as 8x8")
+            right = text == DCT or (len(sizes) == 2 and all(size.isdecimal() and int(size) for size in sizes))
+            require(right, self, "baseline", f"one or more cells, frames x pixels, such as 8x8, or {DCT}")
 
 
 @dataclass
 class Contestant:
-    """A model by its label, and what settles what it does: `settings`. Without `config` it is a baseline of `cell`."""
+    """A model by its label, and what settles what it does: `settings`. Without `config` it is a `baseline`."""
 
     label: str
     settings: dict
     config: InferenceConfig | None = None
-    cell: tuple[int, int] = (1, 1)
+    baseline: str = ""
 
 
 @dataclass
@@ -153,7 +155,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
             continue
         _free_memory()
         try:
-            model = _Baseline(*contestant.cell) if contestant.config is None else _Timed(contestant.config, config)
+            model = _Baseline(contestant.baseline) if contestant.config is None else _Timed(contestant.config, config)
         except Exception as error:  # whatever it is: the other models go on
             broken[contestant.label] = one_line(error)
             _logger.warning("%s: %s", contestant.label, one_line(error))
@@ -208,9 +210,7 @@ def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
     for label, (_, inference) in zip(labels, read):
         contestants.append(Contestant(label, _describe(inference), inference))
     for label, text in zip(labels[len(read) :], config.baseline):
-        frames, pixels = map(int, text.split("x"))
-        settings = {"name": f"area average over {frames}x{pixels}x{pixels}, then trilinear interpolation"}
-        contestants.append(Contestant(label, settings, cell=(frames, pixels)))
+        contestants.append(Contestant(label, {"name": _Baseline(text).name}, baseline=text))
     return contestants
 
 
@@ -343,14 +343,25 @@ class _Timed:
 
 
 class _Baseline:
-    """Cells' averages, interpolated: a floor for quality. Its speed and memory say nothing and are not measured."""
+    """Cells' averages, interpolated, or a cosine transform: a floor for quality. Its speed and memory say nothing and
+    are not measured.
 
-    def __init__(self, frames: int, pixels: int):
-        self.cell = frames, pixels
+    Args:
+        text: as the option has it, frames x pixels or dct.
+    """
+
+    def __init__(self, text: str):
+        self.is_dct = text == DCT
+        frames, pixels = self.cell = DCT_CELL if self.is_dct else tuple(map(int, text.split("x")))
+        self.name = f"area average over {frames}x{pixels}x{pixels}, then trilinear interpolation"
+        if self.is_dct:
+            self.name = f"DCT of {frames}x{pixels}x{pixels}x3 blocks, {len(DCT_PLACES)} values of each kept"
 
     def __call__(self, x: np.ndarray) -> _Pass:
         frames, pixels = self.cell
         sizes = (-(-size // cell) for size, cell in zip(x.shape[1:], (frames, pixels, pixels)))
+        if self.is_dct:
+            return _Pass(dct_baseline(x), (len(DCT_PLACES), *sizes))
         return _Pass(area_trilinear_baseline(x, frames, pixels), (x.shape[0], *sizes))
 
 
