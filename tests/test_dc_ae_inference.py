@@ -54,7 +54,7 @@ def run_script(monkeypatch, checkpoint, index, folder, *options) -> tuple[int, d
 @pytest.mark.full
 def test_the_shipped_config_reconstructs_in_tiles(tmp_path, checkpoint, index, monkeypatch):
     code, rows = run_script(monkeypatch, checkpoint, index, tmp_path / "out")
-    assert code == 0
+    assert code == 1  # a clip failed
     assert [rows["moving.mp4"][key] for key in ("frames", "height", "width")] == ["8", "64", "64"]
     assert [rows["still.png"][key] for key in ("frames", "height", "width")] == ["1", "64", "64"]
     assert "the video has 5 frames; 15 are needed" in rows["short.mp4"]["error"]
@@ -76,7 +76,8 @@ def test_the_shipped_config_reconstructs_in_tiles(tmp_path, checkpoint, index, m
 def test_images_and_short_clips_go_the_models_own_way(tmp_path, checkpoint, index, monkeypatch, frames):
     options = ["--num_frames", frames, "--model.dtype", "fp32", "--sample_posterior"]
     code, rows = run_script(monkeypatch, checkpoint, index, tmp_path / "out", *options)
-    assert code == 0 and rows["moving.mp4"]["frames"] == str(frames)
+    assert code == (frames > 1)  # the short one has 3
+    assert rows["moving.mp4"]["frames"] == str(frames)
     assert open_video(tmp_path / "out" / "reconstruction" / "moving.mp4").num_frames == frames
 
 

@@ -9,7 +9,7 @@ from mg.models.layers.forms.cpu.frames import (
     convolve_within,
     join_taps,
     pictures,
-    sum_of_taps,
+    shifted,
     under_kernel,
 )
 from mg.models.layers.forms.edges import repeat_edges
@@ -33,6 +33,13 @@ class ConvInTime(Conv):
     def in_pieces(self, x):
         behind = self.kernel_size - 1 - self.before
         return along_time(self.within, self.cast(x), self.growth, self.before, behind, self.repeated)
+
+    def sum_of_taps(self, x):
+        """Over i of what `tap` i has, `before` - i frames earlier. -> (B, T, C, H', W')"""
+        total = shifted(self.tap(x, 0), -self.before, self.repeated)
+        for i in range(1, self.kernel_size):
+            total = total + shifted(self.tap(x, i), i - self.before, self.repeated)
+        return total
 
 
 class SpatialConv(Conv, conv.SpatialConv):
@@ -60,19 +67,16 @@ class TemporalConv(ConvInTime, conv.TemporalConv):
             t = -(-t // self.stride)
             y = self.conv2d(self.strided(x, t), self.cast(self.weight.reshape(c, -1, 1, 1)))
         else:
-            y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
+            y = pictures(self.sum_of_taps(x))
         return self.finish(y, t)
 
     def within(self, x):
         """Of the frames that have all under their kernel. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
         return self.finish(*convolve_within(self.conv2d, x, self.weights()))
 
-    def taps(self, x):
-        """What each tap makes of x"""
-        made = ()
-        for weight in self.weights():
-            made += (clips(self.conv2d(pictures(x), weight), x.shape[1]),)
-        return made
+    def tap(self, x, i: int):
+        """What tap i makes of each frame"""
+        return clips(self.conv2d(pictures(x), self.cast(ops.narrow(self.weight, 3, i, 1))), x.shape[1])
 
     def weights(self):
         """Of each tap, (C, C, 1, 1)"""
@@ -134,7 +138,7 @@ class Conv3d(ConvInTime, conv.Conv3d):
         elif self.kernel_size == 1:
             y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
         elif self.stride[0] == 1:
-            y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
+            y = pictures(self.sum_of_taps(self.taps(x)))
         else:
             x = self.pad_frames(x)
             t = (x.shape[1] - self.kernel_size) // self.stride[0] + 1
@@ -147,14 +151,18 @@ class Conv3d(ConvInTime, conv.Conv3d):
         return self.finish(*convolve_within(self.conv2d, self.pad_pictures(x), taps))
 
     def taps(self, x):
-        """What each tap in time makes of x"""
+        """What each tap in time makes of x, (B, T, k, C, H', W')"""
         b, t, *_ = x.shape
         size, c = self.kernel_size, self.weight.shape[0]
         if self.grouped:
             y = self.conv_taps(pictures(x), self.cast(self.weight.reshape(c * size, 1, size, size)))
-            return ops.unstack(y.reshape(b, t, c, size, y.shape[2], y.shape[3]), axis=3)
+            return y.reshape(b, t, c, size, y.shape[2], y.shape[3])
         y = self.conv_taps(pictures(x), ops.cat(ops.unstack(self.cast(self.weight), axis=2), 0))
-        return ops.unstack(y.reshape(b, t, size, c, y.shape[2], y.shape[3]), axis=2)
+        return y.reshape(b, t, size, c, y.shape[2], y.shape[3])
+
+    def tap(self, taps, i: int):
+        """Not by unstack: of a tuple's items MindSpore 2.10 finds no gradient within a gradient of bf16."""
+        return ops.narrow(taps, 3 if self.grouped else 2, i, 1).squeeze(3 if self.grouped else 2)
 
     def pad_frames(self, x):
         b, _, c, h, w = x.shape
@@ -168,7 +176,7 @@ class CausalConv3d(ConvInTime, conv.CausalConv3d):
         Conv3d._prepare(self, 0 if self.repeated else self.kernel_size // 2, 1)
 
     construct, convolve = Conv3d.construct, Conv3d.convolve
-    within, taps = Conv3d.within, Conv3d.taps
+    within, taps, tap = Conv3d.within, Conv3d.taps, Conv3d.tap
 
     def pad_pictures(self, x):
         if not self.repeated or not self.margin:

@@ -31,14 +31,6 @@ def shifted(x, offset: int, repeated: bool):
     return ops.cat(outer + (inner,) if offset < 0 else (inner,) + outer, 1)
 
 
-def sum_of_taps(taps, before: int, repeated: bool):
-    """The sum over i of what tap i gives `before` - i frames earlier; `taps`, each (B, T, C, H, W)."""
-    y = shifted(taps[0], -before, repeated)
-    for i in range(1, len(taps)):
-        y = y + shifted(taps[i], i - before, repeated)
-    return y
-
-
 def convolve_within(conv2d, x, weights):
     """A convolution in time, one of `weights` a tap, of the frames that have all under their kernel: tap by tap.
 
