@@ -250,14 +250,17 @@ def _join_lists(argv: list[str], actions: dict) -> list[str]:
         argument = rest.pop(0)
         option, equals, value = argument.partition("=")
         hint = getattr(actions.get(option.removeprefix("--")), "_typehint", None) if option.startswith("--") else None
-        lists = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
+        kinds = [hint] if get_origin(hint) is list else [kind for kind in get_args(hint) if kind is not type(None)]
+        lists = [kind for kind in kinds if get_origin(kind) is list]
         if not lists:
             joined.append(argument)
             continue
         values = [value] if equals else []
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
-        if len(values) > 1 or (hint in lists and values and not values[0].startswith("[")):
+        one = values[0] if len(values) == 1 else ""
+        written = (one.startswith("[") and one.endswith("]")) or (one == "null" and hint not in lists)
+        if len(values) > 1 or (values and lists == kinds and not written):
             numbers = get_args(lists[0])[0] in (int, float)
             joined.append(f"{option}=[{', '.join(values if numbers else map(json.dumps, values))}]")
         else:
