@@ -270,7 +270,9 @@ class GenerateConfig:
     def _check_scheduler(self) -> None:
         chosen = self.scheduler
         if chosen.type == "iddpm-speed":
-            raise ValueError("scheduler.type is iddpm-speed, which only trains; sample with iddpm, the networks are one")
+            raise ValueError(
+                "scheduler.type is iddpm-speed, which only trains; sample with iddpm: one network fits both"
+            )
         if chosen.type not in SAMPLERS and chosen.type != "dmp-solver":
             near = difflib.get_close_matches(chosen.type, SAMPLERS, 1, cutoff=0)[0]
             raise ValueError(f"there is no schedule {chosen.type!r}, scheduler.type; did you mean {near!r}?")
@@ -305,7 +307,7 @@ class GenerateConfig:
         return self.save_fps or self.fps / self.frame_interval
 
     @property
-    def takes_masks(self) -> str | None:
+    def refuses_masks(self) -> str | None:
         """Why no mask strategy can be used; None where it can."""
         if self.scheduler.type in ("dpm-solver", "dmp-solver"):
             return "scheduler.type dpm-solver generates all frames of a clip and can keep none; use iddpm"

@@ -1,9 +1,10 @@
 """What a line of a prompt file says, after Open-Sora 1.1 and 1.2, and what its sample is called.
 
-    a cat on a roof{"reference_path": "cat.png", "mask_strategy": "0"}     references and strategy at the end, as JSON
-    |0|a white jeep|2|a red jeep                                           another text from loop 2 on
+a cat on a roof{"reference_path": "cat.png", "mask_strategy": "0"}     references and strategy at the end, as JSON
+|0|a white jeep|2|a red jeep                                           another text from loop 2 on
 """
 
+import itertools
 import json
 import re
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def split_loops(prompt: str, loop: int) -> list[str]:
         return [prompt] * loop
     pieces = re.split(r"\|\s*(\d+)\s*\|", prompt)
     starts, texts = [int(number) for number in pieces[1::2]], [text.strip() for text in pieces[2::2]]
-    if starts[0] != 0 or any(later <= earlier for earlier, later in zip(starts, starts[1:])):
+    if starts[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(starts)):
         numbers = ", ".join(f"|{start}|" for start in starts)
         raise ValueError(f"prompt {_short(prompt)}: its loops are {numbers}; they must begin with |0| and rise")
     return [texts[max(i for i, start in enumerate(starts) if start <= number)] for number in range(loop)]

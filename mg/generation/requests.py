@@ -76,7 +76,7 @@ def _beside_prompts(name: str, values: Sequence[str | None] | None, count: int) 
     if values is None:
         return [""] * count
     if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} entries for {count} prompts; it must have one for each, null for none")
+        raise ValueError(f"{name} has {len(values)} entries for {count} prompts; it must have one for each, or null")
     return [value or "" for value in values]
 
 
@@ -86,10 +86,10 @@ def _read_request(config: GenerateConfig, index: int, prompt: str, reference: st
     paths = [path.strip() for path in reference.split(";") if path.strip()]
     insertions = parse_mask_strategy(strategy)
     if paths and not insertions:
-        raise ValueError(f"reference_path is {reference!r} without a mask_strategy, which says where that goes; see docs")
-    if config.takes_masks and (insertions or config.loop > 1):
+        raise ValueError(f"reference_path is {reference!r} without a mask_strategy, which says where it goes")
+    if config.refuses_masks and (insertions or config.loop > 1):
         asked = "a mask_strategy is given" if insertions else f"loop is {config.loop}, and clips go on by a frame mask"
-        raise ValueError(f"{asked}, but {config.takes_masks}")
+        raise ValueError(f"{asked}, but {config.refuses_masks}")
     for made in insertions:
         there = len(paths) + made.loop * (config.loop > 1)  # of the clips made before its loop, too
         if made.reference >= there:
