@@ -45,7 +45,7 @@ class LatentCodec:
         """Frames that know nothing of those around them, and how many latent frames become of them: a frame of an image
         VAE, 17 frames and 5 of the Open-Sora 1.2 VAE; None where all frames go together."""
         frames = 1 if self.model.temporal_compression == 1 else self.model.frames_at_once
-        return frames and (frames, self._latent_frames(frames))
+        return (frames, self._latent_frames(frames)) if frames else None
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
         """Frames, height and width of the latents of a clip (T, H, W): as many latents as H and W hold whole, as the
@@ -90,15 +90,15 @@ class LatentCodec:
             seed: take a sample of the posterior, by noise that depends on this and a latent's place alone; None takes
                 its mean.
         """
-        if isinstance(self.model, DeployedAutoencoder):
-            return self._scaled(self.model.encode(x, seed).z)
+        if not isinstance(self.model, VideoAutoencoder):
+            return self._scaled(self.model.encode(x, seed).z)  # type: ignore[call-arg]
         encode = partial(self._encode, self.model, x, seed)
         return self._scaled(self._fitting.run(self.model, x.shape, encode, ("encode",)))
 
     def decode(self, z: np.ndarray, num_frames: int) -> np.ndarray:
         """Scaled latents (B, z, t, h, w) -> clips (B, 3, num_frames, H, W), about [-1, 1]: not clipped."""
         z = (z / np.float32(self._scale) + np.float32(self._shift)).astype(np.float32)
-        if isinstance(self.model, DeployedAutoencoder):
+        if not isinstance(self.model, VideoAutoencoder):
             return self.model.decode(z, num_frames)
         b, _, _, h, w = z.shape
         shape = (b, 3, num_frames, h * self.cell, w * self.cell)
