@@ -15,6 +15,8 @@ from html.parser import HTMLParser
 from urllib.parse import unquote_plus
 
 _FILES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+_DASHES = "-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
+_DASHES += "\ufe31\ufe32\ufe58\ufe63\uff0d"
 _SITE = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
 
 Step = tuple[re.Pattern, str]
@@ -31,14 +33,10 @@ _LINKS = _steps(
 )
 _SIGNS = _steps(
     (r"@\w+\b", ""),  # names of users
-    ("[\u31c0-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff]+", ""),  # Chinese characters, and enclosed ones
-    (
-        "[\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
-        "\ufe31\ufe32\ufe58\ufe63\uff0d]+",
-        "-",
-    ),
-    ("[`´«»“”¨]", '"'),
-    ("[‘’]", "'"),
+    ("[\u31c0-\u9fff]+", ""),  # Chinese characters, and enclosed ones
+    (f"[{_DASHES}]+", "-"),
+    ("[`\u00b4«»“”¨]", '"'),
+    ("[\u2018\u2019]", "'"),
     ("&quot;?", ""),
     ("&amp", ""),
     (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # addresses of machines
@@ -65,7 +63,7 @@ _WORDS = _steps(
     (rf"\b(?:{_FILES})(\simages?)?", ""),
     (r"\bpage\s+\d+\b", ""),
     (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),  # j2d1a2a
-    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # 1920x1080, by a Latin, a Cyrillic x or a cross
+    (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),  # 1920x1080, by a Latin, a Cyrillic x or a cross
     (r"\b\s+:\s+", ": "),
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
@@ -122,7 +120,7 @@ def _without_tags(text: str) -> str:
 
 
 class _Text(HTMLParser):
-    """The text of a page, as BeautifulSoup has it from the parser of Python: without tags, comments, scripts, styles."""
+    """The text of a page, as BeautifulSoup has it by this parser: without tags, comments, scripts, styles."""
 
     _SILENT = ("script", "style", "template")
 
