@@ -9,10 +9,27 @@ import json
 from functools import cache
 from importlib import resources
 
-# Height to width, as 1.x writes it: 9:16 lies, 16:9 stands.
-RATIOS = (
-    "3:8 9:21 12:25 1:2 9:17 27:50 9:16 5:8 2:3 3:4 1:1 4:3 3:2 16:9 17:9 2:1 50:27".split()
-)  # fmt: skip
+# Height to width, as 1.x writes it (9:16 lies, 16:9 stands), and the number that its tables have for it. The last is
+# 1.85, but the original takes 25:12 for it.
+RATIOS = {
+    "3:8": 0.38,
+    "9:21": 0.43,
+    "12:25": 0.48,
+    "1:2": 0.50,
+    "9:17": 0.53,
+    "27:50": 0.54,
+    "9:16": 0.56,
+    "5:8": 0.62,
+    "2:3": 0.67,
+    "3:4": 0.75,
+    "1:1": 1.00,
+    "4:3": 1.33,
+    "3:2": 1.50,
+    "16:9": 1.78,
+    "17:9": 1.89,
+    "2:1": 2.00,
+    "50:27": 2.08,
+}
 # Multiples of a clip of 51 frames, which is three chunks of the 1.2 VAE; seconds at 24 frames per second, about.
 LENGTHS = {"1x": 51, "2x": 102, "4x": 204, "8x": 408, "16x": 816}
 LENGTHS |= {"2s": 51, "4s": 102, "8s": 204, "16s": 408, "32s": 816}
@@ -27,10 +44,9 @@ def image_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
         ValueError: a name that is none; the nearest one is named.
     """
     sizes = _named(resolution, _resolutions(), "resolution")["sizes"]
-    _named(aspect_ratio, dict.fromkeys(RATIOS), "aspect_ratio")
-    height, width = map(int, aspect_ratio.split(":"))
-    nearest = min(sizes, key=lambda ratio: abs(float(ratio) - height / width))
-    return tuple(sizes[nearest])
+    ratio = _named(aspect_ratio, RATIOS, "aspect_ratio")
+    height, width = sizes[min(sizes, key=lambda there: abs(float(there) - ratio))]
+    return height, width
 
 
 def frame_count(length: int | str) -> int:

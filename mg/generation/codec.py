@@ -10,14 +10,20 @@ Channels, compression, frames and scaling are the model's; nothing about them is
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
 
-from mg.deploy.autoencoder import DeployedAutoencoder
+from mg.deploy.autoencoder import SETTINGS_FILE, DeployedAutoencoder
+from mg.deploy.autoencoder import load as load_exported
 from mg.evaluation.fitting import Fitting
-from mg.models import VideoAutoencoder, model_class
+from mg.generation.config import AutoencoderSection
+from mg.models import VideoAutoencoder, from_pretrained, model_class, model_name
 from mg.sampling import noise_at
+
+# Open-Sora's names for autoencoders, and ours.
+AUTOENCODERS = {"VideoAutoencoderKL": "image_vae", "OpenSoraVAE_V1_2": "temporal_vae"}
 
 
 class LatentCodec:
@@ -119,3 +125,28 @@ class LatentCodec:
 
     def _latent_frames(self, frames: int) -> int:
         return self.model.latent_shape((1, 3, frames, self.cell, self.cell))[2]
+
+
+def load_codec(section: AutoencoderSection, dtype: str) -> LatentCodec:
+    """The autoencoder of a config, of whatever kind.
+
+    Raises:
+        ValueError, OSError: weights that cannot be read, or settings that this autoencoder does not have.
+    """
+    path = Path(section.from_pretrained or "")
+    overrides = {"scaling_factor": section.scaling_factor, "shift_factor": section.shift_factor}
+    overrides = {key: value for key, value in overrides.items() if value is not None} | section.config
+    if section.type == "exported" or (section.type is None and (path / SETTINGS_FILE).is_file()):
+        return LatentCodec(load_exported(path, section.engine))
+    name = AUTOENCODERS.get(section.type or "", section.type) or model_name(path)
+    if name == "temporal_vae":
+        micro = {"micro_batch_size": section.micro_batch_size, "micro_frame_size": section.micro_frame_size}
+        overrides |= {key: value for key, value in micro.items() if value is not None}
+    model = from_pretrained(path, name, dtype, **overrides)
+    model.set_train(False)
+    if name == "image_vae":
+        model.micro_batch_size = section.micro_batch_size
+    tiles = section.tiling.given()
+    if section.enable_tile is True:
+        model.enable_tiling(**tiles)
+    return LatentCodec(model, Fitting(section.enable_tile, tiles, section.max_memory))

@@ -22,14 +22,11 @@ from tqdm import tqdm
 from mg import runtime
 from mg.data.transforms import resize, to_uint8_frames, to_video_tensor
 from mg.data.video import write_image, write_video
-from mg.deploy.autoencoder import SETTINGS_FILE
-from mg.deploy.autoencoder import load as load_exported
 from mg.diffusion.networks import create_denoiser
 from mg.diffusion.schedules import create_schedule
 from mg.evaluation.clips import sparing
-from mg.evaluation.fitting import Fitting
-from mg.generation.codec import LatentCodec
-from mg.generation.config import AutoencoderSection, GenerateConfig, check_paths, given
+from mg.generation.codec import LatentCodec, load_codec
+from mg.generation.config import GenerateConfig, check_paths, given
 from mg.generation.gallery import write_gallery
 from mg.generation.masks import Insertion
 from mg.generation.pipeline import Item, Pipeline, shared_frames
@@ -37,8 +34,6 @@ from mg.generation.prompts import sample_name
 from mg.generation.references import find_reference, read_reference
 from mg.generation.requests import Request, read_requests
 from mg.generation.samples import ERROR, OK, Row, read_rows, record
-from mg.models import from_pretrained as load_autoencoder
-from mg.models import model_name
 from mg.plain_text import file_name, one_line, printable
 from mg.sampling import clip_seed
 from mg.text import clean_caption, create_text_encoder, open_embeddings
@@ -47,8 +42,6 @@ _logger = logging.getLogger(__name__)
 
 REFERENCES = "references"
 PICTURE_HEIGHT = 160  # of a reference in the gallery
-# Open-Sora's names for autoencoders, and ours.
-AUTOENCODERS = {"VideoAutoencoderKL": "image_vae", "OpenSoraVAE_V1_2": "temporal_vae"}
 # What a run is told that changes no sample.
 _BESIDES = {"prompt", "prompt_path", "start_index", "end_index", "batch_size", "save_dir", "sample_name", "verbose"}
 _BESIDES |= {"prompt_as_path", "gallery", "device", "mode", "reference_path", "mask_strategy", "num_sample", "seed"}
@@ -134,31 +127,6 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     denoiser = create_denoiser(config.model.type, config.model.from_pretrained, config.dtype, **settings)
     denoiser.set_train(False)
     return Pipeline(config, codec, encoder, denoiser, schedule)
-
-
-def load_codec(section: AutoencoderSection, dtype: str) -> LatentCodec:
-    """The autoencoder of a config, of whatever kind.
-
-    Raises:
-        ValueError, OSError: weights that cannot be read, or settings that this autoencoder does not have.
-    """
-    path = Path(section.from_pretrained or "")
-    overrides = {"scaling_factor": section.scaling_factor, "shift_factor": section.shift_factor}
-    overrides = {key: value for key, value in overrides.items() if value is not None} | section.config
-    if section.type == "exported" or (section.type is None and (path / SETTINGS_FILE).is_file()):
-        return LatentCodec(load_exported(path, section.engine))
-    name = AUTOENCODERS.get(section.type or "", section.type) or model_name(path)
-    if name == "temporal_vae":
-        micro = {"micro_batch_size": section.micro_batch_size, "micro_frame_size": section.micro_frame_size}
-        overrides |= {key: value for key, value in micro.items() if value is not None}
-    model = load_autoencoder(path, name, dtype, **overrides)
-    model.set_train(False)
-    if name == "image_vae":
-        model.micro_batch_size = section.micro_batch_size
-    tiles = section.tiling.given()
-    if section.enable_tile is True:
-        model.enable_tiling(**tiles)
-    return LatentCodec(model, Fitting(section.enable_tile, tiles, section.max_memory))
 
 
 def _load_text_encoder(config: GenerateConfig) -> Any:

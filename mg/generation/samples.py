@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mg.checkpoints import atomic_write
-from mg.latents.folder import locked
+from mg.data.shards import locked
 from mg.plain_text import json_line, split_lines, write_text
 
 INDEX_FILE = "samples.jsonl"
