@@ -73,36 +73,34 @@ def open_tokenizer(kind: str, path: str | Path) -> Tokenizer:
     Raises:
         ValueError: there are no such files, they cannot be read, or the package that they take is not installed.
     """
-    path, readers = Path(path), _READERS[kind]
-    if path.is_file():
-        folders = [path.parent]
-        readers = [reader for reader in readers if path.name in reader.files] or readers
-    else:
-        folders = [path, path / "tokenizer", path.parent / "tokenizer"]
-    found = [
-        (folder, reader)
-        for folder in folders
-        for reader in readers
-        if all((folder / name).is_file() for name in reader.files)
-    ]
+    found = _find(Path(path), _READERS[kind])
     if not found:
         wanted = " or ".join(" with ".join(reader.files) for reader in _READERS[kind])
         raise ValueError(f"{path}: there is no tokenizer; put {wanted}, which the weights come with, there")
-    for folder, reader in found:
-        if find_spec(reader.package) is not None:
-            file = folder / reader.files[0]
-            try:
-                tokenizer = reader.read(file)
-                tokenizer.file = file
-                return tokenizer
-            except Exception as error:  # these packages raise whatever they like
-                raise ValueError(
-                    f"{file}: not a tokenizer for {kind} that can be read ({one_line(error)[:200]})"
-                ) from None
-    folder, reader = found[0]
-    raise ValueError(
-        f"{folder / reader.files[0]}: takes the {reader.package} package to be read: pip install {reader.package}"
-    )
+    file, reader = next((pair for pair in found if find_spec(pair[1].package)), found[0])
+    if find_spec(reader.package) is None:
+        raise ValueError(f"{file}: takes the {reader.package} package to be read: pip install {reader.package}")
+    try:
+        tokenizer = reader.read(file)
+    except Exception as error:  # these packages raise whatever they like
+        said = one_line(error)[:200]
+        raise ValueError(f"{file}: not a tokenizer for {kind} that can be read ({said})") from None
+    tokenizer.file = file
+    return tokenizer
+
+
+def _find(path: Path, readers: list[_Reader]) -> list[tuple[Path, _Reader]]:
+    """The first files of tokenizers that a path means, with what reads them."""
+    if path.is_file():
+        named = [reader for reader in readers if path.name in reader.files]
+        like = [reader for reader in readers if path.suffix == Path(reader.files[0]).suffix]
+        return [(path, reader) for reader in named or like][:1]
+    return [
+        (folder / reader.files[0], reader)
+        for folder in (path, path / "tokenizer", path.parent / "tokenizer")
+        for reader in readers
+        if all((folder / name).is_file() for name in reader.files)
+    ]
 
 
 def _read_json(file: Path) -> Any:
@@ -154,11 +152,17 @@ def _clip_of_vocabulary(file: Path) -> Tokenizer:
 
 
 def _of_backend(backend: Any, start: str | None, end: str, padding: str) -> Tokenizer:
-    marks = [None if mark is None else backend.token_to_id(mark) for mark in (start, end, padding)]
-    for mark, number in zip((start, end, padding), marks):
-        if mark is not None and number is None:
+    def number(mark: str) -> int:
+        found = backend.token_to_id(mark)
+        if found is None:
             raise ValueError(f"it has no token {mark}")
-    return Tokenizer(lambda text: backend.encode(text, add_special_tokens=False).ids, backend.get_vocab_size(), *marks)
+        return found
+
+    def encode(text: str) -> list[int]:
+        return backend.encode(text, add_special_tokens=False).ids
+
+    begin = None if start is None else number(start)
+    return Tokenizer(encode, backend.get_vocab_size(), begin, number(end), number(padding))
 
 
 _READERS = {
