@@ -28,6 +28,8 @@ _RELEASED = {
     "hunyuan_vae.safetensors": "get it from hpcai-tech/Open-Sora-v2 on Hugging Face",
     "sdxl_vae": "get the folder vae of PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers on Hugging Face",
     "sd3.5_vae": "get the folder vae of stabilityai/stable-diffusion-3.5-large on Hugging Face",
+    "t5-v1_1-xxl": "get DeepFloyd/t5-v1_1-xxl from Hugging Face, spiece.model with it, and give its folder",
+    "clip-vit-base-patch32": "get openai/clip-vit-base-patch32 from Hugging Face, and give its folder",
     "tae_vae2d.ckpt": "make it with mg-inflate from the folder vae of stabilityai/stable-diffusion-3.5-large",
 }
 

@@ -195,7 +195,7 @@ class ShardWriter(Generic[R]):
     def __exit__(self, kind, error, traceback) -> None:
         try:
             if kind is None:
-                self._finish_shard()
+                self.finish_shard()
                 self._record()
             elif self._open is not None:
                 self._open.__exit__(kind, error, traceback)
@@ -239,7 +239,7 @@ class ShardWriter(Generic[R]):
         if self._writer is not None and len(self._writer):
             size = self._writer.size + len(keys) * self._writer.num_bytes(row.shape)
             if size > self._shard_size or not self._writer.has_room(shapes):
-                self._finish_shard()
+                self.finish_shard()
         if self._writer is None:
             self._shard = f"{self._prefix}-{self._rank:05d}-{self._number:05d}.safetensors"
             self._open = contextlib.ExitStack()
@@ -251,7 +251,8 @@ class ShardWriter(Generic[R]):
             self._writer.add(key, row.shape)
         row.shard, row.tensors = self._shard, keys
 
-    def _finish_shard(self) -> None:
+    def finish_shard(self) -> None:
+        """Finish the shard that is being filled, if there is one, and record its rows."""
         if self._writer is None:
             return
         opened, writer, self._open, self._writer = self._open, self._writer, None, None
