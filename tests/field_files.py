@@ -4,8 +4,10 @@
 red, green and blue thirds, so that left can be told from right and up from down.
 """
 
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,6 +32,21 @@ def boxes(frames: np.ndarray) -> list[int]:
     return [round(float(frame[4:12, 8:40].mean()) / 4) for frame in frames]
 
 
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """Leave this process scheduled as it was: run by root, SVT-AV1's encoder makes what calls it a real-time process,
+    and all that it starts, beside which others starve."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
+@same_scheduling()
 def encode(
     path: Path,
     num_frames: int = 24,

@@ -13,8 +13,10 @@ from mg.checkpoints.atomic import atomic_write
 from mg.checkpoints.folder import config_of, weights_in
 from mg.checkpoints.report import CheckpointError
 from mg.checkpoints.tensors import Source, StoredTensor
+from mg.plain_text import one_line
 
 _KINDS = "safetensors, PyTorch's and MindSpore's"
+_LONGEST = 1000  # characters of a message: names in a foreign file may be of any length
 _WEB_PAGE = "is a web page, not weights: what was downloaded is not the file itself"
 _STRANGERS = {  # how files begin that often stand where weights were meant
     b"version https://git-lfs": "is a pointer of Git LFS in place of the file: git lfs pull brings it",
@@ -215,12 +217,7 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}", error.report) from error
+        raise CheckpointError(f"{path}: {one_line(error)[:_LONGEST]}", error.report) from error
     except Exception as error:  # a reader of foreign bytes fails in as many ways as there are bytes
-        reason = _one_line(f"{type(error).__name__}: {error}")[:200]
+        reason = one_line(f"{type(error).__name__}: {error}")[:200]
         raise CheckpointError(f"{path}: cannot be read, it is damaged or of another format ({reason})") from error
-
-
-def _one_line(text: object) -> str:
-    """Names in a foreign file may hold line ends, and what a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))[:1000]

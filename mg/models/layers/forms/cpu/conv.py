@@ -1,0 +1,190 @@
+"""Convolutions as Conv2D: taps in time are convolutions whose results are shifted and added."""
+
+from mindspore import ops
+
+from mg.models.layers import conv
+from mg.models.layers.forms.cpu.frames import (
+    add_bias,
+    clips,
+    convolve_within,
+    join_taps,
+    pictures,
+    sum_of_taps,
+    under_kernel,
+)
+from mg.models.layers.forms.edges import repeat_edges
+from mg.models.layers.forms.fewer import product_of_pointwise, tap_of_a_frame
+from mg.models.layers.forms.pieces import InPieces, along_time
+
+
+class Conv(InPieces):
+    """What the convolutions share."""
+
+    def finish(self, y, frames):
+        """The bias, and the precision. (B*frames, C, H, W) -> (B, frames, C, H, W)"""
+        bias = None if self.bias is None else self.cast(self.bias)
+        return clips(self.cast(add_bias(y, bias)), frames)
+
+
+class ConvInTime(Conv):
+    """Of those that see several frames: `within` makes what `construct` does of the frames that have all of theirs
+    under their kernel, `before` each in front; outside of the clip its edges are, if `repeated`, or zeros."""
+
+    def in_pieces(self, x):
+        behind = self.kernel_size - 1 - self.before
+        return along_time(self.within, self.cast(x), self.growth, self.before, behind, self.repeated)
+
+
+class SpatialConv(Conv, conv.SpatialConv):
+    def prepare(self):
+        c_out, c_in, size, _ = self.weight.shape
+        self.conv2d = ops.Conv2D(c_out, size, pad_mode="pad", pad=tuple(self.padding), stride=self.stride)
+        self.growth = max(1.0, c_out / c_in / self.stride**2)
+
+    def construct(self, x):
+        y = self.conv2d(pictures(self.cast(x)), self.cast(self.weight))
+        return self.finish(y, x.shape[1])
+
+
+class TemporalConv(ConvInTime, conv.TemporalConv):
+    def prepare(self):
+        self.conv2d = ops.Conv2D(self.weight.shape[0], 1)
+        self.before, self.repeated = self.kernel_size // 2, self.margin > 0
+        self.growth = 1.0 if self.stride == 1 else 0.0
+
+    def construct(self, x):
+        x, c, t = self.cast(x), x.shape[2], x.shape[1]
+        if t == 1:
+            y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(self.kernel(), self.repeated, self.before)))
+        elif self.stride > 1:
+            t = -(-t // self.stride)
+            y = self.conv2d(self.strided(x, t), self.cast(self.weight.reshape(c, -1, 1, 1)))
+        else:
+            y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
+        return self.finish(y, t)
+
+    def within(self, x):
+        """Of the frames that have all under their kernel. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
+        return self.finish(*convolve_within(self.conv2d, x, self.weights()))
+
+    def taps(self, x):
+        """What each tap makes of x"""
+        made = ()
+        for weight in self.weights():
+            made += (clips(self.conv2d(pictures(x), weight), x.shape[1]),)
+        return made
+
+    def weights(self):
+        """Of each tap, (C, C, 1, 1)"""
+        found = ()
+        for weight in ops.unstack(self.cast(self.weight), axis=3):
+            found += (weight.expand_dims(3),)
+        return found
+
+    def strided(self, x, frames):
+        b, _, c, h, w = x.shape
+        if self.margin:
+            x = repeat_edges(x, 1, self.before, self.before)
+        else:
+            x = ops.cat((ops.zeros((b, self.before, c, h, w), x.dtype), x), 1)
+        return under_kernel(x, frames, self.kernel_size, self.stride)
+
+
+class FactorizedConv(conv.FactorizedConv):
+    def prepare(self):
+        self.conv2d = ops.Conv2D(self.conv_temp.weight.shape[0], 1)
+
+    def construct(self, x):
+        if not self.pointwise:
+            return self.conv_temp(self.conv_spat(x))
+        weight, bias = product_of_pointwise(self.conv_spat, self.conv_temp)
+        y = self.conv2d(pictures(self.cast(x)), self.cast(weight))
+        return clips(self.cast(ops.bias_add(y, self.cast(bias))), x.shape[1])
+
+
+class Conv3d(ConvInTime, conv.Conv3d):
+    """A dense kernel's taps in time are output channels of one Conv2D, and so are a depthwise one's."""
+
+    repeated = False
+
+    def prepare(self):
+        margin, c_out = self.kernel_size // 2, self.weight.shape[0]
+        self.before = self.behind = margin
+        self._prepare(margin, c_out if self.depthwise else 1)
+
+    def _prepare(self, margin, groups):
+        c_out = self.weight.shape[0]
+        common = {"kernel_size": self.kernel_size, "pad_mode": "pad", "pad": (margin,) * 4, "group": groups}
+        self.conv2d = ops.Conv2D(c_out, stride=self.stride[1:], **common)
+        self.conv_taps = ops.Conv2D(c_out * self.kernel_size, stride=self.stride[1:], **common)
+        self.grouped = groups > 1
+        values = 1.0 if self.grouped else max(1.0, c_out / self.weight.shape[1] / self.stride[1] ** 2)
+        self.growth = values if self.stride[0] == 1 else 0.0
+
+    def construct(self, x):
+        return self.convolve(self.pad_pictures(self.cast(x)))
+
+    def pad_pictures(self, x):
+        return x
+
+    def convolve(self, x):
+        weight, t = self.weight, x.shape[1]
+        if t == 1:
+            y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(weight, self.repeated, self.before)))
+        elif self.kernel_size == 1:
+            y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
+        elif self.stride[0] == 1:
+            y = pictures(sum_of_taps(self.taps(x), self.before, self.repeated))
+        else:
+            x = self.pad_frames(x)
+            t = (x.shape[1] - self.kernel_size) // self.stride[0] + 1
+            y = self.conv2d(under_kernel(x, t, self.kernel_size, self.stride[0]), self.cast(join_taps(weight)))
+        return self.finish(y, t)
+
+    def within(self, x):
+        """Of the frames that have all under their kernel. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
+        taps = ops.unstack(self.cast(self.weight), axis=2)
+        return self.finish(*convolve_within(self.conv2d, self.pad_pictures(x), taps))
+
+    def taps(self, x):
+        """What each tap in time makes of x"""
+        b, t, *_ = x.shape
+        size, c = self.kernel_size, self.weight.shape[0]
+        if self.grouped:
+            y = self.conv_taps(pictures(x), self.cast(self.weight.reshape(c * size, 1, size, size)))
+            return ops.unstack(y.reshape(b, t, c, size, y.shape[2], y.shape[3]), axis=3)
+        y = self.conv_taps(pictures(x), ops.cat(ops.unstack(self.cast(self.weight), axis=2), 0))
+        return ops.unstack(y.reshape(b, t, size, c, y.shape[2], y.shape[3]), axis=2)
+
+    def pad_frames(self, x):
+        b, _, c, h, w = x.shape
+        before, behind = (ops.zeros((b, n, c, h, w), x.dtype) for n in (self.before, self.behind))
+        return ops.cat((before, x, behind), 1)
+
+
+class CausalConv3d(ConvInTime, conv.CausalConv3d):
+    def prepare(self):
+        self.repeated = self.replicated
+        Conv3d._prepare(self, 0 if self.repeated else self.kernel_size // 2, 1)
+
+    construct, convolve = Conv3d.construct, Conv3d.convolve
+    within, taps = Conv3d.within, Conv3d.taps
+
+    def pad_pictures(self, x):
+        if not self.repeated or not self.margin:
+            return x
+        return repeat_edges(repeat_edges(x, 3, self.margin, self.margin), 4, self.margin, self.margin)
+
+    def pad_frames(self, x):
+        if self.repeated:
+            return repeat_edges(x, 1, self.before, 0)
+        b, _, c, h, w = x.shape
+        return ops.cat((ops.zeros((b, self.before, c, h, w), x.dtype), x), 1) if self.before else x
+
+
+class GroupedPointwiseConv(conv.GroupedPointwiseConv):
+    def construct(self, x):
+        b, t, c, h, w = x.shape
+        weight = self.cast(self.weight).reshape(1, self.groups, c // self.groups, c // self.groups)
+        y = ops.matmul(weight, self.cast(x).reshape(b * t, self.groups, c // self.groups, h * w))
+        return self.cast(y).reshape(b, t, c, h, w)
