@@ -97,8 +97,9 @@ class TextEncoderSection:
 
     Args:
         type: t5 | clip | classes, which takes the numbers of classes for prompts.
-        from_pretrained: its weights and tokenizer, a folder.
-        embeddings: a folder of scripts/encode_text.py, in place of the encoder.
+        from_pretrained: its weights, a file or folder.
+        tokenizer: file or folder of its tokenizer; by default it is looked for where the weights are.
+        embeddings: a folder of mg-encode-text, in place of the encoder.
         model_max_length: tokens of a caption; longer ones are cut.
         num_classes: of classes.
         dtype: fp32, as the originals; bf16 takes half the memory. T5 overflows in fp16.
@@ -110,6 +111,7 @@ class TextEncoderSection:
 
     type: str = "t5"
     from_pretrained: str | None = None
+    tokenizer: str | None = None
     embeddings: str | None = None
     model_max_length: int | None = None
     num_classes: int | None = None
