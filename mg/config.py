@@ -259,10 +259,12 @@ def _join_lists(argv: list[str], actions: dict) -> list[str]:
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
         one = values[0] if len(values) == 1 else ""
-        written = (one.startswith("[") and one.endswith("]")) or (one == "null" and hint not in lists)
-        if len(values) > 1 or (values and lists == kinds and not written):
-            numbers = get_args(lists[0])[0] in (int, float)
-            joined.append(f"{option}=[{', '.join(values if numbers else map(json.dumps, values))}]")
+        as_yaml = (one.startswith("[") and one.endswith("]")) or (one == "null" and hint not in lists)
+        if len(values) > 1 or (values and lists == kinds and not as_yaml):
+            item = get_args(lists[0])[0]
+            plain = {"null"} if type(None) in get_args(item) else set(values) if item in (int, float) else set()
+            written = [value if value in plain else json.dumps(value) for value in values]
+            joined.append(f"{option}=[{', '.join(written)}]")
         else:
             joined += [f"{option}={value}" for value in values] or [option]
     return joined

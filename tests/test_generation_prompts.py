@@ -8,7 +8,7 @@ import pytest
 
 from mg.config import parse_config
 from mg.data.aspects import RATIOS, frame_count, image_size
-from mg.generation.config import GenerateConfig, check_paths
+from mg.generation.config import DenoiserSection, GenerateConfig, SchedulerSection, TextEncoderSection, check_paths
 from mg.generation.masks import apply_mask_strategy, continuation, nearest_point, parse_mask_strategy
 from mg.generation.prompts import append_scores, sample_name, split_loops, split_suffix
 from mg.generation.requests import read_requests
@@ -191,6 +191,7 @@ def test_arguments_have_the_names_of_the_guide():
     assert (config.model.from_pretrained, config.scheduler.cfg_scale) == ("m.pth", 7.0)
     assert config.prompt == ['a cat{"mask_strategy": "0"}'] and config.reference_path == ["a.png;b.mp4"]
     assert config.frames == 102 and config.size == (240, 426) and config.prompt_as_path
+    assert parse(*SIZE, "--mask-strategy", "0", "null", "").mask_strategy == ["0", None, ""]
     assert parse(*SIZE, "--prompt", "[a] cat", "207").prompt == ["[a] cat", "207"]
     assert parse(*SIZE, "--prompt", "null").prompt is None
 
@@ -200,39 +201,44 @@ def test_what_is_written_plays_at_fps_over_frame_interval():
     assert parse(*SIZE, "--fps", "24", "--save-fps", "12").rate == 12
 
 
+GIVEN = {"reference_path": ["a.png"], "mask_strategy": ["0"]}
 WRONG = {
-    "reference_path is 'a.png' without a mask_strategy": ["--reference-path", "a.png"],
-    "takes reference 1, but there are 1 reference": ["--reference-path", "a.png", "--mask-strategy", "0;0,1"],
-    "takes reference 0, but there are 0 references": ["--mask-strategy", "0"],
-    "reference_path has 2 entries for 1 prompts": ["--reference-path", "a.png", "b.png"],
-    "mask_strategy has 2 entries for 1 prompts": ["--mask-strategy", "0", "0"],
-    "which choose the steps both": ["--num-sampling-steps", "5", "--scheduler.timestep_respacing", "10"],
-    "sp_size is 2; it must be 1": ["--sp_size", "2"],
-    "condition_frame_length is None; it must be at least 1": ["--loop", "3"],
-    "dpm-solver generates all frames of a clip": [
-        "--reference-path", "a.png", "--mask-strategy", "0", "--scheduler.type", "dpm-solver"
-    ],
-    "loop is 2, and clips go on by a frame mask, but model.type DiT-XL/2 has no frame masks": [
-        "--loop", "2", "--condition-frame-length", "4", "--model.type", "DiT-XL/2"
-    ],
-    "iddpm-speed, which only trains": ["--scheduler.type", "iddpm-speed"],
-    "there is no schedule 'ddim'": ["--scheduler.type", "ddim"],
-    "start_index is 5; there are 1 prompts": ["--start-index", "5"],
-    "end_index is 0; it must be above start_index, 0": ["--end-index", "0"],
-    "prompt 0: it is 'a cat'; where text_encoder.type is classes": ["--text_encoder.type", "classes"],
-    "llm_refine is True; it must be false": ["--llm-refine"],
-    "image_size is [240]; it must be height and width": ["--image-size", "240"],
-    "num_frames is '3s'; did you mean '32s'?": ["--num-frames", "3s"],
-    "model.from_pretrained must be given": ["--vae.from_pretrained", "x"],
-    "model.from_pretrained: PRETRAINED_MODEL: no such file or folder": ["--ckpt-path", "PRETRAINED_MODEL"],
-    "vae.from_pretrained must be given": ["--ckpt-path", str(DATA)],
-}  # fmt: skip
+    "reference_path is 'a.png' without a mask_strategy": {"reference_path": ["a.png"]},
+    "takes reference 1, but there are 1 reference": {"reference_path": ["a.png"], "mask_strategy": ["0;0,1"]},
+    "takes reference 0, but there are 0 references": {"mask_strategy": ["0"]},
+    "reference_path has 2 entries for 1 prompts": {"reference_path": ["a.png", None]},
+    "mask_strategy has 0 entries for 1 prompts": {"mask_strategy": []},
+    "which choose the steps both": {"scheduler": SchedulerSection("iddpm", 5, "10")},
+    "sp_size is 2; it must be 1": {"sp_size": 2},
+    "condition_frame_length is None; it must be at least 1": {"loop": 3},
+    "dpm-solver generates all frames of a clip": {**GIVEN, "scheduler": SchedulerSection("dpm-solver")},
+    "loop is 2, and clips go on by a frame mask, but model.type DiT-XL/2 has no frame masks": {
+        "loop": 2,
+        "condition_frame_length": 4,
+        "model": DenoiserSection("DiT-XL/2"),
+    },
+    "iddpm-speed, which only trains": {"scheduler": SchedulerSection("iddpm-speed")},
+    "there is no schedule 'ddim'": {"scheduler": SchedulerSection("ddim")},
+    "start_index is 5; there are 1 prompts": {"start_index": 5},
+    "end_index is 0; it must be above start_index, 0": {"end_index": 0},
+    "prompt 0: it is 'a cat'; where text_encoder.type is classes": {"text_encoder": TextEncoderSection("classes")},
+    "llm_refine is True; it must be false": {"llm_refine": True},
+    "image_size is [240]; it must be height and width": {"image_size": [240]},
+    "image_size must be given, or resolution and aspect_ratio both": {"image_size": None, "resolution": "240p"},
+    "num_frames is '3s'; did you mean '32s'?": {"num_frames": "3s"},
+    "seed is -1; it must be at least 0": {"seed": -1},
+    "model.from_pretrained must be given": {},
+    "model.from_pretrained: PRETRAINED_MODEL: no such file or folder": {
+        "model": DenoiserSection(from_pretrained="PRETRAINED_MODEL")
+    },
+    "vae.from_pretrained must be given": {"model": DenoiserSection(from_pretrained=str(DATA))},
+}
 
 
 @pytest.mark.parametrize("message", WRONG)
 def test_what_does_not_go_together_is_one_line_before_anything_is_loaded(message):
     with pytest.raises(ValueError) as error:
-        config = parse(*SIZE, "--prompt", "a cat", *WRONG[message])
+        config = GenerateConfig(**{"image_size": [240, 426], "prompt": ["a cat"], **WRONG[message]})
         read_requests(config)
         check_paths(config)
     assert message in str(error.value) and "\n" not in str(error.value)
