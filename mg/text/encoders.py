@@ -202,7 +202,7 @@ def _network(type: str, state: StateDict | None, length: int, dtype: str, config
     with contextlib.nullcontext() if state is None else no_init_parameters():
         built = network(merged, length, dtype)
     if state is not None:
-        _load(built, state, _PARTS[type])
+        _load(type, built, state)
     built.set_train(False)
     for parameter in built.get_parameters():
         parameter.requires_grad = False
@@ -226,14 +226,14 @@ def _stored_config(type: str, state: StateDict) -> dict:
     return {key: value for key, value in {**older, **stored}.items() if key in _NETWORKS[type].default_config}
 
 
-def _load(network: nn.Cell, state: StateDict, parts: Sequence[str]) -> None:
+def _load(type: str, network: nn.Cell, state: StateDict) -> None:
     """Take the weights, a tensor at a time: the file is never in memory whole.
 
     Raises:
         CheckpointError: names and shapes that are not the network's, or numbers that are not finite.
     """
     parameters = dict(network.parameters_and_names())
-    sources = _sources(state, parts)
+    sources = _sources(type, state)
     shapes = {name: state.shapes[source] for name, source in sources.items()}
     report = compare_names({name: tuple(p.shape) for name, p in parameters.items()}, shapes)
     if not report.complete:
@@ -249,10 +249,12 @@ def _load(network: nn.Cell, state: StateDict, parts: Sequence[str]) -> None:
     _logger.info("%s: %s", state, report.summary())
 
 
-def _sources(state: Mapping, parts: Sequence[str]) -> dict[str, str]:
-    """Our name of every parameter -> the file's. A file of T5 may have the table of embeddings under either name."""
-    sources = dict(own_part(state, parts).sources)
-    twin = "encoder.embed_tokens.weight"
-    if twin in sources:
-        sources.setdefault("shared.weight", sources[twin])
+def _sources(type: str, state: Mapping) -> dict[str, str]:
+    """Our name of every parameter -> the file's."""
+    sources = dict(own_part(state, _PARTS[type]).sources)
+    if type == "t5" and "encoder.embed_tokens.weight" in sources:  # the same table, under its other name
+        sources.setdefault("shared.weight", sources["encoder.embed_tokens.weight"])
+    if type == "clip" and not any(name.startswith("text_model.") for name in sources):  # newer files of transformers
+        inner = own_part(state, ("embeddings", "encoder", "final_layer_norm"))
+        sources |= {f"text_model.{name}": source for name, source in inner.sources.items()}
     return sources
