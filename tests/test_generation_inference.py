@@ -25,7 +25,7 @@ from mg.generation.requests import Request, read_requests
 from mg.models import create_model
 
 DATA = Path(__file__).parent / "data" / "generation"
-NETWORK = Path("/work/shared/parity/generation/stdit2")
+NETWORK = DATA / "stdit2"  # with the original's weights
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from mg.checkpoints import where_from
 from mg.config import require
 from mg.data.aspects import frame_count, image_size
 from mg.evaluation.clips import TileFields
@@ -354,4 +355,5 @@ def check_paths(config: GenerateConfig) -> None:
         if path is None:
             raise ValueError(f"{name} must be given: weights, a file or a folder")
         if not Path(path).exists():
-            raise ValueError(f"{name}: {path}: no such file or folder; download the weights, and give where they lie")
+            hint = where_from(path) or "; download the weights, and give where they lie"
+            raise ValueError(f"{name}: {path}: no such file or folder{hint}")
