@@ -10,7 +10,7 @@ The same command again makes what is missing, or what was made with other settin
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -112,13 +112,13 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     Raises:
         ValueError, OSError: weights that cannot be read or do not fit, settings that do not go together.
     """
+    schedule = create_schedule(config.scheduler.type, **given(config.scheduler, "type"))
     codec = load_codec(config.vae, config.vae.dtype or config.dtype)
     height, width = codec.pixel_size(config.size)
     size = codec.latent_size((config.frames, *config.size))
     shared_frames(config, codec)
     if (height, width) != config.size:
         _logger.info("whole latents of %s make frames of %d x %d", codec.model.name, height, width)
-    schedule = create_schedule(config.scheduler.type, **given(config.scheduler, "type"))
     encoder = _load_text_encoder(config)
     settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel")
     settings |= {"input_size": list(size), "in_channels": codec.in_channels}
@@ -161,13 +161,12 @@ def _make(config: GenerateConfig, pipeline: Pipeline, todo: Sequence[_Todo], fol
                     items.append(
                         (one, Item(_cleaned(one.request, config), one.sample, _references(one, pipeline, folder)))
                     )
-            steps = partial(_progress, config, len(items))
+            steps = partial(_progress, config, len(items), ctrl_c)
             for one, video, seconds in _generate(pipeline, items, steps, finish):
                 with sparing(partial(finish, one)):
                     _write(one.row, video, config, folder)
                     one.row.seconds = round(seconds, 3)
                     finish(one)
-            ctrl_c.check()
 
 
 def _batches(todo: Sequence[_Todo], size: int) -> Iterator[list[_Todo]]:
@@ -180,7 +179,12 @@ def _batches(todo: Sequence[_Todo], size: int) -> Iterator[list[_Todo]]:
             yield [one for one in of_these if one.sample == sample]
 
 
-def _generate(pipeline: Pipeline, items: list, steps, finish) -> Iterator[tuple[_Todo, np.ndarray, float]]:
+def _generate(
+    pipeline: Pipeline,
+    items: Sequence[tuple[_Todo, Item]],
+    steps: Callable[[range], Iterable[int]],
+    finish: Callable[[_Todo, Exception], None],
+) -> Iterator[tuple[_Todo, np.ndarray, float]]:
     """What the pipeline makes of a batch and in how many seconds each; where it fails, of each sample alone."""
     if not items:
         return
@@ -199,8 +203,11 @@ def _generate(pipeline: Pipeline, items: list, steps, finish) -> Iterator[tuple[
             yield from _generate(pipeline, [item], steps, finish)
 
 
-def _progress(config: GenerateConfig, batch: int, steps: range) -> Iterable[int]:
-    return tqdm(steps, desc=f"steps of {batch}", unit="step", leave=False, disable=config.verbose < 2)
+def _progress(config: GenerateConfig, batch: int, ctrl_c: runtime.CtrlC, steps: range) -> Iterator[int]:
+    """The steps of a loop behind a bar; Ctrl-C comes through between them."""
+    for step in tqdm(steps, desc=f"steps of {batch}", unit="step", leave=False, disable=config.verbose < 2):
+        yield step
+        ctrl_c.check()
 
 
 def _cleaned(request: Request, config: GenerateConfig) -> Request:

@@ -18,14 +18,9 @@ from mg.generation.config import GenerateConfig
 from mg.generation.masks import apply_mask_strategy, continuation
 from mg.generation.requests import Request
 from mg.plain_text import name_bytes
+from mg.text import TextEncoder
 
 IMAGE_FPS = 120  # what networks were told of images in training
-
-
-class TextEncoder(Protocol):
-    """What makes captions: (B, 1, L, D) in fp32, and which tokens count, (B, L), or None."""
-
-    def encode(self, prompts: list[str]) -> tuple[np.ndarray, np.ndarray | None]: ...
 
 
 class Noise(Protocol):
