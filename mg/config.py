@@ -250,16 +250,21 @@ def _join_lists(argv: list[str], actions: dict) -> list[str]:
         argument = rest.pop(0)
         option, equals, value = argument.partition("=")
         hint = getattr(actions.get(option.removeprefix("--")), "_typehint", None) if option.startswith("--") else None
-        lists = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
+        kinds = [hint] if get_origin(hint) is list else [kind for kind in get_args(hint) if kind is not type(None)]
+        lists = [kind for kind in kinds if get_origin(kind) is list]
         if not lists:
             joined.append(argument)
             continue
         values = [value] if equals else []
         while rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
-        if len(values) > 1 or (hint in lists and values and not values[0].startswith("[")):
-            numbers = get_args(lists[0])[0] in (int, float)
-            joined.append(f"{option}=[{', '.join(values if numbers else map(json.dumps, values))}]")
+        one = values[0] if len(values) == 1 else ""
+        as_yaml = (one.startswith("[") and one.endswith("]")) or (one == "null" and hint not in lists)
+        if len(values) > 1 or (values and lists == kinds and not as_yaml):
+            item = get_args(lists[0])[0]
+            plain = {"null"} if type(None) in get_args(item) else set(values) if item in (int, float) else set()
+            written = [value if value in plain else json.dumps(value) for value in values]
+            joined.append(f"{option}=[{', '.join(written)}]")
         else:
             joined += [f"{option}={value}" for value in values] or [option]
     return joined

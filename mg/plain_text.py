@@ -9,10 +9,12 @@ import csv
 import io
 import json
 import unicodedata
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME = 240  # bytes of a file's name, before a number and a suffix; most file systems take 255
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # controls, surrogates, separators of lines and of paragraphs
 _SEPARATORS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
@@ -68,3 +70,15 @@ def encoded(text: str) -> bytes:
 def name_bytes(name: str) -> bytes:
     """A name as bytes that say it alone, to be hashed."""
     return name.encode("utf-8", "surrogatepass")
+
+
+def file_name(name: str) -> str:
+    """A text as the name of a file, without suffix: what no file name holds, or a terminal would obey, becomes an
+    underscore; of one that is too long for a file system the beginning is kept, and a checksum tells it from others
+    that begin alike."""
+    flat = "".join("_" if character == "/" or printable(character) != character else character for character in name)
+    coded = name_bytes(flat or "_")
+    if len(coded) <= LONGEST_NAME:
+        return flat or "_"
+    checksum = f"_{zlib.crc32(coded):08x}"
+    return coded[: LONGEST_NAME - len(checksum)].decode(errors="ignore") + checksum

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from mg.runtime import Runtime
+
 ROOT = Path(__file__).parents[1]
 
 
 def run_here(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> int:
     """The exit code of a command, by its path in the repository; MindSpore lets the device be chosen only once."""
-    monkeypatch.setattr("mg.runtime.setup", lambda *_: None)
+    monkeypatch.setattr("mg.runtime.setup", lambda *_: Runtime("cpu"))
     monkeypatch.setattr(sys, "argv", [Path(script).name, *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -31,8 +31,9 @@ from mg.data.video import write_image, write_video
 from mg.evaluation.benchmark import BenchmarkConfig, report_command
 from mg.evaluation.clips import ClipOptions, ModelConfig, group_by_shape, read_clips
 from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
-from mg.evaluation.results import check_settings, write_settings
+from mg.evaluation.results import write_settings
 from mg.models import create_model
+from mg.settings import check_settings
 from mg.training.trainer import TrainConfig
 
 K2 = (1440, 2560)

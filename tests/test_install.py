@@ -109,7 +109,7 @@ def test_the_wheel_has_all_modules_all_configs_and_the_marker_of_types(installed
 
     assert files(package, "**/*.py") == files(ROOT / "mg", "**/*.py")
     assert files(package / "configs", "**/*.yaml") == files(ROOT / "configs", "**/*.yaml")
-    for data in ("evaluation/report.html", "ascend/symbols.txt", "py.typed"):
+    for data in ("evaluation/report.html", "generation/gallery.html", "data/aspects.json", "ascend/symbols.txt", "py.typed"):
         assert (package / data).is_file(), data
     assert not (package / "configs").is_symlink()
 

@@ -22,13 +22,14 @@ from workers import finish, start
 from mg.checkpoints import CheckpointError
 from mg.config import parse_config
 from mg.data import DataError
+from mg.data import shards as folders
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image, write_image, write_video
 from mg.evaluation.clips import ClipOptions, ModelConfig, load_clip, open_clip
-from mg.latents import folder as folders
 from mg.latents import open_latents
 from mg.latents.decode import DecodeConfig, decode_folder
 from mg.latents.encode import EncodeConfig, _settings, encode_csv
+from mg.latents.folder import read_rows
 from mg.models import create_model
 from mg.runtime import Runtime
 
@@ -316,7 +317,7 @@ def test_a_full_disk_costs_the_videos_that_it_has_no_room_for_and_the_next_run_t
         report = encode_csv(configure())
     shard = tmp_path / "latents" / "latents-00000-00000.safetensors"
     assert report.encoded == 4 and ("long.mp4", f"{shard}: No space left on device") in report.failed
-    assert [row.status for row in folders.read_rows(tmp_path / "latents").values()].count("error") == 2
+    assert [row.status for row in read_rows(tmp_path / "latents").values()].count("error") == 2
     assert list(contents(tmp_path / "latents")) == [name for name in GOOD if name != "long.mp4"]
     report = encode_csv(configure())
     assert (report.encoded, report.there, len(report.failed)) == (1, 4, 1)  # what is broken is not tried again

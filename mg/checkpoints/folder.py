@@ -28,6 +28,14 @@ _RELEASED = {
     "hunyuan_vae.safetensors": "get it from hpcai-tech/Open-Sora-v2 on Hugging Face",
     "sdxl_vae": "get the folder vae of PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers on Hugging Face",
     "sd3.5_vae": "get the folder vae of stabilityai/stable-diffusion-3.5-large on Hugging Face",
+    "sd-vae-ft-ema": "get stabilityai/sd-vae-ft-ema from Hugging Face, and give its folder",
+    "OpenSora-v1-HQ-16x256x256.pth": "get it from hpcai-tech/Open-Sora on Hugging Face",
+    "OpenSora-v1-HQ-16x512x512.pth": "get it from hpcai-tech/Open-Sora on Hugging Face",
+    "OpenSora-STDiT-v2-stage3": "get hpcai-tech/OpenSora-STDiT-v2-stage3 from Hugging Face, and give its folder",
+    "OpenSora-STDiT-v3": "get hpcai-tech/OpenSora-STDiT-v3 from Hugging Face, and give its folder",
+    "DiT-XL-2-256x256.pt": "get it from github.com/facebookresearch/DiT",
+    "t5-v1_1-xxl": "get DeepFloyd/t5-v1_1-xxl from Hugging Face, spiece.model with it, and give its folder",
+    "clip-vit-base-patch32": "get openai/clip-vit-base-patch32 from Hugging Face, and give its folder",
     "tae_vae2d.ckpt": "make it with mg-inflate from the folder vae of stabilityai/stable-diffusion-3.5-large",
 }
 

@@ -167,6 +167,17 @@ class DeployedAutoencoder:
 
     # What differs in a model of two stages.
 
+    @property
+    def frames_at_once(self) -> int | None:
+        """How many frames know nothing of those around them; None where all go together."""
+        return None
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents of a (B, C, T, H, W) video."""
+        b, _, t, h, w = shape
+        c, s = self.temporal_compression, self.spatial_compression
+        return b, self.latent_channels, self._lead - (self._lead - t) // c, -(-h // s), -(-w // s)
+
     def _posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         c, s = self.temporal_compression, self.spatial_compression
         behind = 0 if self._images_alone else (self._lead - x.shape[2]) % c
@@ -202,6 +213,16 @@ class TwoStageAutoencoder(DeployedAutoencoder):
         super().__init__(described, networks)
         self._shift, self._scale = (np.float32(self.config[key]).reshape(1, -1, 1, 1, 1) for key in ("shift", "scale"))
         self._chunk: int = self.config["micro_frame_size"]
+
+    @property
+    def frames_at_once(self):
+        return self._chunk
+
+    def latent_shape(self, shape):
+        b, _, t, h, w = shape
+        chunks, s = chunk_bounds(t, self._chunk), self.spatial_compression
+        frames = sum(-(-(stop - start) // self.temporal_compression) for start, stop in chunks)
+        return b, self.latent_channels, frames, -(-h // s), -(-w // s)
 
     def decode(self, z, num_target_frames=None):
         z = _checked(z, self.latent_channels, "z")

@@ -46,11 +46,12 @@ from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
 from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
 from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
-from mg.evaluation.results import OK, Results, Row, check_settings, read_rows, write_settings
+from mg.evaluation.results import OK, Results, Row, read_rows, write_settings
 from mg.evaluation.summary import summarize
 from mg.evaluation.table import error_of
 from mg.models import model_name
 from mg.plain_text import name_bytes, one_line, printable
+from mg.settings import check_settings
 
 _logger = logging.getLogger(__name__)
 

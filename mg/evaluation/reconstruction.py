@@ -19,7 +19,6 @@ import contextlib
 import json
 import logging
 import os
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,7 +41,7 @@ from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
 from mg.evaluation.table import Table, error_of
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
-from mg.plain_text import name_bytes, one_line, printable
+from mg.plain_text import file_name, one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +51,6 @@ SPATIAL = "spatial"
 BASELINE = "baseline"
 SIDE_BY_SIDE = "side_by_side"
 LABEL_HEIGHT = 20
-LONGEST_NAME = 240  # bytes of a file's name, before a number and a suffix; most file systems take 255
 
 # What `separate_folders` puts behind the output folder's name.
 SUFFIXES = {ORIGINAL: "_ori", RECONSTRUCTION: "_rec", SPATIAL: "_spatial"}
@@ -314,13 +312,7 @@ def output_names(names: list[str]) -> list[str]:
 
 
 def _file_name(name: str) -> str:
-    flat = os.path.splitext(Path(name).as_posix())[0].strip("/").replace("/", "_")
-    flat = "".join("_" if printable(character) != character else character for character in flat) or "_"
-    coded = name_bytes(flat)
-    if len(coded) <= LONGEST_NAME:
-        return flat
-    checksum = f"_{zlib.crc32(coded):08x}"
-    return coded[: LONGEST_NAME - len(checksum)].decode(errors="ignore") + checksum
+    return file_name(os.path.splitext(Path(name).as_posix())[0].strip("/"))
 
 
 def unique(names: list[str], taken: Iterable[str] = ()) -> list[str]:

@@ -1,20 +1,15 @@
 """A benchmark as one HTML file that opens from disk: a table, plots, and clips that play in step.
 
-The page is report.html beside this file. Plots are SVG, pictures are part of the file, and its content security policy
-lets nothing be loaded from anywhere.
+Its content is report.html beside this file, in the page that `mg.evaluation.page` makes. Plots are SVG.
 """
 
-import base64
 import math
 from collections.abc import Callable, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 
-from mg.checkpoints import atomic_write
+from mg.evaluation.page import definitions, figure, html_template, media, nothing, section, write_page
 from mg.evaluation.results import Row
-from mg.plain_text import write_text
 
 # The kinds of pictures that are kept of a clip.
 ORIGINAL = "original"
@@ -55,27 +50,25 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
     """
     labels, flow = list(summary["models"]), summary["flow"]
     measured = [name for name in MEASURES if any(name in model["mean"] for model in summary["models"].values())]
-    template = Template(resources.files("mg.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
-    page = template.substitute(
+    content = html_template("mg.evaluation", "report.html").substitute(
         subtitle=escape(_subtitle(summary)),
         table=_table(summary, measured),
         left_out=_left_out(summary["left_out"], flow),
         legend=_legend(labels),
-        rates="".join(_rate_plot(summary, name) for name in measured) or _nothing("No clip was reconstructed."),
+        rates="".join(_rate_plot(summary, name) for name in measured) or nothing("No clip was reconstructed."),
         videos="".join(_video_plot(rows, labels, name, flow) for name in measured)
-        or _nothing("No clip was reconstructed."),
+        or nothing("No clip was reconstructed."),
         clips="".join(_clip(title, group, clips, flow) for title, group in choose_clips(rows, clips))
-        or _nothing("There are no pictures of any clip."),
+        or nothing("There are no pictures of any clip."),
         error_range=f"{ERROR_MAP_RANGE:g}",
         failures=_failures(summary["models"]),
-        protocol=_definitions(
+        protocol=definitions(
             {_title(name, flow): text for name, text in {**summary["measures"], **summary["protocol"]}.items()}
         ),
-        models=_definitions({label: _described(model) for label, model in summary["models"].items()}),
+        models=definitions({label: _described(model) for label, model in summary["models"].items()}),
         machine=escape(", ".join(f"{key} {value}" for key, value in summary["machine"].items())),
     )
-    with atomic_write(path) as temporary:
-        write_text(temporary, page)
+    write_page(path, "Video autoencoders: benchmark", content)
 
 
 def choose_clips(rows: list[Row], clips: Path) -> list[tuple[str, list[Row]]]:
@@ -109,10 +102,6 @@ def _subtitle(summary: dict) -> str:
     models, videos = len(summary["models"]), summary["videos"]
     counted = f"{models} {'model' if models == 1 else 'models'}, {videos} {'video' if videos == 1 else 'videos'}"
     return f"{counted}: {summary['protocol']['clips']}"
-
-
-def _nothing(text: str) -> str:
-    return f'<p class="muted">{escape(text)}</p>'
 
 
 def _table(summary: dict, measured: list[str]) -> str:
@@ -187,7 +176,7 @@ def _title(name: str, flow: str) -> str:
 def _failures(models: dict[str, dict]) -> str:
     lines = [(label, f) for label, model in models.items() for f in model["failures"]]
     if not lines:
-        return _nothing("None.")
+        return nothing("None.")
     cells = ((label, failure["name"], failure["error"]) for label, failure in lines)
     body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>" for texts in cells)
     head = "<tr><th>Model</th><th>Video</th><th>What was wrong</th></tr>"
@@ -197,11 +186,6 @@ def _failures(models: dict[str, dict]) -> str:
 def _described(model: dict) -> str:
     keys = ("name", "checkpoint", "sha256", "dtype", "tiling", "device", "mode", "resolutions")
     return ", ".join(f"{key} {model[key]}" for key in keys if model.get(key))
-
-
-def _definitions(entries: dict[str, str]) -> str:
-    items = (f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
-    return f"<dl>{''.join(items)}</dl>"
 
 
 # Plots.
@@ -335,37 +319,14 @@ def _clip(title: str, group: list[Row], clips: Path, flow: str) -> str:
     row = group[0]
     shape = f"{row.frames} {'frame' if row.frames == 1 else 'frames'} of {row.height} x {row.width}"
     mean = "mean PSNR over models" if len(group) > 1 else "PSNR"
-    figures = [_figure_of(clip_file(clips, row, ORIGINAL), "original", "")]
+    figures = [figure(clip_file(clips, row, ORIGINAL), "original", "")]
     for row in group:
         measured = [
             f"{_title(name, flow)} {_figure(getattr(row, name), name)}"
             for name in MEASURES
             if getattr(row, name) is not None
         ]
-        both = _media(clip_file(clips, row, RECONSTRUCTION)) + _media(clip_file(clips, row, ERROR_MAP))
-        figures.append(_figure_of(both, row.model, ", ".join(measured)))
+        both = media(clip_file(clips, row, RECONSTRUCTION)) + media(clip_file(clips, row, ERROR_MAP))
+        figures.append(figure(both, row.model, ", ".join(measured)))
     head = f"<h3>{escape(title)}: {escape(row.name)} <small>{mean} {_mean_psnr(group):.2f} dB, {shape}</small></h3>"
-    controls = _CONTROLS.substitute(last=row.frames - 1) if row.frames > 1 else ""
-    data = f'data-fps="{row.fps:g}" data-frames="{row.frames}"'
-    return f'<section class="clip" {data}>{head}<div class="panels">{"".join(figures)}</div>{controls}</section>'
-
-
-_CONTROLS = Template(
-    '<div class="controls"><button type="button" class="play">Play</button>'
-    '<input type="range" class="scrub" min="0" max="$last" value="0" step="1" aria-label="frame">'
-    '<output class="frame">0</output>'
-    '<label>speed <select class="speed"><option value="1">1</option><option value="0.5">1/2</option>'
-    '<option value="0.25">1/4</option><option value="0.125">1/8</option></select></label></div>'
-)
-
-
-def _figure_of(content: Path | str, name: str, figures: str) -> str:
-    media = _media(content) if isinstance(content, Path) else content
-    return f"<figure>{media}<figcaption><b>{escape(name)}</b> {escape(figures)}</figcaption></figure>"
-
-
-def _media(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    if path.suffix == ".png":
-        return f'<img alt="" src="data:image/png;base64,{data}">'
-    return f'<video muted playsinline preload="auto" src="data:video/mp4;base64,{data}"></video>'
+    return section(head, figures, row.frames, row.fps)

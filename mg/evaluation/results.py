@@ -129,34 +129,6 @@ def write_settings(path: Path, settings: dict) -> None:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def check_settings(path: Path, settings: dict, remedy: str = "another output_path, or resume=False") -> None:
-    """Make sure that the settings that rows were made with are these.
-
-    Args:
-        remedy: what a user may give instead of the same settings.
-
-    Raises:
-        ValueError: they are not; the message names what differs.
-    """
-    try:
-        before = _flat(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        reason = f"cannot be read ({error}), and nothing else says what the results beside it are of"
-        raise ValueError(f"{path}: {reason}; give another output_path") from None
-    now = _flat(json.loads(json.dumps(settings)))
-    differing = [
-        f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
-    ]
-    if differing:
-        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise ValueError(
-            f"{path}: the results there were made with other settings: {'; '.join(differing[:3])}{more}. "
-            f"Give the same settings, {remedy}"
-        )
-
-
 def _row(values: list[str]) -> Row:
     if len(values) != len(COLUMNS):
         raise ValueError(f"{len(values)} cells in place of {len(COLUMNS)}: {','.join(values)[:80]}")
@@ -177,10 +149,3 @@ def _read(kind, text: str) -> str | int | float | None:
 
 def _values(row: Row) -> list:
     return ["" if value is None else value for value in vars(row).values()]
-
-
-def _flat(value, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as dotted names -> text."""
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): str(value)}
-    return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}{name}.").items()}

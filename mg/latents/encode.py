@@ -21,13 +21,14 @@ from mg.checkpoints.digest import sha256
 from mg.config import require
 from mg.data.errors import NoRoom
 from mg.data.index import IndexRow, read_index
+from mg.data.shards import OK, locked
 from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, open_clips, sparing
 from mg.evaluation.fitting import DoesNotFit, Fitting
-from mg.evaluation.results import check_settings
-from mg.latents.folder import OK, SETTINGS_FILE, Row, ShardWriter, locked, read_rows, record
+from mg.latents.folder import SETTINGS_FILE, Row, ShardWriter, read_rows, record
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
 from mg.sampling import clip_seed
+from mg.settings import check_settings
 
 _logger = logging.getLogger(__name__)
 

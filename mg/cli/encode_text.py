@@ -1,0 +1,37 @@
+"""Encode prompts, or the captions of a CSV, into a folder of embeddings that takes the text encoder's place.
+
+    mg-encode-text --ckpt_path t5-v1_1-xxl --text_encoder.model_max_length 200 --text_encoder.dtype bf16 \
+        --prompt_path prompts.txt --output_path outputs/embeddings
+    msrun --worker_num=8 --local_worker_num=8 "$(which mg-encode-text)" ...     # the same, on eight devices
+
+writes safetensors shards, index.jsonl with a line per text, and embeddings.json with what they share. The same command
+again goes on where a run was stopped. `mg.text.open_embeddings(folder)` reads it.
+"""
+
+from mg import runtime
+from mg.config import exit_status, parse_config, run_command_line
+from mg.plain_text import printable
+from mg.text.store import EncodeTextConfig, encode_texts
+
+
+def main() -> int:
+    """0 if none of this rank's texts failed, 1 if one did; see `exit_status`."""
+    config = parse_config(EncodeTextConfig, __doc__.splitlines()[0])
+    worker = runtime.setup(config.device, config.mode)
+    report = encode_texts(config, worker.rank, worker.world_size)
+    for text, error in report.failed:
+        print(f"failed: {printable(text)}: {error}")
+    part = f" (rank {worker.rank} has {report.mine} of {report.texts})" if worker.world_size > 1 else ""
+    print(
+        f"{report.encoded} texts encoded, {report.there} were there, {len(report.failed)} failed{part}; "
+        f"see {config.output_path}"
+    )
+    return exit_status(len(report.failed), report.mine - len(report.failed), worker.world_size)
+
+
+def run() -> None:
+    run_command_line(main)
+
+
+if __name__ == "__main__":
+    run()

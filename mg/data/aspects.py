@@ -1,0 +1,75 @@
+"""The sizes that Open-Sora 1.x has names for: a resolution and an aspect ratio, and lengths in its own units.
+
+Its models were trained on these sizes, which lie in aspects.json beside this file. They are not those that `buckets`
+computes, after Open-Sora 2.0: 240p at 9:16 is 240 x 426 here.
+"""
+
+import difflib
+import json
+from functools import cache
+from importlib import resources
+
+# Height to width, as 1.x writes it (9:16 lies, 16:9 stands), and the number that its tables have for it. The last is
+# 1.85, but the original takes 25:12 for it.
+RATIOS = {
+    "3:8": 0.38,
+    "9:21": 0.43,
+    "12:25": 0.48,
+    "1:2": 0.50,
+    "9:17": 0.53,
+    "27:50": 0.54,
+    "9:16": 0.56,
+    "5:8": 0.62,
+    "2:3": 0.67,
+    "3:4": 0.75,
+    "1:1": 1.00,
+    "4:3": 1.33,
+    "3:2": 1.50,
+    "16:9": 1.78,
+    "17:9": 1.89,
+    "2:1": 2.00,
+    "50:27": 2.08,
+}
+# Multiples of a clip of 51 frames, which is three chunks of the 1.2 VAE; seconds at 24 frames per second, about.
+LENGTHS = {"1x": 51, "2x": 102, "4x": 204, "8x": 408, "16x": 816}
+LENGTHS |= {"2s": 51, "4s": 102, "8s": 204, "16s": 408, "32s": 816}
+
+
+def image_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
+    """Height and width in pixels of a resolution, 240p say, at an aspect ratio, height to width.
+
+    The square resolutions (256, 512, ...) have a table of ratios of their own: the nearest one is taken.
+
+    Raises:
+        ValueError: a name that is none; the nearest one is named.
+    """
+    sizes = _named(resolution, _resolutions(), "resolution")["sizes"]
+    ratio = _named(aspect_ratio, RATIOS, "aspect_ratio")
+    height, width = sizes[min(sizes, key=lambda there: abs(float(there) - ratio))]
+    return height, width
+
+
+def frame_count(length: int | str) -> int:
+    """A number of frames, or what one of `LENGTHS` stands for.
+
+    Raises:
+        ValueError: a name that is none, or a number below 1.
+    """
+    if isinstance(length, str) and not length.isdecimal():
+        return _named(length, LENGTHS, "num_frames")
+    if int(length) < 1:
+        raise ValueError(f"num_frames is {length}; it must be at least 1")
+    return int(length)
+
+
+@cache
+def _resolutions() -> dict[str, dict]:
+    return json.loads(resources.files("mg.data").joinpath("aspects.json").read_text(encoding="utf-8"))
+
+
+def _named(name, table: dict, what: str):
+    if name not in table:
+        near = difflib.get_close_matches(str(name), table, 1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"it must be one of {', '.join(table)}"
+        raise ValueError(f"{what} is {name!r}; {hint}")
+    return table[name]

@@ -1,0 +1,152 @@
+"""Every autoencoder of this project, in MindSpore or exported, as what a diffusion model works with.
+
+    codec = LatentCodec(from_pretrained("models/sd-vae-ft-ema"))
+    codec.latent_size((16, 256, 256))           # (16, 32, 32)
+    z = codec.encode(x)                         # x (B, 3, T, H, W) in [-1, 1] -> z of about unit variance
+    x = codec.decode(z, num_frames=16)
+
+Channels, compression, frames and scaling are the model's; nothing about them is written here. Arrays are numpy's.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+
+from mg.deploy.autoencoder import SETTINGS_FILE, DeployedAutoencoder
+from mg.deploy.autoencoder import load as load_exported
+from mg.evaluation.fitting import Fitting
+from mg.generation.config import AutoencoderSection
+from mg.models import VideoAutoencoder, from_pretrained, model_class, model_name
+from mg.sampling import noise_at
+
+# Open-Sora's names for autoencoders, and ours.
+AUTOENCODERS = {"VideoAutoencoderKL": "image_vae", "OpenSoraVAE_V1_2": "temporal_vae"}
+
+
+class LatentCodec:
+    """Pixels to latents and back.
+
+    Args:
+        model: the autoencoder.
+        fitting: how it is made to fit into memory, see `Fitting`; an exported one has the tiles that it was made for.
+
+    Attributes:
+        in_channels: of the latents.
+        cell: height and width in pixels of what one latent stands for.
+    """
+
+    def __init__(self, model: VideoAutoencoder | DeployedAutoencoder, fitting: Fitting | None = None):
+        self.model = model
+        self.in_channels = model.latent_channels
+        self.cell = model.spatial_compression
+        self._fitting = fitting or Fitting(enable_tile=False)
+        own = {} if model_class(model.name).applies_scaling else model.config
+        self._scale, self._shift = own.get("scaling_factor") or 1.0, own.get("shift_factor") or 0.0
+
+    @property
+    def chunk(self) -> tuple[int, int] | None:
+        """Frames that know nothing of those around them, and how many latent frames become of them: a frame of an image
+        VAE, 17 frames and 5 of the Open-Sora 1.2 VAE; None where all frames go together."""
+        frames = 1 if self.model.temporal_compression == 1 else self.model.frames_at_once
+        return (frames, self._latent_frames(frames)) if frames else None
+
+    def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Frames, height and width of the latents of a clip (T, H, W): as many latents as H and W hold whole, as the
+        released networks were trained. `pixel_size` is what they decode to.
+
+        Raises:
+            ValueError: a clip smaller than one latent.
+        """
+        frames, height, width = size
+        if min(height, width) < self.cell:
+            raise ValueError(
+                f"image_size is {height} x {width}; a latent of {self.model.name} stands for {self.cell} x {self.cell} "
+                "pixels, and there must be at least one"
+            )
+        return self._latent_frames(frames), height // self.cell, width // self.cell
+
+    def pixel_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width without the rows and columns that fill no latent."""
+        return size[0] // self.cell * self.cell, size[1] // self.cell * self.cell
+
+    def frames_of(self, latents: int) -> int:
+        """How many frames so many latent frames at the beginning of a clip stand for.
+
+        Raises:
+            ValueError: they are no whole chunks.
+        """
+        if self.chunk and latents % self.chunk[1]:
+            frames, of = self.chunk
+            raise ValueError(
+                f"{latents} latent frames end within a chunk of {self.model.name}, which makes {of} of {frames} frames "
+                f"at once; it must be a multiple of {of}"
+            )
+        frames = latents
+        while self._latent_frames(frames + 1) <= latents:
+            frames += 1
+        return frames
+
+    def encode(self, x: np.ndarray, seed: int | Sequence[int] | None = None) -> np.ndarray:
+        """Clips (B, 3, T, H, W) in [-1, 1] -> latents (B, z, t, h, w), scaled.
+
+        Args:
+            seed: take a sample of the posterior, by noise that depends on this and a latent's place alone; None takes
+                its mean.
+        """
+        if not isinstance(self.model, VideoAutoencoder):
+            return self._scaled(self.model.encode(x, seed).z)  # type: ignore[call-arg]
+        encode = partial(self._encode, self.model, x, seed)
+        return self._scaled(self._fitting.run(self.model, x.shape, encode, ("encode",)))
+
+    def decode(self, z: np.ndarray, num_frames: int) -> np.ndarray:
+        """Scaled latents (B, z, t, h, w) -> clips (B, 3, num_frames, H, W), about [-1, 1]: not clipped."""
+        z = (z / np.float32(self._scale) + np.float32(self._shift)).astype(np.float32)
+        if not isinstance(self.model, VideoAutoencoder):
+            return self.model.decode(z, num_frames)
+        b, _, _, h, w = z.shape
+        shape = (b, 3, num_frames, h * self.cell, w * self.cell)
+        return self._fitting.run(self.model, shape, partial(self._decode, self.model, z, num_frames), ("decode",))
+
+    @staticmethod
+    def _encode(model: VideoAutoencoder, x: np.ndarray, seed: int | Sequence[int] | None) -> np.ndarray:
+        mean, logvar = model.posterior(Tensor(x))
+        noise = None if seed is None or logvar is None else Tensor(noise_at(seed, 0, mean.shape))
+        return model.encoded(mean, logvar, noise).z.asnumpy()
+
+    @staticmethod
+    def _decode(model: VideoAutoencoder, z: np.ndarray, num_frames: int) -> np.ndarray:
+        return model.decode(Tensor(z), num_frames).asnumpy()
+
+    def _scaled(self, z: np.ndarray) -> np.ndarray:
+        return ((z - np.float32(self._shift)) * np.float32(self._scale)).astype(np.float32)
+
+    def _latent_frames(self, frames: int) -> int:
+        return self.model.latent_shape((1, 3, frames, self.cell, self.cell))[2]
+
+
+def load_codec(section: AutoencoderSection, dtype: str) -> LatentCodec:
+    """The autoencoder of a config, of whatever kind.
+
+    Raises:
+        ValueError, OSError: weights that cannot be read, or settings that this autoencoder does not have.
+    """
+    path = Path(section.from_pretrained or "")
+    overrides = {"scaling_factor": section.scaling_factor, "shift_factor": section.shift_factor}
+    overrides = {key: value for key, value in overrides.items() if value is not None} | section.config
+    if section.type == "exported" or (section.type is None and (path / SETTINGS_FILE).is_file()):
+        return LatentCodec(load_exported(path, section.engine))
+    name = AUTOENCODERS.get(section.type or "", section.type) or model_name(path)
+    if name == "temporal_vae":
+        micro = {"micro_batch_size": section.micro_batch_size, "micro_frame_size": section.micro_frame_size}
+        overrides |= {key: value for key, value in micro.items() if value is not None}
+    model = from_pretrained(path, name, dtype, **overrides)
+    model.set_train(False)
+    if name == "image_vae":
+        model.micro_batch_size = section.micro_batch_size
+    tiles = section.tiling.given()
+    if section.enable_tile is True:
+        model.enable_tiling(**tiles)
+    return LatentCodec(model, Fitting(section.enable_tile, tiles, section.max_memory))

@@ -1,0 +1,130 @@
+"""Mask strategies: which frames of a clip are given, from which reference, and how freely they may change.
+
+A strategy is a text of groups, `loop,reference,start,target,length,edit` joined by `;`. Missing numbers of a group are
+those of 0,0,0,0,1,0: "0" puts the first frame of the first reference at the beginning of the first clip. All but the
+last count latent frames.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Insertion(NamedTuple):
+    """One group of a strategy.
+
+    Attributes:
+        loop: the clip in which it applies.
+        reference: which of the prompt's references is taken.
+        start: its first latent frame taken; a negative one counts from its end.
+        target: the latent frame of the clip where that goes; a negative one counts from its end.
+        length: how many latent frames.
+        edit: 0 keeps them as they are, 1 generates them anew, in between they are noised that far.
+    """
+
+    loop: int = 0
+    reference: int = 0
+    start: int = 0
+    target: int = 0
+    length: int = 1
+    edit: float = 0.0
+
+
+def parse_mask_strategy(text: str | None) -> list[Insertion]:
+    """The groups of a strategy; none for "" and None.
+
+    Raises:
+        ValueError: a group that is none; the message says which.
+    """
+    return [_parse_group(group, text) for group in text.split(";")] if text and text.strip() else []
+
+
+def _parse_group(group: str, text: str) -> Insertion:
+    def wrong(what: str) -> ValueError:
+        names = ",".join(Insertion._fields)
+        return ValueError(f"mask_strategy {text!r}: {what}; a group is {names}, numbers with commas between")
+
+    numbers = group.split(",")
+    if len(numbers) > len(Insertion._fields):
+        raise wrong(f"{group.strip()!r} has {len(numbers)} numbers, more than 6")
+    values: list = []
+    for name, number in zip(Insertion._fields, numbers):
+        try:
+            values.append((float if name == "edit" else int)(number))
+        except ValueError:
+            kind = "a number" if name == "edit" else "a whole number"
+            raise wrong(f"{name} is {number.strip()!r}, which is not {kind}") from None
+    made = Insertion(*values)
+    if made.loop < 0 or made.reference < 0 or made.length < 1:
+        raise wrong(f"{group.strip()!r}: loop and reference are at least 0, length at least 1")
+    if not 0 <= made.edit <= 1:
+        raise wrong(f"edit is {made.edit:g}, which is not between 0 and 1")
+    return made
+
+
+def continuation(loop: int, reference: int, length: int, edit: float = 0.0) -> Insertion:
+    """What makes a clip go on where the one before it, a reference by now, ended."""
+    return Insertion(loop, reference, -length, 0, length, edit)
+
+
+def nearest_point(value: int, step: int, length: int) -> int:
+    """A multiple of `step` near `value`, among `length` frames: the one before it, or the one behind it where that is
+    nearer and a whole step of frames follows it."""
+    number, rest = divmod(value, step)
+    return (number + (rest > step / 2 and number < length // step - 1)) * step
+
+
+def apply_mask_strategy(
+    z: np.ndarray,
+    references: Sequence[np.ndarray],
+    insertions: Sequence[Insertion],
+    loop: int = 0,
+    align: int | None = None,
+    repeat_images: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put what a strategy takes of the references into a clip's noise.
+
+    Later groups overwrite earlier ones. Of a reference or a clip that is too short as many frames are taken as there
+    are, but an image that is to begin before its only frame is repeated, as the originals do.
+
+    Args:
+        z: noise, (C, T, h, w).
+        references: latents (C, t, h, w) each.
+        insertions: of the prompt; those of other loops are left out.
+        align: move starts and targets to multiples of this, as Open-Sora 1.2 does with 5: a chunk of its VAE.
+        repeat_images: an image fills all `length` frames, as in Open-Sora 1.1; else one.
+
+    Returns:
+        z with the references in it, and the frame mask (T,): 0 for a frame to be kept, 1 for one to be generated.
+
+    Raises:
+        ValueError: a reference that is not there, or none of whose frames are asked for; a target out of the clip.
+    """
+    z, total = z.copy(), z.shape[1]
+    mask = np.ones(total, np.float32)
+    for made in insertions:
+        if made.loop != loop:
+            continue
+        if made.reference >= len(references):
+            raise ValueError(f"{_said(made)} takes reference {made.reference}, of which there are {len(references)}")
+        source = references[made.reference]
+        frames = source.shape[1]
+        start = made.start + frames * (made.start < 0)
+        target = made.target + total * (made.target < 0)
+        if align:
+            start, target = nearest_point(start, align, frames), nearest_point(target, align, total)
+        if not 0 <= target < total:
+            raise ValueError(f"{_said(made)} goes to latent frame {made.target}; the clip has {total}")
+        stop = start + made.length if repeat_images and frames == 1 else min(start + made.length, frames)
+        if stop <= 0 or start >= frames:
+            raise ValueError(f"{_said(made)} takes latent frame {made.start} of a reference that has {frames}")
+        taken = np.arange(start if frames == 1 else max(start, 0), stop)[: total - target]
+        at = slice(target, target + len(taken))
+        z[:, at] = source[:, taken.clip(0, frames - 1)]
+        mask[at] = made.edit
+    return z, mask
+
+
+def _said(made: Insertion) -> str:
+    return f"mask_strategy group {','.join(f'{number:g}' for number in made)}"

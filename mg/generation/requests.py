@@ -1,0 +1,113 @@
+"""What a run is asked for, prompt by prompt, found out and checked before anything is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mg.generation.config import GenerateConfig
+from mg.generation.masks import Insertion, parse_mask_strategy
+from mg.generation.prompts import append_scores, split_loops, split_suffix
+from mg.plain_text import one_line, split_lines
+
+
+@dataclass
+class Request:
+    """One prompt.
+
+    Attributes:
+        index: its number in the list or file.
+        prompt: without the JSON suffix.
+        texts: of each loop, with scores, to be encoded.
+        references: paths or URLs.
+        mask_strategy: as given.
+        insertions: what that says.
+    """
+
+    index: int
+    prompt: str
+    texts: list[str]
+    references: list[str]
+    mask_strategy: str
+    insertions: list[Insertion]
+
+
+def read_requests(config: GenerateConfig) -> list[Request]:
+    """The prompts of a config from start_index to end_index.
+
+    Raises:
+        ValueError, OSError: a file that cannot be read, lists of other lengths than the prompts, a prompt whose suffix,
+            loops, references or strategy are wrong: the message says which.
+    """
+    prompts = _prompts(config)
+    references = _beside_prompts("reference_path", config.reference_path, len(prompts))
+    strategies = _beside_prompts("mask_strategy", config.mask_strategy, len(prompts))
+    requests = []
+    for index in range(len(prompts))[config.start_index : config.end_index]:
+        try:
+            requests.append(_read_request(config, index, prompts[index], references[index], strategies[index]))
+        except ValueError as error:
+            raise ValueError(f"prompt {index}: {one_line(error)}") from None
+    if not requests:
+        raise ValueError(f"start_index is {config.start_index}; there are {len(prompts)} prompts, counted from 0")
+    return requests
+
+
+def _prompts(config: GenerateConfig) -> list[str]:
+    if config.prompt is not None:
+        if not config.prompt:
+            raise ValueError("prompt is an empty list; it must hold prompts, or be null for prompt_path")
+        return config.prompt
+    if config.prompt_path is None:
+        raise ValueError("prompt or prompt_path must be given")
+    path = Path(config.prompt_path)
+    if not path.is_file():
+        raise ValueError(f"prompt_path: {path}: no such file; it must hold a prompt in each line")
+    try:
+        lines = split_lines(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt_path: {path}: not a text in UTF-8 ({error})") from None
+    if not lines:
+        raise ValueError(f"prompt_path: {path}: holds no prompt")
+    return [line.strip() for line in lines]
+
+
+def _beside_prompts(name: str, values: Sequence[str | None] | None, count: int) -> list[str]:
+    """A list beside the prompts; "" where there is nothing."""
+    if values is None:
+        return [""] * count
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries for {count} prompts; it must have one for each, or null")
+    return [value or "" for value in values]
+
+
+def _read_request(config: GenerateConfig, index: int, prompt: str, reference: str, strategy: str) -> Request:
+    parts = split_suffix(prompt)
+    reference, strategy = parts.reference_path or reference, parts.mask_strategy or strategy
+    paths = [path.strip() for path in reference.split(";") if path.strip()]
+    insertions = parse_mask_strategy(strategy)
+    if paths and not insertions:
+        raise ValueError(f"reference_path is {reference!r} without a mask_strategy, which says where it goes")
+    if config.refuses_masks and (insertions or config.loop > 1):
+        asked = "a mask_strategy is given" if insertions else f"loop is {config.loop}, and clips go on by a frame mask"
+        raise ValueError(f"{asked}, but {config.refuses_masks}")
+    for made in insertions:
+        there = len(paths) + made.loop * (config.loop > 1)  # of the clips made before its loop, too
+        if made.reference >= there:
+            listed = f"{len(paths)} references" if len(paths) != 1 else "1 reference"
+            raise ValueError(
+                f"mask_strategy {strategy!r} takes reference {made.reference}, but there are {listed}, counted from 0"
+            )
+    if config.text_encoder.type == "classes":
+        texts = [_checked_class(parts.text, config)] * config.loop
+    else:
+        scores = (config.aes, config.flow, config.camera_motion)
+        texts = [append_scores(text, *scores) for text in split_loops(parts.text, config.loop)]
+    return Request(index, parts.text, texts, paths, strategy, insertions)
+
+
+def _checked_class(text: str, config: GenerateConfig) -> str:
+    count = config.text_encoder.num_classes
+    if not text.strip().isdecimal() or (count is not None and int(text) >= count):
+        last = "" if count is None else f", from 0 to {count - 1}"
+        raise ValueError(f"it is {text!r}; where text_encoder.type is classes, prompts are numbers of classes{last}")
+    return text.strip()

@@ -1,0 +1,39 @@
+"""What the results in a folder were made with, so that a run which goes on there makes the same."""
+
+import json
+from pathlib import Path
+
+
+def check_settings(path: Path, settings: dict, remedy: str = "another output_path, or resume=False") -> None:
+    """Make sure that the settings that rows were made with are these.
+
+    Args:
+        remedy: what a user may give instead of the same settings.
+
+    Raises:
+        ValueError: they are not; the message names what differs.
+    """
+    try:
+        before = _flat(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({error}), and nothing else says what the results beside it are of"
+        raise ValueError(f"{path}: {reason}; give another output_path") from None
+    now = _flat(json.loads(json.dumps(settings)))
+    differing = [
+        f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{path}: the results there were made with other settings: {'; '.join(differing[:3])}{more}. "
+            f"Give the same settings, {remedy}"
+        )
+
+
+def _flat(value, prefix: str = "") -> dict[str, str]:
+    """Nested dicts as dotted names -> text."""
+    if not isinstance(value, dict):
+        return {prefix.rstrip("."): str(value)}
+    return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}{name}.").items()}

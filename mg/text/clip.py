@@ -1,0 +1,154 @@
+"""The text tower of CLIP (arXiv 2103.00020): a causal transformer over at most 77 tokens.
+
+The defaults are openai/clip-vit-base-patch32, which DiT's text condition is read with in Open-Sora 1.0. Names of layers
+are transformers', and so are those of a checkpoint.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore.common.initializer import initializer
+
+from mg.models.layers.layout import narrow
+from mg.models.layers.precision import PrecisionCell, set_precision
+from mg.text.layers import Dense, Embedding, MultiHeadAttention
+
+CLIP_CONFIG = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 2,  # as released, and not the end token's number: see `pooled_positions`
+}
+ACTIVATIONS = ("quick_gelu", "gelu")
+_MASKED = -1e9  # added to scores; behind fp32's softmax nothing is left of it
+
+
+def pooled_positions(ids: np.ndarray, eos_token_id: int) -> np.ndarray:
+    """Where the state lies that stands for a text, (B, L) -> (B,): at the first end token.
+
+    The released config gives 2 as its number, which is another token's. What is meant then is the highest number that
+    there is, and its first place, padding being the same token.
+    """
+    return np.argmax(ids if eos_token_id == 2 else ids == eos_token_id, axis=-1)
+
+
+class LayerNorm(PrecisionCell):
+    """Over the last axis, in fp32."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (channels,)), name="weight")
+        self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+
+    def construct(self, x):
+        return self.norm(x, self.weight, self.bias)[0]
+
+
+class SelfAttention(nn.Cell):
+    def __init__(self, config: dict, dtype: str):
+        super().__init__()
+        width, heads = config["hidden_size"], config["num_attention_heads"]
+        self.k_proj, self.v_proj, self.q_proj = (Dense(width, width, dtype, bias=True) for _ in range(3))
+        self.out_proj = Dense(width, width, dtype, bias=True)
+        self.attention = MultiHeadAttention(heads, scale=(width // heads) ** -0.5)
+
+    def construct(self, x, bias):
+        return self.out_proj(self.attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), bias))
+
+
+class FeedForward(nn.Cell):
+    """fc2(f(fc1 x)), the activation in fp32; quick GELU is x * sigmoid(1.702 x)."""
+
+    def __init__(self, config: dict, dtype: str):
+        super().__init__()
+        self.fc1 = Dense(config["hidden_size"], config["intermediate_size"], dtype, bias=True)
+        self.fc2 = Dense(config["intermediate_size"], config["hidden_size"], dtype, bias=True)
+        self.quick = config["hidden_act"] == "quick_gelu"
+
+    def construct(self, x):
+        x = self.fc1(x).astype(ms.float32)
+        return self.fc2(x * mint.sigmoid(1.702 * x) if self.quick else ops.gelu(x, approximate="none"))
+
+
+class Layer(nn.Cell):
+    def __init__(self, config: dict, dtype: str):
+        super().__init__()
+        self.self_attn = SelfAttention(config, dtype)
+        self.layer_norm1 = LayerNorm(config["hidden_size"], config["layer_norm_eps"])
+        self.mlp = FeedForward(config, dtype)
+        self.layer_norm2 = LayerNorm(config["hidden_size"], config["layer_norm_eps"])
+
+    def construct(self, x, bias):
+        x = x + self.self_attn(self.layer_norm1(x), bias).astype(ms.float32)
+        return x + self.mlp(self.layer_norm2(x)).astype(ms.float32)
+
+
+class Embeddings(nn.Cell):
+    """A vector for every token, and one for its place."""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        self.token_embedding = Embedding(config["vocab_size"], config["hidden_size"])
+        self.position_embedding = Embedding(config["max_position_embeddings"], config["hidden_size"])
+
+    def construct(self, ids):
+        return self.token_embedding(ids) + narrow(self.position_embedding.weight, 0, 0, ids.shape[1])
+
+
+class Stack(nn.Cell):
+    def __init__(self, config: dict, dtype: str):
+        super().__init__()
+        self.layers = nn.CellList([Layer(config, dtype) for _ in range(config["num_hidden_layers"])])
+
+    def construct(self, x, bias):
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+
+class Tower(nn.Cell):
+    def __init__(self, config: dict, max_length: int, dtype: str):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Stack(config, dtype)
+        self.final_layer_norm = LayerNorm(config["hidden_size"], config["layer_norm_eps"])
+        self.bias = Tensor(np.triu(np.full((max_length, max_length), _MASKED, np.float32), 1))
+
+    def construct(self, ids):
+        return self.final_layer_norm(self.encoder(self.embeddings(ids), self.bias))
+
+
+class CLIPTextTower(nn.Cell):
+    """Numbers of tokens to the states behind the last norm.
+
+    Args:
+        config: overrides of `CLIP_CONFIG`.
+        max_length: tokens of a text.
+        dtype: of the weights of products and of the products, fp32 | fp16 | bf16.
+    """
+
+    default_config = CLIP_CONFIG
+
+    def __init__(self, config: dict, max_length: int, dtype: str = "fp32"):
+        super().__init__()
+        self.config = config = {**CLIP_CONFIG, **config}
+        if config["hidden_act"] not in ACTIVATIONS:
+            raise ValueError(f"hidden_act is {config['hidden_act']!r}; it must be one of {', '.join(ACTIVATIONS)}")
+        if not 2 <= max_length <= config["max_position_embeddings"]:
+            raise ValueError(
+                f"model_max_length is {max_length}; CLIP takes 2 to {config['max_position_embeddings']} tokens"
+            )
+        self.output_dim = config["hidden_size"]
+        self.text_model = Tower(config, max_length, dtype)
+        set_precision(self, dtype)
+
+    def construct(self, ids):
+        """ids (B, L) int32 -> (B, L, hidden_size) float32, L = max_length; there is no mask: padding stands behind what
+        is read, and a token sees none that stands behind it."""
+        return self.text_model(ids)

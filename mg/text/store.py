@@ -1,0 +1,239 @@
+"""Prompts, or the captions of a CSV, as a folder of embeddings that takes the text encoder's place; see mg.text.stored.
+
+T5-XXL's weights are 19 GB in fp32, and beside a training step there is no place for them. Texts are encoded one by one
+and shared out to the ranks by their place. The same command again goes on where a run was stopped, on any number of
+ranks.
+"""
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from mg.checkpoints import atomic_write, read_config
+from mg.checkpoints.digest import sha256
+from mg.config import require
+from mg.data.errors import DataError
+from mg.data.index import read_index
+from mg.data.shards import OK, ShardWriter, locked, read_rows
+from mg.plain_text import one_line, printable, split_lines
+from mg.settings import check_settings
+from mg.text.captions import clean_caption
+from mg.text.encoders import TextEncoder, create_text_encoder
+from mg.text.stored import PREFIX, SETTINGS_FILE, TENSOR, Row
+
+_logger = logging.getLogger(__name__)
+_SECONDS = 600  # that a shard is open at most: what a killed run loses
+
+
+@dataclass
+class TextEncoderConfig:
+    """The text encoder.
+
+    Args:
+        from_pretrained: folder or file of its weights.
+        type: t5 or clip.
+        model_max_length: tokens of a text; by default 120 for T5 and 77 for CLIP.
+        dtype: precision of products, and of the weights in memory.
+        tokenizer: file or folder of its tokenizer; by default it is looked for where the weights are.
+        config: keys to lay over the config beside the weights.
+    """
+
+    from_pretrained: str
+    type: Literal["t5", "clip"] = "t5"
+    model_max_length: int | None = None
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    tokenizer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def create(self) -> TextEncoder:
+        settings = self.from_pretrained, self.model_max_length, self.dtype, self.tokenizer
+        return create_text_encoder(self.type, *settings, **self.config)
+
+
+@dataclass
+class EncodeTextConfig:
+    """Encode prompts, or the captions of a CSV, into a folder of embeddings.
+
+    Args:
+        text_encoder: the text encoder.
+        prompt: prompts.
+        prompt_path: a file of prompts, one per line.
+        csv_path: a CSV or a parquet file with a column `caption` or `text`.
+        output_path: folder to write to; the same command again goes on there.
+        clean: clean texts as Open-Sora cleans prompts, twice; by default prompts are cleaned and captions of a CSV are
+            not, as Open-Sora's inference and training have them.
+        embeddings_dtype: precision of the numbers stored.
+        shard_size: MB of a shard; a shard is also finished after ten minutes, so that a killed run loses no more.
+        retry_failed: try again those that could not be encoded before.
+        device: auto takes ascend, gpu or cpu, the first that is there.
+        mode: graph compiles once, pynative runs op by op; auto takes pynative on a CPU.
+
+    Raises:
+        ValueError: a setting out of its range.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {
+        "data_path": "csv_path",
+        "data-path": "csv_path",
+        "prompt-path": "prompt_path",
+        "save_dir": "output_path",
+        "save-dir": "output_path",
+        "ckpt_path": "text_encoder.from_pretrained",
+        "ckpt-path": "text_encoder.from_pretrained",
+    }
+
+    text_encoder: TextEncoderConfig
+    prompt: list[str] = field(default_factory=list)
+    prompt_path: str | None = None
+    csv_path: str | None = None
+    output_path: str = "outputs/embeddings"
+    clean: bool | None = None
+    embeddings_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    shard_size: int = 256
+    retry_failed: bool = False
+    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    mode: Literal["auto", "graph", "pynative"] = "auto"
+
+    def __post_init__(self):
+        require(self.shard_size >= 1, self, "shard_size", "at least 1")
+        given = [name for name in ("prompt", "prompt_path", "csv_path") if getattr(self, name)]
+        if len(given) != 1:
+            said = f"{' and '.join(given)} are" if given else "none is"
+            raise ValueError(f"of prompt, prompt_path and csv_path {said} given; give one of them")
+
+    @property
+    def cleaned(self) -> int:
+        """How often texts are cleaned."""
+        return 2 if (self.csv_path is None if self.clean is None else self.clean) else 0
+
+
+@dataclass
+class EncodeTextReport:
+    """What a rank did: the number of texts and of its own, of those that it encoded, and of those whose embeddings were
+    there; and all that failed, now or before, with the reason."""
+
+    texts: int
+    mine: int
+    encoded: int = 0
+    there: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -> EncodeTextReport:
+    """Encode this rank's texts, text i of those that differ being rank i % world_size's, into `config.output_path`.
+
+    A text that cannot be encoded becomes a line with an error; the others go on. One for which there was no room, in
+    memory or on disk, is tried again by the next run.
+
+    Raises:
+        ValueError, OSError: texts or a checkpoint that cannot be used, a folder that cannot be written or was made with
+            other settings.
+    """
+    texts = read_texts(config)
+    encoder = config.text_encoder.create()
+    folder = Path(config.output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _settle(folder, _settings(config, encoder))
+
+    mine = texts[rank::world_size]
+    report = EncodeTextReport(len(texts), len(mine))
+    before, todo = read_rows(folder, Row), []
+    for text in mine:
+        known = before.get(text)
+        if known is None or (known.status != OK and (config.retry_failed or known.again)):
+            todo.append(text)
+        elif known.status == OK:
+            report.there += 1
+        else:
+            report.failed.append((text, known.error))
+
+    order = {text: i for i, text in enumerate(texts)}
+    size = config.shard_size * 2**20
+    with ShardWriter(folder, Row, PREFIX, order, config.embeddings_dtype, size, rank, world_size) as shards:
+        finished = time.monotonic()
+        for text in tqdm(todo, desc="texts", unit="text"):
+            try:
+                states = _states(encoder, text)  # (1, tokens, D)
+                shards.store(Row(text), states.shape[1], [{TENSOR: states}])
+                report.encoded += 1
+            except Exception as error:
+                _logger.debug("", exc_info=True)
+                shards.fail(Row(text), one_line(error), again=isinstance(error, OSError | MemoryError))
+                report.failed.append((text, one_line(error)))
+                _logger.warning("%s: %s", printable(text), one_line(error))
+            if time.monotonic() > finished + _SECONDS:
+                shards.finish_shard()
+                finished = time.monotonic()
+    report.encoded -= len(shards.lost)
+    report.failed += [(row.name, row.error) for row in shards.lost]
+    return report
+
+
+def read_texts(config: EncodeTextConfig) -> list[str]:
+    """The texts that are to be encoded, each once, as the encoder is given them.
+
+    Raises:
+        ValueError, OSError: a file that cannot be read, or holds no text.
+    """
+    if config.csv_path is not None:
+        texts = [row.caption for row in read_index(config.csv_path)]
+        if not any(texts):
+            raise DataError(f"{config.csv_path}: no row has a caption; it needs a column 'caption' or 'text'")
+    elif config.prompt_path is not None:
+        path = Path(config.prompt_path)
+        try:
+            texts = [line.strip() for line in split_lines(path.read_text(encoding="utf-8-sig"))]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not a text in UTF-8 ({error})") from None
+        if not texts:
+            raise DataError(f"{path}: holds no prompt; there is one per line")
+    else:
+        texts = config.prompt
+    return list(dict.fromkeys(clean_caption(text, config.cleaned) for text in texts))
+
+
+def _states(encoder: TextEncoder, text: str) -> np.ndarray:
+    """What a text is encoded to, without padding, (1, tokens, D)."""
+    y, mask = encoder.encode([text])
+    return y[0] if mask is None else y[0][:, mask[0]]
+
+
+def _settings(config: EncodeTextConfig, encoder: TextEncoder) -> dict:
+    """What all embeddings of a folder share."""
+    checkpoint = Path(config.text_encoder.from_pretrained)
+    return {
+        "encoder": {
+            "type": encoder.type,
+            "checkpoint": str(checkpoint),
+            "sha256": sha256(checkpoint),
+            "tokenizer": sha256(encoder.tokenizer.file),
+            "dtype": config.text_encoder.dtype,
+            "config": encoder.config,
+        },
+        "model_max_length": encoder.model_max_length,
+        "output_dim": encoder.output_dim,
+        "has_mask": encoder.has_mask,
+        "cleaned": config.cleaned,
+        "dtype": config.embeddings_dtype,
+    }
+
+
+def _settle(folder: Path, settings: dict) -> None:
+    """Write embeddings.json, or make sure that it says the same, where there are embeddings already. Where the
+    checkpoint lies does not matter, its hash does."""
+    path = folder / SETTINGS_FILE
+    with locked(folder / ".lock"):
+        if read_rows(folder, Row):
+            before = read_config(path).get("encoder") if path.exists() else None
+            there = before.get("checkpoint") if isinstance(before, dict) else None
+            encoder = {**settings["encoder"], "checkpoint": there}
+            check_settings(path, {**settings, "encoder": encoder}, "another output_path")
+            return
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,129 @@
+"""A folder of what texts are encoded to, read in place of a text encoder:
+
+    embeddings.json                          what all of them share: encoder, checkpoint and its hash, lengths, cleaning
+    index.jsonl                              one line per text, those that could not be encoded too
+    embeddings-RRRRR-NNNNN.safetensors       shard N of rank R: the embeddings of many texts
+
+In a shard the embedding of a text stands as (1, tokens, D) under a hash of the text. Padding is not stored: what it was
+encoded to means nothing. `mg.text.store` writes such a folder; see `mg.data.shards` for what holds of all such.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mg.checkpoints.state_dict import read_config
+from mg.data.errors import DataError
+from mg.data.shards import ERROR, OK, ShardReader, read_rows
+from mg.plain_text import name_bytes, printable
+from mg.text.captions import clean_caption
+from mg.text.encoders import TextEncoder
+
+SETTINGS_FILE, PREFIX, TENSOR = "embeddings.json", "embeddings", "y"
+_SHOWN = 80  # characters of a text that a message spells out
+
+
+@dataclass
+class Row:
+    """One text of a folder: a line of its index.
+
+    Attributes:
+        name: the text, as the encoder was given it.
+        status: ok, or error: then `error` says why, in one line, and the rest is empty.
+        shard: the file that holds its embedding.
+        tensors: y -> its key in the shard.
+        shape: (1, tokens, D).
+        again: with an error, that the next run tries it by itself: it was not the text's fault.
+    """
+
+    name: str
+    status: str = OK
+    error: str = ""
+    shard: str = ""
+    tensors: dict[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+    again: bool = False
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(name_bytes(self.name)).hexdigest()
+
+    def failed(self, error: str, again: bool) -> "Row":
+        return Row(self.name, ERROR, error, again=again)
+
+
+def open_embeddings(folder: str | Path) -> "StoredEmbeddings":
+    """The embeddings of a folder that `mg-encode-text` wrote, by their texts.
+
+    Raises:
+        DataError, CheckpointError: no such folder, or one without an index that can be read.
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS_FILE).is_file():
+        raise DataError(f"{folder}: holds no embeddings of texts, there is no {SETTINGS_FILE}")
+    return StoredEmbeddings(folder)
+
+
+class StoredEmbeddings(TextEncoder):
+    """Takes the place of the text encoder that the embeddings are of, for the texts that are there.
+
+    Attributes:
+        settings: what embeddings.json holds.
+        failed: texts that could not be encoded -> why.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.settings = settings = read_config(folder / SETTINGS_FILE)
+        try:
+            self.type, self.config = settings["encoder"]["type"], settings["encoder"]["config"]
+            self.output_dim, self.model_max_length = int(settings["output_dim"]), int(settings["model_max_length"])
+            self.has_mask, self._cleaned = bool(settings["has_mask"]), int(settings["cleaned"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{folder / SETTINGS_FILE}: does not describe embeddings of texts ({error})") from None
+        rows = read_rows(folder, Row)
+        self.failed = {row.name: row.error for row in rows.values() if row.status != OK}
+        self._rows = {row.name: row for row in rows.values() if row.status == OK}
+        self._shards = ShardReader(folder)
+
+    def __contains__(self, text: str) -> bool:
+        return self._row(text) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, text: str) -> np.ndarray:
+        """The embedding of one text -> (tokens, D), float32.
+
+        Raises:
+            DataError: it is not there.
+            CheckpointError: a shard that is missing or damaged, in one line that names it and the key.
+        """
+        row = self._row(text)
+        if row is None:
+            shown = printable(text[:_SHOWN]) + "..." * (len(text) > _SHOWN)
+            reason = self.failed.get(text, "store it with mg-encode-text, or give a text encoder")
+            raise DataError(f"{self.folder}: there is no embedding of {shown!r}; {reason}")
+        return self._shards.read(row.shard, row.tensors[TENSOR], row.shape, 0, row.shape[1])[0]
+
+    def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
+        """As the encoder's own; a text that is not there is an error, see `read`."""
+        length = self.model_max_length if self.has_mask else 1
+        y = np.zeros((len(prompts), 1, length, self.output_dim), np.float32)
+        mask = np.zeros((len(prompts), length), bool)
+        for number, prompt in enumerate(prompts):
+            states = self.read(prompt)
+            y[number, 0, : len(states)] = states
+            mask[number, : len(states)] = True
+        return y, mask if self.has_mask else None
+
+    def _row(self, text: str) -> Row | None:
+        """That of the text itself or, where cleaned texts are stored, of what cleaning leaves of it."""
+        row = self._rows.get(text)
+        return row if row or not self._cleaned else self._rows.get(clean_caption(text, self._cleaned))

@@ -1,0 +1,184 @@
+"""The encoder of T5 (arXiv 1910.10683): tokens to one vector each, of every size, version 1.0 and 1.1.
+
+The defaults are T5 v1.1 XXL, which Open-Sora, PixArt and DeepFloyd IF read their prompts with. Names of layers are
+transformers', and so are those of a checkpoint.
+"""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, mint, nn, ops
+from mindspore.common.initializer import initializer
+
+from mg.models.layers.precision import PrecisionCell, set_precision
+from mg.text.layers import Dense, Embedding, MultiHeadAttention, WideDense
+
+T5_CONFIG = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,  # channels of a head
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu",  # version 1.0: relu
+}
+FEED_FORWARDS = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
+_MASKED = -1e9  # added to scores; behind fp32's softmax nothing is left of it
+
+
+def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
+    """The number of the bias that a query gives to a key, by how far apart they are -> (query, key), int32.
+
+    Half of the buckets are for keys before the query and at it, half for those behind. Of each half, the first half
+    counts tokens one by one, the rest covers distances that grow by a factor, up to `max_distance` and all beyond. The
+    logarithm is in fp32, as in the original: where a distance is just at the edge of a bucket its rounding decides.
+    """
+    position = np.arange(length)
+    offset = position[None, :] - position[:, None]  # of the key from the query
+    half, distance = buckets // 2, np.abs(offset)
+    exact = half // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    steps = ratio / np.float32(np.log(max_distance / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + steps.astype(np.int64), half - 1)
+    return (np.where(distance < exact, distance, far) + half * (offset > 0)).astype(np.int32)
+
+
+class RMSNorm(PrecisionCell):
+    """x / sqrt(mean of x^2 + eps) * weight over the last axis, in fp32; no mean is taken off, and nothing is added."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (channels,)), name="weight")
+        self.eps = eps
+
+    def construct(self, x):
+        return x * mint.rsqrt(mint.mean(x.square(), dim=-1, keepdim=True) + self.eps) * self.weight
+
+
+class SelfAttention(nn.Cell):
+    """Attention without scaling: the weights have it in them. The first block's has the bias of all blocks."""
+
+    def __init__(self, config: dict, dtype: str, has_bias: bool):
+        super().__init__()
+        width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+        self.q, self.k, self.v = (Dense(width, inner, dtype) for _ in range(3))
+        self.o = Dense(inner, width, dtype)
+        self.attention = MultiHeadAttention(config["num_heads"], scale=1.0)
+        if has_bias:
+            self.relative_attention_bias = Embedding(config["relative_attention_num_buckets"], config["num_heads"])
+
+    def construct(self, x, bias):
+        return self.o(self.attention(self.q(x), self.k(x), self.v(x), bias))
+
+
+class FeedForward(nn.Cell):
+    """wo(f(wi x)), or with a gate wo(f(wi_0 x) * wi_1 x), the activation in fp32.
+
+    GELU is the exact one where there is no gate, and with one its form by tanh: so are the released models.
+    """
+
+    def __init__(self, config: dict, dtype: str):
+        super().__init__()
+        width, inner = config["d_model"], config["d_ff"]
+        self.activation = config["feed_forward_proj"].removeprefix("gated-")
+        self.gated = self.activation != config["feed_forward_proj"]
+        if self.gated:
+            self.wi_0, self.wi_1 = Dense(width, inner, dtype), Dense(width, inner, dtype)
+        else:
+            self.wi = Dense(width, inner, dtype)
+        self.wo = WideDense(inner, width, dtype)
+
+    def construct(self, x):
+        if self.gated:
+            return self.wo(self.activate(self.wi_0(x)) * self.wi_1(x).astype(ms.float32))
+        return self.wo(self.activate(self.wi(x)))
+
+    def activate(self, x):
+        x = x.astype(ms.float32)
+        if self.activation == "gelu":
+            return ops.gelu(x, approximate="tanh" if self.gated else "none")
+        return ops.relu(x) if self.activation == "relu" else x * mint.sigmoid(x)
+
+
+class AttentionLayer(nn.Cell):
+    def __init__(self, config: dict, dtype: str, has_bias: bool):
+        super().__init__()
+        self.SelfAttention = SelfAttention(config, dtype, has_bias)
+        self.layer_norm = RMSNorm(config["d_model"], config["layer_norm_epsilon"])
+
+    def construct(self, x, bias):
+        return x + self.SelfAttention(self.layer_norm(x), bias).astype(ms.float32)
+
+
+class FeedForwardLayer(nn.Cell):
+    def __init__(self, config: dict, dtype: str):
+        super().__init__()
+        self.DenseReluDense = FeedForward(config, dtype)
+        self.layer_norm = RMSNorm(config["d_model"], config["layer_norm_epsilon"])
+
+    def construct(self, x):
+        return x + self.DenseReluDense(self.layer_norm(x)).astype(ms.float32)
+
+
+class Block(nn.Cell):
+    def __init__(self, config: dict, dtype: str, has_bias: bool):
+        super().__init__()
+        self.layer = nn.CellList([AttentionLayer(config, dtype, has_bias), FeedForwardLayer(config, dtype)])
+
+    def construct(self, x, bias):
+        return self.layer[1](self.layer[0](x, bias))
+
+
+class Stack(nn.Cell):
+    """The blocks, and the norm behind them."""
+
+    def __init__(self, config: dict, dtype: str):
+        super().__init__()
+        self.block = nn.CellList([Block(config, dtype, number == 0) for number in range(config["num_layers"])])
+        self.final_layer_norm = RMSNorm(config["d_model"], config["layer_norm_epsilon"])
+
+    def construct(self, x, bias):
+        for block in self.block:
+            x = block(x, bias)
+        return self.final_layer_norm(x)
+
+
+class T5Encoder(nn.Cell):
+    """Numbers of tokens to the states behind the last layer.
+
+    Args:
+        config: overrides of `T5_CONFIG`.
+        max_length: tokens of a text, which its positions are laid out for.
+        dtype: of the weights of products and of the products, fp32 | fp16 | bf16.
+    """
+
+    default_config = T5_CONFIG
+
+    def __init__(self, config: dict, max_length: int, dtype: str = "fp32"):
+        super().__init__()
+        self.config = config = {**T5_CONFIG, **config}
+        if config["feed_forward_proj"] not in FEED_FORWARDS:
+            wanted = ", ".join(FEED_FORWARDS)
+            raise ValueError(f"feed_forward_proj is {config['feed_forward_proj']!r}; it must be one of {wanted}")
+        self.output_dim = config["d_model"]
+        self.shared = Embedding(config["vocab_size"], config["d_model"])
+        self.encoder = Stack(config, dtype)
+        names = ("relative_attention_num_buckets", "relative_attention_max_distance")
+        self.buckets = Tensor(relative_position_buckets(max_length, *(config[name] for name in names)))
+        set_precision(self, dtype)
+
+    def construct(self, ids, mask):
+        """ids (B, L) int32, mask (B, L) float32: 1 for tokens, 0 for padding -> (B, L, d_model) float32, L = max_length
+
+        Rows of padding are given too, and mean nothing.
+        """
+        b, length = ids.shape
+        bias = self.position_bias() + (1.0 - mask).reshape(b, 1, 1, length) * _MASKED
+        return self.encoder(self.shared(ids), bias)
+
+    def position_bias(self):
+        """What every layer adds to the scores of its heads, (1, heads, L, L)."""
+        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+        return table(self.buckets).transpose(2, 0, 1).expand_dims(0)
