@@ -59,7 +59,7 @@ def test_stored_embeddings_are_what_the_encoder_gives(tmp_path, folders, configu
 
 
 def test_padding_is_not_stored(tmp_path, configure):
-    encode_texts(configure(prompt=["a dog"], length=120))
+    encode_texts(configure(prompt=["a dog"], length=120, shard_size=1))
     (line,) = (tmp_path / "stored" / "index.jsonl").read_text(encoding="utf-8").splitlines()
     row = json.loads(line)
     assert (
