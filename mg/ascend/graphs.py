@@ -18,7 +18,7 @@ from mindspore import Tensor, mint, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from mg import runtime
-from mg.ascend.sizes import SIZES
+from mg.ascend.sizes import SIZES, TEXT_SIZES
 from mg.checkpoints import write_state_dict
 from mg.diffusion.schedules import Schedule, create_schedule
 from mg.losses.adversarial import DiscriminatorLossConfig
@@ -27,6 +27,8 @@ from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.lpips import LPIPSMaps
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder, create_model
+from mg.text.clip import CLIPTextTower
+from mg.text.t5 import T5Encoder
 from mg.training.optim import OPTIMIZERS, OptimConfig
 from mg.training.step import Adversary, TrainStep
 
@@ -34,6 +36,7 @@ MODELS = tuple(SIZES["small"])
 INFERENCE = ("encode", "encode_image", "decode", "decode_image")
 # `checkpointed` is `accumulate` with gradient checkpointing; `compete` is it against a discriminator.
 TRAINING = ("accumulate", "accumulate_image", "checkpointed", "compete", "reduce", "update", "update_with_ema")
+TEXT = {"t5": T5Encoder, "clip": CLIPTextTower}
 # What does not depend on the autoencoder, and so is compiled with none or a small one.
 APART = {
     "discriminator": ("judge", "judge_vanilla", "track", "reduce", "update"),
@@ -41,6 +44,7 @@ APART = {
     "lpips": tuple(BACKBONES),
     "loss_scale": ("adjust",),
     "diffusion_loss": ("iddpm", "rflow"),
+    **dict.fromkeys(TEXT, ("encode",)),
 }
 CONTROLS = ("refused", "on_host", "too_wide", "grouped")
 TRAINED = "parameters trained: "  # what `main` says, and how many
@@ -125,6 +129,13 @@ def build(graph: Graph, weights: Path) -> Built:
         return Built(LPIPSMaps(graph.part, _lpips_weights(graph.part, weights)), (images, images))
     if graph.model == "diffusion_loss":
         return _diffusion_loss(graph.part)
+    if graph.model in TEXT:
+        size = TEXT_SIZES[graph.size][graph.model]
+        network, ids = (
+            TEXT[graph.model](size.config, size.length, graph.dtype),
+            Tensor(np.zeros((1, size.length), np.int32)),
+        )
+        return Built(network, (ids, _zeros(1, size.length)) if graph.model == "t5" else (ids,))
     if graph.model in APART:
         graph, apart = Graph("tae", "", graph.dtype, graph.size), graph
         return _training_cell(*_model(graph), apart, weights)

@@ -67,3 +67,24 @@ NARROW = {
     ),
     "image_vae": Size(2, 256, {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}),
 }
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """A text encoder, and a text of so many tokens.
+
+    Attributes:
+        config: overrides of the default config, which is the released one.
+    """
+
+    length: int
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+TEXT_SIZES = {
+    "small": {
+        "t5": TextSize(12, {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
+        "clip": TextSize(12, {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}),
+    },
+    "full": {"t5": TextSize(300), "clip": TextSize(77)},
+}

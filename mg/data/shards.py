@@ -158,6 +158,7 @@ class ShardWriter(Generic[R]):
         order: names of the rows -> their places in the index.
         dtype: of the numbers, fp32 | fp16 | bf16.
         shard_size: bytes that a shard holds at most, unless a single row has more.
+        header_room: bytes of a shard that are kept for its header, where HEADER_ROOM is too little.
 
     Attributes:
         lost: rows whose tensors were stored in a shard that could not be finished, with the reason.
@@ -173,7 +174,9 @@ class ShardWriter(Generic[R]):
         shard_size: int,
         rank: int,
         world_size: int,
+        header_room: int = 0,
     ):
+        self._header_room = header_room
         self._kind, self._prefix = kind, prefix
         self._folder, self._order, self._dtype, self._shard_size = folder, order, dtype, shard_size
         self._rank, self._world_size = rank, world_size
@@ -245,7 +248,7 @@ class ShardWriter(Generic[R]):
             self._open = contextlib.ExitStack()
             temporary = self._open.enter_context(atomic_write(self._folder / self._shard))
             file = self._open.enter_context(open(temporary, "wb", buffering=0))  # noqa: SIM115
-            self._writer = PieceWriter(file, self._dtype, HEADER_ROOM)
+            self._writer = PieceWriter(file, self._dtype, max(HEADER_ROOM, self._header_room))
             self._number += 1
         for key in keys.values():
             self._writer.add(key, row.shape)

@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
 from mg.models.layers.layout import narrow
-from mg.models.layers.precision import PrecisionCell, set_precision
+from mg.models.layers.precision import set_precision
 from mg.text.layers import Dense, Embedding, MultiHeadAttention
 
 CLIP_CONFIG = {
@@ -37,17 +37,19 @@ def pooled_positions(ids: np.ndarray, eos_token_id: int) -> np.ndarray:
     return np.argmax(ids if eos_token_id == 2 else ids == eos_token_id, axis=-1)
 
 
-class LayerNorm(PrecisionCell):
-    """Over the last axis, in fp32."""
+class LayerNorm(nn.Cell):
+    """Over the last axis, in fp32; by its parts, since MindSpore's operator is compiled on Ascend for every shape."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__()
         self.weight = Parameter(initializer("ones", (channels,)), name="weight")
         self.bias = Parameter(initializer("zeros", (channels,)), name="bias")
-        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.eps = eps
 
     def construct(self, x):
-        return self.norm(x, self.weight, self.bias)[0]
+        x = x - mint.mean(x, dim=-1, keepdim=True)
+        root = mint.rsqrt(mint.mean(x.square(), dim=-1, keepdim=True) + self.eps)
+        return x * root * self.weight + self.bias
 
 
 class SelfAttention(nn.Cell):

@@ -155,7 +155,8 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
 
     order = {text: i for i, text in enumerate(texts)}
     size = config.shard_size * 2**20
-    with ShardWriter(folder, Row, PREFIX, order, config.embeddings_dtype, size, rank, world_size) as shards:
+    writer = ShardWriter(folder, Row, PREFIX, order, config.embeddings_dtype, size, rank, world_size, size // 512)
+    with writer as shards:
         finished = time.monotonic()
         for text in tqdm(todo, desc="texts", unit="text"):
             try:

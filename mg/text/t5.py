@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
-from mg.models.layers.precision import PrecisionCell, set_precision
+from mg.models.layers.precision import set_precision
 from mg.text.layers import Dense, Embedding, MultiHeadAttention, WideDense
 
 T5_CONFIG = {
@@ -45,7 +45,7 @@ def relative_position_buckets(length: int, buckets: int, max_distance: int) -> n
     return (np.where(distance < exact, distance, far) + half * (offset > 0)).astype(np.int32)
 
 
-class RMSNorm(PrecisionCell):
+class RMSNorm(nn.Cell):
     """x / sqrt(mean of x^2 + eps) * weight over the last axis, in fp32; no mean is taken off, and nothing is added."""
 
     def __init__(self, channels: int, eps: float):
