@@ -1,0 +1,34 @@
+"""Fresh noise for sampling, each sample's from a seed of its own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_PURPOSES = {"start": 0, "step": 1, "renoise": 2}
+
+
+class SampleNoise:
+    """Standard normal noise for a batch of samples: what one gets depends on its seed, the step and the purpose alone,
+    not on the batch that it is in, nor on what was drawn before.
+
+    Args:
+        seeds: for each sample the whole numbers that it is drawn from, such as seed, prompt, sample and loop.
+        shape: of one sample, (C, T, H, W).
+    """
+
+    def __init__(self, seeds: Sequence[Sequence[int]], shape: tuple[int, ...]):
+        self.seeds = [list(seed) for seed in seeds]
+        self.shape = tuple(shape)
+
+    def start(self) -> np.ndarray:
+        """What sampling starts from (B, C, T, H, W)."""
+        return self(0, "start")
+
+    def __call__(self, step: int, purpose: str) -> np.ndarray:
+        """The noise (B, C, T, H, W) of a step for a purpose, as `Schedule.sample` asks for it."""
+        return np.stack(
+            [
+                np.random.default_rng([*seed, step, _PURPOSES[purpose]]).standard_normal(self.shape, np.float32)
+                for seed in self.seeds
+            ]
+        )
