@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, mint, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from mg import runtime
 from mg.ascend.sizes import DENOISERS, SIZES
 from mg.checkpoints import write_state_dict
 from mg.diffusion.networks import create_denoiser
+from mg.diffusion.schedules import Schedule, create_schedule
 from mg.losses.adversarial import DiscriminatorLossConfig
 from mg.losses.backbones import BACKBONES, BackboneFeatures
 from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
@@ -44,6 +45,7 @@ APART = {
     "lpips": tuple(BACKBONES),
     "loss_scale": ("adjust",),
     **dict.fromkeys(DENOISERS["small"], DENOISING),
+    "diffusion_loss": ("iddpm", "rflow"),
 }
 CONTROLS = ("refused", "on_host", "too_wide", "grouped")
 TRAINED = "parameters trained: "  # what `main` says, and how many
@@ -102,7 +104,7 @@ def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
     """Whether a graph is the same as one of another part, precision or size."""
     if (model == "dit" and part == "denoise_given") or (part == "denoise_flash" and dtype == "fp32"):
         return True
-    if model in ("optimizer", "loss_scale"):
+    if model in ("optimizer", "loss_scale", "diffusion_loss"):
         return dtype != "fp32" or size != "small"
     # LPIPS and parameters are fp32 in every precision.
     return dtype != "fp32" and (model == "lpips" or part in ("reduce", "update", "update_with_ema", "track"))
@@ -130,6 +132,8 @@ def build(graph: Graph, weights: Path) -> Built:
         return Built(LPIPSMaps(graph.part, _lpips_weights(graph.part, weights)), (images, images))
     if graph.part in DENOISING:
         return _denoising(graph)
+    if graph.model == "diffusion_loss":
+        return _diffusion_loss(graph.part)
     if graph.model in APART:
         graph, apart = Graph("tae", "", graph.dtype, graph.size), graph
         return _training_cell(*_model(graph), apart, weights)
@@ -268,6 +272,40 @@ def _lpips_weights(net: str, folder: Path) -> str:
         shapes |= {f"linear.{depth}.weight": (1, channels) for depth, channels in enumerate(backbone.tap_channels)}
         write_state_dict(file, {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     return str(file)
+
+
+class _Denoiser(nn.Cell):
+    """A network in form only."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Dense(4, 8, has_bias=False)
+
+    def construct(self, x, t, x_mask=None):
+        b, _, frames, h, w = x.shape
+        return self.project(x.reshape(b, 4, frames * h * w).swapaxes(1, 2)).swapaxes(1, 2).reshape(b, 8, frames, h, w)
+
+
+class _DiffusionLoss(nn.Cell):
+    """What a schedule makes of a network's answer, and its gradient."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.network, self.schedule = _Denoiser(), schedule
+        self.grad = ops.value_and_grad(self.loss, None, self.network.trainable_params())
+
+    def loss(self, x0, t, noise, x_mask):
+        return mint.mean(self.schedule.training_losses(self.network, x0, t, noise, x_mask))
+
+    def construct(self, x0, t, noise, x_mask):
+        return self.grad(x0, t, noise, x_mask)
+
+
+def _diffusion_loss(name: str) -> Built:
+    """With frames that are given."""
+    schedule, latents = create_schedule(name), _zeros(2, 4, 5, 6, 8)
+    t = Tensor(schedule.draw_t(np.random.default_rng(0), 2))
+    return Built(_DiffusionLoss(schedule), (latents, t, latents, Tensor(np.ones((2, 5), bool))))
 
 
 class _Cholesky(nn.Cell):

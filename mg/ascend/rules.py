@@ -20,7 +20,7 @@ ACLOP_TRAINING: dict[str, str] = ACLOP_INFERENCE | {
     "Assign": "the discriminator's statistics, and optimizers other than AdamW, of shapes that no clip changes",
     "AssignAdd": "counts and moments of optimizers other than AdamW",
     "AssignSub": "moments of optimizers other than AdamW",
-    "Gather": "the learning rate of an update, in optimizers that look it up",
+    "Gather": "the learning rate of an update, where it is looked up, and what tables of noise hold for each sample",
     "SGD": "the step of nn.SGD",
 }
 

@@ -87,6 +87,10 @@ class IDDPM(Schedule):
         self._times = _tensor(self.timesteps)
         self._signal = _tensor(tables.sqrt_alphas_cumprod)
         self._spread = _tensor(tables.sqrt_one_minus_alphas_cumprod)
+        self._first_signal, self._first_spread = (
+            _tensor(tables.sqrt_alphas_cumprod[0]),
+            _tensor(tables.sqrt_one_minus_alphas_cumprod[0]),
+        )
         self._recip = _tensor(tables.sqrt_recip_alphas_cumprod)
         self._recipm1 = _tensor(tables.sqrt_recipm1_alphas_cumprod)
         self._coef1 = _tensor(tables.posterior_mean_coef1)
@@ -166,21 +170,21 @@ class IDDPM(Schedule):
         signal, spread = _at(self._signal, t), _at(self._spread, t)
         if x_mask is not None:  # given frames are at the first level: noised, but hardly
             frames = x_mask.reshape(x_mask.shape[0], 1, -1, 1, 1)
-            signal = ops.where(frames, signal, self._signal[0])
-            spread = ops.where(frames, spread, self._spread[0])
+            signal = ops.where(frames, signal, self._first_signal)
+            spread = ops.where(frames, spread, self._first_spread)
         x_t = signal * x0 + spread * noise
         times = ops.gather(self._times, t, 0)
         out = model(x_t, times, **cond) if x_mask is None else model(x_t, times, x_mask=x_mask, **cond)
         _check_channels(out.shape[1], c, self.learn_sigma)
 
-        prediction = out[:, :c]
+        prediction = mint.narrow(out, 1, 0, c)
         error = mint.square(prediction - (x0 if self.predict_xstart else noise))
         error = mean_over_frames(error, x_mask) * ops.gather(self._weights, t, 0)
         if not (self.use_kl or self.learn_sigma):
             return error, ops.zeros_like(error)
         if not self.use_kl:
             prediction = ops.stop_gradient(prediction)
-        bound = self._bound(x0, x_t, t, prediction, out[:, c:] if self.learn_sigma else None)
+        bound = self._bound(x0, x_t, t, prediction, mint.narrow(out, 1, c, c) if self.learn_sigma else None)
         return error, mean_over_frames(bound, x_mask) * (self.num_steps if self.use_kl else self._bound_weight)
 
     def _bound(self, x0, x_t, t, prediction, values):
@@ -218,7 +222,7 @@ def _log_likelihood(x, mean, log_scale):
     centred, scale = x - mean, mint.exp(-log_scale)
     below_upper, below_lower = _normal_cdf(scale * (centred + 1 / 255)), _normal_cdf(scale * (centred - 1 / 255))
     mass = ops.where(x < -0.999, below_upper, ops.where(x > 0.999, 1 - below_lower, below_upper - below_lower))
-    return mint.log(ops.maximum(mass, Tensor(1e-12, ms.float32)))
+    return mint.log(ops.where(mass > 1e-12, mass, Tensor(1e-12, ms.float32)))
 
 
 def _normal_cdf(x):

@@ -128,7 +128,7 @@ class RectifiedFlow(Schedule):
             level = level * x_mask.reshape(x_mask.shape[0], 1, -1, 1, 1).astype(level.dtype)
         x_t = (1 - level) * x0 + level * noise
         out = model(x_t, t, **cond) if x_mask is None else model(x_t, t, x_mask=x_mask, **cond)
-        return mean_over_frames(mint.square(out[:, :c] - (x0 - noise)), x_mask)
+        return mean_over_frames(mint.square(mint.narrow(out, 1, 0, c) - (x0 - noise)), x_mask)
 
     def _transformed(self, t: np.ndarray, size: Size | None, scale: float = 1.0) -> np.ndarray:
         if self.use_timestep_transform:
