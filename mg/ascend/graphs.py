@@ -287,25 +287,21 @@ class _Denoiser(nn.Cell):
 
 
 class _DiffusionLoss(nn.Cell):
-    """What a schedule makes of a network's answer, and its gradient."""
+    """What a schedule makes of a network's answer."""
 
     def __init__(self, schedule: Schedule):
         super().__init__()
         self.network, self.schedule = _Denoiser(), schedule
-        self.grad = ops.value_and_grad(self.loss, None, self.network.trainable_params())
-
-    def loss(self, x0, t, noise, x_mask):
-        return mint.mean(self.schedule.training_losses(self.network, x0, t, noise, x_mask))
 
     def construct(self, x0, t, noise, x_mask):
-        return self.grad(x0, t, noise, x_mask)
+        return mint.mean(self.schedule.training_losses(self.network, x0, t, noise, x_mask))
 
 
 def _diffusion_loss(name: str) -> Built:
-    """With frames that are given."""
+    """Its gradient, with frames that are given."""
     schedule, latents = create_schedule(name), _zeros(2, 4, 5, 6, 8)
     t = Tensor(schedule.draw_t(np.random.default_rng(0), 2))
-    return Built(_DiffusionLoss(schedule), (latents, t, latents, Tensor(np.ones((2, 5), bool))))
+    return Built(_Gradient(_DiffusionLoss(schedule)), (latents, t, latents, Tensor(np.ones((2, 5), np.bool_))))
 
 
 class _Cholesky(nn.Cell):
