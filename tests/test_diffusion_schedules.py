@@ -261,6 +261,13 @@ def test_a_frame_to_edit_is_noised_once_when_its_turn_comes(name, first):
     np.testing.assert_allclose(noised, wanted[1, :, 1], rtol=1e-5, atol=1e-6)
 
 
+def test_how_far_a_frame_is_noised_is_cut_in_fp32():
+    for ratio, steps, level in ((0.29, 100, 29), (0.8, 30, 24), (0.05, 6, 0)):
+        mask = np.float32([[ratio, 1]])
+        _, calls = sample("iddpm", dict(num_sampling_steps=steps), shape=(1, 4, 2, 2, 2), frame_mask=mask)
+        assert [bool(call["x_mask"][0, 0]) for call in calls].index(True) == steps - 1 - level
+
+
 def test_the_original_s_way_shows_frames_one_step_later_and_changes_the_kept():
     z = 3 * normal(*SHAPE, seed=5)
     found, calls = sample("iddpm", {**IDDPM, "original_masks": True}, z=z, frame_mask=MASK)

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import ParameterTuple, Tensor, mint, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from mg import runtime
-from mg.ascend.sizes import SIZES, TEXT_SIZES
+from mg.ascend.sizes import DENOISERS, SIZES, TEXT_SIZES
 from mg.checkpoints import write_state_dict
+from mg.diffusion.networks import create_denoiser
 from mg.diffusion.schedules import Schedule, create_schedule
 from mg.losses.adversarial import DiscriminatorLossConfig
 from mg.losses.backbones import BACKBONES, BackboneFeatures
@@ -37,12 +38,16 @@ INFERENCE = ("encode", "encode_image", "decode", "decode_image")
 # `checkpointed` is `accumulate` with gradient checkpointing; `compete` is it against a discriminator.
 TRAINING = ("accumulate", "accumulate_image", "checkpointed", "compete", "reduce", "update", "update_with_ema")
 TEXT = {"t5": T5Encoder, "clip": CLIPTextTower}
+# Of a network that denoises: `given` has frames that are given, `flash` flash attention, and `gradient` is that of its
+# output, with gradient checkpointing.
+DENOISING = ("denoise", "denoise_given", "denoise_flash", "gradient")
 # What does not depend on the autoencoder, and so is compiled with none or a small one.
 APART = {
     "discriminator": ("judge", "judge_vanilla", "track", "reduce", "update"),
     "optimizer": tuple(OPTIMIZERS),
     "lpips": tuple(BACKBONES),
     "loss_scale": ("adjust",),
+    **dict.fromkeys(DENOISERS["small"], DENOISING),
     "diffusion_loss": ("iddpm", "rflow"),
     **dict.fromkeys(TEXT, ("encode",)),
 }
@@ -56,7 +61,7 @@ class Graph:
 
     Attributes:
         model: of MODELS, or another thing that has graphs: of APART, or "control".
-        part: of INFERENCE or TRAINING, or what APART has; of CONTROLS.
+        part: of INFERENCE, TRAINING or DENOISING, or what APART has; of CONTROLS.
         dtype: fp32 | fp16 | bf16.
         size: small | full.
     """
@@ -71,7 +76,7 @@ class Graph:
 
     @property
     def trains(self) -> bool:
-        return self.part not in INFERENCE and self.model != "lpips"
+        return self.part not in INFERENCE and not self.part.startswith("denoise") and self.model != "lpips"
 
 
 def graphs(
@@ -100,7 +105,9 @@ def graphs(
 
 
 def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
-    """Whether a graph is the same as one of another precision or size."""
+    """Whether a graph is the same as one of another part, precision or size."""
+    if (model == "dit" and part == "denoise_given") or (part == "denoise_flash" and dtype == "fp32"):
+        return True
     if model in ("optimizer", "loss_scale", "diffusion_loss"):
         return dtype != "fp32" or size != "small"
     # LPIPS and parameters are fp32 in every precision.
@@ -127,6 +134,8 @@ def build(graph: Graph, weights: Path) -> Built:
         pixels = SIZES[graph.size]["tae"].pixels
         images = _zeros(4, 3, pixels, pixels)
         return Built(LPIPSMaps(graph.part, _lpips_weights(graph.part, weights)), (images, images))
+    if graph.part in DENOISING:
+        return _denoising(graph)
     if graph.model == "diffusion_loss":
         return _diffusion_loss(graph.part)
     if graph.model in TEXT:
@@ -229,6 +238,31 @@ def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights:
     return Built(step._judge, (clip, clip, scale, *masks, *masks))
 
 
+class _Gradient(nn.Cell):
+    """The gradient of what a cell gives, for all of its parameters that are trained."""
+
+    def __init__(self, cell: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.gradient = ops.GradOperation(get_by_list=True)
+        self.trained = ParameterTuple(cell.trainable_params())
+
+    def construct(self, *inputs):
+        return self.gradient(self.cell, self.trained)(*inputs)
+
+
+def _denoising(graph: Graph) -> Built:
+    """A network that denoises, with the guided and the unguided half in one batch of two."""
+    (t, h, w), config = DENOISERS[graph.size][graph.model]
+    flash, gradient = graph.part == "denoise_flash", graph.part == "gradient"
+    network = create_denoiser(graph.model, None, graph.dtype, gradient, **config, enable_flash_attn=flash)
+    tokens = 1 if graph.model == "dit" else network.config["model_max_length"]
+    y, mask = _zeros(2, 1, tokens, network.config["caption_channels"]), Tensor(np.ones((2, tokens), np.bool_))
+    given = Tensor(np.ones((2, t), np.bool_)) if graph.part == "denoise_given" else None
+    inputs = (_zeros(2, network.in_channels, t, h, w), _zeros(2), y, None if graph.model == "dit" else mask, given)
+    return Built(_Gradient(network) if gradient else network, inputs + (_zeros(2),) * len(network.extra_inputs))
+
+
 def _all_terms(model: VideoAutoencoder, clip: Tensor, weights: Path) -> LossConfig:
     """Every term of the loss that the model can have."""
     return LossConfig(
@@ -264,25 +298,21 @@ class _Denoiser(nn.Cell):
 
 
 class _DiffusionLoss(nn.Cell):
-    """What a schedule makes of a network's answer, and its gradient."""
+    """What a schedule makes of a network's answer."""
 
     def __init__(self, schedule: Schedule):
         super().__init__()
         self.network, self.schedule = _Denoiser(), schedule
-        self.grad = ops.value_and_grad(self.loss, None, self.network.trainable_params())
-
-    def loss(self, x0, t, noise, x_mask):
-        return mint.mean(self.schedule.training_losses(self.network, x0, t, noise, x_mask))
 
     def construct(self, x0, t, noise, x_mask):
-        return self.grad(x0, t, noise, x_mask)
+        return mint.mean(self.schedule.training_losses(self.network, x0, t, noise, x_mask))
 
 
 def _diffusion_loss(name: str) -> Built:
-    """With frames that are given."""
+    """Its gradient, with frames that are given."""
     schedule, latents = create_schedule(name), _zeros(2, 4, 5, 6, 8)
     t = Tensor(schedule.draw_t(np.random.default_rng(0), 2))
-    return Built(_DiffusionLoss(schedule), (latents, t, latents, Tensor(np.ones((2, 5), bool))))
+    return Built(_Gradient(_DiffusionLoss(schedule)), (latents, t, latents, Tensor(np.ones((2, 5), np.bool_))))
 
 
 class _Cholesky(nn.Cell):

@@ -51,9 +51,10 @@ class STDiT2Block(nn.Cell):
 
     def construct(self, x, y, t_spatial, t_temporal, rope, hidden=None):
         """y: the caption (B, L, C); t_spatial, t_temporal: six and three modulations, (B, 1 or T, 1, n * C)."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(self.scale_shift_table, t_spatial)
+        table, table_temporal = self.scale_shift_table.expand_dims(0), self.scale_shift_table_temporal.expand_dims(0)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t_spatial)
         x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
-        shift, scale, gate = modulations(self.scale_shift_table_temporal, t_temporal)
+        shift, scale, gate = modulations(table_temporal, t_temporal)
         x = self.sum(x, along_time(self.attn_temp, self.norm_temp(x, shift, scale), rope), gate)
         x = self.sum(x, self.cross_attn(x, y, hidden))
         return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
@@ -90,7 +91,7 @@ class STDiT2(Denoiser):
         channels = config["hidden_size"]
         self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
         self.sum = Sum()
-        self.x_embedder = PatchEmbed3D(config["patch_size"], config["in_channels"], channels)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
         self.t_embedder = TimestepEmbedder(channels)
         self.t_block = modulation_block(channels, 6)
         self.t_block_temp = modulation_block(channels, 3)

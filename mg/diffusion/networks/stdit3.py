@@ -53,7 +53,8 @@ class STDiT3Block(nn.Cell):
 
     def construct(self, x, y, t, rope, hidden=None):
         """y: the caption (B, L, C); t: six modulations, (B, 1 or T, 1, 6 * C)."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(self.scale_shift_table, t)
+        table = self.scale_shift_table.expand_dims(0)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t)
         h = self.norm1(x, shift, scale)
         h = along_time(self.attn, h, rope) if self.temporal else within_frames(self.attn, h)
         x = self.sum(x, h, gate)
@@ -88,7 +89,7 @@ class STDiT3(Denoiser):
         self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
         self.sum = Sum()
         self.rope = RotaryEmbedding(channels // config["num_heads"])
-        self.x_embedder = PatchEmbed3D(config["patch_size"], config["in_channels"], channels)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
         self.t_embedder = ScalarEmbedder(channels)
         self.fps_embedder = ScalarEmbedder(channels, first_init=Normal(0.02), last_init="zeros")
         self.t_block = modulation_block(channels, 6)
