@@ -26,12 +26,15 @@ class LoadReport:
         missing: names that the model wants and the file lacks.
         unexpected: names that the file holds and the model does not want.
         mismatched: (name, shape in the file, shape wanted).
+        new: names that the file lacks because it is of an older architecture, which the model starts from; they keep
+            the values that training starts with.
     """
 
     used: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -41,14 +44,13 @@ class LoadReport:
     def summary(self) -> str:
         """One line: the counts, and the first names of whatever is wrong."""
         shapes = [f"{name} {found}, wanted {wanted}" for name, found, wanted in self.mismatched]
-        return ", ".join(
-            [
-                f"{len(self.used)} used",
-                f"{len(self.missing)} missing{_first(self.missing)}",
-                f"{len(self.mismatched)} of another shape{_first(shapes)}",
-                f"{len(self.unexpected)} left over{_first(self.unexpected)}",
-            ]
-        )
+        said = [
+            f"{len(self.used)} used",
+            f"{len(self.missing)} missing{_first(self.missing)}",
+            f"{len(self.mismatched)} of another shape{_first(shapes)}",
+            f"{len(self.unexpected)} left over{_first(self.unexpected)}",
+        ]
+        return ", ".join(said + ([f"{len(self.new)} new{_first(self.new)}"] if self.new else []))
 
     def details(self) -> str:
         """Every name on a line of its own, after the word for what became of it."""
@@ -56,6 +58,7 @@ class LoadReport:
         lines += [f"missing {name}" for name in self.missing]
         lines += [f"mismatched {name} {found} wanted {wanted}" for name, found, wanted in self.mismatched]
         lines += [f"left over {name}" for name in self.unexpected]
+        lines += [f"new {name}" for name in self.new]
         return "\n".join(lines)
 
 

@@ -7,12 +7,15 @@
     mg-convert --model image_vae --src outputs/image_vae/image_vae.ckpt \
         --target assets/image_vae --to original --dtype fp16
     mg-convert --src hunyuan_video_vae_bf16.safetensors --target hunyuan_tencent --to tencent --dtype bf16
+    mg-convert --src OpenSora-STDiT-v3 --target models/stdit3.ckpt
+    mg-convert --model stdit2 --src PixArt-XL-2-512x512.pth --target models/stdit2_start.ckpt
 
 A target that ends in .ckpt or .safetensors is one file with its config beside it, X.json for X.ckpt; any other is a
 folder, with config.json and the weights under the name that the original's library looks for. The config beside the
 source says what its sizes are; without one they are taken for the released checkpoint's. There and back, every tensor
 is the same to the last bit. The spatial half of an Open-Sora 1.2 VAE is an image VAE: --model image_vae takes it out of
-the whole.
+the whole. Files of PixArt and DiT are what training a network may start from: what they lack gets the values that
+training starts with, and is named.
 """
 
 import json
@@ -20,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mg import runtime
 from mg.checkpoints import (
     CheckpointError,
     StateDict,
@@ -29,8 +33,12 @@ from mg.checkpoints import (
     write_state_dict,
 )
 from mg.config import parse_config, run_command_line
-from mg.models import VideoAutoencoder, model_class, model_name, stored_config
-from mg.models.autoencoder import Format, described_here
+from mg.diffusion.networks import DENOISERS
+from mg.models import AUTOENCODERS
+from mg.models.registry import Registry
+from mg.models.stored import Format, StoredModel, described_here
+
+MODELS: Registry[StoredModel] = Registry(AUTOENCODERS, DENOISERS)
 
 
 @dataclass
@@ -43,8 +51,9 @@ class Options:
         target: .safetensors or .ckpt file, or folder, to write.
         model: whose weights they are, by default what the source's config or its tensors say: dc_ae (the original is
             Open-Sora 2.0's Video DC-AE), hunyuan_vae (diffusers' AutoencoderKLHunyuanVideo, Open-Sora 2.0's,
-            Tencent's and ComfyUI's files of it), image_vae (diffusers' AutoencoderKL), tae (mindone's TAE) or
-            temporal_vae (Open-Sora 1.2's VideoAutoencoderPipeline).
+            Tencent's and ComfyUI's files of it), image_vae (diffusers' AutoencoderKL), tae (mindone's TAE),
+            temporal_vae (Open-Sora 1.2's VideoAutoencoderPipeline), or a network that denoises: stdit, stdit2, stdit3
+            (Open-Sora 1.0's, 1.1's and 1.2's) or dit.
         to: whose names the target has: ours, original, or by name: open_sora (dc_ae, hunyuan_vae, temporal_vae),
             diffusers (hunyuan_vae, image_vae), tencent (hunyuan_vae), comfyui (hunyuan_vae), latent_diffusion
             (image_vae), mindone (tae).
@@ -63,10 +72,10 @@ class Options:
 def main() -> None:
     options = parse_config(Options, "Convert a model's weights between the original's names and ours.")
     with open_state_dict(options.src, options.key) as source:
-        model = model_class(options.model or model_name(source))
+        model = MODELS.model_class(options.model or MODELS.model_name(source))
         written = target_format(options.to, model)
         weights_file, config_file = target_files(options, written)
-        config = {**model.default_config, **stored_config(source, model)}
+        config = {**model.default_config, **MODELS.stored_config(source, model)}
         state = written.weights(fitting_weights(source, model, config), config)
 
     write_state_dict(weights_file, state, options.dtype, exact=written.exact)
@@ -75,7 +84,7 @@ def main() -> None:
     print(f"{options.target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
 
 
-def target_format(name: str, model: type[VideoAutoencoder]) -> Format:
+def target_format(name: str, model: type[StoredModel]) -> Format:
     """The format that --to names.
 
     Raises:
@@ -109,8 +118,9 @@ def target_files(options: Options, written: Format) -> tuple[Path, Path]:
     return weights, config
 
 
-def fitting_weights(source: StateDict, model: type[VideoAutoencoder], config: dict) -> dict:
-    """The source's weights in our names: all that a model of this config has, and nothing else.
+def fitting_weights(source: StateDict, model: type[StoredModel], config: dict) -> dict:
+    """The source's weights in our names: all that a model of this config has, and nothing else. Of what is new to a
+    source that the model may start from, the values that training starts with.
 
     Raises:
         CheckpointError: some are missing or of another shape; the first are named.
@@ -119,10 +129,15 @@ def fitting_weights(source: StateDict, model: type[VideoAutoencoder], config: di
     if not report.complete:
         hint = "if its sizes differ, put its config beside it (config.json, or X.json for X.ckpt)"
         raise CheckpointError(f"{source} does not fit this {model.name}: {report.summary()}; {hint}", report)
-    if report.unexpected:
+    if report.unexpected or report.new:
         print(f"{source}: {report.summary()}")
     check_finite(str(source), state)
-    return state
+    new: dict = {}
+    if report.new:
+        runtime.setup("cpu")
+        first = dict(model(config).named_weights())
+        new = {name: first[name].asnumpy() for name in report.new}
+    return {**state, **new}
 
 
 def run() -> None:

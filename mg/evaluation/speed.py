@@ -26,7 +26,7 @@ from mg.config import require, to_dict
 from mg.evaluation.peers import Peer, missing, peer_of
 from mg.evaluation.speed_worker import Job, Worker, WorkerError
 from mg.models import list_models, model_class
-from mg.models.autoencoder import merge_config
+from mg.models.registry import merge_config
 
 _logger = logging.getLogger(__name__)
 

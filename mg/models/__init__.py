@@ -14,27 +14,20 @@ configs too:
         ...
 """
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from mg.checkpoints import CheckpointError, StateDict, open_state_dict
+from mg.checkpoints import StateDict, open_state_dict
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.dc_ae.dc_ae import VideoDCAE
 from mg.models.hunyuan_vae.hunyuan_vae import HunyuanVAE
 from mg.models.image_vae.image_vae import ImageAutoencoder
-from mg.models.registry import (
-    Model,
-    add_model,
-    list_models,
-    model_class,
-    model_name,
-    recognise,
-    stored_config,
-)
+from mg.models.registry import AUTOENCODERS
 from mg.models.tae.tae import TemporalAutoencoder
 from mg.models.temporal_vae.temporal_vae import OpenSoraVAE
 
 __all__ = [
+    "AUTOENCODERS",
     "VideoAutoencoder",
     "create_model",
     "from_pretrained",
@@ -46,6 +39,11 @@ __all__ = [
     "stored_config",
 ]
 
+Model = TypeVar("Model", bound=type[VideoAutoencoder])
+
+list_models, model_class, model_name = AUTOENCODERS.names, AUTOENCODERS.model_class, AUTOENCODERS.model_name
+recognise, stored_config = AUTOENCODERS.recognise, AUTOENCODERS.stored_config
+
 
 def register_model(model: Model) -> Model:
     """Make a model known by its `name`; a decorator.
@@ -55,7 +53,8 @@ def register_model(model: Model) -> Model:
     """
     if not (isinstance(model, type) and issubclass(model, VideoAutoencoder)):
         raise ValueError(f"{model!r} cannot be registered; a model is a subclass of mg.models.VideoAutoencoder")
-    return add_model(model)
+    AUTOENCODERS.add(model)
+    return model
 
 
 for _model in (TemporalAutoencoder, VideoDCAE, OpenSoraVAE, HunyuanVAE, ImageAutoencoder):
@@ -81,17 +80,7 @@ def create_model(
         ValueError: an unknown name or config key.
         CheckpointError: weights that cannot be read or do not fit.
     """
-    build: Callable[..., VideoAutoencoder] = model_class(name)
-    if pretrained is None:
-        return build(config, pretrained=None, dtype=dtype, use_recompute=use_recompute)
-    with open_state_dict(pretrained) as state:
-        stored = stored_config(state, name)
-        try:
-            return build({**stored, **config}, pretrained=state, dtype=dtype, use_recompute=use_recompute)
-        except (TypeError, ValueError) as error:
-            if config or not stored or isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{state.config_file}: no {name} can be built of it: {error}") from error
+    return AUTOENCODERS.create(name, pretrained, config, dtype, use_recompute)
 
 
 def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp32", **config) -> VideoAutoencoder:

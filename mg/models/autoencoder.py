@@ -1,4 +1,4 @@
-"""`VideoAutoencoder`: the one interface that every model here has.
+"""`VideoAutoencoder`: the one interface that every autoencoder here has.
 
     model = create_model("tae", pretrained="tae.ckpt")
     z, mean, logvar = model.encode(x)      # x (B, 3, T, H, W) in [-1, 1]
@@ -12,67 +12,28 @@ compiles once per shape. Inside a larger graph, a training step's, use `forward`
 `latents` and `reconstruct`: there is then one graph, and no tiles.
 """
 
-import functools
-import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Tensor, nn, ops
 
 from mg import runtime
-from mg.checkpoints import (
-    CheckpointError,
-    LoadReport,
-    StateDict,
-    atomic_write,
-    check_finite,
-    compare_names,
-    open_state_dict,
-    write_state_dict,
-)
-from mg.models import naming
+from mg.checkpoints import StateDict
 from mg.models.layers.forms import set_form
 from mg.models.layers.layout import Enter, Leave, narrow, repeat_edges, split
 from mg.models.layers.precision import set_precision
-from mg.models.registry import merge_config, stored_config
+from mg.models.registry import AUTOENCODERS, merge_config
+from mg.models.stored import StoredModel
 from mg.models.streaming import Encoded, Streaming
 from mg.models.tiling import tiled_tensor
 from mg.tiling import TilingConfig
 
-_logger = logging.getLogger(__name__)
 
-
-class Format(NamedTuple):
-    """Names in which a model's weights are written for others.
-
-    Attributes:
-        reader: who reads them.
-        file: the weights' file in their folders.
-        weights: our weights and config -> theirs.
-        config: our config -> what stands beside them.
-        exact: names of tensors that are settings, and stay fp32 where the weights are rounded.
-    """
-
-    reader: str
-    file: str
-    weights: Callable[[Mapping, dict], dict]
-    config: Callable[[dict], dict]
-    exact: tuple[str, ...] = ()
-
-
-def described_here(name: str) -> Callable[[dict], dict]:
-    """What stands beside weights in a format that has no config of its own: ours, so that they are read here."""
-    return lambda config: {"model": name, **config}
-
-
-class VideoAutoencoder(Streaming, nn.Cell):
-    """Base of all models. A model sets the class attributes and builds `encoder` and `decoder`, two cells.
+class VideoAutoencoder(Streaming, StoredModel):
+    """Base of all autoencoders. A model sets the class attributes and builds `encoder` and `decoder`, two cells.
 
     The decoder has `features`, all but its last convolution, `picture`, that convolution, and `last_conv`, its cell:
     adversarial training weighs its losses by their gradients there.
@@ -91,14 +52,8 @@ class VideoAutoencoder(Streaming, nn.Cell):
         frame_multiple: clips are padded to a multiple of so many frames, the lead aside.
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
         default_tiling: what `enable_tiling` starts from.
-        formats: what the weights can be written as for others, by name; the first is the original's.
-        originals: the classes that the originals' configs name.
-        parts: models that can be taken out of this one's weights, by name, each with what makes its config of this
-            one's.
     """
 
-    name: str
-    default_config: dict
     spatial_compression: int
     temporal_compression: int
     latent_channels: int
@@ -111,9 +66,6 @@ class VideoAutoencoder(Streaming, nn.Cell):
     frame_multiple = 1
     recomputed: tuple[type[nn.Cell], ...] = ()
     default_tiling = TilingConfig()
-    formats: dict[str, Format] = {}
-    originals: tuple[str, ...] = ()
-    parts: dict[str, Callable[[dict], dict]] = {}
 
     def __init__(
         self,
@@ -122,7 +74,7 @@ class VideoAutoencoder(Streaming, nn.Cell):
         pretrained: "str | Path | StateDict | None" = None,
     ):
         super().__init__()
-        stored = {} if pretrained is None else stored_config(pretrained, type(self))
+        stored = {} if pretrained is None else AUTOENCODERS.stored_config(pretrained, type(self))
         self.config = merge_config(self.default_config, {**stored, **(config or {})}, self.name)
         self.sample_deterministic = sample_deterministic
         self.tiling: TilingConfig | None = None
@@ -181,124 +133,6 @@ class VideoAutoencoder(Streaming, nn.Cell):
             A clip that `latents` makes the same of, and which of its frames are x's: (T',), 1 or 0, None for all.
         """
         return x, None
-
-    # What files of the original hold. All are functions of a config: nothing is built for a conversion.
-
-    @staticmethod
-    def is_original_config(config: dict) -> bool:
-        """Whether a config without our `model` key is what the original writes for this model."""
-        return False
-
-    @staticmethod
-    def translate_config(config: dict) -> dict:
-        """This model's config from the original's, as it stands beside weights; one that is already ours passes."""
-        return config
-
-    @staticmethod
-    def config_in_weights(state: Mapping) -> dict:
-        """The keys of this model's config that the original keeps among its weights."""
-        return {}
-
-    @staticmethod
-    def translate_weights(state: Mapping, config: dict) -> dict:
-        """Rename the originals' parameters to this model's; names that are already ours, and others, pass."""
-        return dict(state)
-
-    @staticmethod
-    def own_part(state: Mapping) -> dict:
-        """What of a file may be this model's: without what lies beside it there."""
-        return dict(state)
-
-    @staticmethod
-    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-        """The name and shape of every parameter of a model of this config."""
-        raise NotImplementedError
-
-    @classmethod
-    def original_config(cls, config: dict) -> dict:
-        """The config that the original reads, from ours; ours, where the original has no file for it."""
-        return next(iter(cls.formats.values())).config(config) if cls.formats else {"model": cls.name, **config}
-
-    @classmethod
-    def original_weights(cls, state: Mapping, config: dict) -> dict:
-        """This model's parameters under the original's names, in the original's shapes."""
-        return next(iter(cls.formats.values())).weights(state, config) if cls.formats else dict(state)
-
-    @classmethod
-    def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether a file with tensors of these names and shapes holds this model, of whatever size: it has all parts of
-        the model (encoder, decoder, ...), and in them nothing but what is also in a model of the default config, under
-        our names, the original's or those of another format. A model without `weight_shapes` is never recognised."""
-        try:
-            parts, known = _kinds(cls)  # type: ignore[arg-type]  # the __hash__ that mypy sees is an instance's
-        except NotImplementedError:
-            return False
-        own = cls.own_part(naming.own_part(shapes, parts))
-        found = {name: shape for name, shape in own.items() if _part(name) in parts}
-        return _parts(found) == parts and all(naming.kind(*entry) in known for entry in found.items())
-
-    # Weights.
-
-    @classmethod
-    def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[dict, LoadReport]:
-        """The weights of a file in our names, and which of those that a model wants are there.
-
-        Args:
-            state: a file's, in our names, the original's or another format's, with whatever prefix.
-            wanted: our name of every parameter -> its shape.
-
-        Returns:
-            Those that are wanted and found, of whatever shape; the report, what is left over being in the file's names.
-        """
-        own = naming.own_part(state, _parts(wanted))
-        found = cls.translate_weights(own, config)
-        report = compare_names(wanted, {name: tuple(value.shape) for name, value in found.items()})
-        report.unexpected = [own.sources.get(name, name) for name in report.unexpected]
-        inside = set(own.sources.values())
-        report.unexpected += [name for name in state if name not in inside]
-        return {name: found[name] for name in wanted if name in found}, report
-
-    def load_weights(self, path: str | Path | StateDict, strict: bool = True) -> LoadReport:
-        """Take the weights of a file or folder in any format that `mg.checkpoints` reads, ours or the original's.
-
-        Args:
-            strict: fail unless every parameter is found with its shape; names left over never matter.
-
-        Raises:
-            CheckpointError: an unreadable file, or names and shapes that are not this model's.
-        """
-        parameters = dict(self.named_weights())
-        with open_state_dict(path) as state:
-            wanted = {name: tuple(p.shape) for name, p in parameters.items()}
-            found, report = self.fit(state, self.config, wanted)
-        if strict and not report.complete:
-            raise CheckpointError(
-                f"{path} does not fit this {self.name}: {report.summary()}; "
-                "if its sizes differ, give its config (config.json, or a .json of the file's name beside it)",
-                report,
-            )
-        check_finite(str(path), {name: found[name] for name in report.used})
-        for name in report.used:
-            parameters[name].set_data(Tensor(found[name], parameters[name].dtype))
-        _logger.info("%s: %s", path, report.summary())
-        return report
-
-    def save_pretrained(self, folder: str | Path, weights: dict | None = None) -> None:
-        """Write config.json and model.safetensors; `weights` replace parameters of their name."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.save_weights(folder / "model.safetensors", folder / "config.json", weights)
-
-    def save_weights(self, path: Path, config_path: Path | None = None, weights: dict | None = None) -> None:
-        """Write the weights as one file, .ckpt or .safetensors, and the config beside it (by default X.json for X)."""
-        arrays = {name: p.asnumpy() for name, p in self.named_weights()}
-        write_state_dict(path, {**arrays, **(weights or {})})
-        with atomic_write(config_path or path.with_suffix(".json")) as partial:
-            partial.write_text(json.dumps({"model": self.name, **self.config}, indent=2) + "\n")
-
-    def named_weights(self) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter, by its name within this model."""
-        return self.parameters_and_names()
 
     # Pixels to latents and back.
 
@@ -501,30 +335,6 @@ class VideoAutoencoder(Streaming, nn.Cell):
         if right:
             x = repeat_edges(x, 4, 0, right)
         return x
-
-
-def _part(name: str) -> str:
-    """The part of a model that a parameter belongs to."""
-    return name.partition(".")[0]
-
-
-def _parts(names: Iterable[str]) -> set[str]:
-    return {_part(name) for name in names}
-
-
-@functools.cache
-def _kinds(model: type[VideoAutoencoder]) -> tuple[set[str], set]:
-    """The parts of a model, and the kinds of its parameters in our names and in those of each format."""
-    ours = model.weight_shapes(model.default_config)
-    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
-    writers = [model.original_weights, *(format.weights for format in model.formats.values())]
-    states = [empty, *(weights(empty, model.default_config) for weights in writers)]
-    known = {
-        naming.kind(name, array.shape)
-        for state in states
-        for name, array in naming.own_part(state, _parts(ours)).items()
-    }
-    return _parts(ours), known
 
 
 def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:

@@ -2,107 +2,17 @@
 
 import difflib
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mg.checkpoints import CheckpointError, StateDict, open_state_dict, read_config
 
 if TYPE_CHECKING:
     from mg.models.autoencoder import VideoAutoencoder
+    from mg.models.stored import StoredModel
 
-Model = TypeVar("Model", bound="type[VideoAutoencoder]")
-
-_MODELS: "dict[str, type[VideoAutoencoder]]" = {}
-
-
-def add_model(model: Model) -> Model:
-    """Make a model known by its `name`.
-
-    Raises:
-        ValueError: it has no `name` or `default_config`, or another has its name.
-    """
-    for attribute, kind in (("name", str), ("default_config", dict)):
-        if not isinstance(getattr(model, attribute, None), kind):
-            raise ValueError(f"{model.__name__} cannot be registered; its class must have a {attribute}")
-    if _MODELS.setdefault(model.name, model) is not model:
-        raise ValueError(f"{model.__name__} cannot be registered; there is a model {model.name!r} already")
-    return model
-
-
-def list_models() -> list[str]:
-    """The names that `create_model` knows."""
-    return sorted(_MODELS)
-
-
-def model_class(name: str) -> "type[VideoAutoencoder]":
-    """The class of a model, whose static methods need no model to be built.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in _MODELS:
-        raise ValueError(f"there is no model {name!r}; the models are {', '.join(list_models())}")
-    return _MODELS[name]
-
-
-def model_name(path: str | os.PathLike | StateDict) -> str:
-    """Which model's weights lie at `path`: the config beside them says it, else their tensors' names and shapes do.
-
-    Raises:
-        CheckpointError: neither does, or they are those of several, or of a model that is none of these.
-    """
-    with open_state_dict(path) as state:
-        described = _described(state)
-        if described:
-            return described
-        alike, tensors = recognise(state.shapes), f"{next(iter(state))[:64]!r} and {len(state) - 1} more"
-    if len(alike) == 1:
-        return alike[0]
-    likeness = f"may be those of {' or '.join(alike)}" if alike else "are no known model's"
-    raise CheckpointError(
-        f"{path}: no config beside it says which model this is, and its tensors ({tensors}) {likeness}; give its name, "
-        f"name= or on a command line --model.name or --model: one of {', '.join(list_models())}"
-    )
-
-
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The models whose tensors have such names and shapes, of whatever size; of a whole and its parts, the whole."""
-    alike = [model for model in _MODELS.values() if model.recognises(shapes)]
-    parts = {part for model in alike for part in model.parts}
-    return [model.name for model in alike if model.name not in parts]
-
-
-def stored_config(pretrained: str | os.PathLike | StateDict, model: "str | type[VideoAutoencoder]") -> dict:
-    """The config that stands beside weights, or is part of them, in our keys; {} where none is.
-
-    Args:
-        model: whose it is to be, by name or class.
-
-    Raises:
-        CheckpointError: it is another model's, or cannot be read.
-    """
-    model = model_class(model) if isinstance(model, str) else model
-    with open_state_dict(pretrained) as state:
-        described, why = _described(state, model), f"see {state.config_file}"
-        if described is None:
-            alike = recognise(state.shapes)
-            described = model.name if model.name in alike or not alike else alike[0]
-            why = f"its tensors are those of {described!r}"
-        whole = _MODELS.get(described)
-        if described != model.name and (whole is None or model.name not in whole.parts):
-            raise CheckpointError(f"{pretrained} holds another model than {model.name!r}: {why}")
-        config = read_config(state.config_file) if state.config_file else {}
-        config.pop("model", None)
-        try:
-            if whole is not None and model.name in whole.parts:
-                config = whole.parts[model.name](
-                    merge_config(whole.default_config, whole.translate_config(config), whole.name)
-                )
-            config = model.translate_config(config)
-            merge_config(model.default_config, config, model.name)
-        except ValueError as error:
-            raise CheckpointError(f"{state.config_file or pretrained}: {error}") from error
-        return config | model.config_in_weights(state)
+Model = TypeVar("Model", bound="StoredModel")
 
 
 def merge_config(defaults: dict, given: dict, name: str) -> dict:
@@ -115,36 +25,175 @@ def merge_config(defaults: dict, given: dict, name: str) -> dict:
     return {**defaults, **given}
 
 
-def _described(state: StateDict, model: "type[VideoAutoencoder] | None" = None) -> str | None:
-    """The name of the model that the config beside weights is of, ours or an original's; None where it does not say.
+class Registry(Generic[Model]):
+    """Models of one kind, by their names.
 
     Args:
-        model: one that may be its, though it is not registered.
-
-    Raises:
-        CheckpointError: it is of none.
+        others: registries whose models are here too, whenever they are added there.
     """
-    if state.config_file is None:
-        return None
-    config = read_config(state.config_file)
-    said = config.get("model")
-    if isinstance(said, str):
-        if said not in _MODELS and (model is None or said != model.name):
-            raise CheckpointError(f"{state.config_file}: there is no model {said!r}; {_what_is_read()}")
-        return said
-    named = next((model.name for model in _MODELS.values() if model.is_original_config(config)), None)
-    architectures = config.get("architectures")
-    classes = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
-    stranger = next((name for name in [*classes, config.get("model_type")] if isinstance(name, str)), None)
-    if named is None and stranger is not None:
+
+    def __init__(self, *others: "Registry[Any]"):
+        self._own: dict[str, type[Model]] = {}
+        self._others = others
+
+    @property
+    def _models(self) -> dict[str, type[Model]]:
+        """All models, those of each registry in the order of their names."""
+        models = dict(sorted(self._own.items()))
+        for other in self._others:
+            models |= other._models
+        return models
+
+    def add(self, model: type[Model]) -> type[Model]:
+        """Make a model known by its `name`.
+
+        Raises:
+            ValueError: it has no `name` or `default_config`, or another has its name.
+        """
+        for attribute, kind in (("name", str), ("default_config", dict)):
+            if not isinstance(getattr(model, attribute, None), kind):
+                raise ValueError(f"{model.__name__} cannot be registered; its class must have a {attribute}")
+        if self._own.setdefault(model.name, model) is not model:
+            raise ValueError(f"{model.__name__} cannot be registered; there is a model {model.name!r} already")
+        return model
+
+    def names(self) -> list[str]:
+        """The names of the models here."""
+        return list(self._models)
+
+    def model_class(self, name: str) -> type[Model]:
+        """The class of a model, whose static methods need no model to be built.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        if name not in self._models:
+            raise ValueError(f"there is no model {name!r}; the models are {', '.join(self.names())}")
+        return self._models[name]
+
+    def model_name(self, path: str | os.PathLike | StateDict) -> str:
+        """Which model's weights lie at `path`: the config beside them says it, else their tensors' names and shapes do.
+
+        Raises:
+            CheckpointError: neither does, or they are those of several, or of a model that is none of these.
+        """
+        with open_state_dict(path) as state:
+            described = self._described(state)
+            if described:
+                return described
+            alike, tensors = self.recognise(state.shapes), f"{next(iter(state))[:64]!r} and {len(state) - 1} more"
+        if len(alike) == 1:
+            return alike[0]
+        likeness = f"may be those of {' or '.join(alike)}" if alike else "are no known model's"
         raise CheckpointError(
-            f"{state.config_file}: describes {'an' if stranger[:1] in 'AEIOU' else 'a'} {stranger[:64]}, "
-            f"which is none of the models here; {_what_is_read()}"
+            f"{path}: no config beside it says which model this is, and its tensors ({tensors}) {likeness}; give its "
+            f"name, name= or on a command line --model.name or --model: one of {', '.join(self.names())}"
         )
-    return named
+
+    def recognise(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """The models whose tensors have such names and shapes, of whatever size; of a whole and its parts, the
+        whole."""
+        alike = [model for model in self._models.values() if model.recognises(shapes)]
+        parts = {part for model in alike for part in model.parts}
+        return [model.name for model in alike if model.name not in parts]
+
+    def stored_config(self, pretrained: str | os.PathLike | StateDict, model: str | type[Model]) -> dict:
+        """The config that stands beside weights, or is part of them, in our keys; {} where none is.
+
+        Args:
+            model: whose it is to be, by name or class.
+
+        Raises:
+            CheckpointError: it is another model's, or cannot be read.
+        """
+        model = self.model_class(model) if isinstance(model, str) else model
+        with open_state_dict(pretrained) as state:
+            described, why = self._described(state, model), f"see {state.config_file}"
+            if described is None:
+                alike = self.recognise(state.shapes)
+                described = model.name if model.name in alike or not alike else alike[0]
+                why = f"its tensors are those of {described!r}"
+            whole = self._models.get(described)
+            if described != model.name and (whole is None or model.name not in whole.parts):
+                raise CheckpointError(f"{pretrained} holds another model than {model.name!r}: {why}")
+            config = read_config(state.config_file) if state.config_file else {}
+            config.pop("model", None)
+            try:
+                if whole is not None and model.name in whole.parts:
+                    config = whole.parts[model.name](
+                        merge_config(whole.default_config, whole.translate_config(config), whole.name)
+                    )
+                config = model.translate_config(config)
+                merge_config(model.default_config, config, model.name)
+            except ValueError as error:
+                raise CheckpointError(f"{state.config_file or pretrained}: {error}") from error
+            return config | model.config_in_weights(state)
+
+    def create(
+        self,
+        name: str,
+        pretrained: str | Path | StateDict | None,
+        config: dict,
+        dtype: str = "fp32",
+        use_recompute: bool = False,
+    ) -> Model:
+        """Build a model.
+
+        Args:
+            pretrained: file or folder to take the weights from. The config that stands beside them is the default then.
+            config: overrides of the model's config.
+            dtype, use_recompute: as the models have them.
+
+        Raises:
+            ValueError: an unknown name or config key.
+            CheckpointError: weights that cannot be read or do not fit.
+        """
+        build: Callable[..., Model] = self.model_class(name)
+        if pretrained is None:
+            return build(config, pretrained=None, dtype=dtype, use_recompute=use_recompute)
+        with open_state_dict(pretrained) as state:
+            stored = self.stored_config(state, name)
+            try:
+                return build({**stored, **config}, pretrained=state, dtype=dtype, use_recompute=use_recompute)
+            except (TypeError, ValueError) as error:
+                if config or not stored or isinstance(error, CheckpointError):
+                    raise
+                raise CheckpointError(f"{state.config_file}: no {name} can be built of it: {error}") from error
+
+    def _described(self, state: StateDict, model: type[Model] | None = None) -> str | None:
+        """The name of the model that the config beside weights is of, ours or an original's; None where it does not
+        say.
+
+        Args:
+            model: one that may be its, though it is not registered.
+
+        Raises:
+            CheckpointError: it is of none.
+        """
+        if state.config_file is None:
+            return None
+        config = read_config(state.config_file)
+        said = config.get("model")
+        if isinstance(said, str):
+            if said not in self._models and (model is None or said != model.name):
+                raise CheckpointError(f"{state.config_file}: there is no model {said!r}; {self._what_is_read()}")
+            return said
+        named = next((model.name for model in self._models.values() if model.is_original_config(config)), None)
+        architectures = config.get("architectures")
+        classes = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
+        stranger = next((name for name in [*classes, config.get("model_type")] if isinstance(name, str)), None)
+        if named is None and stranger is not None:
+            raise CheckpointError(
+                f"{state.config_file}: describes {'an' if stranger[:1] in 'AEIOU' else 'a'} {stranger[:64]}, "
+                f"which is none of the models here; {self._what_is_read()}"
+            )
+        return named
+
+    def _what_is_read(self) -> str:
+        """All models, with the names that others have for them in their configs."""
+        models = self._models.items()
+        names = [f"{name} ({', '.join(model.originals)})" if model.originals else name for name, model in models]
+        return f"those are {', '.join(names)}"
 
 
-def _what_is_read() -> str:
-    """All models, with the names that others have for them in their configs."""
-    names = [f"{name} ({', '.join(_MODELS[name].originals)})" if _MODELS[name].originals else name for name in _MODELS]
-    return f"those are {', '.join(sorted(names))}"
+AUTOENCODERS: "Registry[VideoAutoencoder]" = Registry()  # filled by `mg.models`

@@ -24,7 +24,7 @@ from pathlib import Path
 from mindspore import nn, ops
 
 from mg.checkpoints import StateDict
-from mg.models.autoencoder import Format, VideoAutoencoder, described_here
+from mg.models.autoencoder import VideoAutoencoder
 from mg.models.dc_ae.blocks import (
     HEAD,
     Downsample,
@@ -36,6 +36,7 @@ from mg.models.dc_ae.weights import BLOCK_KINDS, from_open_sora, parameter_shape
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.norm import RMSNorm
 from mg.models.layers.shortcuts import AverageChannels, RepeatChannels
+from mg.models.stored import Format, described_here
 from mg.tiling import TilingConfig
 
 DC_AE_CONFIG = {

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mg.checkpoints import StateDict
-from mg.models.autoencoder import Format, VideoAutoencoder, described_here
+from mg.models.autoencoder import VideoAutoencoder
 from mg.models.hunyuan_vae.blocks import Conv, Decoder, Encoder
 from mg.models.hunyuan_vae.weights import (
     CLASSES,
@@ -36,6 +36,7 @@ from mg.models.hunyuan_vae.weights import (
 )
 from mg.models.layers.attention import CausalAttention
 from mg.models.layers.resnet import ResnetBlock, start_certain
+from mg.models.stored import Format, described_here
 from mg.tiling import TilingConfig
 
 HUNYUAN_VAE_CONFIG = {

@@ -10,7 +10,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
-from mg.models.autoencoder import Format, VideoAutoencoder, crop, described_here
+from mg.models.autoencoder import VideoAutoencoder, crop
 from mg.models.image_vae.weights import (
     config_from_diffusers,
     config_to_diffusers,
@@ -23,6 +23,7 @@ from mg.models.image_vae.weights import (
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.layout import narrow, repeat_edges, split, swap_frames
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.stored import Format, described_here
 from mg.tiling import TilingConfig
 
 IMAGE_VAE_CONFIG = {

@@ -1,6 +1,6 @@
 """Attention: within a frame, over its pixels; along time, over a pixel's frames; over both, causal; and linear.
 
-All but the linear one have a single head, and are residual.
+These have a single head, but for the linear one, and are residual. `MultiHeadAttention` is what transformers have.
 """
 
 import mindspore as ms
@@ -32,41 +32,69 @@ class DotProductAttention(PrecisionCell):
     Where the N*L*M scores would be more than `most_scores`, 1 GB, the queries go in as many pieces as that takes.
 
     Args:
-        channels_last: take and give (N, L, C) and (N, M, C).
+        channels_last: take and give (N, L, C) and (N, M, C); there may be more axes in front.
     """
 
     most_scores = 2**28
 
     def __init__(self, channels_last: bool = False):
         super().__init__()
-        self.tokens = 1 if channels_last else 2  # their axis
+        self.tokens = -2 if channels_last else -1  # their axis
         if channels_last:
             self.match, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
         else:
             self.match, self.mix = ops.BatchMatMul(transpose_a=True), ops.BatchMatMul(transpose_b=True)
 
-    def construct(self, q, k, v):
-        n, length, keys = q.shape[0], q.shape[self.tokens], k.shape[self.tokens]
+    def construct(self, q, k, v, hidden=None):
+        """hidden: True at keys that get no weight, of a shape that broadcasts to the scores' (..., L, M)."""
+        keys, length = k.shape[self.tokens], q.shape[self.tokens]
         if keys == 1:
             # A lone key has all the weight. (PyNative in MindSpore 2.10, once it has had a gradient of a softmax over
             # one value, gets every later one wrong.)
             return ops.broadcast_to(self.cast(v), q.shape)
+        n = 1
+        for size in q.shape[:-2]:
+            n = n * size
         piece = max(1, self.most_scores // (n * keys))
         if length <= piece:
-            return self._attend(q, k, v)
+            return self._attend(q, k, v, hidden)
         rest = length % piece
         pieces = ()
         for part in split(q, (piece,) * (length // piece) + ((rest,) if rest else ()), self.tokens):
-            pieces += (self._attend(part, k, v),)
+            pieces += (self._attend(part, k, v, hidden),)
         return mint.cat(pieces, dim=self.tokens)
 
-    def _attend(self, q, k, v):
-        channels = q.shape[3 - self.tokens]
-        scores = self.cast(self.match(self.cast(q), self.cast(k)))  # (N, L, M)
-        weights = self.cast(ops.softmax(scores.astype(ms.float32) * channels**-0.5, axis=-1))
-        if self.tokens == 1:
+    def _attend(self, q, k, v, hidden):
+        channels = q.shape[-3 - self.tokens]
+        scores = self.cast(self.match(self.cast(q), self.cast(k))).astype(ms.float32) * channels**-0.5  # (..., L, M)
+        if hidden is not None:
+            scores = ops.masked_fill(scores, hidden, -1e30)
+        weights = self.cast(ops.softmax(scores, axis=-1))
+        if self.tokens == -2:
             return self.cast(self.mix(weights, self.cast(v)))
         return self.cast(self.mix(self.cast(v), weights))
+
+
+class MultiHeadAttention(PrecisionCell):
+    """Attention of several heads. q (B, L, heads, C), k and v (B, M, heads, C) -> (B, L, heads * C)
+
+    Args:
+        flash: let Ascend use its flash attention, which its form of this layer has.
+    """
+
+    def __init__(self, flash: bool = False):
+        super().__init__()
+        self.flash = flash
+        self.attention = DotProductAttention(channels_last=True)
+
+    def construct(self, q, k, v, hidden=None):
+        """hidden: (B, 1, 1, M), True at keys that get no weight; at least one of each sample must get some."""
+        return self.attend(q, k, v, hidden)
+
+    def attend(self, q, k, v, hidden):
+        b, length, heads, channels = q.shape
+        q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        return self.attention(q, k, v, hidden).transpose(0, 2, 1, 3).reshape(b, length, heads * channels)
 
 
 class SpatialAttention(nn.Cell):

@@ -38,6 +38,14 @@ def repeat_edges(x, axis: int, before: int, after: int):
     return mint.cat((first,) * (before + 1) + tuple(middle) + (last,) * (after + 1), dim=axis)
 
 
+def zeros_behind(x, axis: int, number: int):
+    """So many slices of zeros more at the end of `axis`."""
+    if not number:
+        return x
+    shape = x.shape[:axis] + (number,) + x.shape[axis + 1 :]
+    return mint.cat((x, mint.zeros(shape, dtype=x.dtype)), dim=axis)
+
+
 # Views, all of these, which cost nothing on Ascend; `ops.split`, `ops.narrow` and slices are kernels, compiled online.
 # `mint.split` is one too, but PyNative in MindSpore 2.10 gets its gradients wrong.
 

@@ -1,7 +1,8 @@
-"""Normalisation of (B, C, T, H, W), always in fp32."""
+"""Normalisation, always in fp32: of (B, C, T, H, W), and of tokens over their last axis."""
 
 import mindspore as ms
-from mindspore import Parameter, mint, ops
+import numpy as np
+from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from mg.models.layers.precision import PrecisionCell
@@ -44,3 +45,29 @@ class RMSNorm(PrecisionCell):
         x = x.astype(ms.float32)
         root = mint.pow(mint.mean(x.square(), dim=1, keepdim=True) + self.eps, -0.5)  # (B, 1, T, H, W)
         return self.cast(x * root * self.gamma.reshape(1, -1, 1, 1, 1) + self.beta.reshape(1, -1, 1, 1, 1))
+
+
+class LayerNorm(nn.Cell):
+    """LayerNorm over the last axis, (..., C), without gains and offsets; gives fp32."""
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.ones, self.zeros = Tensor(np.ones(channels, np.float32)), Tensor(np.zeros(channels, np.float32))
+
+    def construct(self, x):
+        return self.norm(x.astype(ms.float32), self.ones, self.zeros)[0]
+
+
+class LastAxisRMSNorm(PrecisionCell):
+    """x / sqrt(mean over the last axis of x^2 + eps) * weight, (..., C), as Llama and T5 have it; in fp32."""
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (channels,)), name="weight")
+        self.eps = eps
+
+    def construct(self, x):
+        x = x.astype(ms.float32)
+        root = mint.pow(mint.mean(x.square(), dim=-1, keepdim=True) + self.eps, -0.5)
+        return self.cast(x * root * self.weight)

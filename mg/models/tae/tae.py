@@ -16,9 +16,10 @@ from pathlib import Path
 from mindspore import ops
 
 from mg.checkpoints import StateDict
-from mg.models.autoencoder import Format, VideoAutoencoder, described_here
+from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.stored import Format, described_here
 from mg.models.tae.weights import expected_shapes, from_mindone, own_part
 
 TAE_CONFIG = {

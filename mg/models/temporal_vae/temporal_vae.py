@@ -29,10 +29,11 @@ from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
 from mg.models import naming
-from mg.models.autoencoder import Format, VideoAutoencoder, check_video, sample
+from mg.models.autoencoder import VideoAutoencoder, check_video, sample
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.layers.layout import narrow, split
 from mg.models.layers.resnet import ResnetBlock
+from mg.models.stored import Format
 from mg.models.streaming import Encoded
 from mg.models.temporal_vae.blocks import TemporalVAE
 from mg.models.temporal_vae.weights import (

@@ -7,12 +7,13 @@ products are saved, and operators added; nobody has measured yet which is faster
 
 import itertools
 
-from mindspore import mint, nn
+import mindspore as ms
+from mindspore import mint, nn, ops
 from mindspore.ops.auto_generate.gen_ops_prim import conv3d_ext_op
 
-from mg.models.layers import conv, resample
+from mg.models.layers import attention, conv, resample
 from mg.models.layers.forms.fewer import fold
-from mg.models.layers.layout import ends, narrow, split
+from mg.models.layers.layout import ends, narrow, split, zeros_behind
 
 
 def conv3d(x, weight, bias, stride, padding, groups):
@@ -60,7 +61,30 @@ class DoublingCausalConv3d(resample.DoublingCausalConv3d):
     pad = CausalConv3d.pad
 
 
+class MultiHeadAttention(attention.MultiHeadAttention):
+    """Flash attention in fp16 and bf16, where it was asked for and pays: for more tokens than there are sequences.
+
+    `ops.flash_attention_score` takes heads of a multiple of 16 channels, up to 2048 sequences, and a mask of every
+    query's keys; zeros behind a head's channels change neither scores nor what is kept.
+    """
+
+    def construct(self, q, k, v, hidden=None):
+        q, k, v = self.cast(q), self.cast(k), self.cast(v)
+        sequences, length, heads, channels = q.shape
+        if not self.flash or q.dtype == ms.float32 or sequences >= length or sequences > 2048:
+            return self.attend(q, k, v, hidden)
+        if hidden is not None:
+            hidden = ops.broadcast_to(hidden, (sequences, 1, length, k.shape[1]))
+        lacking = -channels % 16
+        q, k, v = zeros_behind(q, 3, lacking), zeros_behind(k, 3, lacking), zeros_behind(v, 3, lacking)
+        y = ops.flash_attention_score(
+            q, k, v, heads, attn_mask=hidden, scalar_value=channels**-0.5, input_layout="BSND"
+        )  # (B, L, heads, C and what it lacked)
+        return narrow(y, 3, 0, channels).reshape(sequences, length, heads * channels)
+
+
 LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
+    attention.MultiHeadAttention: MultiHeadAttention,
     conv.Convolution: Convolution,
     conv.TemporalConv: TemporalConv,
     resample.DoublingTemporalConv: DoublingTemporalConv,

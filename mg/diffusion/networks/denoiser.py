@@ -1,0 +1,296 @@
+"""`Denoiser`: the one interface that the networks have.
+
+    model = create_denoiser("STDiT3-XL/2", pretrained="OpenSora-STDiT-v3", dtype="bf16")
+    eps = model(x, t, y, mask, height=height, width=width, fps=fps)[:, :4]
+
+A graph is compiled for every size of the latents, and not for every caption: those are filled up to the longest.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, mint, nn
+from mindspore.nn.utils import no_init_parameters
+
+from mg import runtime
+from mg.checkpoints import LoadReport, StateDict
+from mg.diffusion.networks import weights
+from mg.models import naming
+from mg.models.layers.forms import set_form
+from mg.models.layers.precision import set_precision
+from mg.models.registry import Registry, merge_config
+from mg.models.stored import StoredModel, described_here
+
+DENOISERS: "Registry[Denoiser]" = Registry()  # filled by `mg.diffusion.networks`
+
+# What all four have in their configs.
+CONFIG = {
+    "input_size": None,  # latent frames, rows and columns; None for any, where the network takes any
+    "in_channels": 4,
+    "patch_size": (1, 2, 2),
+    "hidden_size": 1152,
+    "depth": 28,
+    "num_heads": 16,
+    "mlp_ratio": 4.0,
+    "pred_sigma": True,  # a variance beside every value that is predicted: twice the channels come out
+    "caption_channels": 4096,
+    "model_max_length": 120,  # tokens of a caption
+    "enable_flash_attn": False,  # on Ascend; elsewhere it changes nothing
+}
+# And those whose frames may be given.
+STDIT_CONFIG = {**CONFIG, "norm_given_twice": False}  # as Open-Sora does it: see T2IFinalLayer
+
+
+class Denoiser(StoredModel):
+    """Base of the networks. One sets the class attributes, and builds itself in `build`.
+
+    Args:
+        config: overrides of `default_config`.
+        pretrained: file or folder of weights, ours or the original's, or PixArt's to start from.
+        dtype: fp32 | fp16 | bf16, the precision of products; norms, softmax, timesteps, sizes and positions are fp32.
+        use_recompute: gradient checkpointing, block by block.
+
+    Attributes:
+        in_channels, out_channels: of the latents, and of what is predicted.
+        extra_inputs: what the network wants to know of each sample beside timestep and caption, in this order.
+        takes_frame_mask: some frames may be given, and the others generated.
+        width_factors: what the width must be divisible by, beside the heads.
+        new_to_older: patterns of the parameters that files of PixArt or DiT lack, which may be started from; the first
+            pattern's tell those files from this network's own.
+        blocks_of_older: what their blocks are here.
+        variants: configs of which files differ in the kinds of their parameters.
+
+    Raises:
+        ValueError: a config that cannot be built.
+        CheckpointError: weights that cannot be read or do not fit.
+    """
+
+    extra_inputs: tuple[str, ...] = ()
+    takes_frame_mask = True
+    width_factors: tuple[int, ...] = (4,)
+    new_to_older: tuple[str, ...] = ()
+    blocks_of_older = "blocks."
+    variants: tuple[dict, ...] = ({},)
+
+    def __init__(
+        self,
+        config: dict | None = None,
+        pretrained: str | Path | StateDict | None = None,
+        dtype: str = "fp32",
+        use_recompute: bool = False,
+    ):
+        super().__init__()
+        stored = {} if pretrained is None else DENOISERS.stored_config(pretrained, type(self))
+        self.config = self.complete({**stored, **(config or {})})
+        self.in_channels = self.config["in_channels"]
+        self.out_channels = self.in_channels * (2 if self.config["pred_sigma"] else 1)
+        self.patch_size = tuple(self.config["patch_size"])
+        self.patch_values = math.prod(self.patch_size) * self.out_channels
+        self.build(self.config)
+        self.dtype = dtype
+        runtime.block_on_cpu()
+        set_form(self, standard_layout=True)
+        set_precision(self, dtype)
+        if use_recompute:
+            self.recompute_activations()
+        if pretrained is not None:
+            self.load_weights(pretrained)
+
+    # What a network has or overrides.
+
+    def build(self, config: dict) -> None:
+        """Make the layers."""
+        raise NotImplementedError
+
+    @classmethod
+    def complete(cls, config: dict) -> dict:
+        """A config with the defaults in it, checked.
+
+        Raises:
+            ValueError: an unknown key, or a value that cannot be built.
+        """
+        config = merge_config(cls.default_config, config, cls.name)
+        channels, heads = config["hidden_size"], config["num_heads"]
+        for key in ("in_channels", "hidden_size", "depth", "num_heads", "caption_channels", "model_max_length"):
+            if type(config[key]) is not int or config[key] < 1:
+                raise ValueError(f"{cls.name}: {key} is {config[key]!r}; it must be a whole number above 0")
+        for key in ("patch_size", "input_size"):
+            value = config[key]
+            if value is None and key == "input_size":
+                continue
+            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(type(n) is int for n in value):
+                raise ValueError(f"{cls.name}: {key} is {value!r}; it must be three whole numbers, (T, H, W)")
+        factor = math.lcm(heads, *cls.width_factors)
+        if channels % factor:
+            raise ValueError(f"{cls.name}: hidden_size is {channels}; it must be a multiple of {factor}")
+        if channels // heads % 2:
+            raise ValueError(f"{cls.name}: {channels} channels in {heads} heads are odd for each; it must be even")
+        return config
+
+    @classmethod
+    def positions(cls, config: dict) -> dict[str, np.ndarray]:
+        """The parameters that `settings` names."""
+        return {}
+
+    @property
+    def null_caption(self) -> np.ndarray:
+        """The caption of none (L, D), in the text encoder's channels."""
+        return self.y_embedder.y_embedding.asnumpy()
+
+    def recompute_activations(self) -> None:
+        """Gradient checkpointing: keep what goes into blocks for the backward pass, and compute the rest again."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, nn.CellList):
+                for block in cell:
+                    block.recompute()
+
+    # Called from Python; a graph around it sees `construct`, and gives all inputs in full.
+
+    def __call__(self, x, t, y, mask=None, x_mask=None, **extra):
+        """What the latents' noise (or velocity) is, and where `pred_sigma` the variance's values behind it.
+
+        Args:
+            x: latents (B, C, T, H, W).
+            t: timesteps (B,).
+            y: captions (B, 1, L, D), L up to `model_max_length`.
+            mask: (B, L), nonzero at tokens of the caption; by default all are. Fewer rows than x has are repeated.
+            x_mask: (B, T), True at frames that are to be generated, False at those that are given; T after patching.
+            extra: `extra_inputs`, (B,) each, or fewer, repeated as mask's rows; heights and widths in pixels, and
+                num_frames are of the video, ar is height / width.
+
+        Returns:
+            (B, out_channels, T, H, W) in fp32.
+
+        Raises:
+            ValueError: a shape that is wrong, or an input that is missing or not taken.
+        """
+        b = self._check_latents(x)
+        missing = [name for name in self.extra_inputs if extra.get(name) is None]
+        unknown = [name for name in extra if name not in self.extra_inputs]
+        if missing or unknown:
+            wrong = f"lacks {', '.join(missing)}" if missing else f"takes no {', '.join(unknown)}"
+            wanted = f"beside x, t, y and masks it takes {', '.join(self.extra_inputs) or 'nothing'}"
+            raise ValueError(f"this call of {self.name} {wrong}; {wanted}")
+        t = self._of_samples(t, b, "t", ms.float32)
+        sizes = [self._of_samples(extra[name], b, name, ms.float32) for name in self.extra_inputs]
+        y, mask = self._caption(y, mask, b)
+        if x_mask is not None:
+            frames = -(-x.shape[2] // self.patch_size[0])
+            if not self.takes_frame_mask:
+                raise ValueError(f"{self.name} takes no frame mask (x_mask): it generates all frames")
+            if tuple(x_mask.shape) != (b, frames):
+                raise ValueError(f"x_mask has shape {tuple(x_mask.shape)}; it must be {(b, frames)}, (B, T)")
+            x_mask = x_mask.astype(ms.bool_)
+        return super().__call__(x, t, y, mask, x_mask, *sizes)
+
+    def _check_latents(self, x) -> int:
+        """The batch size of x."""
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"x has shape {tuple(x.shape)}; it must be (B, {self.in_channels}, T, H, W)")
+        return x.shape[0]
+
+    def _of_samples(self, value, samples: int, name: str, dtype):
+        """One value or row for each sample, in place of one for each of a few, which come again and again."""
+        if value.shape[0] == 0 or samples % value.shape[0]:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have {samples} rows, or divide that")
+        value = value.astype(dtype)
+        times = samples // value.shape[0]
+        return value if times == 1 else mint.cat((value,) * times, dim=0)
+
+    def _caption(self, y, mask, samples: int):
+        """The captions and their mask, filled up to the longest."""
+        longest, channels = self.config["model_max_length"], self.config["caption_channels"]
+        if y.ndim != 4 or y.shape[1] != 1 or y.shape[3] != channels or y.shape[2] > longest:
+            wanted = f"(B, 1, L, {channels}), L up to {longest}"
+            raise ValueError(f"y has shape {tuple(y.shape)}; it must be {wanted}")
+        tokens = y.shape[2]
+        y = self._of_samples(y, samples, "y", ms.float32)
+        if mask is None:
+            mask = Tensor(np.ones((samples, tokens), np.bool_))
+        elif tuple(mask.shape[1:]) != (tokens,):
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be (B, {tokens}), as y has it")
+        mask = self._of_samples(mask, samples, "mask", ms.float32)
+        if tokens < longest:
+            y = mint.cat((y, mint.zeros((samples, 1, longest - tokens, channels))), dim=2)
+            mask = mint.cat((mask, mint.zeros((samples, longest - tokens))), dim=1)
+        return y, mask > 0
+
+    # Weights: names are the originals'.
+
+    @classmethod
+    def is_original_config(cls, config: dict) -> bool:
+        architectures = config.get("architectures")
+        named = [config.get("model_type"), *(architectures if isinstance(architectures, list) else [])]
+        return "model" not in config and any(name in cls.originals for name in named)
+
+    @classmethod
+    def translate_config(cls, config: dict) -> dict:
+        return weights.config_from_open_sora(config, cls.default_config) if cls.is_original_config(config) else config
+
+    @classmethod
+    def original_config(cls, config: dict) -> dict:
+        if not cls.originals:  # those of Open-Sora 1.0 have none
+            return described_here(cls.name)(config)
+        return weights.config_to_open_sora(config, cls.originals[0])
+
+    @classmethod
+    def weight_shapes(cls, config: dict) -> dict[str, tuple[int, ...]]:
+        with no_init_parameters():  # which then take no memory
+            return {name: tuple(p.shape) for name, p in cls(config).named_weights()}
+
+    @classmethod
+    def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether a file holds exactly the kinds of parameters that this network has, in one of its variants; what
+        follows from the config may be there or not."""
+        for parts, kinds in _kinds(cls):  # type: ignore[arg-type]  # the __hash__ that mypy sees is an instance's
+            own = naming.own_part(shapes, parts).items()
+            if weights.kinds({name: shape for name, shape in own if name.partition(".")[0] in parts}) == kinds:
+                return True
+        return False
+
+    @classmethod
+    def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
+        """Also of older networks' files, PixArt's or DiT's: `report.new` is then what they lack."""
+        settings = cls.positions(cls.complete(config))
+        return weights.fit(state, wanted, settings, cls.new_to_older, cls.blocks_of_older)
+
+
+class SizedDenoiser(Denoiser):
+    """One for latents of a single size, `input_size`, on which its positions depend."""
+
+    @classmethod
+    def complete(cls, config: dict) -> dict:
+        config = super().complete(config)
+        if config["input_size"] is None:
+            raise ValueError(f"{cls.name}: input_size is None; it must be three whole numbers, (T, H, W)")
+        return config
+
+    @staticmethod
+    def grid(config: dict) -> tuple[int, int, int]:
+        """How many patches there are along T, H and W."""
+        t, h, w = (-(-size // patch) for size, patch in zip(config["input_size"], config["patch_size"]))
+        return t, h, w
+
+    def _check_latents(self, x) -> int:
+        samples = super()._check_latents(x)
+        if tuple(x.shape[2:]) != tuple(self.config["input_size"]):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, and this {self.name} is for {tuple(self.config['input_size'])} "
+                "(T, H, W); build it with that input_size"
+            )
+        return samples
+
+
+@functools.cache
+def _kinds(network: type[Denoiser]) -> list[tuple[set[str], set]]:
+    """For each variant of a network: the parts that files of it always have, and the kinds of parameters in those."""
+    found = []
+    for variant in network.variants:
+        shapes = network.weight_shapes({**variant, "depth": 1})
+        kept = {name: shape for name, shape in shapes.items() if name not in network.settings}
+        found.append(({name.partition(".")[0] for name in kept}, weights.kinds(kept)))
+    return found

@@ -1,0 +1,127 @@
+"""STDiT2, the network of Open-Sora 1.1: attention within frames and along time in every block, for videos of any size.
+
+Tokens get their place in the frame from `PositionEmbedding2D`, and in time by rotation. Height, width and aspect ratio
+modulate what happens within frames, the number of frames and their rate what happens along time.
+"""
+
+from mindspore import mint, nn
+
+from mg.diffusion.networks.blocks import (
+    Attention,
+    CaptionEmbedder,
+    Mlp,
+    ModulatedNorm,
+    MultiHeadCrossAttention,
+    PatchEmbed3D,
+    ScalarEmbedder,
+    Sum,
+    T2IFinalLayer,
+    TimestepEmbedder,
+    along_time,
+    hidden_tokens,
+    modulation_block,
+    modulations,
+    of_frames,
+    scale_shift_table,
+    unpatchify,
+    within_frames,
+)
+from mg.diffusion.networks.denoiser import STDIT_CONFIG, Denoiser
+from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding, rotary_frequencies
+from mg.models.layers.layout import narrow
+
+
+class STDiT2Block(nn.Cell):
+    """Attention within frames, along time and to the caption, and an MLP. Tokens (B, T, S, C) -> the same"""
+
+    def __init__(self, config: dict):
+        super().__init__()
+        channels, heads, flash = config["hidden_size"], config["num_heads"], config["enable_flash_attn"]
+        norms = {"qk_norm": config["qk_norm"], "qk_norm_legacy": config["qk_norm_legacy"], "flash": flash}
+        self.scale_shift_table = scale_shift_table(6, channels)
+        self.scale_shift_table_temporal = scale_shift_table(3, channels)
+        self.norm1 = ModulatedNorm(channels)
+        self.attn = Attention(channels, heads, **norms)
+        self.norm_temp = ModulatedNorm(channels)
+        self.attn_temp = Attention(channels, heads, **norms, proj_init="zeros")
+        self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, proj_init="zeros")
+        self.norm2 = ModulatedNorm(channels)
+        self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
+        self.sum = Sum()
+
+    def construct(self, x, y, t_spatial, t_temporal, rope, hidden=None):
+        """y: the caption (B, L, C); t_spatial, t_temporal: six and three modulations, (B, 1 or T, 1, n * C)."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(self.scale_shift_table, t_spatial)
+        x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
+        shift, scale, gate = modulations(self.scale_shift_table_temporal, t_temporal)
+        x = self.sum(x, along_time(self.attn_temp, self.norm_temp(x, shift, scale), rope), gate)
+        x = self.sum(x, self.cross_attn(x, y, hidden))
+        return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
+
+
+class STDiT2(Denoiser):
+    """STDiT2. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
+
+    name = "stdit2"
+    default_config = {
+        **STDIT_CONFIG,
+        "input_size": None,
+        "model_max_length": 200,
+        "input_sq_size": 512,
+        "qk_norm": True,
+        "qk_norm_legacy": True,
+    }
+    extra_inputs = ("height", "width", "num_frames", "ar", "fps")
+    originals = ("STDiT2",)
+    width_factors = (3, 4)
+    new_to_older = (
+        r"\.attn_temp\.",
+        r"\.scale_shift_table_temporal$",
+        r"\.[qk]_norm\.",
+        *(rf"^{layer}\." for layer in ("t_block_temp", "csize_embedder", "ar_embedder", "fl_embedder", "fps_embedder")),
+    )
+    settings = ("rope.freqs",)
+
+    @classmethod
+    def positions(cls, config):
+        return {"rope.freqs": rotary_frequencies(config["hidden_size"] // config["num_heads"])}
+
+    def build(self, config: dict) -> None:
+        channels = config["hidden_size"]
+        self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
+        self.sum = Sum()
+        self.x_embedder = PatchEmbed3D(config["patch_size"], config["in_channels"], channels)
+        self.t_embedder = TimestepEmbedder(channels)
+        self.t_block = modulation_block(channels, 6)
+        self.t_block_temp = modulation_block(channels, 3)
+        self.y_embedder = CaptionEmbedder(config["caption_channels"], channels, config["model_max_length"])
+        self.rope = RotaryEmbedding(channels // config["num_heads"])
+        self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config["depth"])])
+        self.final_layer = T2IFinalLayer(channels, self.patch_values, config["norm_given_twice"], "zeros")
+        self.csize_embedder = ScalarEmbedder(channels // 3)
+        self.ar_embedder = ScalarEmbedder(channels // 3)
+        self.fl_embedder = ScalarEmbedder(channels)
+        self.fps_embedder = ScalarEmbedder(channels)
+
+    def construct(self, x, t, y, mask=None, x_mask=None, height=None, width=None, num_frames=None, ar=None, fps=None):
+        size = x.shape[2:]
+        x = self.x_embedder(x)  # (B, T, H, W, C)
+        grid = x.shape[1:4]
+        pos_embed = self.pos_embed(narrow(height, 0, 0, 1), narrow(width, 0, 0, 1), grid[1], grid[2])
+        x = self.sum(x.reshape(x.shape[0], grid[0], grid[1] * grid[2], x.shape[4]), pos_embed)
+
+        of_size = mint.cat((self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(ar)), dim=1)
+        of_length = self.fl_embedder(num_frames) + self.fps_embedder(fps)
+        t, t0 = self.t_embedder(t), self.t_embedder(mint.zeros(t.shape))
+        of_size0 = t0 + of_size
+        t_spatial = of_frames(x_mask, self.t_block(t + of_size), self.t_block(of_size0))
+        t_temporal = of_frames(x_mask, self.t_block_temp(t + of_length), self.t_block_temp(t0 + of_length))
+
+        y = self.y_embedder(y.squeeze(1))  # (B, L, C)
+        hidden = None if mask is None else hidden_tokens(mask)
+        rope = self.rope(grid[0])
+        for block in self.blocks:
+            x = block(x, y, t_spatial, t_temporal, rope, hidden)
+        # Frames that are generated know nothing of their size here, those that are given do: so it was trained.
+        x = self.final_layer(x, t, of_size0, x_mask)
+        return unpatchify(x, grid, self.patch_size, size)

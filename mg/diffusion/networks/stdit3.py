@@ -1,0 +1,117 @@
+"""STDiT3, the network of Open-Sora 1.2: blocks within frames and blocks along time in turn, for videos of any size.
+
+Tokens get their place in the frame from `PositionEmbedding2D`, and in time by rotation; the frame rate is added to the
+timestep.
+"""
+
+from mindspore import mint, nn
+from mindspore.common.initializer import Normal
+
+from mg.diffusion.networks.blocks import (
+    Attention,
+    CaptionEmbedder,
+    Mlp,
+    ModulatedNorm,
+    MultiHeadCrossAttention,
+    PatchEmbed3D,
+    ScalarEmbedder,
+    Sum,
+    T2IFinalLayer,
+    along_time,
+    hidden_tokens,
+    modulation_block,
+    modulations,
+    of_frames,
+    scale_shift_table,
+    unpatchify,
+    within_frames,
+)
+from mg.diffusion.networks.denoiser import STDIT_CONFIG, Denoiser
+from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding, rotary_frequencies
+from mg.models.layers.layout import narrow
+
+
+class STDiT3Block(nn.Cell):
+    """Attention and an MLP, with attention to the caption between them. Tokens (B, T, S, C) -> the same
+
+    Args:
+        temporal: attend along time; else within frames. Such a block starts as if it were not there.
+    """
+
+    def __init__(self, config: dict, temporal: bool):
+        super().__init__()
+        channels, heads, flash = config["hidden_size"], config["num_heads"], config["enable_flash_attn"]
+        start = "zeros" if temporal else None
+        self.temporal = temporal
+        self.scale_shift_table = scale_shift_table(6, channels)
+        self.norm1 = ModulatedNorm(channels)
+        self.attn = Attention(channels, heads, config["qk_norm"], config["qk_norm_legacy"], flash, start)
+        self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, start)
+        self.norm2 = ModulatedNorm(channels)
+        self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels, last_init=start)
+        self.sum = Sum()
+
+    def construct(self, x, y, t, rope, hidden=None):
+        """y: the caption (B, L, C); t: six modulations, (B, 1 or T, 1, 6 * C)."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(self.scale_shift_table, t)
+        h = self.norm1(x, shift, scale)
+        h = along_time(self.attn, h, rope) if self.temporal else within_frames(self.attn, h)
+        x = self.sum(x, h, gate)
+        x = self.sum(x, self.cross_attn(x, y, hidden))
+        return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
+
+
+class STDiT3(Denoiser):
+    """STDiT3. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
+
+    name = "stdit3"
+    default_config = {
+        **STDIT_CONFIG,
+        "input_size": None,
+        "model_max_length": 300,
+        "input_sq_size": 512,
+        "qk_norm": True,
+        "qk_norm_legacy": False,
+    }
+    extra_inputs = ("height", "width", "fps")
+    originals = ("STDiT3",)
+    new_to_older = (r"^temporal_blocks\.", r"\.[qk]_norm\.", r"^fps_embedder\.")
+    blocks_of_older = "spatial_blocks."
+    settings = ("rope.freqs",)
+
+    @classmethod
+    def positions(cls, config):
+        return {"rope.freqs": rotary_frequencies(config["hidden_size"] // config["num_heads"])}
+
+    def build(self, config: dict) -> None:
+        channels = config["hidden_size"]
+        self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
+        self.sum = Sum()
+        self.rope = RotaryEmbedding(channels // config["num_heads"])
+        self.x_embedder = PatchEmbed3D(config["patch_size"], config["in_channels"], channels)
+        self.t_embedder = ScalarEmbedder(channels)
+        self.fps_embedder = ScalarEmbedder(channels, first_init=Normal(0.02), last_init="zeros")
+        self.t_block = modulation_block(channels, 6)
+        self.y_embedder = CaptionEmbedder(config["caption_channels"], channels, config["model_max_length"])
+        self.spatial_blocks = nn.CellList([STDiT3Block(config, False) for _ in range(config["depth"])])
+        self.temporal_blocks = nn.CellList([STDiT3Block(config, True) for _ in range(config["depth"])])
+        self.final_layer = T2IFinalLayer(channels, self.patch_values, config["norm_given_twice"])
+
+    def construct(self, x, t, y, mask=None, x_mask=None, height=None, width=None, fps=None):
+        size = x.shape[2:]
+        x = self.x_embedder(x)  # (B, T, H, W, C)
+        grid = x.shape[1:4]
+        pos_embed = self.pos_embed(narrow(height, 0, 0, 1), narrow(width, 0, 0, 1), grid[1], grid[2])
+        x = self.sum(x.reshape(x.shape[0], grid[0], grid[1] * grid[2], x.shape[4]), pos_embed)
+
+        fps = self.fps_embedder(fps)
+        t, t0 = self.t_embedder(t) + fps, self.t_embedder(mint.zeros(t.shape)) + fps
+        t_mlp = of_frames(x_mask, self.t_block(t), self.t_block(t0))
+
+        y = self.y_embedder(y.squeeze(1))  # (B, L, C)
+        hidden = None if mask is None else hidden_tokens(mask)
+        rope = self.rope(grid[0])
+        for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks):
+            x = spatial(x, y, t_mlp, rope, hidden)
+            x = temporal(x, y, t_mlp, rope, hidden)
+        return unpatchify(self.final_layer(x, t, t0, x_mask), grid, self.patch_size, size)
