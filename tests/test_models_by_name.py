@@ -18,7 +18,7 @@ from mg.config import parse_config
 from mg.evaluation.benchmark import BenchmarkConfig, read_contestants
 from mg.evaluation.clips import ClipsConfig, load_model
 from mg.models import VideoAutoencoder, create_model, from_pretrained, list_models, model_class, model_name, recognise
-from mg.models import registry as models_registry
+from mg.models.registry import AUTOENCODERS
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.tae.tae import TemporalAutoencoder
 
@@ -74,7 +74,7 @@ def write(tmp_path):
 @pytest.fixture
 def registry(monkeypatch):
     """Models that a test registers are gone after it."""
-    monkeypatch.setattr(models_registry, "_MODELS", dict(models_registry._MODELS))
+    monkeypatch.setattr(AUTOENCODERS, "_own", dict(AUTOENCODERS._own))
 
 
 # By tensors.

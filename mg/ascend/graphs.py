@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import ParameterTuple, Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from mg import runtime
-from mg.ascend.sizes import SIZES
+from mg.ascend.sizes import DENOISERS, SIZES
 from mg.checkpoints import write_state_dict
+from mg.diffusion.networks import create_denoiser
 from mg.losses.adversarial import DiscriminatorLossConfig
 from mg.losses.backbones import BACKBONES, BackboneFeatures
 from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
@@ -33,12 +34,16 @@ MODELS = tuple(SIZES["small"])
 INFERENCE = ("encode", "encode_image", "decode", "decode_image")
 # `checkpointed` is `accumulate` with gradient checkpointing; `compete` is it against a discriminator.
 TRAINING = ("accumulate", "accumulate_image", "checkpointed", "compete", "reduce", "update", "update_with_ema")
+# Of a network that denoises: `given` has frames that are given, `flash` flash attention, and `gradient` is that of its
+# output, with gradient checkpointing.
+DENOISING = ("denoise", "denoise_given", "denoise_flash", "gradient")
 # What does not depend on the autoencoder, and so is compiled with none or a small one.
 APART = {
     "discriminator": ("judge", "judge_vanilla", "track", "reduce", "update"),
     "optimizer": tuple(OPTIMIZERS),
     "lpips": tuple(BACKBONES),
     "loss_scale": ("adjust",),
+    **dict.fromkeys(DENOISERS["small"], DENOISING),
 }
 CONTROLS = ("refused", "on_host", "too_wide", "grouped")
 TRAINED = "parameters trained: "  # what `main` says, and how many
@@ -50,7 +55,7 @@ class Graph:
 
     Attributes:
         model: of MODELS, or another thing that has graphs: of APART, or "control".
-        part: of INFERENCE or TRAINING, or what APART has; of CONTROLS.
+        part: of INFERENCE, TRAINING or DENOISING, or what APART has; of CONTROLS.
         dtype: fp32 | fp16 | bf16.
         size: small | full.
     """
@@ -65,7 +70,7 @@ class Graph:
 
     @property
     def trains(self) -> bool:
-        return self.part not in INFERENCE and self.model != "lpips"
+        return self.part not in INFERENCE and not self.part.startswith("denoise") and self.model != "lpips"
 
 
 def graphs(
@@ -94,7 +99,9 @@ def graphs(
 
 
 def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
-    """Whether a graph is the same as one of another precision or size."""
+    """Whether a graph is the same as one of another part, precision or size."""
+    if (model == "dit" and part == "denoise_given") or (part == "denoise_flash" and dtype == "fp32"):
+        return True
     if model in ("optimizer", "loss_scale"):
         return dtype != "fp32" or size != "small"
     # LPIPS and parameters are fp32 in every precision.
@@ -121,6 +128,8 @@ def build(graph: Graph, weights: Path) -> Built:
         pixels = SIZES[graph.size]["tae"].pixels
         images = _zeros(4, 3, pixels, pixels)
         return Built(LPIPSMaps(graph.part, _lpips_weights(graph.part, weights)), (images, images))
+    if graph.part in DENOISING:
+        return _denoising(graph)
     if graph.model in APART:
         graph, apart = Graph("tae", "", graph.dtype, graph.size), graph
         return _training_cell(*_model(graph), apart, weights)
@@ -212,6 +221,31 @@ def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights:
     if part == "compete":
         return Built(step._compete, (clip, noise, scale, scale, *masks))
     return Built(step._judge, (clip, clip, scale, *masks, *masks))
+
+
+class _Gradient(nn.Cell):
+    """The gradient of what a cell gives, for all of its parameters that are trained."""
+
+    def __init__(self, cell: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.cell = cell
+        self.gradient = ops.GradOperation(get_by_list=True)
+        self.trained = ParameterTuple(cell.trainable_params())
+
+    def construct(self, *inputs):
+        return self.gradient(self.cell, self.trained)(*inputs)
+
+
+def _denoising(graph: Graph) -> Built:
+    """A network that denoises, with the guided and the unguided half in one batch of two."""
+    (t, h, w), config = DENOISERS[graph.size][graph.model]
+    flash, gradient = graph.part == "denoise_flash", graph.part == "gradient"
+    network = create_denoiser(graph.model, None, graph.dtype, gradient, **config, enable_flash_attn=flash)
+    tokens = 1 if graph.model == "dit" else network.config["model_max_length"]
+    y, mask = _zeros(2, 1, tokens, network.config["caption_channels"]), Tensor(np.ones((2, tokens), np.bool_))
+    given = Tensor(np.ones((2, t), np.bool_)) if graph.part == "denoise_given" else None
+    inputs = (_zeros(2, network.in_channels, t, h, w), _zeros(2), y, None if graph.model == "dit" else mask, given)
+    return Built(_Gradient(network) if gradient else network, inputs + (_zeros(2),) * len(network.extra_inputs))
 
 
 def _all_terms(model: VideoAutoencoder, clip: Tensor, weights: Path) -> LossConfig:

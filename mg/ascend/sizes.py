@@ -1,6 +1,6 @@
-"""Every model in sizes to check it in: the smallest that has its kinds of layers, and the released one at the clips of
-its configs; and between them one that is narrow, but as deep as the released one, so that it sees such a frame as that
-one does."""
+"""Every autoencoder in sizes to check it in: the smallest that has its kinds of layers, and the released one at the
+clips of its configs; and between them one that is narrow, but as deep as the released one, so that it sees such a frame
+as that one does. And every network that denoises, small and as released."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,23 @@ FULL = {
     "image_vae": Size(4, 256),
 }
 SIZES = {"small": SMALL, "full": FULL}
+# The networks that denoise, and their latents, (T, H, W): the smallest with an odd width, and the released ones at the
+# videos of their configs, 16 frames of 256x256 or 240x426 and 51 of 240x426.
+_SMALL_DENOISER = {"hidden_size": 96, "depth": 2, "num_heads": 4, "caption_channels": 32, "model_max_length": 12}
+DENOISERS: dict[str, dict[str, tuple[tuple[int, int, int], dict[str, Any]]]] = {
+    "small": {
+        "stdit": ((4, 6, 8), _SMALL_DENOISER | {"input_size": (4, 6, 8)}),
+        "stdit2": ((5, 6, 9), _SMALL_DENOISER),
+        "stdit3": ((5, 6, 9), _SMALL_DENOISER),
+        "dit": ((4, 8, 8), _SMALL_DENOISER | {"input_size": (4, 8, 8)}),
+    },
+    "full": {
+        "stdit": ((16, 32, 32), {}),
+        "stdit2": ((16, 30, 53), {}),
+        "stdit3": ((15, 30, 53), {}),
+        "dit": ((16, 32, 32), {}),
+    },
+}
 NARROW = {
     "tae": Size(8, 256, {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}),
     "dc_ae": Size(4, 256, SMALL["dc_ae"].config),

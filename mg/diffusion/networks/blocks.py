@@ -238,8 +238,8 @@ def of_frames(x_mask, generated, given):
 
 
 def modulations(table, t):
-    """A block's own table (n, C) on top of what all blocks have (B, 1 or T, 1, n * C) -> n times (B, 1 or T, 1, C)"""
-    n, c = table.shape
+    """A block's table (1, n, C) on top of what all blocks have (B, 1 or T, 1, n * C): n times (B, 1 or T, 1, C)"""
+    _, n, c = table.shape
     return split(table.reshape(1, 1, n, c) + t.reshape(t.shape[0], t.shape[1], n, c), 1, 2)
 
 
@@ -285,13 +285,14 @@ class T2IFinalLayer(nn.Cell):
     def construct(self, x, t, t0=None, x_mask=None):
         """t, t0: embedded timesteps (B, C), of frames that are generated and of those that are given, as in
         `of_frames`."""
+        table = self.scale_shift_table.expand_dims(0)
         if x_mask is None or not self.norm_given_twice:
-            return self.linear(self.modulate(x, of_frames(x_mask, t, t0)))
-        once = self.modulate(x, of_frames(None, t, None))
-        twice = self.modulate(once, of_frames(None, t0, None))
+            return self.linear(self.modulate(x, table, of_frames(x_mask, t, t0)))
+        once = self.modulate(x, table, of_frames(None, t, None))
+        twice = self.modulate(once, table, of_frames(None, t0, None))
         return self.linear(ops.where(x_mask.expand_dims(2).expand_dims(3), once, twice))
 
-    def modulate(self, x, t):
-        """t (B, 1 or T, 1, C)"""
-        shift, scale = split(self.scale_shift_table.expand_dims(0).expand_dims(0) + t, 1, 2)
+    def modulate(self, x, table, t):
+        """table (1, 2, C), t (B, 1 or T, 1, C)"""
+        shift, scale = split(table.expand_dims(0) + t, 1, 2)
         return self.norm_final(x, shift, scale)

@@ -51,9 +51,10 @@ class STDiT2Block(nn.Cell):
 
     def construct(self, x, y, t_spatial, t_temporal, rope, hidden=None):
         """y: the caption (B, L, C); t_spatial, t_temporal: six and three modulations, (B, 1 or T, 1, n * C)."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(self.scale_shift_table, t_spatial)
+        table, table_temporal = self.scale_shift_table.expand_dims(0), self.scale_shift_table_temporal.expand_dims(0)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t_spatial)
         x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
-        shift, scale, gate = modulations(self.scale_shift_table_temporal, t_temporal)
+        shift, scale, gate = modulations(table_temporal, t_temporal)
         x = self.sum(x, along_time(self.attn_temp, self.norm_temp(x, shift, scale), rope), gate)
         x = self.sum(x, self.cross_attn(x, y, hidden))
         return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)

@@ -53,7 +53,8 @@ class STDiT3Block(nn.Cell):
 
     def construct(self, x, y, t, rope, hidden=None):
         """y: the caption (B, L, C); t: six modulations, (B, 1 or T, 1, 6 * C)."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(self.scale_shift_table, t)
+        table = self.scale_shift_table.expand_dims(0)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t)
         h = self.norm1(x, shift, scale)
         h = along_time(self.attn, h, rope) if self.temporal else within_frames(self.attn, h)
         x = self.sum(x, h, gate)

@@ -53,6 +53,7 @@ class LayerNorm(nn.Cell):
     def __init__(self, channels: int, eps: float = 1e-6):
         super().__init__()
         self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.eps = eps
         self.ones, self.zeros = Tensor(np.ones(channels, np.float32)), Tensor(np.zeros(channels, np.float32))
 
     def construct(self, x):

@@ -9,9 +9,9 @@ import itertools
 
 import mindspore as ms
 from mindspore import mint, nn, ops
-from mindspore.ops.auto_generate.gen_ops_prim import conv3d_ext_op
+from mindspore.ops.auto_generate.gen_ops_prim import conv3d_ext_op, layer_norm_ext_op
 
-from mg.models.layers import attention, conv, resample
+from mg.models.layers import attention, conv, norm, resample
 from mg.models.layers.forms.fewer import fold
 from mg.models.layers.layout import ends, narrow, split, zeros_behind
 
@@ -61,6 +61,11 @@ class DoublingCausalConv3d(resample.DoublingCausalConv3d):
     pad = CausalConv3d.pad
 
 
+class LayerNorm(norm.LayerNorm):
+    def construct(self, x):
+        return layer_norm_ext_op(x.astype(ms.float32), self.ones.shape, self.ones, self.zeros, self.eps)[0]
+
+
 class MultiHeadAttention(attention.MultiHeadAttention):
     """Flash attention in fp16 and bf16, where it was asked for and pays: for more tokens than there are sequences.
 
@@ -84,6 +89,7 @@ class MultiHeadAttention(attention.MultiHeadAttention):
 
 
 LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
+    norm.LayerNorm: LayerNorm,
     attention.MultiHeadAttention: MultiHeadAttention,
     conv.Convolution: Convolution,
     conv.TemporalConv: TemporalConv,
