@@ -18,8 +18,8 @@ from mg.config import parse_config
 from mg.evaluation.benchmark import BenchmarkConfig, read_contestants
 from mg.evaluation.clips import ClipsConfig, load_model
 from mg.models import VideoAutoencoder, create_model, from_pretrained, list_models, model_class, model_name, recognise
-from mg.models.registry import AUTOENCODERS
 from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.registry import AUTOENCODERS
 from mg.models.tae.tae import TemporalAutoencoder
 
 DATA = Path(__file__).parent / "data"

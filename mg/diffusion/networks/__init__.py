@@ -29,7 +29,7 @@ TYPES: dict[str, tuple[str, dict]] = {
     "STDiT3-XL/2": ("stdit3", {}),
     "STDiT3-3B/2": ("stdit3", {"hidden_size": 1872, "num_heads": 26}),
     "DiT-XL/2": ("dit", {}),
-    "DiT-XL/2x2": ("dit", {"patch_size": (2, 2, 2)}),
+    "DiT-XL/2x2": ("dit", {"patch_size": [2, 2, 2]}),
 }
 
 

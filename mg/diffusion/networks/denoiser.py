@@ -31,7 +31,7 @@ DENOISERS: "Registry[Denoiser]" = Registry()  # filled by `mg.diffusion.networks
 CONFIG = {
     "input_size": None,  # latent frames, rows and columns; None for any, where the network takes any
     "in_channels": 4,
-    "patch_size": (1, 2, 2),
+    "patch_size": [1, 2, 2],
     "hidden_size": 1152,
     "depth": 28,
     "num_heads": 16,
@@ -123,7 +123,8 @@ class Denoiser(StoredModel):
             if value is None and key == "input_size":
                 continue
             if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(type(n) is int for n in value):
-                raise ValueError(f"{cls.name}: {key} is {value!r}; it must be three whole numbers, (T, H, W)")
+                raise ValueError(f"{cls.name}: {key} is {value!r}; it must be three whole numbers, [T, H, W]")
+            config[key] = list(value)
         factor = math.lcm(heads, *cls.width_factors)
         if channels % factor:
             raise ValueError(f"{cls.name}: hidden_size is {channels}; it must be a multiple of {factor}")
@@ -266,7 +267,7 @@ class SizedDenoiser(Denoiser):
     def complete(cls, config: dict) -> dict:
         config = super().complete(config)
         if config["input_size"] is None:
-            raise ValueError(f"{cls.name}: input_size is None; it must be three whole numbers, (T, H, W)")
+            raise ValueError(f"{cls.name}: input_size is None; it must be three whole numbers, [T, H, W]")
         return config
 
     @staticmethod
@@ -279,8 +280,8 @@ class SizedDenoiser(Denoiser):
         samples = super()._check_latents(x)
         if tuple(x.shape[2:]) != tuple(self.config["input_size"]):
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, and this {self.name} is for {tuple(self.config['input_size'])} "
-                "(T, H, W); build it with that input_size"
+                f"x has shape {tuple(x.shape)}, and this {self.name} is for {self.config['input_size']}, "
+                "[T, H, W]; build it with that input_size"
             )
         return samples
 

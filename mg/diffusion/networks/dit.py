@@ -73,7 +73,7 @@ class DiT(SizedDenoiser):
     name = "dit"
     default_config = {
         **CONFIG,
-        "input_size": (16, 32, 32),
+        "input_size": [16, 32, 32],
         "caption_channels": 512,
         "model_max_length": 77,  # of the text that becomes one vector
         "condition": "text",

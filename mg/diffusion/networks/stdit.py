@@ -60,7 +60,7 @@ class STDiT(SizedDenoiser):
     """STDiT. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
 
     name = "stdit"
-    default_config = {**STDIT_CONFIG, "input_size": (16, 32, 32), "space_scale": 1.0, "time_scale": 1.0}
+    default_config = {**STDIT_CONFIG, "input_size": [16, 32, 32], "space_scale": 1.0, "time_scale": 1.0}
     new_to_older = (r"\.attn_temp\.",)
     settings = ("pos_embed", "pos_embed_temporal")
 

@@ -91,7 +91,7 @@ class STDiT2(Denoiser):
         channels = config["hidden_size"]
         self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
         self.sum = Sum()
-        self.x_embedder = PatchEmbed3D(config["patch_size"], config["in_channels"], channels)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
         self.t_embedder = TimestepEmbedder(channels)
         self.t_block = modulation_block(channels, 6)
         self.t_block_temp = modulation_block(channels, 3)

@@ -89,7 +89,7 @@ class STDiT3(Denoiser):
         self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
         self.sum = Sum()
         self.rope = RotaryEmbedding(channels // config["num_heads"])
-        self.x_embedder = PatchEmbed3D(config["patch_size"], config["in_channels"], channels)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
         self.t_embedder = ScalarEmbedder(channels)
         self.fps_embedder = ScalarEmbedder(channels, first_init=Normal(0.02), last_init="zeros")
         self.t_block = modulation_block(channels, 6)
