@@ -28,6 +28,12 @@ _RELEASED = {
     "hunyuan_vae.safetensors": "get it from hpcai-tech/Open-Sora-v2 on Hugging Face",
     "sdxl_vae": "get the folder vae of PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers on Hugging Face",
     "sd3.5_vae": "get the folder vae of stabilityai/stable-diffusion-3.5-large on Hugging Face",
+    "OpenSora-STDiT-v2-stage2": "get it from hpcai-tech/OpenSora-STDiT-v2-stage2 on Hugging Face",
+    "OpenSora-STDiT-v2-stage3": "get it from hpcai-tech/OpenSora-STDiT-v2-stage3 on Hugging Face",
+    "OpenSora-STDiT-v3": "get it from hpcai-tech/OpenSora-STDiT-v3 on Hugging Face",
+    "OpenSora-v1-HQ-16x256x256.pth": "get it from hpcai-tech/Open-Sora on Hugging Face",
+    "OpenSora-v1-HQ-16x512x512.pth": "get it from hpcai-tech/Open-Sora on Hugging Face",
+    "PixArt-XL-2-512x512.pth": "get it from PixArt-alpha/PixArt-alpha on Hugging Face",
     "tae_vae2d.ckpt": "make it with mg-inflate from the folder vae of stabilityai/stable-diffusion-3.5-large",
 }
 

@@ -52,7 +52,8 @@ class Options:
     Args:
         device: the device.
         static: check the graphs for this device instead, without one.
-        models: names of models; by default all. When static also discriminator, optimizer, lpips and loss_scale.
+        models: names of models; by default all. When static also stdit, stdit2, stdit3, dit, discriminator, optimizer,
+            lpips and loss_scale.
         modes: graph (compiled) | pynative (op by op).
         dtypes: fp32 | fp16 | bf16.
         sizes: small models and clips, or with full narrow models at 256x256; when static full is the released models at
