@@ -36,6 +36,8 @@ _RELEASED = {
     "DiT-XL-2-256x256.pt": "get it from github.com/facebookresearch/DiT",
     "t5-v1_1-xxl": "get DeepFloyd/t5-v1_1-xxl from Hugging Face, spiece.model with it, and give its folder",
     "clip-vit-base-patch32": "get openai/clip-vit-base-patch32 from Hugging Face, and give its folder",
+    "OpenSora-STDiT-v2-stage2": "get it from hpcai-tech/OpenSora-STDiT-v2-stage2 on Hugging Face",
+    "PixArt-XL-2-512x512.pth": "get it from PixArt-alpha/PixArt-alpha on Hugging Face",
     "tae_vae2d.ckpt": "make it with mg-inflate from the folder vae of stabilityai/stable-diffusion-3.5-large",
 }
 
