@@ -23,6 +23,8 @@ else:  # where pytest brings it
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "tools").glob("*.py")])
+PROJECT_DATA = ["evaluation/page.html", "evaluation/report.html", "generation/gallery.html", "data/aspects.json"]
+PROJECT_DATA += ["ascend/symbols.txt", "py.typed"]
 BUILT_FROM = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE", "mg", "configs"]
 
 # Every command of the distribution, in one process: MindSpore is imported once. Prints where mg lies, then the names.
@@ -109,7 +111,7 @@ def test_the_wheel_has_all_modules_all_configs_and_the_marker_of_types(installed
 
     assert files(package, "**/*.py") == files(ROOT / "mg", "**/*.py")
     assert files(package / "configs", "**/*.yaml") == files(ROOT / "configs", "**/*.yaml")
-    for data in ("evaluation/report.html", "generation/gallery.html", "data/aspects.json", "ascend/symbols.txt", "py.typed"):
+    for data in PROJECT_DATA:
         assert (package / data).is_file(), data
     assert not (package / "configs").is_symlink()
 

@@ -196,7 +196,7 @@ def test_weights_that_fit_two_models_ask_which(write, registry):
         name = "another_tae"
 
     path = write(weights("tae"))
-    with pytest.raises(CheckpointError, match="may be those of tae or another_tae; give its name"):
+    with pytest.raises(CheckpointError, match="may be those of another_tae or tae; give its name"):
         from_pretrained(path, **CONFIGS["tae"])
     assert from_pretrained(path, "another_tae", **CONFIGS["tae"]).name == "another_tae"
 
