@@ -84,7 +84,7 @@ class Registry(Generic[Model]):
             alike, tensors = self.recognise(state.shapes), f"{next(iter(state))[:64]!r} and {len(state) - 1} more"
         if len(alike) == 1:
             return alike[0]
-        likeness = f"may be those of {' or '.join(alike)}" if alike else "are no known model's"
+        likeness = f"may be those of {' or '.join(sorted(alike))}" if alike else "are no known model's"
         raise CheckpointError(
             f"{path}: no config beside it says which model this is, and its tensors ({tensors}) {likeness}; give its "
             f"name, name= or on a command line --model.name or --model: one of {', '.join(self.names())}"
