@@ -13,7 +13,8 @@
 """
 
 from mg.config import parse_config, run_command_line
-from mg.training.trainer import TrainConfig, train
+from mg.training.autoencoder import TrainConfig
+from mg.training.trainer import train
 
 
 def main() -> None:

@@ -198,6 +198,11 @@ class ClipLoader:
             _logger.warning("image_ratio is 0: the %d images of the index are not used", len(rows) - len(self._videos))
 
     @property
+    def batch_size(self) -> int | None:
+        """Clips of a video step and rank; None where it is the bucket's."""
+        return self.config.batch_size if self._schedule is None else None
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps in which every video comes once (where all steps are image steps: every row). With buckets, those of
         the first epoch: others have more or fewer where rows are kept by chance."""
