@@ -152,7 +152,7 @@ class DenoiserTrainConfig(RunConfig):
 
 
 def check_paths(config: DenoiserTrainConfig) -> None:
-    """Raise ValueError where what a run takes is not there; nothing is loaded."""
+    """Raise ValueError where what a run takes is not there; nothing is loaded. One that goes on has its own weights."""
     wanted: dict[str, str | None] = {}
     if config.latents_path is None:
         wanted["vae.from_pretrained"] = config.vae.from_pretrained
@@ -163,7 +163,8 @@ def check_paths(config: DenoiserTrainConfig) -> None:
     for name, path in wanted.items():
         if path is None:
             raise ValueError(f"{name} must be given: weights, a file or a folder")
-    wanted["model.from_pretrained"] = config.model.from_pretrained
+    if not (config.resume or config.load):
+        wanted["model.from_pretrained"] = config.model.from_pretrained
     for name, path in wanted.items():
         if path is not None and not Path(path).exists():
             raise ValueError(f"{name}: {path}: no such file or folder; download the weights, and give where they lie")

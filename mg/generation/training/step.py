@@ -18,8 +18,6 @@ class DenoiserStep(Step):
         schedule: how latents are noised, and the loss.
     """
 
-    model: Denoiser
-
     def __init__(
         self,
         model: Denoiser,

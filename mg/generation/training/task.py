@@ -177,8 +177,10 @@ class DenoiserTask(Task):
         return sizes.pop()
 
     def _check_captions(self, rows: Sequence[IndexRow]) -> None:
-        """Raise TrainingError where captions are not there, before anything is trained."""
+        """Raise ValueError where captions are not there, or no classes, before anything is trained."""
         encoder = self.text_encoder
+        if encoder.type == "classes":
+            encoder.encode([row.caption for row in rows])
         if isinstance(encoder, StoredEmbeddings):
             missing = [row.caption for row in rows if row.caption not in encoder]
             if missing:
