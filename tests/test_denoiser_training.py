@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from commands import run_here
 from denoisers import DATA, array, inputs, original
 from mindspore import Tensor
 from tiny_text import clip_folder, t5_folder
@@ -276,15 +277,15 @@ def test_two_workers_make_one_worker_s_updates(stored, tmp_path):
     "model, scheduler", [("STDiT-XL/2", "iddpm"), ("STDiT2-XL/2", "iddpm-speed"), ("DiT-XL/2", "iddpm")]
 )
 def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, scheduler):
-    settings = options(place, "--max_steps=12", f"--mode={mode}", "--grad_checkpoint", model=model, scheduler=scheduler)
+    settings = options(place, "--max_steps=3", f"--mode={mode}", "--grad_checkpoint", model=model, scheduler=scheduler)
     if model.startswith("DiT"):
         folder = clip_folder(tmp_path / "clip")
         settings += ["--text_encoder.type=clip", f"--text_encoder.from_pretrained={folder}", "--model.condition=text"]
     else:
         settings.append(MASKS)
     records = run(tmp_path / "run", settings)
-    losses = [record["loss"] for record in records]
-    assert np.isfinite(losses).all() and np.mean(losses[-4:]) < np.mean(losses[:4]), losses
+    assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records), records
+    assert len(records) == 3 and records[-1]["skipped"] == 0
 
 
 # What is told.
@@ -326,6 +327,14 @@ def test_captions_that_are_not_there_are_told_at_once(stored, tmp_path):
 def test_a_network_for_one_size_is_not_trained_on_several(stored):
     with pytest.raises(TrainingError, match=r"is for latents of one size, and there are 2 .*; train STDiT2 or STDiT3"):
         built([*from_stores(stored, "means"), "--model.type=STDiT-XL/2", "--batch-size=1"])
+
+
+def test_the_command_trains_a_denoiser_where_the_config_has_a_scheduler(monkeypatch, capsys):
+    config = ROOT / "configs/generation/opensora-v1-1/train/stage1.yaml"
+    assert run_here(monkeypatch, "scripts/train.py", "--config", config, "--data-path=train.csv") == 2
+    assert capsys.readouterr().err.startswith(
+        "error: vae.from_pretrained: models/sd-vae-ft-ema: no such file or folder"
+    )
 
 
 # Sizes of Open-Sora 1.x.
