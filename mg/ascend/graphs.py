@@ -109,7 +109,7 @@ def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
     """Whether a graph is the same as one of another part, precision or size."""
     if (model == "dit" and part == "denoise_given") or (part == "denoise_flash" and dtype == "fp32"):
         return True
-    if part == "train" and (dtype == "fp16" or size != "small"):  # `gradient` and the loss make it up
+    if part == "train" and size != "small":  # `gradient` and the loss make it up
         return True
     if model in ("optimizer", "loss_scale", "diffusion_loss"):
         return dtype != "fp32" or size != "small"

@@ -12,7 +12,7 @@ A name may end in _ar1:1, one aspect ratio (width to height) in place of all, or
 `4K` and `4k` are the same.
 
 After Open-Sora, opensora/datasets/bucket.py and aspect.py: the assignment and pairs of v1.2, the sizes of v2.0. Sizes
-are computed from the number of pixels for whatever grid a model has, in place of v1.2's tables.
+are computed from the number of pixels for whatever grid a model has; v1.2's tables are in `mg.data.aspects`.
 """
 
 import difflib

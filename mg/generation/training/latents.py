@@ -1,11 +1,13 @@
 """Where a denoiser's latents come from: a frozen autoencoder, as clips come, or a folder of `mg-encode-latents`.
 
-Both are scaled to about unit variance, and cut to the latents that their clip fills whole.
+Both are called with a batch and give its latents (B, z, t, h, w), float32: samples of the posterior, each by noise from
+a seed of its own, or without seeds its mean. They are scaled to about unit variance, and cut to the latents that their
+clip fills whole.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,19 +17,6 @@ from mg.data.loader import Batch
 from mg.generation.codec import LatentCodec
 from mg.latents import LatentFolder
 from mg.sampling import noise_at
-
-
-class LatentSource(Protocol):
-    """Latents of batches.
-
-    Attributes:
-        in_channels: of them.
-    """
-
-    in_channels: int
-
-    def __call__(self, batch: Batch, seeds: Sequence[Sequence[int]] | None) -> np.ndarray:
-        """(B, z, t, h, w) float32; samples of the posterior, each by noise from its seed, or without seeds its mean."""
 
 
 class EncodedLatents:
