@@ -86,6 +86,23 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
     return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
+def gives_section(name: str, argv: list[str] | None = None) -> bool:
+    """Whether a command's arguments, or a file that they name as its config, give an option or a section.
+
+    Raises:
+        ValueError: a file that is missing or no YAML.
+    """
+    argv = _name_first(sys.argv[1:] if argv is None else argv)
+    for argument, following in zip(argv, [*argv[1:], ""]):
+        option, equals, value = argument.partition("=")
+        if option == f"--{name}" or option.startswith(f"--{name}."):
+            return True
+        file = value if equals else following
+        if option == "--config" and file and not file.endswith(".py") and name in _read_file(config_file(file)):
+            return True
+    return False
+
+
 def config_file(name: str) -> str:
     """The file that a config's name stands for: that file or, where configs/... is not there, the one that mg ships.
 
@@ -189,8 +206,9 @@ def _read_files(argv: list[str], aliases: dict[str, str]) -> list[str]:
         name = config_file(name)
         content, taken = _take_aliases(_read_file(name), aliases)
         for alias, value in taken.items():
-            _put(content, aliases[alias], alias, value, name)
-        result.append(f"--config={yaml.safe_dump(content) if taken else name}")
+            if not _is_nothing(value):
+                _put(content, aliases[alias], alias, value, name)
+        result.append(f"--config={yaml.safe_dump(content, sort_keys=False) if taken else name}")
     return result
 
 
@@ -233,6 +251,11 @@ def _put(content: dict, option: str, alias: str, value: Any, file: str) -> None:
             raise ValueError(f"{file}: {_no_section(section, content)}")
     if content.setdefault(key, value) != value:
         raise ValueError(f"{file}: {_two_values({option: content[key], alias: value})}")
+
+
+def _is_nothing(value: Any) -> bool:
+    """null, or a list of nulls: how the originals' configs leave an option to others."""
+    return value is None or (isinstance(value, list) and bool(value) and all(map(_is_nothing, value)))
 
 
 def _no_section(name: str, value: Any) -> str:

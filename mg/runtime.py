@@ -108,10 +108,15 @@ def setup(
         if rank:
             logging.getLogger("mg").setLevel(logging.WARNING)  # the first speaks for all
 
+    set_seed(seed)
+    return Runtime(found, rank, world_size)
+
+
+def set_seed(seed: int) -> None:
+    """Seed Python, numpy and MindSpore alike."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     ms.set_seed(seed)
-    return Runtime(found, rank, world_size)
 
 
 def block_on_cpu() -> None:

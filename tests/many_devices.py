@@ -20,6 +20,7 @@ from mg.data.errors import DataError
 from mg.data.index import read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.training import trainer
+from mg.training.autoencoder import TrainConfig
 from mg.training.step import TrainStep, Updater
 from mg.training.workers import WorkersError, require_same, share_bad_files
 
@@ -74,7 +75,7 @@ def record(output: Path, options: list[str], stop_after: int | None = None) -> N
 
     Updater.update, TrainStep.accumulate = recorded, stopping
     try:
-        trainer.train(parse_config(trainer.TrainConfig, "", [*SHORT, "--output_path", str(output), *options]))
+        trainer.train(parse_config(TrainConfig, "", [*SHORT, "--output_path", str(output), *options]))
     except Stop:
         pass
     finally:

@@ -359,9 +359,7 @@ def test_a_run_of_stage_2_logs_both_networks_and_keeps_the_discriminator(stage_2
 @pytest.mark.parametrize("weights", ["checkpoints/step_000002", "two_convs.ckpt"])
 def test_stage_2_begins_with_what_stage_1_left(stage_1, data, tmp_path, monkeypatch, weights):
     begun = {}
-    monkeypatch.setattr(
-        trainer, "_updates", lambda config, loader, model, *rest: begun.update(model.parameters_dict()) or iter(())
-    )
+    monkeypatch.setattr(trainer, "_updates", lambda task, *rest: begun.update(task.model.parameters_dict()) or iter(()))
     with pytest.raises(AttributeError):  # no generator, so nothing to close: the run ends before its first update
         short_run(tmp_path, *data, *ADVERSARY, "--model.from_pretrained", stage_1 / weights, "--max_steps=1")
     left = read_state_dict(stage_1 / "two_convs.ckpt")

@@ -34,7 +34,7 @@ from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
 from mg.evaluation.results import write_settings
 from mg.models import create_model
 from mg.settings import check_settings
-from mg.training.trainer import TrainConfig
+from mg.training.autoencoder import TrainConfig
 
 K2 = (1440, 2560)
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mg.config import parse_config, require, run_command_line, to_dict
-from mg.training.trainer import TrainConfig
+from mg.training.autoencoder import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,6 +13,7 @@ from mg import runtime
 from mg.cli import check_device
 from mg.config import parse_config
 from mg.training import trainer
+from mg.training.autoencoder import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKE = str(ROOT / "tools" / "make_cuda_home.py")
@@ -106,7 +107,7 @@ def test_training_has_the_same_bits_every_time_unless_told_otherwise(monkeypatch
     monkeypatch.setattr(runtime, "setup", setup)
     for options in [], ["--deterministic=false"]:
         with pytest.raises(Stop):
-            trainer.train(parse_config(trainer.TrainConfig, "", [f"--csv_path={tmp_path}/clips.csv", *options]))
+            trainer.train(parse_config(TrainConfig, "", [f"--csv_path={tmp_path}/clips.csv", *options]))
     assert asked == [True, False]
 
 

@@ -25,10 +25,11 @@ from mg.data.video import read_image
 from mg.losses.discriminator import DiscriminatorConfig
 from mg.losses.lpips import LPIPS
 from mg.models import create_model, from_pretrained
+from mg.training.autoencoder import TrainConfig
 from mg.training.data_changes import describe_changes
 from mg.training.optim import OPTIMIZERS, SCHEDULES
 from mg.training.step import TrainStep
-from mg.training.trainer import TrainConfig, TrainingError
+from mg.training.trainer import TrainingError
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train_tae.py"

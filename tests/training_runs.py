@@ -23,7 +23,8 @@ from mg.models import register_model
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import SpatialConv
 from mg.training import trainer
-from mg.training.trainer import TrainConfig, train
+from mg.training.autoencoder import TrainConfig
+from mg.training.trainer import train
 
 
 class OneConv(nn.Cell):

@@ -20,8 +20,9 @@ from mindspore.nn.utils import no_init_parameters
 from mg import runtime
 from mg.ascend.sizes import DENOISERS, SIZES, TEXT_SIZES
 from mg.checkpoints import write_state_dict
-from mg.diffusion.networks import create_denoiser
+from mg.diffusion.networks import Denoiser, create_denoiser
 from mg.diffusion.schedules import Schedule, create_schedule
+from mg.generation.training.step import DenoiserStep
 from mg.losses.adversarial import DiscriminatorLossConfig
 from mg.losses.backbones import BACKBONES, BackboneFeatures
 from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
@@ -38,9 +39,9 @@ INFERENCE = ("encode", "encode_image", "decode", "decode_image")
 # `checkpointed` is `accumulate` with gradient checkpointing; `compete` is it against a discriminator.
 TRAINING = ("accumulate", "accumulate_image", "checkpointed", "compete", "reduce", "update", "update_with_ema")
 TEXT = {"t5": T5Encoder, "clip": CLIPTextTower}
-# Of a network that denoises: `given` has frames that are given, `flash` flash attention, and `gradient` is that of its
-# output, with gradient checkpointing.
-DENOISING = ("denoise", "denoise_given", "denoise_flash", "gradient")
+# Of a network that denoises: `given` has frames that are given, `flash` flash attention, `gradient` is that of its
+# output, with gradient checkpointing, and `train` all of a batch's part in a training step, with frames that are given.
+DENOISING = ("denoise", "denoise_given", "denoise_flash", "gradient", "train")
 # What does not depend on the autoencoder, and so is compiled with none or a small one.
 APART = {
     "discriminator": ("judge", "judge_vanilla", "track", "reduce", "update"),
@@ -107,6 +108,8 @@ def graphs(
 def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
     """Whether a graph is the same as one of another part, precision or size."""
     if (model == "dit" and part == "denoise_given") or (part == "denoise_flash" and dtype == "fp32"):
+        return True
+    if part == "train" and size != "small":  # `gradient` and the loss make it up
         return True
     if model in ("optimizer", "loss_scale", "diffusion_loss"):
         return dtype != "fp32" or size != "small"
@@ -254,13 +257,26 @@ class _Gradient(nn.Cell):
 def _denoising(graph: Graph) -> Built:
     """A network that denoises, with the guided and the unguided half in one batch of two."""
     (t, h, w), config = DENOISERS[graph.size][graph.model]
-    flash, gradient = graph.part == "denoise_flash", graph.part == "gradient"
+    flash, gradient = graph.part == "denoise_flash", graph.part in ("gradient", "train")
     network = create_denoiser(graph.model, None, graph.dtype, gradient, **config, enable_flash_attn=flash)
     tokens = 1 if graph.model == "dit" else network.config["model_max_length"]
     y, mask = _zeros(2, 1, tokens, network.config["caption_channels"]), Tensor(np.ones((2, tokens), np.bool_))
     given = Tensor(np.ones((2, t), np.bool_)) if graph.part == "denoise_given" else None
     inputs = (_zeros(2, network.in_channels, t, h, w), _zeros(2), y, None if graph.model == "dit" else mask, given)
-    return Built(_Gradient(network) if gradient else network, inputs + (_zeros(2),) * len(network.extra_inputs))
+    sizes = (_zeros(2),) * len(network.extra_inputs)
+    if graph.part == "train":
+        return _denoiser_step(network, graph, (*inputs, *sizes))
+    return Built(_Gradient(network) if gradient else network, inputs + sizes)
+
+
+def _denoiser_step(network: Denoiser, graph: Graph, inputs: tuple) -> Built:
+    """A part of `DenoiserStep`, the only function here that knows what it is made of."""
+    schedule = create_schedule("rflow" if graph.model == "stdit3" else "iddpm")
+    x, _, y, mask, _, *sizes = inputs
+    t = Tensor(schedule.draw_t(np.random.default_rng(0), 2))
+    given = Tensor(np.ones((2, x.shape[2]), np.bool_)) if network.takes_frame_mask else None
+    step = DenoiserStep(network, schedule, OptimConfig(), 2, graph.dtype)
+    return Built(step._accumulate, (_zeros(), x, t, x, given, y, mask, *sizes))
 
 
 def _all_terms(model: VideoAutoencoder, clip: Tensor, weights: Path) -> LossConfig:

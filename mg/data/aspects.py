@@ -49,6 +49,16 @@ def image_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
     return height, width
 
 
+def sizes_by_shape(resolution: str, grid: int = 1) -> dict[float, tuple[int, int]]:
+    """All sizes (height, width) of a resolution by height / width, as its table has them, whatever the grid.
+
+    Raises:
+        ValueError: a name that is none; the nearest one is named.
+    """
+    sizes = _named(resolution, _resolutions(), "resolution")["sizes"]
+    return {float(shape): (height, width) for shape, (height, width) in sizes.items()}
+
+
 def frame_count(length: int | str) -> int:
     """A number of frames, or what one of `LENGTHS` stands for.
 

@@ -12,7 +12,7 @@ A name may end in _ar1:1, one aspect ratio (width to height) in place of all, or
 `4K` and `4k` are the same.
 
 After Open-Sora, opensora/datasets/bucket.py and aspect.py: the assignment and pairs of v1.2, the sizes of v2.0. Sizes
-are computed from the number of pixels for whatever grid a model has, in place of v1.2's tables.
+are computed from the number of pixels for whatever grid a model has; v1.2's tables are in `mg.data.aspects`.
 """
 
 import difflib
@@ -21,7 +21,7 @@ import logging
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from numbers import Real
@@ -168,6 +168,11 @@ def bucket_sizes(resolution: str, grid: int) -> dict[str, tuple[int, int]]:
     return {ratio: size for ratio, size in sizes.items() if setting in ("", f"ar{ratio}")}
 
 
+def computed_sizes(resolution: str, grid: int) -> dict[float, tuple[int, int]]:
+    """`bucket_sizes` by height / width."""
+    return {1 / _ratio(ratio): size for ratio, size in bucket_sizes(resolution, grid).items()}
+
+
 def _size(pixels: int, ratio: float, grid: int) -> tuple[int, int]:
     """Open-Sora 2.0's rule: both sides rounded down, then one of them moved by a cell if that is nearer to `pixels`."""
     width = max(grid, int(math.sqrt(pixels * ratio) // grid) * grid)
@@ -207,21 +212,23 @@ class Assignment:
         config: the buckets.
         grid: what sizes are multiples of, a model's `spatial_compression`.
         sources: the rows.
+        sizes_by_shape: of a resolution on a grid: height / width -> (height, width); by default
+            `computed_sizes`.
 
     Raises:
         DataError: a config that is none.
     """
 
-    def __init__(self, config: Mapping, grid: int, sources: Sources):
+    def __init__(self, config: Mapping, grid: int, sources: Sources, sizes_by_shape: Callable | None = None):
         self.places: list[Place] = []
         self._count = len(sources.length)
         self._resolutions = []  # for each: the rows large enough, and the buckets with their rows long enough
         pixels, ratios = sources.height * sources.width, sources.height / sources.width
         for resolution, buckets in groupby(read_buckets(config), key=lambda bucket: bucket.resolution):
-            by_ratio = bucket_sizes(resolution, grid)
-            sizes = list(dict.fromkeys(by_ratio.values()))
-            distances = np.abs(ratios - np.array([[1 / _ratio(ratio)] for ratio in by_ratio]))  # (ratios, N)
-            number = np.array([sizes.index(size) for size in by_ratio.values()])[distances.argmin(0)]
+            by_shape = (sizes_by_shape or computed_sizes)(resolution, grid)
+            sizes = list(dict.fromkeys(by_shape.values()))
+            distances = np.abs(ratios - np.array([[shape] for shape in by_shape]))  # (shapes, N)
+            number = np.array([sizes.index(size) for size in by_shape.values()])[distances.argmin(0)]
             large_enough = pixels >= ENOUGH_PIXELS * count_pixels(resolution)
             options = []
             for bucket in buckets:
@@ -265,6 +272,25 @@ class Assignment:
         return [self.places[number] for number in sorted(reached)]
 
 
+class Groups:
+    """Rows of which each has one place, whatever is drawn; stands for an `Assignment`.
+
+    Args:
+        places: of each row.
+    """
+
+    def __init__(self, places: Sequence[Place]):
+        self.places = list(dict.fromkeys(places))
+        numbers = {place: number for number, place in enumerate(self.places)}
+        self._found = np.array([numbers[place] for place in places])
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        return self._found.copy()
+
+    def reachable(self) -> list[Place]:
+        return self.places
+
+
 def _happens(probability: float, count: int, rng: np.random.Generator) -> np.ndarray:
     return rng.random(count) < probability if 0 < probability < 1 else np.full(count, probability == 1)
 
@@ -289,7 +315,7 @@ class BucketSchedule:
         DataError: no row is left for the first epoch; the message says why.
     """
 
-    def __init__(self, assignment: Assignment, seed: int, world_size: int):
+    def __init__(self, assignment: Assignment | Groups, seed: int, world_size: int):
         self._assignment, self._seed, self._world_size = assignment, seed, world_size
         self._clips = np.array([place.bucket.batch_size for place in assignment.places]) * world_size
         self._first_steps = [0]  # of the epochs

@@ -20,11 +20,12 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mg.data.buckets import Assignment, BucketSchedule, Sources, read_buckets
+from mg.data import aspects
+from mg.data.buckets import Assignment, BucketSchedule, Groups, Sources, computed_sizes, read_buckets
 from mg.data.errors import DataError, VideoError
 from mg.data.index import IndexRow
 from mg.data.reader import ClipReader
@@ -112,6 +113,58 @@ class DataConfig:
             _check(not self.random_frames, "random_frames", self, "false with buckets, which say how many")
             _check(self.random_scale is None, "random_scale", self, "null with buckets, which say how large")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of clips, where buckets do not say it."""
+        return self.crop_size, self.crop_size
+
+    @property
+    def covers_size(self) -> bool:
+        """Frames are scaled to just cover what is cut out of them."""
+        return self.buckets is not None
+
+    def sizes_by_shape(self, resolution: str, grid: int) -> dict[float, tuple[int, int]]:
+        """The sizes (height, width) of a bucket's resolution, by height / width."""
+        return computed_sizes(resolution, grid)
+
+
+@dataclass
+class OpenSoraDataConfig(DataConfig):
+    """DataConfig with the sizes that Open-Sora 1.x trains on.
+
+    Attributes:
+        frame_size: height and width of clips without buckets, in place of image_size and crop_size.
+        bucket_sizes: of buckets: open-sora, its tables, in which 240p at 9:16 is 240 x 426; or computed, multiples of
+            the autoencoder's compression.
+    """
+
+    frame_size: list[int] | None = None
+    bucket_sizes: Literal["open-sora", "computed"] = "open-sora"
+
+    def __post_init__(self):
+        super().__post_init__()
+        pair = self.frame_size is None or (len(self.frame_size) == 2 and min(self.frame_size) >= 1)
+        _check(pair, "frame_size", self, "height and width, each at least 1")
+        if self.buckets is not None:
+            for resolution in self.buckets:
+                self.sizes_by_shape(str(resolution).lower(), 1)
+
+    @property
+    def size(self):
+        return tuple(self.frame_size) if self.frame_size is not None else super().size
+
+    @property
+    def covers_size(self):
+        return super().covers_size or self.frame_size is not None
+
+    def sizes_by_shape(self, resolution, grid):
+        if self.bucket_sizes == "computed":
+            return super().sizes_by_shape(resolution, grid)
+        try:
+            return aspects.sizes_by_shape(resolution)
+        except ValueError as error:
+            raise DataError(f"bucket {resolution}: {error}; or set bucket_sizes to computed") from None
+
 
 def _check(holds: bool, name: str, config: DataConfig, wanted: str) -> None:
     if not holds:
@@ -119,12 +172,16 @@ def _check(holds: bool, name: str, config: DataConfig, wanted: str) -> None:
 
 
 class Batch(NamedTuple):
-    """One step's data: `x` float32 (B, 3, T, H, W) in [-1, 1], T = 1 on an image step, and the rows' names."""
+    """One step's data: `x` float32 (B, 3, T, H, W) in [-1, 1], T = 1 on an image step, or whatever else a reader gives;
+    the rows' names, the rows, and the frames and size of the clips."""
 
     step: int
     epoch: int
     x: np.ndarray
     names: list[str]
+    rows: Sequence[IndexRow] = ()
+    num_frames: int = 0
+    size: tuple[int, int] = (0, 0)
 
 
 class _Part(NamedTuple):
@@ -158,6 +215,8 @@ class ClipLoader:
         seed: of the order and of all that is drawn.
         rank, world_size: which of how many processes this is.
         grid: what the sizes of buckets are multiples of, a model's `spatial_compression`.
+        reader: reads clips in place of a `ClipReader`, in this process.
+        groups: where each row belongs, in place of buckets.
 
     Raises:
         DataError: there is no row, or none that the steps asked for could use.
@@ -171,6 +230,8 @@ class ClipLoader:
         rank: int = 0,
         world_size: int = 1,
         grid: int = 1,
+        reader: Any = None,
+        groups: Groups | None = None,
     ):
         if not rows:
             raise DataError("there is no row to load")
@@ -180,22 +241,31 @@ class ClipLoader:
         self.bad_files: dict[str, str] = {}
         check_versions()
         self._num_files = len({row.path for row in rows})
-        self._reader = ClipReader(config)
+        self._reader = reader or ClipReader(config)
+        self._workers = config.num_workers if reader is None else 0
         self._rows, self._schedule = rows, None
-        if config.buckets is not None:
+        assignment: Assignment | Groups | None = groups
+        if groups is None and config.buckets is not None:
             self._rows, sources = self._measure(rows)
-            self._schedule = BucketSchedule(Assignment(config.buckets, grid, sources), seed, world_size)
+            assignment = Assignment(config.buckets, grid, sources, config.sizes_by_shape)
+        if assignment is not None:
+            self._schedule = BucketSchedule(assignment, seed, world_size)
             if rank == 0:
                 self._log_buckets()
         self._videos = np.array([i for i, row in enumerate(self._rows) if not is_image(row.path)], int)
         self._images = np.arange(len(self._rows))  # a video serves as an image by one of its frames
         ratio = config.image_ratio
         if ratio is None:
-            ratio = 0.2 if config.buckets is None else 0.0
+            ratio = 0.2 if self._schedule is None else 0.0
         # Exact arithmetic: the count of image steps before step s must not drift with rounding.
         self._image_ratio = Fraction(ratio).limit_denominator(10**6) if len(self._videos) else Fraction(1)
         if self._schedule is None and self._image_ratio == 0 and len(self._videos) < len(rows):
             _logger.warning("image_ratio is 0: the %d images of the index are not used", len(rows) - len(self._videos))
+
+    @property
+    def batch_size(self) -> int | None:
+        """Clips of a video step and rank; None where it is the bucket's."""
+        return self.config.batch_size if self._schedule is None else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -244,13 +314,13 @@ class ClipLoader:
                 was ended from outside.
         """
         steps = count(start_step)
-        if self.config.num_workers == 0:
+        if self._workers == 0:
             for step in steps:
                 yield self._finish(step, *self._load(self._reader, step))
         with closing(ReaderPool(self.config)) as pool:
             ahead: deque = deque()
             while True:
-                while len(ahead) <= self.config.num_workers:
+                while len(ahead) <= self._workers:
                     step = next(steps)
                     ahead.append((step, pool.submit(self._load, step)))
                 step, loaded = ahead.popleft()
@@ -258,8 +328,12 @@ class ClipLoader:
 
     def peek(self, step: int) -> tuple[np.ndarray | None, list[str]]:
         """A step's `x` and `names`, out of turn: bad files are not counted, and where there are too many, x is None."""
-        x, names, _ = self._load(self._reader, step)
-        return x, names
+        x, rows, _ = self._load(self._reader, step)
+        return x, [row.name for row in rows]
+
+    def frame_rate(self, row: IndexRow) -> float:
+        """Frames per second of a row's file, before strides; 0 of an image."""
+        return self._reader.frame_rate(row)
 
     def _image_steps_before(self, step: int) -> int:
         return int(step * self._image_ratio)
@@ -277,7 +351,8 @@ class ClipLoader:
     def _log_buckets(self) -> None:
         for field in fields(self.config):
             value = getattr(self.config, field.name)
-            if field.name in REPLACED_BY_BUCKETS and value != field.default:
+            replaced = self.config.buckets is not None and field.name in REPLACED_BY_BUCKETS
+            if replaced and value != field.default:
                 _logger.warning("data.%s is %s, which data.buckets decides instead", field.name, value)
         self._schedule.log()
 
@@ -301,7 +376,7 @@ class ClipLoader:
         return [row for row, _ in kept], Sources(length, height, width, still)
 
     def _part(self, step: int) -> _Part:
-        length, size = self.num_frames(step), (self.config.crop_size,) * 2
+        length, size = self.num_frames(step), self.config.size
         if self._schedule is not None:
             turn = self._schedule.turn(step)
             pool, order, batch_size, size = turn.rows, None, turn.place.bucket.batch_size, turn.place.size
@@ -316,43 +391,44 @@ class ClipLoader:
         starts = np.arange(step_in_epoch * clips, (step_in_epoch + 1) * clips) % len(pool)
         return _Part(pool, starts if order is None else order[starts], batch_size, length, size)
 
-    def _load(self, reader: ClipReader, step: int) -> tuple[np.ndarray | None, list[str], dict[str, str]]:
-        """Read the batch of a step: x (None if too many files are bad), names, and the files that failed on the way."""
+    def _load(self, reader: ClipReader, step: int) -> tuple[np.ndarray | None, list[IndexRow], dict[str, str]]:
+        """Read the batch of a step: x (None if too many files are bad), rows, and the files that failed on the way."""
         part = self._part(step)
-        clips, names = [], []
+        clips, rows = [], []
         failed: dict[str, str] = {}
         for i in range(part.batch_size):
             slot = self.rank * part.batch_size + i  # over all ranks
             start, key = int(part.starts[slot]), (self.seed, step, slot)
-            clip, name = self._load_first_readable(reader, part, start, key, failed)
+            clip, row = self._load_first_readable(reader, part, start, key, failed)
             if clip is None:
                 return None, [], failed
             clips.append(clip)
-            names.append(name)
-        return np.stack(clips), names, failed  # (B, 3, T, H, W)
+            rows.append(row)
+        return np.stack(clips), rows, failed  # (B, 3, T, H, W)
 
     def _load_first_readable(
         self, reader: ClipReader, part: _Part, start: int, key: tuple[int, ...], failed: dict[str, str]
-    ) -> tuple[np.ndarray | None, str]:
-        """The row at `start`, or else the next one that can be read; (None, "") when too many in a row cannot.
+    ) -> tuple[np.ndarray | None, IndexRow | None]:
+        """The row at `start`, or else the next one that can be read; (None, None) when too many in a row cannot.
 
         Which rows are bad is found out anew each time: to remember would let the order of reading decide the batch.
         """
         for attempt in range(len(part.pool)):
             row = self._rows[part.pool[(start + attempt) % len(part.pool)]]
             try:
-                return reader.read(row, part.num_frames, part.size, (*key, attempt)), row.name
+                return reader.read(row, part.num_frames, part.size, (*key, attempt)), row
             except VideoError as error:
                 failed[row.name] = one_line(error)
                 if len(failed) > self.config.max_bad_share * self._num_files:
                     break
-        return None, ""
+        return None, None
 
-    def _finish(self, step: int, x: np.ndarray | None, names: list[str], failed: dict[str, str]) -> Batch:
+    def _finish(self, step: int, x: np.ndarray | None, rows: list[IndexRow], failed: dict[str, str]) -> Batch:
         """Count a batch's bad files as it is given out, so that a run stops at the same step for any num_workers."""
         self._count_bad(failed, none_left=x is None)
         epoch = step // self.steps_per_epoch if self._schedule is None else self._schedule.turn(step).epoch
-        return Batch(step, epoch, x, names)
+        size = self.config.size if self._schedule is None else self._schedule.turn(step).place.size
+        return Batch(step, epoch, x, [row.name for row in rows], rows, self.num_frames(step), size)
 
     def _count_bad(self, failed: dict[str, str], none_left: bool = False) -> None:
         for name, reason in failed.items():

@@ -92,6 +92,19 @@ class ClipReader:
             length = video.listed().length(self.config.fps_max, self.config.sample_stride)
             return length, video.height, video.width
 
+    def frame_rate(self, row: IndexRow) -> float:
+        """Frames per second of a row's file, before strides; 0 of an image.
+
+        Raises:
+            VideoError: a file that cannot be read.
+        """
+        if is_image(row.path):
+            return 0.0
+        if row.fps is not None:
+            return row.fps
+        with self._open(row) as video:
+            return video.listed().fps
+
     def _open(self, row: IndexRow) -> VideoReader:
         """The video of a row; what is known of a file is kept, and holds until the file changes."""
         status = row.path.stat() if row.path.is_file() else None
@@ -142,7 +155,7 @@ class ClipReader:
     def _covered(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """The height and width that frames of height x width are to cover before they are cut to `size`."""
         config = self.config
-        if config.buckets is not None:
+        if config.covers_size:
             return size
         short = config.image_size
         if config.random_scale is not None:

@@ -26,7 +26,7 @@ from mg.diffusion.networks import create_denoiser
 from mg.diffusion.schedules import create_schedule
 from mg.evaluation.clips import sparing
 from mg.generation.codec import LatentCodec, load_codec
-from mg.generation.config import GenerateConfig, check_paths, given
+from mg.generation.config import GenerateConfig, TextEncoderSection, check_paths, given
 from mg.generation.gallery import write_gallery
 from mg.generation.masks import Insertion
 from mg.generation.pipeline import Item, Pipeline, shared_frames
@@ -119,7 +119,7 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     shared_frames(config, codec)
     if (height, width) != config.size:
         _logger.info("whole latents of %s make frames of %d x %d", codec.model.name, height, width)
-    encoder = _load_text_encoder(config)
+    encoder = load_text_encoder(config.text_encoder)
     settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel")
     settings |= {"input_size": list(size), "in_channels": codec.in_channels}
     if encoder.output_dim:
@@ -129,8 +129,12 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     return Pipeline(config, codec, encoder, denoiser, schedule)
 
 
-def _load_text_encoder(config: GenerateConfig) -> Any:
-    section = config.text_encoder
+def load_text_encoder(section: TextEncoderSection) -> Any:
+    """The text encoder of a config, or the stored embeddings that stand for it.
+
+    Raises:
+        ValueError, OSError: weights or embeddings that cannot be read, settings that do not go together.
+    """
     if section.embeddings is not None:
         return open_embeddings(section.embeddings)
     unused = ("type", "embeddings", "shardformer", "local_files_only", "cache_dir")

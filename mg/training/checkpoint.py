@@ -19,13 +19,13 @@ from mindspore import Parameter, Tensor
 
 from mg.checkpoints import CheckpointError, atomic_write, read_config, read_state_dict, sync, write_state_dict
 from mg.losses.discriminator import DISCRIMINATOR_FILE
-from mg.models.autoencoder import VideoAutoencoder
-from mg.training.step import TrainStep
+from mg.models.stored import StoredModel
+from mg.training.step import Step
 
 _logger = logging.getLogger(__name__)
 
 
-def save_checkpoint(root: Path, model: VideoAutoencoder, train_step: TrainStep, run: dict, keep: int) -> Path:
+def save_checkpoint(root: Path, model: StoredModel, train_step: Step, run: dict, keep: int) -> Path:
     """Write a checkpoint below `root` and drop all but the newest `keep` (0 keeps all).
 
     Args:
@@ -80,7 +80,7 @@ def read_run(path: Path) -> dict:
         raise CheckpointError(f"{path}: cannot be resumed, its state.json is missing or broken ({error})") from error
 
 
-def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) -> dict:
+def load_checkpoint(path: Path, model: StoredModel, train_step: Step) -> dict:
     """Put model and training back where they were at `path`; returns what `run` held.
 
     Raises:
@@ -121,7 +121,7 @@ def load_checkpoint(path: Path, model: VideoAutoencoder, train_step: TrainStep) 
     return run
 
 
-def _raw_parameters(train_step: TrainStep) -> dict[str, Parameter]:
+def _raw_parameters(train_step: Step) -> dict[str, Parameter]:
     """The model's own, which model.safetensors lacks where it holds the moving averages."""
     updater = train_step.updater
     return {f"parameters.{p.name}": p for p in updater.parameters} if updater.averages else {}

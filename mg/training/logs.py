@@ -29,6 +29,7 @@ _logger = logging.getLogger(__name__)
 MEASURES = {
     "l1": "mean absolute error, pixels in [-1, 1]",
     "latent": "absolute error of the first stage's latents, summed over a frame",
+    "loss": "loss",
 }
 
 
@@ -85,7 +86,7 @@ class RunLog:
         for tracker in self._trackers:
             points = {**record, **_of_speed(measured)}
             tracker.add(step, {name: x for name, x in points.items() if name != "step" and x is not None})
-        shown = {"loss": f"{scalars['loss']:.1f}"}
+        shown = {"loss": f"{scalars['loss']:{'.1f' if scalars['loss'] >= 10 else '.4f'}}"}
         if "l1" in scalars:
             shown["l1"] = f"{scalars['l1']:.4f}"
         if "frames_per_second" in measured:

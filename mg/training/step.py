@@ -186,20 +186,82 @@ class Updater:
         return {p.name: p for p in [*self.optimizer.state(), *scaler]}
 
 
-class TrainStep:
-    """Gradients of a model under a loss, and the updates that follow from them.
+class Step:
+    """Gradients of one network that add up over batches, and the updates that follow from them.
+
+    A subclass has `accumulate`, which leaves a batch's gradients in the updater's buffers, and what it reports of it
+    in `_reports`.
 
     Args:
         model: put into training mode.
         total_steps: updates of the whole run, for the learning rate's schedule.
         dtype: of the model.
-        world_size: workers that share the batches; the adversary's discriminator must have been made for as many.
-        adversary: trains a discriminator, and the model against it.
+        world_size: workers that share the batches.
 
     Attributes:
-        done: updates made or left out so far, which says what an adversary begins with.
+        done: updates made or left out so far.
         updater: of the model.
-        discriminator, discriminator_updater: of the adversary, None without.
+        discriminator, discriminator_updater: of an adversary, None without.
+    """
+
+    discriminator: NLayerDiscriminator3D = None
+    discriminator_updater: Updater = None
+
+    def __init__(self, model: nn.Cell, config: OptimConfig, total_steps: int, dtype: str = "fp32", world_size: int = 1):
+        model.set_train()
+        self.done = 0
+        self.world_size = world_size
+        self.over_workers = WorkerMean(world_size)
+        self.updater = Updater(model.trainable_params(), config, total_steps, dtype, world_size, config.ema_decay)
+        self.share = 1 / config.accumulation
+        self._reports: list[tuple[tuple[str, ...], Tensor]] = []  # of each batch: names of terms, and their values
+
+    def accumulate(self, *inputs) -> None:
+        """Add a batch's gradients."""
+        raise NotImplementedError
+
+    def update(self) -> StepResult:
+        """Move the parameters by the gradients gathered since the last update, and forget those."""
+        values: dict[str, list] = {}
+        for names, report in self._reports:
+            for name, value in zip(names, report.asnumpy()):
+                values.setdefault(name, []).append(value)
+        means = {name: float(np.mean(each)) for name, each in values.items()}
+        if self.world_size > 1:
+            over_all = self.over_workers(Tensor(list(means.values()), ms.float32)).asnumpy()
+            means = dict(zip(means, over_all.tolist()))
+        # What all workers share tells of the loss of each: the mean over all is finite only where they all are.
+        result = self.updater.update(np.isfinite(means["loss"]))
+        discriminator = self._update_others(means, result)
+        self._reports = []
+        self.done += 1
+        return StepResult(**vars(result), loss=means.pop("loss"), terms=means, discriminator=discriminator)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All that an exact resume needs beside the networks' own parameters."""
+        return self.updater.state()
+
+    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take what `state` of another gave, under the same names and of the same shapes."""
+        self.updater.load_state(state)
+
+    def _update_others(self, means: dict[str, float], result: UpdateResult) -> UpdateResult | None:
+        """What else an update moves."""
+        return None
+
+    def _scale(self, updater: Updater) -> Tensor:
+        """What a batch's loss is multiplied by: its share in the update's, and the loss scale."""
+        return updater.loss_scale() * self.share
+
+
+class TrainStep(Step):
+    """The step of an autoencoder under a loss.
+
+    Args:
+        model, config, total_steps, dtype: as of `Step`.
+        loss: of the autoencoder.
+        world_size: workers; the adversary's discriminator must have been made for as many.
+        adversary: trains a discriminator, and the model against it; what it begins with depends on `done`.
     """
 
     def __init__(
@@ -212,13 +274,8 @@ class TrainStep:
         world_size: int = 1,
         adversary: Adversary | None = None,
     ):
-        model.set_train()
-        self.done = 0
-        self.adversary, self.world_size = adversary, world_size
-        self.over_workers = WorkerMean(world_size)
-        self.updater = Updater(model.trainable_params(), config, total_steps, dtype, world_size, config.ema_decay)
-        self.discriminator = self.discriminator_updater = None
-        self.share = 1 / config.accumulation
+        super().__init__(model, config, total_steps, dtype, world_size)
+        self.adversary = adversary
         self._accumulate = _Accumulate(model, loss, self.updater, judged=adversary is not None)
         if adversary is not None:
             self.discriminator = adversary.discriminator
@@ -229,7 +286,6 @@ class TrainStep:
             self._compete = _Compete(model, loss, adversary, self.updater, world_size)
             self._judge = _Judge(adversary, self.discriminator_updater)
             self._track = _Track(self.discriminator)
-        self._reports: list[tuple[tuple[str, ...], Tensor]] = []
         self._statistics: list[tuple[Updater, tuple[Tensor, ...]]] = []
 
     def accumulate(
@@ -265,46 +321,29 @@ class TrainStep:
             self._reports.append((self._judge.terms, report))
             self._statistics += [(self.discriminator_updater, each) for each in statistics]
 
-    def update(self) -> StepResult:
-        """Move the parameters by the gradients gathered since the last update, and forget those."""
-        values: dict[str, list] = {}
-        for names, report in self._reports:
-            for name, value in zip(names, report.asnumpy()):
-                values.setdefault(name, []).append(value)
-        means = {name: float(np.mean(each)) for name, each in values.items()}
-        if self.world_size > 1:
-            over_all = self.over_workers(Tensor(list(means.values()), ms.float32)).asnumpy()
-            means = dict(zip(means, over_all.tolist()))
-        judged = self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start
-        # What all workers share tells of the loss of each: the mean over all is finite only where they all are.
-        result = self.updater.update(np.isfinite(means["loss"]))
-        discriminator = self.discriminator_updater.update(np.isfinite(means["disc"])) if judged else None
-        moved = {self.updater: result.updated, self.discriminator_updater: judged and discriminator.updated}
-        for updater, statistics in self._statistics:
-            if moved[updater]:  # statistics of numbers that are not finite must not stay either
-                self._track(*statistics)
-        self._reports, self._statistics = [], []
-        self.done += 1
-        return StepResult(**vars(result), loss=means.pop("loss"), terms=means, discriminator=discriminator)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """All that an exact resume needs beside the networks' own parameters."""
-        state = self.updater.state()
+    def state(self):
+        state = super().state()
         if self.discriminator_updater is not None:
             state |= {f"discriminator.{name}": value for name, value in self.discriminator_updater.state().items()}
         return state
 
-    def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take what `state` of another gave, under the same names and of the same shapes."""
-        self.updater.load_state(state)
+    def load_state(self, state):
+        super().load_state(state)
         if self.discriminator_updater is not None:
             prefix = "discriminator."
             own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
             self.discriminator_updater.load_state(own)
 
-    def _scale(self, updater: Updater) -> Tensor:
-        """What a batch's loss is multiplied by: its share in the update's, and the loss scale."""
-        return updater.loss_scale() * self.share
+    def _update_others(self, means, result):
+        """The discriminator's, and its statistics."""
+        judged = self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start
+        discriminator = self.discriminator_updater.update(np.isfinite(means["disc"])) if judged else None
+        moved = {self.updater: result.updated, self.discriminator_updater: judged and discriminator.updated}
+        for updater, statistics in self._statistics:
+            if moved[updater]:  # statistics of numbers that are not finite must not stay either
+                self._track(*statistics)
+        self._statistics = []
+        return discriminator
 
     def _masks(self, shape: tuple[int, ...], generators: Sequence[np.random.Generator] | None) -> tuple[Tensor, ...]:
         return () if generators is None else tuple(map(Tensor, self.discriminator.draw_masks(shape, generators)))
@@ -313,7 +352,7 @@ class TrainStep:
 # The parts hold parameters of the networks and must not rename them, as a Cell does with those below: auto_prefix.
 
 
-class _Gather(nn.Cell):
+class Gather(nn.Cell):
     """Base of the parts that add a batch's gradients to an updater's buffers."""
 
     def __init__(self, updater):
@@ -325,7 +364,7 @@ class _Gather(nn.Cell):
             self.gathered[index].copy_(self.gathered[index] + self.flats[index].join(gradients))
 
 
-class _Accumulate(_Gather):
+class _Accumulate(Gather):
     """The autoencoder's gradients under its loss. Returns the loss and its terms, a vector, and the reconstruction if
     it is `judged`; where neither the loss nor a judge sees pixels none are made."""
 
@@ -349,7 +388,7 @@ class _Accumulate(_Gather):
         return (ops.cat((loss.reshape(1), terms)),) + outputs[3:]
 
 
-class _Compete(_Gather):
+class _Compete(Gather):
     """The autoencoder's gradients under its loss and the generator loss, of which `AdaptiveBalance` makes one.
 
     Returns the loss and its terms, a vector, the reconstruction, and the discriminator's statistics of it.
@@ -382,7 +421,7 @@ class _Compete(_Gather):
         return ops.cat((loss.reshape(1), terms, generator.reshape(1), weight.reshape(1))), y, statistics
 
 
-class _Judge(_Gather):
+class _Judge(Gather):
     """The discriminator's gradients on videos and their reconstructions.
 
     Returns its loss and mean logits, a vector, and its statistics of either.

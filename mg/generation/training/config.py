@@ -1,0 +1,170 @@
+"""What a run of mg-train is told that trains a denoiser: Open-Sora's configs, whose names are other names of ours."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from mg.config import require
+from mg.data.loader import OpenSoraDataConfig
+from mg.diffusion.mask_generator import MaskGenerator
+from mg.generation.config import AutoencoderSection, DenoiserSection, SchedulerSection, TextEncoderSection
+from mg.training.optim import OptimConfig
+from mg.training.task import RunConfig
+
+if TYPE_CHECKING:
+    from mg.generation.training.task import DenoiserTask
+
+
+@dataclass
+class TrainedDenoiserSection(DenoiserSection):
+    """The diffusion transformer, and what of it is trained.
+
+    Args:
+        freeze_y_embedder: leave what brings captions to the network's width as it is.
+    """
+
+    freeze_y_embedder: bool = False
+
+
+@dataclass
+class TrainingSchedulerSection(SchedulerSection):
+    """How latents are noised.
+
+    Args:
+        sample_method: rflow: how times are drawn: uniform | logit-normal.
+    """
+
+    sample_method: Literal["uniform", "logit-normal"] | None = None
+
+
+@dataclass(kw_only=True)
+class DenoiserTrainConfig(RunConfig):
+    """A training run of a denoiser, a diffusion transformer on an autoencoder's latents.
+
+    Args:
+        csv_path: the videos and images to train on, a CSV with columns `video` or `path`, and `caption` or `text`.
+        video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
+        latents_path: a folder of mg-encode-latents, in place of csv_path and vae: each of its clips is taken whole.
+        dataset_type: VideoTextDataset, clips of one size | VariableVideoTextDataset, buckets; by default what fits.
+        transform_name: resize_crop | center; both cover the size and cut out the middle, center of squares alone.
+        data: clips and batches.
+        optim: the denoiser's optimizer.
+        model: the diffusion transformer.
+        vae: the autoencoder, which is frozen.
+        text_encoder: what makes captions of texts, frozen too; its `embeddings` may stand for it.
+        scheduler: how latents are noised.
+        mask_ratios: shares of clips of which frames are given, by name; null gives none.
+        caption_dropout: share of clips that are trained without a caption, for guidance.
+        sample_posterior: take a sample of an autoencoder's posterior, another one every time; else its mean.
+        dtype: precision of products: bf16 | fp16 | fp32; on a CPU bf16 is emulated.
+        log_every: updates between lines that say the mean loss; log.jsonl has every update.
+        load: go on from this checkpoint, or from the newest of this run, in an output_path of one's own.
+        start_from_scratch: take the weights of `load` alone, and begin with update 1.
+        plugin: null: every worker has the whole network and its optimizer.
+        sp_size: 1: sequences are not shared out to devices.
+        num_bucket_build_workers: taken, and without effect: num_workers measure files.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {
+        "data_path": "csv_path",
+        "data-path": "csv_path",
+        "dataset.data_path": "csv_path",
+        "dataset.latents_path": "latents_path",
+        "dataset.type": "dataset_type",
+        "dataset.num_frames": "data.sample_n_frames",
+        "dataset.frame_interval": "data.sample_stride",
+        "dataset.image_size": "data.frame_size",
+        "dataset.transform_name": "transform_name",
+        "bucket_config": "data.buckets",
+        "batch_size": "data.batch_size",
+        "batch-size": "data.batch_size",
+        "num_workers": "data.num_workers",
+        "ckpt_path": "model.from_pretrained",
+        "ckpt-path": "model.from_pretrained",
+        "model.enable_flashattn": "model.enable_flash_attn",
+        "lr": "optim.lr",
+        "grad_clip": "optim.clip_norm",
+        "adam_eps": "optim.eps",
+        "warmup_steps": "optim.warmup_steps",
+        "ema_decay": "optim.ema_decay",
+        "outputs": "output_path",
+        "ckpt_every": "ckpt_save_steps",
+    }
+
+    csv_path: str | None = None
+    video_folder: str | None = None
+    latents_path: str | None = None
+    dataset_type: Literal["VideoTextDataset", "VariableVideoTextDataset"] | None = None
+    transform_name: Literal["resize_crop", "center"] = "resize_crop"
+    model: TrainedDenoiserSection = field(default_factory=TrainedDenoiserSection)
+    vae: AutoencoderSection = field(default_factory=AutoencoderSection)
+    text_encoder: TextEncoderSection = field(default_factory=TextEncoderSection)
+    scheduler: TrainingSchedulerSection = field(default_factory=TrainingSchedulerSection)
+    mask_ratios: dict[str, float] | None = None
+    caption_dropout: float = 0.1
+    sample_posterior: bool = True
+    dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
+    log_every: int = 10
+    load: str | None = None
+    start_from_scratch: bool = False
+    plugin: str | None = None
+    sp_size: int = 1
+    num_bucket_build_workers: int | None = None
+
+    # What other runs have too, and Open-Sora's values of it.
+    output_path: str = "outputs"
+    data: OpenSoraDataConfig = field(default_factory=OpenSoraDataConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-5, ema_decay=0.9999))
+    epochs: int = 1000
+    ckpt_save_steps: int | None = 500
+
+    def __post_init__(self):
+        super().__post_init__()
+        one = (self.csv_path is None) != (self.latents_path is None)
+        require(one, self, "csv_path", "given, or latents_path in its place; one of them and not both")
+        require(self.log_every >= 1, self, "log_every", "at least 1")
+        require(0 <= self.caption_dropout <= 1, self, "caption_dropout", "from 0 to 1")
+        require(self.sp_size == 1, self, "sp_size", "1: sequences are not shared out to devices here")
+        whole = "null: optimizer states and gradients are not shared out to devices here, each has the whole"
+        require(self.plugin is None, self, "plugin", whole)
+        require(self.load is not None or not self.start_from_scratch, self, "load", "given with start_from_scratch")
+        self._check_data()
+        if self.mask_ratios is not None:
+            MaskGenerator(self.mask_ratios)
+            if self.model.type.lower().startswith("dit"):
+                raise ValueError(f"mask_ratios: model.type {self.model.type} has no frame masks; use an STDiT")
+
+    def _check_data(self) -> None:
+        buckets = self.data.buckets is not None
+        if self.latents_path is not None:
+            require(not buckets, self.data, "buckets", "null with latents_path, whose clips have their sizes")
+        elif self.dataset_type is not None:
+            wanted = "VariableVideoTextDataset with a bucket_config" if buckets else "VideoTextDataset without one"
+            require((self.dataset_type == "VariableVideoTextDataset") == buckets, self, "dataset_type", wanted)
+        if self.transform_name == "center" and not buckets:
+            height, width = self.data.size
+            require(height == width, self, "transform_name", f"resize_crop for {height} x {width}, no square")
+
+    def task(self) -> "DenoiserTask":
+        from mg.generation.training.task import DenoiserTask
+
+        return DenoiserTask(self)
+
+
+def check_paths(config: DenoiserTrainConfig) -> None:
+    """Raise ValueError where what a run takes is not there; nothing is loaded. One that goes on has its own weights."""
+    wanted: dict[str, str | None] = {}
+    if config.latents_path is None:
+        wanted["vae.from_pretrained"] = config.vae.from_pretrained
+    if config.text_encoder.embeddings is not None:
+        wanted["text_encoder.embeddings"] = config.text_encoder.embeddings
+    elif config.text_encoder.type != "classes":
+        wanted["text_encoder.from_pretrained"] = config.text_encoder.from_pretrained
+    for name, path in wanted.items():
+        if path is None:
+            raise ValueError(f"{name} must be given: weights, a file or a folder")
+    if not (config.resume or config.load):
+        wanted["model.from_pretrained"] = config.model.from_pretrained
+    for name, path in wanted.items():
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"{name}: {path}: no such file or folder; download the weights, and give where they lie")

@@ -1,0 +1,208 @@
+"""`DenoiserTask`: what a run does that trains a denoiser.
+
+All that is drawn for a clip, its noise, its frame mask, whether it loses its caption, and its sample of the posterior,
+is drawn from (seed, step, place in the global batch) alone; the times of a step are drawn for the global batch at once.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mg import runtime
+from mg.data.index import IndexRow, read_index
+from mg.data.loader import Batch, ClipLoader
+from mg.data.video import is_image
+from mg.diffusion.mask_generator import MaskGenerator
+from mg.diffusion.networks import Denoiser, create_denoiser, denoiser_class
+from mg.diffusion.networks.denoiser import SizedDenoiser
+from mg.diffusion.schedules import create_schedule
+from mg.generation.codec import load_codec
+from mg.generation.config import given
+from mg.generation.generate import load_text_encoder
+from mg.generation.pipeline import IMAGE_FPS
+from mg.generation.training.config import DenoiserTrainConfig, check_paths
+from mg.generation.training.latents import EncodedLatents, StoredLatents
+from mg.generation.training.step import DenoiserStep
+from mg.latents import open_latents
+from mg.text import StoredEmbeddings
+from mg.training.checkpoint import list_checkpoints
+from mg.training.step import StepResult
+from mg.training.task import Task, TrainingError, freeze
+
+_logger = logging.getLogger(__name__)
+
+# Tails of seeds that tell these draws from those of the loader and of an autoencoder's training, which end in 1 to 3.
+_OF_CLIP, _OF_POSTERIOR, _OF_TIMES = (0, 4), (0, 5), (0, 0, 6)
+
+
+class DenoiserTask(Task):
+    """Trains a diffusion transformer to denoise latents."""
+
+    config: DenoiserTrainConfig
+    model: Denoiser
+    step: DenoiserStep
+
+    def __init__(self, config: DenoiserTrainConfig):
+        super().__init__(config)
+        check_paths(config)
+        self.source = str(config.csv_path or config.latents_path)
+        self.masks = None if config.mask_ratios is None else MaskGenerator(config.mask_ratios)
+        self.schedule = create_schedule(config.scheduler.type, **given(config.scheduler, "type"))
+        if not self.schedule.trains:
+            raise TrainingError(f"scheduler.type is {config.scheduler.type}, which only samples; train with iddpm")
+        self._null: np.ndarray | None = None
+        self._losses: list[float] = []
+
+    def find_checkpoint(self):
+        config, own = self.config, list_checkpoints(Path(self.config.output_path) / "checkpoints")
+        if config.load is None or config.start_from_scratch or (own and config.resume):
+            return super().find_checkpoint()
+        checkpoint = _checkpoint_at(Path(config.load))
+        if own and checkpoint.resolve() != own[-1].resolve():
+            raise TrainingError(
+                f"load is {config.load}, but {config.output_path} holds checkpoints of a run, and the newest is "
+                f"{own[-1].name}; continue it with --resume, or choose another folder as --outputs"
+            )
+        return checkpoint
+
+    def read_rows(self):
+        config = self.config
+        if config.latents_path is not None:
+            scaling = {"scaling_factor": config.vae.scaling_factor, "shift_factor": config.vae.shift_factor}
+            scaling = {name: value for name, value in scaling.items() if value is not None}
+            self.latents: Any = StoredLatents(open_latents(config.latents_path), scaling)
+            rows = self.latents.rows
+        else:
+            rows = read_index(self.source, config.video_folder)
+        if not any(row.caption for row in rows):
+            raise TrainingError(f"{self.source}: no row has a caption; it needs a column 'caption' or 'text'")
+        return rows
+
+    def build(self, rows: Sequence[IndexRow], worker, newest):
+        config, self.worker = self.config, worker
+        place = (config.seed, worker.rank, worker.world_size)
+        if config.latents_path is not None:
+            groups = self.latents.groups(config.data.batch_size)
+            self.loader = ClipLoader(rows, config.data, *place, reader=self.latents, groups=groups)
+        else:
+            codec = load_codec(config.vae, config.vae.dtype or config.dtype)
+            self.latents = EncodedLatents(codec)
+            self.loader = ClipLoader(rows, _without_stills(config, rows), *place, codec.cell)
+        self.text_encoder = load_text_encoder(config.text_encoder)
+        self._check_captions(rows)
+
+        settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel", "freeze_y_embedder")
+        settings["in_channels"] = self.latents.in_channels
+        if issubclass(denoiser_class(config.model.type), SizedDenoiser):
+            settings["input_size"] = list(self._only_size(rows))
+        if self.text_encoder.output_dim:
+            settings["caption_channels"] = self.text_encoder.output_dim
+            settings["model_max_length"] = self.text_encoder.model_max_length
+        start = newest or config.model.from_pretrained
+        if config.start_from_scratch:
+            start = newest or _checkpoint_at(Path(str(config.load)))
+        runtime.set_seed(config.seed)  # whatever was loaded before: the network starts from the same parameters
+        self.model = create_denoiser(config.model.type, start, config.dtype, config.grad_checkpoint, **settings)
+        if self.masks is not None and self.model.patch_size[0] != 1:
+            raise TrainingError(f"mask_ratios must be null: a token of {self.model.name} is of several frames here")
+
+    def begin(self, total, resumed):
+        config = self.config
+        freeze(self.model, ["y_embedder"] if config.model.freeze_y_embedder else [])
+        workers = self.worker.world_size
+        self.step = DenoiserStep(self.model, self.schedule, config.optim, total, config.dtype, workers)
+
+    def prepare(self, batch: Batch):
+        config, count = self.config, len(batch.x)
+        first = self.worker.rank * count
+        at = [(config.seed, batch.step, place) for place in range(first, first + count)]
+        seeds = [(*each, *_OF_POSTERIOR) for each in at] if config.sample_posterior else None
+        x0 = self.latents(batch, seeds)  # (B, C, T, H, W)
+        frames = x0.shape[2]
+
+        generators = [np.random.default_rng((*each, *_OF_CLIP)) for each in at]
+        noise = np.stack([each.standard_normal(x0.shape[1:], np.float32) for each in generators])
+        dropped = np.array([each.random() < config.caption_dropout for each in generators])
+        x_mask = None if self.masks is None else np.stack([self.masks(each, frames) for each in generators])
+
+        together = count * self.worker.world_size
+        times = np.random.default_rng((config.seed, batch.step, *_OF_TIMES))
+        t = self.schedule.draw_t(times, together, (*batch.size, frames))[first : first + count]
+
+        y, mask = self.text_encoder.encode([row.caption for row in batch.rows])
+        if self._null is None:
+            self._null = self.model.null_caption  # it is not trained
+        y[dropped] = self._null
+        return x0, t, noise, x_mask, y, mask, *self._sizes(batch)
+
+    def remark(self, step: int, result: StepResult):
+        self._losses.append(result.loss)
+        if step % self.config.log_every:
+            return None
+        losses, self._losses = self._losses, []
+        return f"update {step}: loss {np.mean(losses):.4f}, the mean of the last {len(losses)}"
+
+    def _sizes(self, batch: Batch) -> list[np.ndarray]:
+        """What the network is told of each clip, as `mg.generation.pipeline` tells it."""
+        height, width = batch.size
+        known = {"height": height, "width": width, "ar": height / width, "num_frames": batch.num_frames}
+        values = []
+        for name in self.model.extra_inputs:
+            each = [known[name]] * len(batch.x) if name in known else [self._rate(row, batch) for row in batch.rows]
+            values.append(np.array(each, np.float32))
+        return values
+
+    def _rate(self, row: IndexRow, batch: Batch) -> float:
+        return IMAGE_FPS if batch.num_frames == 1 else self.loader.frame_rate(row)
+
+    def _only_size(self, rows: Sequence[IndexRow]) -> tuple[int, int, int]:
+        """The one size of all latents, which some networks are made for."""
+        data = self.config.data
+        if isinstance(self.latents, StoredLatents):
+            sizes = {self.latents.latent_size(row) for row in rows}
+        elif data.buckets is not None:
+            sizes = {self.latents.codec.latent_size((t, h, w)) for _, _, t, h, w in self.loader.shapes}
+        else:
+            sizes = {self.latents.codec.latent_size((data.sample_n_frames, *data.size))}
+        if len(sizes) > 1:
+            shown = ", ".join(map(str, sorted(sizes)[:3]))
+            raise TrainingError(
+                f"model.type {self.config.model.type} is for latents of one size, and there are {len(sizes)} ({shown} "
+                "...); train STDiT2 or STDiT3, or on one size"
+            )
+        return sizes.pop()
+
+    def _check_captions(self, rows: Sequence[IndexRow]) -> None:
+        """Raise ValueError where captions are not there, or no classes, before anything is trained."""
+        encoder = self.text_encoder
+        if encoder.type == "classes":
+            encoder.encode([row.caption for row in rows])
+        if isinstance(encoder, StoredEmbeddings):
+            missing = [row.caption for row in rows if row.caption not in encoder]
+            if missing:
+                raise TrainingError(
+                    f"{encoder.folder}: has no embeddings of {len(missing)} of {len(rows)} captions of {self.source}, "
+                    f"such as {missing[0][:80]!r}; store them with mg-encode-text --csv_path"
+                )
+
+
+def _without_stills(config: DenoiserTrainConfig, rows: Sequence[IndexRow]):
+    """The data's config, with images and videos apart: a clip of one size takes videos, or of one frame everything."""
+    data = config.data
+    if data.buckets is not None or data.image_ratio is not None or all(is_image(row.path) for row in rows):
+        return data
+    return replace(data, image_ratio=1.0 if data.sample_n_frames == 1 else 0.0)
+
+
+def _checkpoint_at(path: Path) -> Path:
+    """A checkpoint of a run, or the newest of a run's folder."""
+    if (path / "state.json").is_file():
+        return path
+    found = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+    if not found:
+        raise TrainingError(f"load is {path}; it must be a checkpoint of a run, step_000500 say, or a run's folder")
+    return found[-1]

@@ -1,0 +1,180 @@
+"""The training of an autoencoder: its config, and what its runs do that others do not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from mg.config import require
+from mg.data.index import IndexRow, read_index
+from mg.data.loader import Batch, ClipLoader
+from mg.losses.adversarial import DiscriminatorLossConfig, GeneratorLossConfig
+from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
+from mg.losses.reconstruction import AutoencoderLoss, LossConfig
+from mg.models import create_model, model_name
+from mg.models.autoencoder import VideoAutoencoder
+from mg.training.optim import OptimizerConfig
+from mg.training.previews import Previews
+from mg.training.step import Adversary, TrainStep
+from mg.training.task import RunConfig, Task, TrainingError, freeze
+
+
+@dataclass
+class ModelConfig:
+    """The autoencoder.
+
+    Args:
+        name: which model, see `mg.models.list_models`; by default the one that the weights are of, else tae.
+        from_pretrained: weights to start from, a file or folder; null starts from random ones.
+        spatial_from_pretrained: weights of the spatial half of a model of two, an image VAE's file or folder; they
+            are laid over those of from_pretrained.
+        freeze: parts of the model whose parameters stay as they are, e.g. [spatial_vae].
+        config: overrides of the model's config.
+        dtype: precision of convolutions and products; parameters, norms and losses stay in fp32.
+        disc_off_grad_ckpt: leave what stands before the decoder's last convolution out of grad_checkpoint.
+    """
+
+    name: str | None = None
+    from_pretrained: str | None = None
+    spatial_from_pretrained: str | None = None
+    freeze: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    disc_off_grad_ckpt: bool = False
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """A training run of an autoencoder.
+
+    Args:
+        csv_path: the videos and images to train on, a CSV with a column `video` or `path`.
+        video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
+        model: the autoencoder.
+        loss: the autoencoder's loss.
+        discriminator: the discriminator of adversarial training, stage 2; null trains without, stage 1.
+        gen_loss_config: the generator loss, of the autoencoder; only with a discriminator.
+        disc_loss_config: the discriminator's loss.
+        optim_discriminator: the discriminator's optimizer.
+        preview_clips: how many clips are drawn at every checkpoint beside their reconstructions, below previews/;
+            by default 2 with wandb, which shows them, else none.
+    """
+
+    aliases: ClassVar[dict[str, str]] = {
+        "data_path": "csv_path",
+        "data-path": "csv_path",
+        "dataset.data_path": "csv_path",
+    }
+
+    csv_path: str
+    video_folder: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    discriminator: DiscriminatorConfig | None = None
+    gen_loss_config: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
+    disc_loss_config: DiscriminatorLossConfig = field(default_factory=DiscriminatorLossConfig)
+    optim_discriminator: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=1e-4, beta2=0.98))
+    preview_clips: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        require((self.preview_clips or 0) >= 0, self, "preview_clips", "at least 0")
+
+    def task(self) -> "AutoencoderTask":
+        return AutoencoderTask(self)
+
+
+class AutoencoderTask(Task):
+    """Trains an autoencoder to give back what it is shown, with or without a discriminator."""
+
+    config: TrainConfig
+    model: VideoAutoencoder
+    step: TrainStep
+
+    def __init__(self, config: TrainConfig):
+        super().__init__(config)
+        self.source = config.csv_path
+        self._previews: Previews | None = None
+        # Against a discriminator, which judges every frame, lengths are not aligned.
+        self._aligned = config.data.random_frames and config.discriminator is None
+
+    def read_rows(self):
+        return read_index(self.config.csv_path, self.config.video_folder)
+
+    def build(self, rows: Sequence[IndexRow], worker, newest):
+        config, settings, self.worker = self.config, self.config.model, worker
+        start = newest or settings.from_pretrained
+        name = settings.name or (model_name(start) if start else "tae")
+        self.model = create_model(name, start, settings.dtype, **settings.config)
+        grid = self.model.spatial_compression
+        self.loader = ClipLoader(rows, config.data, config.seed, worker.rank, worker.world_size, grid)
+
+    def begin(self, total, resumed):
+        config, model, settings = self.config, self.model, self.config.model
+        _check_loss(config, model)
+        if settings.spatial_from_pretrained is not None:
+            _load_spatial(model, settings.spatial_from_pretrained, resumed)
+        freeze(model, settings.freeze)
+        if config.grad_checkpoint:
+            model.recompute_activations(output=not settings.disc_off_grad_ckpt)
+        loss, workers = AutoencoderLoss(config.loss), self.worker.world_size
+        adversary = _adversary(config, resumed, workers)
+        self.step = TrainStep(model, loss, config.optim, total, settings.dtype, workers, adversary)
+
+    def prepare(self, batch: Batch):
+        model = self.model
+        x, valid = model.align_frames(batch.x) if self._aligned else (batch.x, None)
+        generators = _generators(self.config.seed, batch.step, self.worker.rank * len(x), len(x))
+        shape = model.latent_shape(x.shape)[1:]
+        noise = np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
+        return x, noise, generators, valid
+
+    def draw(self, step):
+        if self._previews is None:
+            given = self.config.preview_clips
+            count = given if given is not None else 2 * self.config.wandb
+            self._previews = Previews(Path(self.config.output_path) / "previews", self.loader, count)
+        return self._previews.draw(self.model, step)
+
+
+def _generators(seed: int, step: int, first: int, count: int) -> Sequence[np.random.Generator]:
+    """One for each clip of a batch, of which the first has the place `first` over all workers."""
+    # The tail tells them from the loader's, which have four numbers, or other tails.
+    return [np.random.default_rng((seed, step, place, 0, 3)) for place in range(first, first + count)]
+
+
+def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
+    """Raise TrainingError where the model has not what the loss is of."""
+
+    def require_model(holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            raise TrainingError(f"loss.{name} is {getattr(config.loss, name)}; it must be {wanted}")
+
+    loss = config.loss
+    require_model(model.has_posterior or not loss.kl_weight, "kl_weight", f"0, {model.name} has no posterior")
+    for name in ("latent_weight", "identity_weight"):
+        no_target = f"0, {model.name} has no first stage whose latents could be compared with"
+        require_model(model.has_target or not getattr(loss, name), name, no_target)
+    judged = config.discriminator is not None
+    require_model(loss.pixel_weight > 0 or not judged, "pixel_weight", "above 0 with a discriminator")
+    trains = loss.pixel_weight > 0 or loss.latent_weight > 0 or loss.identity_weight > 0
+    require_model(trains, "pixel_weight", "above 0 where latent_weight and identity_weight are 0")
+
+
+def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:
+    """Lay an image VAE's weights over the spatial half's; resumed, that has those of the checkpoint."""
+    if not hasattr(model, "spatial_vae"):
+        raise TrainingError(f"model.spatial_from_pretrained is {path}; it must be null, {model.name} has one half only")
+    if not resumed:
+        model.spatial_vae.load_weights(path)
+
+
+def _adversary(config: TrainConfig, resumed: bool, world_size: int) -> Adversary | None:
+    """The discriminator and its settings in stage 2; resumed, its weights come from the checkpoint."""
+    if config.discriminator is None:
+        return None
+    settings = replace(config.discriminator, from_pretrained=None) if resumed else config.discriminator
+    discriminator = NLayerDiscriminator3D(settings, config.model.dtype, world_size)
+    return Adversary(discriminator, config.gen_loss_config, config.disc_loss_config, config.optim_discriminator)
