@@ -7,7 +7,7 @@ import re
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, mint, nn
 
 from mg.diffusion.networks.blocks import (
     Attention,
@@ -25,7 +25,6 @@ from mg.diffusion.networks.blocks import (
 )
 from mg.diffusion.networks.denoiser import CONFIG, SizedDenoiser
 from mg.diffusion.networks.positions import frame_embedding, grid_embedding
-from mg.models.layers.layout import split
 from mg.models.layers.linear import Linear
 
 
@@ -44,7 +43,7 @@ class DiTBlock(nn.Cell):
 
     def construct(self, x, c):
         modulation = of_frames(None, self.adaLN_modulation(c), None)  # (B, 1, 1, 6 * C)
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = split(modulation, x.shape[3], 3)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = mint.split(modulation, x.shape[3], 3)
         x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
         return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
 
@@ -59,7 +58,7 @@ class FinalLayer(nn.Cell):
         self.adaLN_modulation = modulation_block(channels, 2, "zeros")
 
     def construct(self, x, c):
-        shift, scale = split(of_frames(None, self.adaLN_modulation(c), None), x.shape[3], 3)
+        shift, scale = mint.split(of_frames(None, self.adaLN_modulation(c), None), x.shape[3], 3)
         return self.linear(self.norm_final(x, shift, scale))
 
 
