@@ -259,12 +259,18 @@ class ModulatedNorm(PrecisionCell):
         return self.cast(self.norm(x) * (1 + scale.astype(ms.float32)) + shift.astype(ms.float32))
 
 
-class Sum(PrecisionCell):
-    """x + y, or x + gate * y; gate (B, 1 or T, 1, C)"""
+class Gate(PrecisionCell):
+    """gate * y; gate (B, 1 or T, 1, C)"""
 
-    def construct(self, x, y, gate=None):
-        if gate is not None:
-            y = self.cast(self.cast(gate) * self.cast(y))
+    def construct(self, gate, y):
+        return self.cast(self.cast(gate) * self.cast(y))
+
+
+class Sum(PrecisionCell):
+    """x + y in the precision of products. (Where a block ends in a sum, that is an operator of the block itself:
+    gradient checkpointing keeps that alone.)"""
+
+    def construct(self, x, y):
         return self.cast(self.cast(x) + self.cast(y))
 
 

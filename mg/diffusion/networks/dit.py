@@ -12,6 +12,7 @@ from mindspore import Parameter, Tensor, mint, nn
 from mg.diffusion.networks.blocks import (
     Attention,
     CaptionEmbedder,
+    Gate,
     LabelEmbedder,
     Mlp,
     ModulatedNorm,
@@ -39,13 +40,13 @@ class DiTBlock(nn.Cell):
         self.norm2 = ModulatedNorm(channels)
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
         self.adaLN_modulation = modulation_block(channels, 6, "zeros")
-        self.sum = Sum()
+        self.gate = Gate()
 
     def construct(self, x, c):
         modulation = of_frames(None, self.adaLN_modulation(c), None)  # (B, 1, 1, 6 * C)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = mint.split(modulation, x.shape[3], 3)
-        x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
-        return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
+        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale)))
+        return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Cell):
