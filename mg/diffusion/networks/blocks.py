@@ -15,7 +15,7 @@ from mindspore.common.initializer import Normal, initializer
 
 from mg.diffusion.networks.positions import rotate
 from mg.models.layers.attention import MultiHeadAttention
-from mg.models.layers.layout import narrow, split, zeros_behind
+from mg.models.layers.layout import narrow, zeros_behind
 from mg.models.layers.linear import Linear
 from mg.models.layers.norm import LastAxisRMSNorm, LayerNorm
 from mg.models.layers.precision import PrecisionCell
@@ -166,7 +166,7 @@ class Attention(nn.Cell):
     def construct(self, x, rope=None):
         """rope: of a `RotaryEmbedding`, where queries and keys are to be rotated."""
         n, length, _ = x.shape
-        q, k, v = split(self.qkv(x), self.channels, 2)
+        q, k, v = mint.split(self.qkv(x), self.channels, 2)
         shape = (n, length, self.num_heads, self.channels // self.num_heads)
         q, k, v = q.reshape(shape), k.reshape(shape), v.reshape(shape)
         if rope is not None and self.qk_norm_legacy:
@@ -194,7 +194,7 @@ class MultiHeadCrossAttention(nn.Cell):
         b, t, s, channels = x.shape
         head = channels // self.num_heads
         q = self.q_linear(x).reshape(b, t * s, self.num_heads, head)
-        k, v = split(self.kv_linear(y), channels, 2)
+        k, v = mint.split(self.kv_linear(y), channels, 2)
         k, v = k.reshape(b, -1, self.num_heads, head), v.reshape(b, -1, self.num_heads, head)
         return self.proj(self.attention(q, k, v, hidden)).reshape(x.shape)
 
@@ -240,7 +240,7 @@ def of_frames(x_mask, generated, given):
 def modulations(table, t):
     """A block's table (1, n, C) on top of what all blocks have (B, 1 or T, 1, n * C): n times (B, 1 or T, 1, C)"""
     _, n, c = table.shape
-    return split(table.reshape(1, 1, n, c) + t.reshape(t.shape[0], t.shape[1], n, c), 1, 2)
+    return mint.split(table.reshape(1, 1, n, c) + t.reshape(t.shape[0], t.shape[1], n, c), 1, 2)
 
 
 def scale_shift_table(rows: int, channels: int) -> Parameter:
@@ -259,12 +259,18 @@ class ModulatedNorm(PrecisionCell):
         return self.cast(self.norm(x) * (1 + scale.astype(ms.float32)) + shift.astype(ms.float32))
 
 
-class Sum(PrecisionCell):
-    """x + y, or x + gate * y; gate (B, 1 or T, 1, C)"""
+class Gate(PrecisionCell):
+    """gate * y; gate (B, 1 or T, 1, C)"""
 
-    def construct(self, x, y, gate=None):
-        if gate is not None:
-            y = self.cast(self.cast(gate) * self.cast(y))
+    def construct(self, gate, y):
+        return self.cast(self.cast(gate) * self.cast(y))
+
+
+class Sum(PrecisionCell):
+    """x + y in the precision of products. (Where a block ends in a sum, that is an operator of the block itself:
+    gradient checkpointing keeps that alone.)"""
+
+    def construct(self, x, y):
         return self.cast(self.cast(x) + self.cast(y))
 
 
@@ -294,5 +300,5 @@ class T2IFinalLayer(nn.Cell):
 
     def modulate(self, x, table, t):
         """table (1, 2, C), t (B, 1 or T, 1, C)"""
-        shift, scale = split(table.expand_dims(0) + t, 1, 2)
+        shift, scale = mint.split(table.expand_dims(0) + t, 1, 2)
         return self.norm_final(x, shift, scale)

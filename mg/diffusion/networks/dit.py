@@ -7,11 +7,12 @@ import re
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, mint, nn
 
 from mg.diffusion.networks.blocks import (
     Attention,
     CaptionEmbedder,
+    Gate,
     LabelEmbedder,
     Mlp,
     ModulatedNorm,
@@ -25,7 +26,6 @@ from mg.diffusion.networks.blocks import (
 )
 from mg.diffusion.networks.denoiser import CONFIG, SizedDenoiser
 from mg.diffusion.networks.positions import frame_embedding, grid_embedding
-from mg.models.layers.layout import split
 from mg.models.layers.linear import Linear
 
 
@@ -40,13 +40,13 @@ class DiTBlock(nn.Cell):
         self.norm2 = ModulatedNorm(channels)
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
         self.adaLN_modulation = modulation_block(channels, 6, "zeros")
-        self.sum = Sum()
+        self.gate = Gate()
 
     def construct(self, x, c):
         modulation = of_frames(None, self.adaLN_modulation(c), None)  # (B, 1, 1, 6 * C)
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = split(modulation, x.shape[3], 3)
-        x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
-        return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = mint.split(modulation, x.shape[3], 3)
+        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale)))
+        return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Cell):
@@ -59,7 +59,7 @@ class FinalLayer(nn.Cell):
         self.adaLN_modulation = modulation_block(channels, 2, "zeros")
 
     def construct(self, x, c):
-        shift, scale = split(of_frames(None, self.adaLN_modulation(c), None), x.shape[3], 3)
+        shift, scale = mint.split(of_frames(None, self.adaLN_modulation(c), None), x.shape[3], 3)
         return self.linear(self.norm_final(x, shift, scale))
 
 

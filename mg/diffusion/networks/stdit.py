@@ -9,6 +9,7 @@ from mindspore import Parameter, Tensor, mint, nn
 from mg.diffusion.networks.blocks import (
     Attention,
     CaptionEmbedder,
+    Gate,
     Mlp,
     ModulatedNorm,
     MultiHeadCrossAttention,
@@ -42,18 +43,18 @@ class STDiTBlock(nn.Cell):
         self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, proj_init="zeros")
         self.norm2 = ModulatedNorm(channels)
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
-        self.sum = Sum()
+        self.gate, self.sum = Gate(), Sum()
 
     def construct(self, x, y, t, t_generated, hidden=None, pos_embed_temporal=None):
         """y: the caption (B, L, C); t: six modulations of each frame (B, 1 or T, 1, 6 * C); t_generated: those of
         frames that are generated, of which all have the gate along time (B, 1, 1, 6 * C)."""
         table = self.scale_shift_table.expand_dims(0)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t)
-        x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
+        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale)))
         h = x if pos_embed_temporal is None else self.sum(x, pos_embed_temporal)
-        x = self.sum(x, along_time(self.attn_temp, h), modulations(table, t_generated)[2])
-        x = self.sum(x, self.cross_attn(x, y, hidden))
-        return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
+        x = x + self.gate(modulations(table, t_generated)[2], along_time(self.attn_temp, h))
+        x = x + self.cross_attn(x, y, hidden)
+        return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
 class STDiT(SizedDenoiser):

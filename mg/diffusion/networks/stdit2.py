@@ -9,6 +9,7 @@ from mindspore import mint, nn
 from mg.diffusion.networks.blocks import (
     Attention,
     CaptionEmbedder,
+    Gate,
     Mlp,
     ModulatedNorm,
     MultiHeadCrossAttention,
@@ -47,17 +48,17 @@ class STDiT2Block(nn.Cell):
         self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, proj_init="zeros")
         self.norm2 = ModulatedNorm(channels)
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
-        self.sum = Sum()
+        self.gate = Gate()
 
     def construct(self, x, y, t_spatial, t_temporal, rope, hidden=None):
         """y: the caption (B, L, C); t_spatial, t_temporal: six and three modulations, (B, 1 or T, 1, n * C)."""
         table, table_temporal = self.scale_shift_table.expand_dims(0), self.scale_shift_table_temporal.expand_dims(0)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t_spatial)
-        x = self.sum(x, within_frames(self.attn, self.norm1(x, shift, scale)), gate)
+        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale)))
         shift, scale, gate = modulations(table_temporal, t_temporal)
-        x = self.sum(x, along_time(self.attn_temp, self.norm_temp(x, shift, scale), rope), gate)
-        x = self.sum(x, self.cross_attn(x, y, hidden))
-        return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
+        x = x + self.gate(gate, along_time(self.attn_temp, self.norm_temp(x, shift, scale), rope))
+        x = x + self.cross_attn(x, y, hidden)
+        return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
 class STDiT2(Denoiser):

@@ -10,6 +10,7 @@ from mindspore.common.initializer import Normal
 from mg.diffusion.networks.blocks import (
     Attention,
     CaptionEmbedder,
+    Gate,
     Mlp,
     ModulatedNorm,
     MultiHeadCrossAttention,
@@ -49,7 +50,7 @@ class STDiT3Block(nn.Cell):
         self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, start)
         self.norm2 = ModulatedNorm(channels)
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels, last_init=start)
-        self.sum = Sum()
+        self.gate = Gate()
 
     def construct(self, x, y, t, rope, hidden=None):
         """y: the caption (B, L, C); t: six modulations, (B, 1 or T, 1, 6 * C)."""
@@ -57,9 +58,9 @@ class STDiT3Block(nn.Cell):
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t)
         h = self.norm1(x, shift, scale)
         h = along_time(self.attn, h, rope) if self.temporal else within_frames(self.attn, h)
-        x = self.sum(x, h, gate)
-        x = self.sum(x, self.cross_attn(x, y, hidden))
-        return self.sum(x, self.mlp(self.norm2(x, shift_mlp, scale_mlp)), gate_mlp)
+        x = x + self.gate(gate, h)
+        x = x + self.cross_attn(x, y, hidden)
+        return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
 class STDiT3(Denoiser):
