@@ -2,8 +2,7 @@
 
 Tokens are (B, T, S, C) throughout: T latent frames, S patches of each. Shifts, scales and gates come from the timestep
 (DiT, arXiv 2212.09748; one table for all blocks and one of each block's own: PixArt-alpha, arXiv 2310.00426).
-Parameters
-have the names of Open-Sora's.
+Parameters have the names of Open-Sora's.
 """
 
 import math
