@@ -84,7 +84,9 @@ class LatentCodec:
                 f"{latents} latent frames end within a chunk of {self.model.name}, which makes {of} of {frames} frames "
                 f"at once; it must be a multiple of {of}"
             )
-        frames = latents
+        if self.chunk:
+            return latents // self.chunk[1] * self.chunk[0]
+        frames = (latents - 1) * self.model.temporal_compression + 1
         while self._latent_frames(frames + 1) <= latents:
             frames += 1
         return frames

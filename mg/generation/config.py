@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from mg.checkpoints import where_from
 from mg.config import require
 from mg.data.aspects import frame_count, image_size
+from mg.diffusion.networks import network_of
 from mg.evaluation.clips import TileFields
 
 SAMPLERS = ("iddpm", "dpm-solver", "rflow")
@@ -74,6 +75,9 @@ class AutoencoderSection:
         max_memory: GB that a clip may take; by default what is free.
         engine: of an exported one: onnxruntime | openvino.
         config: keys to lay over the config that stands beside the weights.
+
+    Raises:
+        ValueError: settings that are out of range.
     """
 
     type: str | None = None
@@ -90,6 +94,12 @@ class AutoencoderSection:
     max_memory: float | None = None
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
     config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("micro_batch_size", "micro_frame_size"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1, or null")
+        for name in ("scaling_factor", "max_memory"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, self, name, "above 0, or null")
 
 
 @dataclass
@@ -110,7 +120,7 @@ class TextEncoderSection:
         config: further settings of the encoder.
     """
 
-    type: str = "t5"
+    type: Literal["t5", "clip", "classes"] = "t5"
     from_pretrained: str | None = None
     tokenizer: str | None = None
     embeddings: str | None = None
@@ -268,6 +278,8 @@ class GenerateConfig:
             given = self.condition_frame_length is not None and self.condition_frame_length >= 1
             require(given, self, "condition_frame_length", f"at least 1 where loop is above 1; it is {self.loop}")
         self._check_scheduler()
+        if self.text_encoder.embeddings is None:
+            check_captions(self.model.type, self.text_encoder.type)
         _ = self.frames, self.size
 
     def _check_scheduler(self) -> None:
@@ -314,7 +326,7 @@ class GenerateConfig:
         """Why no mask strategy can be used; None where it can."""
         if self.scheduler.type in ("dpm-solver", "dmp-solver"):
             return "scheduler.type dpm-solver generates all frames of a clip and can keep none; use iddpm"
-        if self.model.type.lower().startswith("dit"):
+        if not network_of(self.model.type)[0].takes_frame_mask:
             return f"model.type {self.model.type} has no frame masks; use an STDiT"
         return None
 
@@ -341,6 +353,13 @@ def _other_names() -> dict[str, str]:
 
 
 GenerateConfig.aliases = _other_names()
+
+
+def check_captions(model_type: str, encoder_type: str) -> None:
+    """Raise ValueError where a network takes no captions of that type, or is unknown."""
+    taken = network_of(model_type)[0].text_encoders
+    if encoder_type not in taken:
+        raise ValueError(f"text_encoder.type is {encoder_type}; model.type {model_type} takes {' or '.join(taken)}")
 
 
 def check_paths(config: GenerateConfig) -> None:

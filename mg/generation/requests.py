@@ -1,13 +1,13 @@
 """What a run is asked for, prompt by prompt, found out and checked before anything is loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mg.generation.config import GenerateConfig
 from mg.generation.masks import Insertion, parse_mask_strategy
-from mg.generation.prompts import append_scores, split_loops, split_suffix
-from mg.plain_text import one_line, split_lines
+from mg.generation.prompts import append_scores, sample_name, split_loops, split_suffix
+from mg.plain_text import one_line, printable, split_lines
 
 
 @dataclass
@@ -52,6 +52,25 @@ def read_requests(config: GenerateConfig) -> list[Request]:
     return requests
 
 
+def name_of(config: GenerateConfig, request: Request, sample: int) -> str:
+    """What a sample's file is called, without suffix."""
+    named = (config.num_sample, config.sample_name, config.prompt_as_path)
+    return sample_name(request.index, request.prompt, sample, *named)
+
+
+def check_names(config: GenerateConfig, requests: Sequence[Request]) -> None:
+    """Raise ValueError where the samples of two requests that differ would have one name, by prompt_as_path."""
+    named: dict[str, Request] = {}
+    for request in requests:
+        name = name_of(config, request, 0)
+        other = named.setdefault(name, request)
+        if replace(request, index=other.index) != other:
+            raise ValueError(
+                f"prompts {other.index} and {request.index} would both be named {printable(name)!r}; leave "
+                "prompt_as_path out"
+            )
+
+
 def _prompts(config: GenerateConfig) -> list[str]:
     if config.prompt is not None:
         if not config.prompt:
@@ -61,7 +80,9 @@ def _prompts(config: GenerateConfig) -> list[str]:
         raise ValueError("prompt or prompt_path must be given")
     path = Path(config.prompt_path)
     if not path.is_file():
-        raise ValueError(f"prompt_path: {path}: no such file; it must hold a prompt in each line")
+        raise ValueError(
+            f"prompt_path: {path}: no such file with a prompt in each line; --prompt takes prompts themselves"
+        )
     try:
         lines = split_lines(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -93,9 +114,9 @@ def _read_request(config: GenerateConfig, index: int, prompt: str, reference: st
     for made in insertions:
         there = len(paths) + made.loop * (config.loop > 1)  # of the clips made before its loop, too
         if made.reference >= there:
-            listed = f"{len(paths)} references" if len(paths) != 1 else "1 reference"
+            listed = f"are {len(paths)} references" if len(paths) != 1 else "is 1 reference"
             raise ValueError(
-                f"mask_strategy {strategy!r} takes reference {made.reference}, but there are {listed}, counted from 0"
+                f"mask_strategy {strategy!r} takes reference {made.reference}, but there {listed}, counted from 0"
             )
     if config.text_encoder.type == "classes":
         texts = [_checked_class(parts.text, config)] * config.loop
