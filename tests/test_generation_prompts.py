@@ -10,8 +10,8 @@ from mg.config import parse_config
 from mg.data.aspects import RATIOS, frame_count, image_size
 from mg.generation.config import DenoiserSection, GenerateConfig, SchedulerSection, TextEncoderSection, check_paths
 from mg.generation.masks import apply_mask_strategy, continuation, nearest_point, parse_mask_strategy
-from mg.generation.prompts import append_scores, sample_name, split_loops, split_suffix
-from mg.generation.requests import check_names, read_requests
+from mg.generation.requests import check_names, read_requests, sample_name
+from mg.text.prompts import append_scores, split_loops, split_suffix
 
 DATA = Path(__file__).parent / "data" / "generation"
 PROMPTS = json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))

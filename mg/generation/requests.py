@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mg.generation.config import GenerateConfig
 from mg.generation.masks import Insertion, parse_mask_strategy
-from mg.generation.prompts import append_scores, sample_name, split_loops, split_suffix
-from mg.plain_text import one_line, printable, split_lines
+from mg.plain_text import file_name, one_line, printable
+from mg.text.prompts import append_scores, read_prompts, split_loops, split_suffix
 
 
 @dataclass
@@ -52,6 +51,22 @@ def read_requests(config: GenerateConfig) -> list[Request]:
     return requests
 
 
+def sample_name(
+    index: int, prompt: str, sample: int = 0, num_sample: int = 1, name: str | None = None, prompt_as_path: bool = False
+) -> str:
+    """What a sample's file is called, without suffix: sample_0003, of several samples of a prompt sample_0003-1.
+
+    Args:
+        index: the prompt's number in its list or file.
+        name: in place of "sample"; with `prompt_as_path` it stands in front of the prompt.
+        prompt_as_path: the prompt is the name, as far as one can be.
+    """
+    suffix = f"-{sample}" if num_sample > 1 else ""
+    if prompt_as_path:
+        return file_name(f"{name or ''}{prompt}") + suffix
+    return f"{file_name(name or 'sample')}_{index:04d}{suffix}"
+
+
 def name_of(config: GenerateConfig, request: Request, sample: int) -> str:
     """What a sample's file is called, without suffix."""
     named = (config.num_sample, config.sample_name, config.prompt_as_path)
@@ -78,18 +93,7 @@ def _prompts(config: GenerateConfig) -> list[str]:
         return config.prompt
     if config.prompt_path is None:
         raise ValueError("prompt or prompt_path must be given")
-    path = Path(config.prompt_path)
-    if not path.is_file():
-        raise ValueError(
-            f"prompt_path: {path}: no such file with a prompt in each line; --prompt takes prompts themselves"
-        )
-    try:
-        lines = split_lines(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt_path: {path}: not a text in UTF-8 ({error})") from None
-    if not lines:
-        raise ValueError(f"prompt_path: {path}: holds no prompt")
-    return [line.strip() for line in lines]
+    return read_prompts(config.prompt_path)
 
 
 def _beside_prompts(name: str, values: Sequence[str | None] | None, count: int) -> list[str]:
