@@ -73,7 +73,7 @@ def test_text_to_video(place):
     assert (place.samples / "sample_0000-0.mp4").stat().st_mtime_ns != before
 
 
-def test_an_image_to_begin_with_given_behind_the_prompt(place):
+def test_an_image_to_begin_with_given_after_the_prompt(place):
     image, config = place.image(), place.config()
     prompts = place.folder / "prompts.txt"
     suffix = json.dumps({"reference_path": str(image), "mask_strategy": "0"})

@@ -27,9 +27,9 @@ def parse(*argv: str) -> GenerateConfig:
 
 
 @pytest.mark.parametrize("prompt, wanted", PROMPTS["json_suffix"].items())
-def test_the_json_behind_a_prompt(prompt, wanted):
+def test_the_json_after_a_prompt(prompt, wanted):
     if "error" in wanted:
-        with pytest.raises(ValueError, match="JSON behind a prompt"):
+        with pytest.raises(ValueError, match="JSON after a prompt"):
             split_suffix(prompt)
     else:
         parts = split_suffix(prompt)
@@ -40,7 +40,7 @@ def test_the_json_behind_a_prompt(prompt, wanted):
 def test_json_of_another_kind_is_one_line(suffix):
     with pytest.raises(ValueError) as error:
         split_suffix(f"a cat{suffix}")
-    assert "\n" not in str(error.value) and "JSON behind a prompt" in str(error.value)
+    assert "\n" not in str(error.value) and "JSON after a prompt" in str(error.value)
 
 
 @pytest.mark.parametrize("case", PROMPTS["loops"])

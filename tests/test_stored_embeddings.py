@@ -165,7 +165,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path, configure, folders):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (dict(prompt=["a cat{}{}"]), "prompt 0: the JSON behind a prompt cannot be read"),
+        (dict(prompt=["a cat{}{}"]), "prompt 0: the JSON after a prompt cannot be read"),
         (dict(prompt=[], csv_path="x", aes=6.5), "aes is 6.5; it must be left out with csv_path"),
         (dict(prompt=[]), "of prompt, prompt_path and csv_path none is given; give one"),
         (dict(prompt_path="x"), "of prompt, prompt_path and csv_path prompt and prompt_path are given; give one"),

@@ -142,7 +142,7 @@ def load_codec(section: AutoencoderSection, dtype: str) -> LatentCodec:
         exported = load_exported(path, section.engine)
         fixed = set(overrides) - (set() if model_class(exported.name).applies_scaling else set(factors))
         if fixed:
-            raise ValueError(f"{path}: an exported {exported.name} is as it was exported; leave {sorted(fixed)[0]} out")
+            raise ValueError(f"{path}: an exported {exported.name} is as it was exported; leave {min(fixed)} out")
         exported.config |= overrides
         return LatentCodec(exported)
     name = AUTOENCODERS.get(section.type or "", section.type) or model_name(path)

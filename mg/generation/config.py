@@ -27,7 +27,7 @@ class DenoiserSection:
         no_temporal_pos_emb: DiT: no positions in time.
         condition: DiT: text, or label_N for N classes.
         qk_norm: norm queries and keys.
-        qk_norm_legacy: norm them behind the rotation, as the weights of Open-Sora 1.1 want it.
+        qk_norm_legacy: norm them after the rotation, as the weights of Open-Sora 1.1 want it.
         enable_flash_attn: flash attention, where the device has it.
         enable_layernorm_kernel: taken, and without effect: MindSpore's norms have kernels of their own.
         depth: blocks, in place of the type's.
@@ -172,7 +172,7 @@ class GenerateConfig:
             and may have a text for each loop: "|0|first|2|from loop 2 on".
         prompt_path: file with a prompt in each line.
         start_index: number of the first prompt to take, counted from 0.
-        end_index: number of the one behind the last to take; null takes all.
+        end_index: number of the first prompt that is not taken; null takes all.
         num_sample: samples of each prompt; their names end in -0, -1, ...
         batch_size: prompts at once.
         seed: a sample depends on the seed, its prompt, its number and its settings alone.
@@ -181,7 +181,7 @@ class GenerateConfig:
         resolution: 144p | 240p | 360p | 480p | 720p | 1080p | 2k | 4k | 256 | 512 | 1024 | 2048 | 2880.
         aspect_ratio: height to width: 9:16 lies, 16:9 stands.
         fps: frames per second of the material that a clip's frames are taken from, a condition of the network.
-        frame_interval: every how manieth of them a clip has: it plays at fps / frame_interval.
+        frame_interval: a clip takes every n-th of them: it plays at fps / frame_interval.
         save_fps: frames per second of what is written, in place of that.
         multi_resolution: STDiT2, or null; networks that know of sizes get them in any case.
         loop: clips of a sample, each going on where the one before it ended.

@@ -69,7 +69,7 @@ def continuation(loop: int, reference: int, length: int, edit: float = 0.0) -> I
 
 
 def nearest_point(value: int, step: int, length: int) -> int:
-    """A multiple of `step` near `value`, among `length` frames: the one before it, or the one behind it where that is
+    """A multiple of `step` near `value`, among `length` frames: the one before it, or the one after it where that is
     nearer and a whole step of frames follows it."""
     number, rest = divmod(value, step)
     return (number + (rest > step / 2 and number < length // step - 1)) * step

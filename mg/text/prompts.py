@@ -57,14 +57,14 @@ def split_suffix(prompt: str) -> Parts:
     try:
         found = json.loads(suffix)
     except ValueError:
-        raise ValueError(f"the JSON behind a prompt cannot be read: {_short(suffix)}; {wanted}") from None
+        raise ValueError(f"the JSON after a prompt cannot be read: {_short(suffix)}; {wanted}") from None
     unknown = next((key for key in found if key not in _KEYS), None)
     if unknown is not None:
-        raise ValueError(f"the JSON behind a prompt has the key {unknown!r}; {wanted}")
+        raise ValueError(f"the JSON after a prompt has the key {unknown!r}; {wanted}")
     values = {key: "" if found.get(key) is None else found[key] for key in _KEYS}
     for key, value in values.items():
         if not isinstance(value, str):
-            raise ValueError(f"{key} in the JSON behind a prompt is {value!r}; it must be a text")
+            raise ValueError(f"{key} in the JSON after a prompt is {value!r}; it must be a text")
     return Parts(text, **values)
 
 

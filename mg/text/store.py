@@ -187,7 +187,7 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
 
 
 def read_texts(config: EncodeTextConfig) -> list[str]:
-    """The texts that are to be encoded, each once, as the encoder is given them: prompts without the JSON behind them,
+    """The texts that are to be encoded, each once, as the encoder is given them: prompts without the JSON after them,
     a text for each |n|, with scores.
 
     Raises:

@@ -26,7 +26,7 @@ _SMALL = 0.02  # deviation of the first weights of what embeds timesteps and cap
 
 
 class PatchEmbed3D(nn.Cell):
-    """Patches of latents as tokens: a convolution that does not overlap, as a product. Zeros behind fill the last."""
+    """Patches of latents as tokens: a convolution that does not overlap, as a product. Zeros fill up the last ones."""
 
     def __init__(self, patch_size: tuple[int, int, int], in_channels: int, channels: int):
         super().__init__()
@@ -141,7 +141,7 @@ class Attention(nn.Cell):
     Args:
         qk_norm: queries and keys are normed, head by head.
         qk_norm_legacy: norm them after they are rotated, as Open-Sora 1.1 was trained, and not before.
-        proj_init: first weights of the projection behind.
+        proj_init: first weights of the projection at the end.
     """
 
     def __init__(

@@ -156,7 +156,7 @@ class Denoiser(StoredModel):
     # Called from Python; a graph around it sees `construct`, and gives all inputs in full.
 
     def __call__(self, x, t, y, mask=None, x_mask=None, **extra):
-        """What the latents' noise (or velocity) is, and where `pred_sigma` the variance's values behind it.
+        """What the latents' noise (or velocity) is, and where `pred_sigma` the variance's values after it.
 
         Args:
             x: latents (B, C, T, H, W).
