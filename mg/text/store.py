@@ -20,7 +20,8 @@ from mg.checkpoints.digest import sha256
 from mg.config import require
 from mg.data.errors import DataError
 from mg.data.index import read_index
-from mg.data.shards import OK, ShardWriter, locked, read_rows
+from mg.data.rows import locked
+from mg.data.shards import OK, ShardWriter, read_rows
 from mg.plain_text import one_line, printable
 from mg.settings import check_settings
 from mg.text.captions import clean_caption
