@@ -273,6 +273,14 @@ def test_no_two_samples_have_one_name(prompts):
     check_names(parse(*SIZE), read_requests(config))
 
 
+def test_a_strategy_for_a_loop_that_does_not_come_is_said(caplog):
+    arguments = [*SIZE, "--prompt", "a cat", "--reference-path", "a.png", "--condition-frame-length", "4"]
+    read_requests(parse(*arguments, "--mask-strategy", "0;1,0,0,-1", "--loop", "2"))
+    assert not caplog.records
+    read_requests(parse(*arguments, "--mask-strategy", "1"))
+    assert "prompt 0: mask_strategy '1' has a group for loop 1, but the only loop is 0" in caplog.text
+
+
 def test_prompts_come_from_a_file_in_ranges(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text('  first \n\n{"reference_path": "a.png", "mask_strategy": "0"}\nlast\n', encoding="utf-8")

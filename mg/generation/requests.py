@@ -1,5 +1,6 @@
 """What a run is asked for, prompt by prompt, found out and checked before anything is loaded."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,8 @@ from mg.generation.config import GenerateConfig
 from mg.generation.masks import Insertion, parse_mask_strategy
 from mg.plain_text import file_name, one_line, printable
 from mg.text.prompts import append_scores, read_prompts, split_loops, split_suffix
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -116,6 +119,11 @@ def _read_request(config: GenerateConfig, index: int, prompt: str, reference: st
         asked = "a mask_strategy is given" if insertions else f"loop is {config.loop}, and clips go on by a frame mask"
         raise ValueError(f"{asked}, but {config.refuses_masks}")
     for made in insertions:
+        if made.loop >= config.loop:
+            loops = "the only loop is 0" if config.loop == 1 else f"the last loop is {config.loop - 1}"
+            _logger.warning(
+                "prompt %d: mask_strategy %r has a group for loop %d, but %s", index, strategy, made.loop, loops
+            )
         there = len(paths) + made.loop * (config.loop > 1)  # of the clips made before its loop, too
         if made.reference >= there:
             listed = f"are {len(paths)} references" if len(paths) != 1 else "is 1 reference"
