@@ -127,3 +127,13 @@ def test_an_exported_autoencoder_does_as_well(tmp_path, name, config, frames):
     z = codec.encode(x)
     assert z.shape[2:] == codec.latent_size((frames, 32, 32))
     assert codec.decode(z, frames).shape == x.shape
+    once, twice = (AutoencoderSection(from_pretrained=str(target), scaling_factor=factor) for factor in (1.0, 2.0))
+    if name == "tae":
+        np.testing.assert_allclose(
+            load_codec(twice, "fp32").encode(x), 2 * load_codec(once, "fp32").encode(x), rtol=1e-5
+        )
+    else:  # its networks scale
+        with pytest.raises(
+            ValueError, match="an exported temporal_vae is as it was exported; leave scaling_factor out"
+        ):
+            load_codec(twice, "fp32")

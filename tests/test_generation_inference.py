@@ -73,7 +73,7 @@ def test_text_to_video(place):
     assert (place.samples / "sample_0000-0.mp4").stat().st_mtime_ns != before
 
 
-def test_an_image_to_begin_with_given_behind_the_prompt(place):
+def test_an_image_to_begin_with_given_after_the_prompt(place):
     image, config = place.image(), place.config()
     prompts = place.folder / "prompts.txt"
     suffix = json.dumps({"reference_path": str(image), "mask_strategy": "0"})
@@ -231,9 +231,13 @@ def test_of_a_video_only_what_a_strategy_takes_is_read(place):
     head, frames = encode_reference(config, codec, path, parse_mask_strategy("0,0,2,0,3"))
     assert len(frames) == 5
     tail, frames = encode_reference(config, codec, path, parse_mask_strategy("0,0,-2,0,1"))
-    assert len(frames) == 2 and tail.shape == whole.shape
+    assert len(frames) == 1 and tail.shape == whole.shape
     np.testing.assert_allclose(head, whole[:, :5], atol=1e-5)
-    np.testing.assert_allclose(tail[:, -2:], whole[:, -2:], atol=1e-5)
+    np.testing.assert_allclose(tail[:, -2], whole[:, -2], atol=1e-5)
+    config.align = 2
+    middle, frames = encode_reference(config, codec, path, parse_mask_strategy("0,0,3,0,3;0,0,-9,0,3"))  # at 2 and 2
+    assert len(frames) == 3 and middle.shape == whole.shape
+    np.testing.assert_allclose(middle[:, 2:5], whole[:, 2:5], atol=1e-5)
 
 
 @pytest.mark.full
@@ -324,6 +328,14 @@ def test_a_batch_that_fails_is_made_one_by_one(place, monkeypatch):
     report = generation.generate(config)
     assert batches == [["a cat", "a dog"], ["a cat"], ["a dog"]]
     assert report.made == 1 and report.failed == [("sample_0001", "no memory")]
+
+
+def test_what_the_weights_do_not_fit_is_one_line_before_any_sample(place):
+    config = place.config("DiT-XL/2", text="classes", num_frames=1, image_size=[16, 16])
+    with pytest.raises(ValueError, match="one of 1000 classes, but the network takes one of 10 classes; see text_enc"):
+        load_pipeline(config_of(config, "--text_encoder.num_classes", "1000"))
+    with pytest.raises(ValueError, match="scheduler.cfg_channel is 7; latents of image_vae have 4 channels"):
+        load_pipeline(config_of(config, "--scheduler.cfg_channel", "7"))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from mg.config import parse_config
 from mg.data.aspects import RATIOS, frame_count, image_size
 from mg.generation.config import DenoiserSection, GenerateConfig, SchedulerSection, TextEncoderSection, check_paths
 from mg.generation.masks import apply_mask_strategy, continuation, nearest_point, parse_mask_strategy
-from mg.generation.prompts import append_scores, sample_name, split_loops, split_suffix
-from mg.generation.requests import read_requests
+from mg.generation.requests import check_names, read_requests, sample_name
+from mg.text.prompts import append_scores, split_loops, split_suffix
 
 DATA = Path(__file__).parent / "data" / "generation"
 PROMPTS = json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))
@@ -27,9 +27,9 @@ def parse(*argv: str) -> GenerateConfig:
 
 
 @pytest.mark.parametrize("prompt, wanted", PROMPTS["json_suffix"].items())
-def test_the_json_behind_a_prompt(prompt, wanted):
+def test_the_json_after_a_prompt(prompt, wanted):
     if "error" in wanted:
-        with pytest.raises(ValueError, match="JSON behind a prompt"):
+        with pytest.raises(ValueError, match="JSON after a prompt"):
             split_suffix(prompt)
     else:
         parts = split_suffix(prompt)
@@ -40,7 +40,7 @@ def test_the_json_behind_a_prompt(prompt, wanted):
 def test_json_of_another_kind_is_one_line(suffix):
     with pytest.raises(ValueError) as error:
         split_suffix(f"a cat{suffix}")
-    assert "\n" not in str(error.value) and "JSON behind a prompt" in str(error.value)
+    assert "\n" not in str(error.value) and "JSON after a prompt" in str(error.value)
 
 
 @pytest.mark.parametrize("case", PROMPTS["loops"])
@@ -133,6 +133,13 @@ def test_loops_continue_the_clip_before():
         assert groups == parse_mask_strategy(case["after_three_more_loops"])
 
 
+def test_a_group_far_longer_than_the_clip_costs_nothing():
+    noise, image = np.full((1, 4, 1, 1), -1.0), np.zeros((1, 1, 1, 1))
+    for strategy in ("0,0,0,1,1000000000000", "0,0,-1000000000000,1,1000000000001"):
+        z, mask = apply_mask_strategy(noise, [image], parse_mask_strategy(strategy), repeat_images=True)
+        assert z.ravel().tolist() == [-1, 0, 0, 0] and mask.tolist() == [1, 0, 0, 0]
+
+
 def test_of_a_video_that_is_too_short_what_there_is():
     noise, reference = np.full((1, 8, 1, 1), -1.0), np.arange(3.0).reshape(1, 3, 1, 1)
     z, mask = apply_mask_strategy(noise, [reference], parse_mask_strategy("0,0,-8,0,8"), repeat_images=True)
@@ -202,10 +209,11 @@ def test_what_is_written_plays_at_fps_over_frame_interval():
 
 
 GIVEN = {"reference_path": ["a.png"], "mask_strategy": ["0"]}
+OF_CLASSES = {"model": DenoiserSection("DiT-XL/2"), "text_encoder": TextEncoderSection("classes")}
 WRONG = {
     "reference_path is 'a.png' without a mask_strategy": {"reference_path": ["a.png"]},
-    "takes reference 1, but there are 1 reference": {"reference_path": ["a.png"], "mask_strategy": ["0;0,1"]},
-    "takes reference 0, but there are 0 references": {"mask_strategy": ["0"]},
+    "takes reference 1, but there is 1 reference,": {"reference_path": ["a.png"], "mask_strategy": ["0;0,1"]},
+    "takes reference 0, but there are 0 references,": {"mask_strategy": ["0"]},
     "reference_path has 2 entries for 1 prompts": {"reference_path": ["a.png", None]},
     "mask_strategy has 0 entries for 1 prompts": {"mask_strategy": []},
     "which choose the steps both": {"scheduler": SchedulerSection("iddpm", 5, "10")},
@@ -215,13 +223,16 @@ WRONG = {
     "loop is 2, and clips go on by a frame mask, but model.type DiT-XL/2 has no frame masks": {
         "loop": 2,
         "condition_frame_length": 4,
-        "model": DenoiserSection("DiT-XL/2"),
+        **OF_CLASSES,
     },
     "iddpm-speed, which only trains": {"scheduler": SchedulerSection("iddpm-speed")},
     "there is no schedule 'ddim'": {"scheduler": SchedulerSection("ddim")},
     "start_index is 5; there are 1 prompts": {"start_index": 5},
     "end_index is 0; it must be above start_index, 0": {"end_index": 0},
-    "prompt 0: it is 'a cat'; where text_encoder.type is classes": {"text_encoder": TextEncoderSection("classes")},
+    "prompt 0: it is 'a cat'; where text_encoder.type is classes": OF_CLASSES,
+    "text_encoder.type is t5; model.type DiT-XL/2 takes clip or classes": {"model": DenoiserSection("DiT-XL/2")},
+    "text_encoder.type is clip; model.type STDiT2-XL/2 takes t5": {"text_encoder": TextEncoderSection("clip")},
+    "there is no network 'STDiT4-XL/2'": {"model": DenoiserSection("STDiT4-XL/2")},
     "llm_refine is True; it must be false": {"llm_refine": True},
     "image_size is [240]; it must be height and width": {"image_size": [240]},
     "image_size must be given, or resolution and aspect_ratio both": {"image_size": None, "resolution": "240p"},
@@ -242,6 +253,32 @@ def test_what_does_not_go_together_is_one_line_before_anything_is_loaded(message
         read_requests(config)
         check_paths(config)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["micro_batch_size", "micro_frame_size", "scaling_factor", "max_memory"])
+def test_settings_of_the_autoencoder_are_above_zero(field):
+    with pytest.raises(ValueError, match=rf"{field} is 0(\.0)?; it must be (at least 1|above 0), or null"):
+        parse(*SIZE, f"--vae.{field}", "0")
+
+
+@pytest.mark.parametrize(
+    "prompts", [["on/off", "on_off"], ["a cat", 'a cat{"reference_path": "a", "mask_strategy": "0"}']]
+)
+def test_no_two_samples_have_one_name(prompts):
+    config = parse(*SIZE, "--prompt", *prompts, "--prompt-as-path")
+    with pytest.raises(ValueError, match="prompts 0 and 1 would both be named"):
+        check_names(config, read_requests(config))
+    same = parse(*SIZE, "--prompt", prompts[0], prompts[0], "--prompt-as-path")  # which has its sample once
+    check_names(same, read_requests(same))
+    check_names(parse(*SIZE), read_requests(config))
+
+
+def test_a_strategy_for_a_loop_that_does_not_come_is_said(caplog):
+    arguments = [*SIZE, "--prompt", "a cat", "--reference-path", "a.png", "--condition-frame-length", "4"]
+    read_requests(parse(*arguments, "--mask-strategy", "0;1,0,0,-1", "--loop", "2"))
+    assert not caplog.records
+    read_requests(parse(*arguments, "--mask-strategy", "1"))
+    assert "prompt 0: mask_strategy '1' has a group for loop 1, but the only loop is 0" in caplog.text
 
 
 def test_prompts_come_from_a_file_in_ranges(tmp_path):

@@ -10,6 +10,8 @@ from workers import finish, start
 
 from mg.cli.encode_text import main
 from mg.data import DataError
+from mg.generation.config import GenerateConfig
+from mg.generation.requests import read_requests
 from mg.runtime import Runtime
 from mg.text import TextEncoder, clean_caption, create_text_encoder, open_embeddings, store
 from mg.text.store import EncodeTextConfig, TextEncoderConfig, encode_texts
@@ -56,6 +58,19 @@ def test_stored_embeddings_are_what_the_encoder_gives(tmp_path, folders, configu
             else:
                 assert found.dtype == wanted.dtype
                 np.testing.assert_array_equal(found, wanted)
+
+
+def test_what_inference_asks_for_by_the_same_prompts_is_stored(tmp_path, configure):
+    """JSON and |n| in prompts, and scores, are no part of a text, or part of it, for both alike."""
+    path = tmp_path / "prompts.txt"
+    lines = ['a dog{"reference_path": "x", "mask_strategy": "0"}', "|0|a cat|2|A dog, again", "", "and 3 more dogs"]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    encode_texts(configure(prompt=[], prompt_path=str(path), aes=6.5, camera_motion="pan left"))
+    loops = {"loop": 3, "condition_frame_length": 1}
+    asked = GenerateConfig(image_size=[16, 16], prompt_path=str(path), aes=6.5, camera_motion="pan left", **loops)
+    texts = {text for request in read_requests(asked) for text in request.texts}
+    stored = open_embeddings(tmp_path / "stored")
+    assert len(texts) == len(stored) == 5 and all(text in stored for text in texts)
 
 
 def test_padding_is_not_stored(tmp_path, configure):
@@ -150,6 +165,8 @@ def test_a_folder_of_other_settings_is_refused(tmp_path, configure, folders):
 @pytest.mark.parametrize(
     "options, said",
     [
+        (dict(prompt=["a cat{}{}"]), "prompt 0: the JSON after a prompt cannot be read"),
+        (dict(prompt=[], csv_path="x", aes=6.5), "aes is 6.5; it must be left out with csv_path"),
         (dict(prompt=[]), "of prompt, prompt_path and csv_path none is given; give one"),
         (dict(prompt_path="x"), "of prompt, prompt_path and csv_path prompt and prompt_path are given; give one"),
         (dict(shard_size=0), "shard_size is 0; it must be at least 1"),
@@ -157,7 +174,7 @@ def test_a_folder_of_other_settings_is_refused(tmp_path, configure, folders):
 )
 def test_wrong_settings_are_named(configure, options, said):
     with pytest.raises(ValueError, match=said):
-        configure(**options)
+        encode_texts(configure(**options))
 
 
 def test_the_command_stores_a_file_of_prompts(tmp_path, folders, monkeypatch, capsys):

@@ -94,8 +94,8 @@ def target_format(name: str, model: type[StoredModel]) -> Format:
     original = Format(model.name, "model.safetensors", model.original_weights, model.original_config)
     formats = {"ours": ours, "original": next(iter(model.formats.values()), original), **model.formats}
     if name not in formats:
-        listed = [f"{key} ({formats[key].reader})" for key in model.formats]
-        raise ValueError(f"--to is {name!r}; {model.name} can be written as ours, original, {', '.join(listed)}")
+        listed = ["ours", "original", *(f"{key} ({formats[key].reader})" for key in model.formats)]
+        raise ValueError(f"--to is {name!r}; {model.name} can be written as {', '.join(listed)}")
     return formats[name]
 
 

@@ -8,11 +8,8 @@ complete, whenever a run was killed, and whatever other ranks are doing.
 """
 
 import contextlib
-import fcntl
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -22,8 +19,8 @@ from mg.checkpoints import CheckpointError, atomic_write, naming
 from mg.checkpoints.safetensors_file import Entry, PieceWriter, read_entries, read_stretch
 from mg.checkpoints.state_dict import reading
 from mg.checkpoints.tensors import Source
-from mg.data.errors import DataError
-from mg.plain_text import json_line, one_line, split_lines, write_text
+from mg.data.rows import locked, put_lines, read_lines
+from mg.plain_text import one_line
 
 INDEX_FILE = "index.jsonl"
 OK, ERROR = "ok", "error"
@@ -69,21 +66,9 @@ def read_rows(folder: Path, kind: type[R]) -> dict[str, R]:
     Raises:
         DataError: a line that is none.
     """
-    path, names = Path(folder) / INDEX_FILE, [entry.name for entry in fields(kind)]
-    rows = {}
-    try:
-        lines = split_lines(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text in UTF-8 ({error})") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            row = kind(**json.loads(line))
-        except (ValueError, TypeError):
-            raise DataError(f"{path}, line {number}: must be a JSON object with keys of {', '.join(names)}") from None
+    rows = read_lines(Path(folder) / INDEX_FILE, kind)
+    for row in rows.values():
         row.shape = tuple(row.shape)
-        rows[row.name] = row
     return rows
 
 
@@ -93,28 +78,7 @@ def record(folder: Path, rows: Iterable[R], order: Mapping[str, int], kind: type
     Args:
         order: the place of a name in the index; what has none comes first.
     """
-    with locked(folder / ".lock"):
-        merged = read_rows(folder, kind) | {row.name: row for row in rows}
-        ordered = sorted(merged.values(), key=lambda row: order.get(row.name, -1))
-        with atomic_write(folder / INDEX_FILE) as path:
-            write_text(path, "".join(json_line(asdict(row)) for row in ordered))
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock between the processes of a machine, or of all that share the file system.
-
-    Raises:
-        DataError: another one holds it, and this one is not to wait.
-    """
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise DataError(
-                f"{path.parent}: another run is writing there, as the same rank; wait for its end"
-            ) from None
-        yield
+    put_lines(folder / INDEX_FILE, rows, kind, lambda row: order.get(row.name, -1))
 
 
 class ShardReader:

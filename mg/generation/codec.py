@@ -84,7 +84,9 @@ class LatentCodec:
                 f"{latents} latent frames end within a chunk of {self.model.name}, which makes {of} of {frames} frames "
                 f"at once; it must be a multiple of {of}"
             )
-        frames = latents
+        if self.chunk:
+            return latents // self.chunk[1] * self.chunk[0]
+        frames = (latents - 1) * self.model.temporal_compression + 1
         while self._latent_frames(frames + 1) <= latents:
             frames += 1
         return frames
@@ -134,10 +136,15 @@ def load_codec(section: AutoencoderSection, dtype: str) -> LatentCodec:
         ValueError, OSError: weights that cannot be read, or settings that this autoencoder does not have.
     """
     path = Path(section.from_pretrained or "")
-    overrides = {"scaling_factor": section.scaling_factor, "shift_factor": section.shift_factor}
-    overrides = {key: value for key, value in overrides.items() if value is not None} | section.config
+    factors = {"scaling_factor": section.scaling_factor, "shift_factor": section.shift_factor}
+    overrides = {key: value for key, value in factors.items() if value is not None} | section.config
     if section.type == "exported" or (section.type is None and (path / SETTINGS_FILE).is_file()):
-        return LatentCodec(load_exported(path, section.engine))
+        exported = load_exported(path, section.engine)
+        fixed = set(overrides) - (set() if model_class(exported.name).applies_scaling else set(factors))
+        if fixed:
+            raise ValueError(f"{path}: an exported {exported.name} is as it was exported; leave {min(fixed)} out")
+        exported.config |= overrides
+        return LatentCodec(exported)
     name = AUTOENCODERS.get(section.type or "", section.type) or model_name(path)
     if name == "temporal_vae":
         micro = {"micro_batch_size": section.micro_batch_size, "micro_frame_size": section.micro_frame_size}

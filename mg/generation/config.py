@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from mg.checkpoints import where_from
 from mg.config import require
 from mg.data.aspects import frame_count, image_size
+from mg.diffusion.networks import network_of
 from mg.evaluation.clips import TileFields
 
 SAMPLERS = ("iddpm", "dpm-solver", "rflow")
@@ -26,7 +27,7 @@ class DenoiserSection:
         no_temporal_pos_emb: DiT: no positions in time.
         condition: DiT: text, or label_N for N classes.
         qk_norm: norm queries and keys.
-        qk_norm_legacy: norm them behind the rotation, as the weights of Open-Sora 1.1 want it.
+        qk_norm_legacy: norm them after the rotation, as the weights of Open-Sora 1.1 want it.
         enable_flash_attn: flash attention, where the device has it.
         enable_layernorm_kernel: taken, and without effect: MindSpore's norms have kernels of their own.
         depth: blocks, in place of the type's.
@@ -74,6 +75,9 @@ class AutoencoderSection:
         max_memory: GB that a clip may take; by default what is free.
         engine: of an exported one: onnxruntime | openvino.
         config: keys to lay over the config that stands beside the weights.
+
+    Raises:
+        ValueError: settings that are out of range.
     """
 
     type: str | None = None
@@ -90,6 +94,12 @@ class AutoencoderSection:
     max_memory: float | None = None
     engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
     config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("micro_batch_size", "micro_frame_size"):
+            require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1, or null")
+        for name in ("scaling_factor", "max_memory"):
+            require(getattr(self, name) is None or getattr(self, name) > 0, self, name, "above 0, or null")
 
 
 @dataclass
@@ -110,7 +120,7 @@ class TextEncoderSection:
         config: further settings of the encoder.
     """
 
-    type: str = "t5"
+    type: Literal["t5", "clip", "classes"] = "t5"
     from_pretrained: str | None = None
     tokenizer: str | None = None
     embeddings: str | None = None
@@ -162,7 +172,7 @@ class GenerateConfig:
             and may have a text for each loop: "|0|first|2|from loop 2 on".
         prompt_path: file with a prompt in each line.
         start_index: number of the first prompt to take, counted from 0.
-        end_index: number of the one behind the last to take; null takes all.
+        end_index: number of the first prompt that is not taken; null takes all.
         num_sample: samples of each prompt; their names end in -0, -1, ...
         batch_size: prompts at once.
         seed: a sample depends on the seed, its prompt, its number and its settings alone.
@@ -171,7 +181,7 @@ class GenerateConfig:
         resolution: 144p | 240p | 360p | 480p | 720p | 1080p | 2k | 4k | 256 | 512 | 1024 | 2048 | 2880.
         aspect_ratio: height to width: 9:16 lies, 16:9 stands.
         fps: frames per second of the material that a clip's frames are taken from, a condition of the network.
-        frame_interval: every how manieth of them a clip has: it plays at fps / frame_interval.
+        frame_interval: a clip takes every n-th of them: it plays at fps / frame_interval.
         save_fps: frames per second of what is written, in place of that.
         multi_resolution: STDiT2, or null; networks that know of sizes get them in any case.
         loop: clips of a sample, each going on where the one before it ended.
@@ -268,6 +278,8 @@ class GenerateConfig:
             given = self.condition_frame_length is not None and self.condition_frame_length >= 1
             require(given, self, "condition_frame_length", f"at least 1 where loop is above 1; it is {self.loop}")
         self._check_scheduler()
+        if self.text_encoder.embeddings is None:
+            check_captions(self.model.type, self.text_encoder.type)
         _ = self.frames, self.size
 
     def _check_scheduler(self) -> None:
@@ -314,7 +326,7 @@ class GenerateConfig:
         """Why no mask strategy can be used; None where it can."""
         if self.scheduler.type in ("dpm-solver", "dmp-solver"):
             return "scheduler.type dpm-solver generates all frames of a clip and can keep none; use iddpm"
-        if self.model.type.lower().startswith("dit"):
+        if not network_of(self.model.type)[0].takes_frame_mask:
             return f"model.type {self.model.type} has no frame masks; use an STDiT"
         return None
 
@@ -341,6 +353,13 @@ def _other_names() -> dict[str, str]:
 
 
 GenerateConfig.aliases = _other_names()
+
+
+def check_captions(model_type: str, encoder_type: str) -> None:
+    """Raise ValueError where a network takes no captions of that type, or is unknown."""
+    taken = network_of(model_type)[0].text_encoders
+    if encoder_type not in taken:
+        raise ValueError(f"text_encoder.type is {encoder_type}; model.type {model_type} takes {' or '.join(taken)}")
 
 
 def check_paths(config: GenerateConfig) -> None:

@@ -22,17 +22,16 @@ from tqdm import tqdm
 from mg import runtime
 from mg.data.transforms import resize, to_uint8_frames, to_video_tensor
 from mg.data.video import write_image, write_video
-from mg.diffusion.networks import create_denoiser
+from mg.diffusion.networks import Denoiser, create_denoiser
 from mg.diffusion.schedules import create_schedule
 from mg.evaluation.clips import sparing
 from mg.generation.codec import LatentCodec, load_codec
-from mg.generation.config import GenerateConfig, TextEncoderSection, check_paths, given
+from mg.generation.config import GenerateConfig, TextEncoderSection, check_captions, check_paths, given
 from mg.generation.gallery import write_gallery
 from mg.generation.masks import Insertion
 from mg.generation.pipeline import Item, Pipeline, shared_frames
-from mg.generation.prompts import sample_name
 from mg.generation.references import find_reference, read_reference
-from mg.generation.requests import Request, read_requests
+from mg.generation.requests import Request, check_names, name_of, read_requests
 from mg.generation.samples import ERROR, OK, Row, read_rows, record
 from mg.plain_text import file_name, one_line, printable
 from mg.sampling import clip_seed
@@ -77,6 +76,7 @@ def generate(config: GenerateConfig, rank: int = 0, world_size: int = 1) -> Repo
             most of it before anything is loaded.
     """
     requests = read_requests(config)
+    check_names(config, requests)
     check_paths(config)
     folder = Path(config.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,9 +85,7 @@ def generate(config: GenerateConfig, rank: int = 0, world_size: int = 1) -> Repo
     names: set[str] = set()
     for request in requests[rank::world_size]:
         for sample in range(config.num_sample):
-            name = sample_name(
-                request.index, request.prompt, sample, config.num_sample, config.sample_name, config.prompt_as_path
-            )
+            name = name_of(config, request, sample)
             suffix = ".png" if config.frames * config.loop == 1 else ".mp4"
             row = Row(name, request.prompt, settings=_settings(config, request, sample), file=f"{name}{suffix}")
             known = config.prompt_as_path or _is_same(before.get(name), row)
@@ -117,28 +115,49 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     height, width = codec.pixel_size(config.size)
     size = codec.latent_size((config.frames, *config.size))
     shared_frames(config, codec)
+    if schedule.cfg_channel is not None and not 1 <= schedule.cfg_channel <= codec.in_channels:
+        raise ValueError(
+            f"scheduler.cfg_channel is {schedule.cfg_channel}; latents of {codec.model.name} have {codec.in_channels} "
+            "channels"
+        )
     if (height, width) != config.size:
         _logger.info("whole latents of %s make frames of %d x %d", codec.model.name, height, width)
-    encoder = load_text_encoder(config.text_encoder)
+    encoder = load_text_encoder(config.text_encoder, config.model.type)
     settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel")
     settings |= {"input_size": list(size), "in_channels": codec.in_channels}
     if encoder.output_dim:
         settings |= {"caption_channels": encoder.output_dim, "model_max_length": encoder.model_max_length}
     denoiser = create_denoiser(config.model.type, config.model.from_pretrained, config.dtype, **settings)
     denoiser.set_train(False)
+    _check_classes(encoder, denoiser)
     return Pipeline(config, codec, encoder, denoiser, schedule)
 
 
-def load_text_encoder(section: TextEncoderSection) -> Any:
+def load_text_encoder(section: TextEncoderSection, network: str) -> Any:
     """The text encoder of a config, or the stored embeddings that stand for it.
+
+    Args:
+        network: the type of the network that takes its captions.
 
     Raises:
         ValueError, OSError: weights or embeddings that cannot be read, settings that do not go together.
     """
     if section.embeddings is not None:
-        return open_embeddings(section.embeddings)
+        stored = open_embeddings(section.embeddings)
+        check_captions(network, stored.type)
+        return stored
     unused = ("type", "embeddings", "shardformer", "local_files_only", "cache_dir")
     return create_text_encoder(section.type, **given(section, *unused))
+
+
+def _check_classes(encoder: Any, denoiser: Denoiser) -> None:
+    """Raise ValueError where prompts are classes and the network knows others, or none."""
+    counts = (encoder.num_classes if encoder.type == "classes" else None, denoiser.num_classes)
+    if counts[0] != counts[1]:
+        given, wanted = ("texts" if count is None else f"one of {count} classes" for count in counts)
+        raise ValueError(
+            f"prompts are {given}, but the network takes {wanted}; see text_encoder.num_classes and model.condition"
+        )
 
 
 def _make(config: GenerateConfig, pipeline: Pipeline, todo: Sequence[_Todo], folder: Path, report: Report) -> None:
@@ -247,8 +266,9 @@ def encode_reference(
     frames, first, total = read_reference(path, size, insertions, codec, config.align)
     seed = clip_seed(config.seed, str(path)) if config.sample_posterior else None
     z = codec.encode(to_video_tensor(frames)[None], seed)[0]
-    missing = codec.latent_size((total, *size))[0] - z.shape[1]
-    return np.pad(z, ((0, 0), (missing, 0), (0, 0), (0, 0))) if first else z, frames
+    before = codec.latent_size((first, *size))[0] if first else 0
+    behind = codec.latent_size((total, *size))[0] - before - z.shape[1]
+    return np.pad(z, ((0, 0), (before, behind), (0, 0), (0, 0))), frames
 
 
 def _strip(frames: np.ndarray) -> np.ndarray:

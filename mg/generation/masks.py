@@ -69,10 +69,16 @@ def continuation(loop: int, reference: int, length: int, edit: float = 0.0) -> I
 
 
 def nearest_point(value: int, step: int, length: int) -> int:
-    """A multiple of `step` near `value`, among `length` frames: the one before it, or the one behind it where that is
+    """A multiple of `step` near `value`, among `length` frames: the one before it, or the one after it where that is
     nearer and a whole step of frames follows it."""
     number, rest = divmod(value, step)
     return (number + (rest > step / 2 and number < length // step - 1)) * step
+
+
+def place_among(number: int, frames: int, align: int | None = None) -> int:
+    """Where a start or a target lies among so many latent frames, see `apply_mask_strategy`."""
+    at = number + frames * (number < 0)
+    return nearest_point(at, align, frames) if align else at
 
 
 def apply_mask_strategy(
@@ -110,21 +116,20 @@ def apply_mask_strategy(
             raise ValueError(f"{_said(made)} takes reference {made.reference}, of which there are {len(references)}")
         source = references[made.reference]
         frames = source.shape[1]
-        start = made.start + frames * (made.start < 0)
-        target = made.target + total * (made.target < 0)
-        if align:
-            start, target = nearest_point(start, align, frames), nearest_point(target, align, total)
+        start, target = place_among(made.start, frames, align), place_among(made.target, total, align)
         if not 0 <= target < total:
             raise ValueError(f"{_said(made)} goes to latent frame {made.target}; the clip has {total}")
         stop = start + made.length if repeat_images and frames == 1 else min(start + made.length, frames)
         if stop <= 0 or start >= frames:
             raise ValueError(f"{_said(made)} takes latent frame {made.start} of a reference that has {frames}")
-        taken = np.arange(start if frames == 1 else max(start, 0), stop)[: total - target]
-        at = slice(target, target + len(taken))
-        z[:, at] = source[:, taken.clip(0, frames - 1)]
-        mask[at] = made.edit
+        first = start if frames == 1 else max(start, 0)
+        length = min(stop - first, total - target)
+        taken = [min(max(first + number, 0), frames - 1) for number in range(length)]
+        z[:, target : target + length] = source[:, taken]
+        mask[target : target + length] = made.edit
     return z, mask
 
 
 def _said(made: Insertion) -> str:
-    return f"mask_strategy group {','.join(f'{number:g}' for number in made)}"
+    *whole, edit = made
+    return f"mask_strategy group {','.join(map(str, whole))},{edit:g}"

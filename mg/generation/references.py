@@ -10,7 +10,6 @@ import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ from mg.checkpoints import atomic_write
 from mg.data.transforms import center_crop, covering_size, resize_to_cover
 from mg.data.video import is_image, open_video, read_image
 from mg.generation.codec import LatentCodec
-from mg.generation.masks import Insertion
+from mg.generation.masks import Insertion, place_among
 from mg.plain_text import one_line
 
 TIMEOUT = 30  # seconds that a server may be silent
@@ -82,17 +81,17 @@ def read_reference(
     chunk, latents = codec.chunk or (1, 1)
     with open_video(path) as video:
         covering = covering_size(video.height, video.width, *size)
-        from_front = align is None and all(made.start >= 0 for made in insertions)
-        if from_front:
+        if not insertions or (align is None and all(made.start >= 0 for made in insertions)):
             last = max((made.start + made.length for made in insertions), default=1)
             stop = codec.frames_of(-(-last // latents) * latents)
-            frames = np.stack(list(islice(video.clip(size=covering), stop)))
+            frames = np.stack([frame for _, frame in zip(range(stop), video.clip(size=covering))])
             return center_crop(frames, *size), 0, len(frames)
         total = video.num_frames
-        first = 0
+        first, stop = 0, total
         if codec.chunk:
             there = codec.latent_size((total, *size))[0]
-            starts = [made.start + there * (made.start < 0) for made in insertions]
-            spare = align or 0
-            first = max(0, (min(starts, default=0) - spare) // latents * chunk)
-        return center_crop(video.read(range(first, total), size=covering), *size), first, total
+            starts = [place_among(made.start, there, align) for made in insertions]
+            ends = [start + made.length for start, made in zip(starts, insertions)]
+            first = min(max(min(starts), 0), there - 1) // latents * chunk
+            stop = max(first + chunk, -(-max(ends) // latents) * chunk)
+        return center_crop(video.read(range(first, min(stop, total)), size=covering), *size), first, total

@@ -1,13 +1,15 @@
 """What a run is asked for, prompt by prompt, found out and checked before anything is loaded."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from mg.generation.config import GenerateConfig
 from mg.generation.masks import Insertion, parse_mask_strategy
-from mg.generation.prompts import append_scores, split_loops, split_suffix
-from mg.plain_text import one_line, split_lines
+from mg.plain_text import file_name, one_line, printable
+from mg.text.prompts import append_scores, read_prompts, split_loops, split_suffix
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -52,6 +54,41 @@ def read_requests(config: GenerateConfig) -> list[Request]:
     return requests
 
 
+def sample_name(
+    index: int, prompt: str, sample: int = 0, num_sample: int = 1, name: str | None = None, prompt_as_path: bool = False
+) -> str:
+    """What a sample's file is called, without suffix: sample_0003, of several samples of a prompt sample_0003-1.
+
+    Args:
+        index: the prompt's number in its list or file.
+        name: in place of "sample"; with `prompt_as_path` it stands in front of the prompt.
+        prompt_as_path: the prompt is the name, as far as one can be.
+    """
+    suffix = f"-{sample}" if num_sample > 1 else ""
+    if prompt_as_path:
+        return file_name(f"{name or ''}{prompt}") + suffix
+    return f"{file_name(name or 'sample')}_{index:04d}{suffix}"
+
+
+def name_of(config: GenerateConfig, request: Request, sample: int) -> str:
+    """What a sample's file is called, without suffix."""
+    named = (config.num_sample, config.sample_name, config.prompt_as_path)
+    return sample_name(request.index, request.prompt, sample, *named)
+
+
+def check_names(config: GenerateConfig, requests: Sequence[Request]) -> None:
+    """Raise ValueError where the samples of two requests that differ would have one name, by prompt_as_path."""
+    named: dict[str, Request] = {}
+    for request in requests:
+        name = name_of(config, request, 0)
+        other = named.setdefault(name, request)
+        if replace(request, index=other.index) != other:
+            raise ValueError(
+                f"prompts {other.index} and {request.index} would both be named {printable(name)!r}; leave "
+                "prompt_as_path out"
+            )
+
+
 def _prompts(config: GenerateConfig) -> list[str]:
     if config.prompt is not None:
         if not config.prompt:
@@ -59,16 +96,7 @@ def _prompts(config: GenerateConfig) -> list[str]:
         return config.prompt
     if config.prompt_path is None:
         raise ValueError("prompt or prompt_path must be given")
-    path = Path(config.prompt_path)
-    if not path.is_file():
-        raise ValueError(f"prompt_path: {path}: no such file; it must hold a prompt in each line")
-    try:
-        lines = split_lines(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt_path: {path}: not a text in UTF-8 ({error})") from None
-    if not lines:
-        raise ValueError(f"prompt_path: {path}: holds no prompt")
-    return [line.strip() for line in lines]
+    return read_prompts(config.prompt_path)
 
 
 def _beside_prompts(name: str, values: Sequence[str | None] | None, count: int) -> list[str]:
@@ -91,11 +119,16 @@ def _read_request(config: GenerateConfig, index: int, prompt: str, reference: st
         asked = "a mask_strategy is given" if insertions else f"loop is {config.loop}, and clips go on by a frame mask"
         raise ValueError(f"{asked}, but {config.refuses_masks}")
     for made in insertions:
+        if made.loop >= config.loop:
+            loops = "the only loop is 0" if config.loop == 1 else f"the last loop is {config.loop - 1}"
+            _logger.warning(
+                "prompt %d: mask_strategy %r has a group for loop %d, but %s", index, strategy, made.loop, loops
+            )
         there = len(paths) + made.loop * (config.loop > 1)  # of the clips made before its loop, too
         if made.reference >= there:
-            listed = f"{len(paths)} references" if len(paths) != 1 else "1 reference"
+            listed = f"are {len(paths)} references" if len(paths) != 1 else "is 1 reference"
             raise ValueError(
-                f"mask_strategy {strategy!r} takes reference {made.reference}, but there are {listed}, counted from 0"
+                f"mask_strategy {strategy!r} takes reference {made.reference}, but there {listed}, counted from 0"
             )
     if config.text_encoder.type == "classes":
         texts = [_checked_class(parts.text, config)] * config.loop

@@ -1,14 +1,11 @@
 """What a folder of samples holds: samples.jsonl, a line for each, the failed ones too, whenever a run was killed."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mg.checkpoints import atomic_write
-from mg.data.shards import locked
-from mg.plain_text import json_line, split_lines, write_text
+from mg.data.rows import put_lines, read_lines
 
 INDEX_FILE = "samples.jsonl"
 OK, ERROR = "ok", "error"
@@ -44,29 +41,10 @@ class Row:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """The samples of a folder by name; none where there is no index.
-
-    Raises:
-        ValueError: a line that is none.
-    """
-    path, names = folder / INDEX_FILE, [entry.name for entry in fields(Row)]
-    try:
-        lines = split_lines(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    rows = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            row = Row(**json.loads(line))
-        except (ValueError, TypeError):
-            raise ValueError(f"{path}, line {number}: must be a JSON object with keys of {', '.join(names)}") from None
-        rows[row.name] = row
-    return rows
+    """The samples of a folder by name; none where there is no index."""
+    return read_lines(folder / INDEX_FILE, Row)
 
 
 def record(folder: Path, rows: Iterable[Row]) -> None:
     """Put rows into a folder's index, in place of those of their names."""
-    with locked(folder / ".lock"):
-        merged = read_rows(folder) | {row.name: row for row in rows}
-        with atomic_write(folder / INDEX_FILE) as path:
-            write_text(path, "".join(json_line(asdict(merged[name])) for name in sorted(merged)))
+    put_lines(folder / INDEX_FILE, rows, Row, lambda row: row.name)

@@ -21,7 +21,8 @@ from mg.checkpoints.digest import sha256
 from mg.config import require
 from mg.data.errors import NoRoom
 from mg.data.index import IndexRow, read_index
-from mg.data.shards import OK, locked
+from mg.data.rows import locked
+from mg.data.shards import OK
 from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, open_clips, sparing
 from mg.evaluation.fitting import DoesNotFit, Fitting
 from mg.latents.folder import SETTINGS_FILE, Row, ShardWriter, read_rows, record

@@ -25,7 +25,7 @@ CLIP_CONFIG = {
     "eos_token_id": 2,  # as released, and not the end token's number: see `pooled_positions`
 }
 ACTIVATIONS = ("quick_gelu", "gelu")
-_MASKED = -1e9  # added to scores; behind fp32's softmax nothing is left of it
+_MASKED = -1e9  # added to scores; after fp32's softmax nothing is left of it
 
 
 def pooled_positions(ids: np.ndarray, eos_token_id: int) -> np.ndarray:
@@ -127,7 +127,7 @@ class Tower(nn.Cell):
 
 
 class CLIPTextTower(nn.Cell):
-    """Numbers of tokens to the states behind the last norm.
+    """Numbers of tokens to the states after the last norm.
 
     Args:
         config: overrides of `CLIP_CONFIG`.
@@ -151,6 +151,6 @@ class CLIPTextTower(nn.Cell):
         set_precision(self, dtype)
 
     def construct(self, ids):
-        """ids (B, L) int32 -> (B, L, hidden_size) float32, L = max_length; there is no mask: padding stands behind what
-        is read, and a token sees none that stands behind it."""
+        """ids (B, L) int32 -> (B, L, hidden_size) float32, L = max_length; there is no mask: padding stands after what
+        is read, and a token sees none that stands after it."""
         return self.text_model(ids)

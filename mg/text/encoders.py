@@ -31,7 +31,7 @@ class TextEncoder:
         type: t5 | clip | classes.
         output_dim: D, the width of what is given; 0 where that is numbers of classes.
         model_max_length: L, the most tokens that a prompt has.
-        has_mask: there is padding behind prompts, and a mask that says so.
+        has_mask: there is padding after prompts, and a mask that says so.
         config: every setting that the weights depend on.
         tokenizer: where there are tokens.
     """
@@ -47,7 +47,7 @@ class TextEncoder:
         """Prompts to what a denoiser takes as y and mask.
 
         Returns:
-            y: (B, 1, L, D) float32, rows behind a prompt's tokens being zeros; CLIP's is (B, 1, 1, D), and of classes
+            y: (B, 1, L, D) float32, rows after a prompt's tokens being zeros; CLIP's is (B, 1, 1, D), and of classes
                 there are the numbers, (B,) int32.
             mask: (B, L) bool, which rows are tokens; None where there is no padding.
 

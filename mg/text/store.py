@@ -20,11 +20,13 @@ from mg.checkpoints.digest import sha256
 from mg.config import require
 from mg.data.errors import DataError
 from mg.data.index import read_index
-from mg.data.shards import OK, ShardWriter, locked, read_rows
-from mg.plain_text import one_line, printable, split_lines
+from mg.data.rows import locked
+from mg.data.shards import OK, ShardWriter, read_rows
+from mg.plain_text import one_line, printable
 from mg.settings import check_settings
 from mg.text.captions import clean_caption
 from mg.text.encoders import TextEncoder, create_text_encoder
+from mg.text.prompts import append_scores, read_prompts, split_suffix, texts_from
 from mg.text.stored import PREFIX, SETTINGS_FILE, TENSOR, Row
 
 _logger = logging.getLogger(__name__)
@@ -65,6 +67,9 @@ class EncodeTextConfig:
         prompt: prompts.
         prompt_path: a file of prompts, one per line.
         csv_path: a CSV or a parquet file with a column `caption` or `text`.
+        aes: aesthetic score to append to prompts, as mg-generate does: Open-Sora 1.2 samples with 6.5.
+        flow: motion score to append to prompts.
+        camera_motion: to append to prompts.
         output_path: folder to write to; the same command again goes on there.
         clean: clean texts as Open-Sora cleans prompts, twice; by default prompts are cleaned and captions of a CSV are
             not, as Open-Sora's inference and training have them.
@@ -92,6 +97,9 @@ class EncodeTextConfig:
     prompt: list[str] = field(default_factory=list)
     prompt_path: str | None = None
     csv_path: str | None = None
+    aes: float | None = None
+    flow: float | None = None
+    camera_motion: str | None = None
     output_path: str = "outputs/embeddings"
     clean: bool | None = None
     embeddings_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -102,6 +110,9 @@ class EncodeTextConfig:
 
     def __post_init__(self):
         require(self.shard_size >= 1, self, "shard_size", "at least 1")
+        for name in ("aes", "flow", "camera_motion"):
+            no_csv = self.csv_path is None or getattr(self, name) is None
+            require(no_csv, self, name, "left out with csv_path: scores are appended to prompts alone")
         given = [name for name in ("prompt", "prompt_path", "csv_path") if getattr(self, name)]
         if len(given) != 1:
             said = f"{' and '.join(given)} are" if given else "none is"
@@ -177,25 +188,26 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
 
 
 def read_texts(config: EncodeTextConfig) -> list[str]:
-    """The texts that are to be encoded, each once, as the encoder is given them.
+    """The texts that are to be encoded, each once, as the encoder is given them: prompts without the JSON after them,
+    a text for each |n|, with scores.
 
     Raises:
-        ValueError, OSError: a file that cannot be read, or holds no text.
+        ValueError, OSError: a file that cannot be read, or holds no text; a prompt whose JSON or loops are wrong.
     """
     if config.csv_path is not None:
         texts = [row.caption for row in read_index(config.csv_path)]
         if not any(texts):
             raise DataError(f"{config.csv_path}: no row has a caption; it needs a column 'caption' or 'text'")
-    elif config.prompt_path is not None:
-        path = Path(config.prompt_path)
-        try:
-            texts = [line.strip() for line in split_lines(path.read_text(encoding="utf-8-sig"))]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not a text in UTF-8 ({error})") from None
-        if not texts:
-            raise DataError(f"{path}: holds no prompt; there is one per line")
     else:
-        texts = config.prompt
+        prompts = config.prompt if config.prompt_path is None else read_prompts(config.prompt_path)
+        scores = (config.aes, config.flow, config.camera_motion)
+        texts = []
+        for number, prompt in enumerate(prompts):
+            try:
+                found = texts_from(split_suffix(prompt).text).values()
+            except ValueError as error:
+                raise ValueError(f"prompt {number}: {error}") from None
+            texts += [append_scores(text, *scores) for text in found]
     return list(dict.fromkeys(clean_caption(text, config.cleaned) for text in texts))
 
 

@@ -25,13 +25,13 @@ T5_CONFIG = {
     "feed_forward_proj": "gated-gelu",  # version 1.0: relu
 }
 FEED_FORWARDS = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
-_MASKED = -1e9  # added to scores; behind fp32's softmax nothing is left of it
+_MASKED = -1e9  # added to scores; after fp32's softmax nothing is left of it
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
     """The number of the bias that a query gives to a key, by how far apart they are -> (query, key), int32.
 
-    Half of the buckets are for keys before the query and at it, half for those behind. Of each half, the first half
+    Half of the buckets are for keys before the query and at it, half for those after it. Of each half, the first half
     counts tokens one by one, the rest covers distances that grow by a factor, up to `max_distance` and all beyond. The
     logarithm is in fp32, as in the original: where a distance is just at the edge of a bucket its rounding decides.
     """
@@ -132,7 +132,7 @@ class Block(nn.Cell):
 
 
 class Stack(nn.Cell):
-    """The blocks, and the norm behind them."""
+    """The blocks, and the norm after them."""
 
     def __init__(self, config: dict, dtype: str):
         super().__init__()
@@ -146,7 +146,7 @@ class Stack(nn.Cell):
 
 
 class T5Encoder(nn.Cell):
-    """Numbers of tokens to the states behind the last layer.
+    """Numbers of tokens to the states after the last layer.
 
     Args:
         config: overrides of `T5_CONFIG`.

@@ -33,7 +33,7 @@ class Tokenizer:
         size: how many tokens there are.
         start: the number that begins a text; None for none.
         end: the number that ends a text, also one that was cut.
-        padding: the number behind a text.
+        padding: the number that fills up what is left after a text.
 
     Attributes:
         file: what it was read from.

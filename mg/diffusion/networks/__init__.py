@@ -17,7 +17,7 @@ from mg.diffusion.networks.stdit import STDiT
 from mg.diffusion.networks.stdit2 import STDiT2
 from mg.diffusion.networks.stdit3 import STDiT3
 
-__all__ = ["DENOISERS", "TYPES", "Denoiser", "create_denoiser", "denoiser_class"]
+__all__ = ["DENOISERS", "TYPES", "Denoiser", "create_denoiser", "network_of"]
 
 for _network in (STDiT, STDiT2, STDiT3, DiT):
     DENOISERS.add(_network)
@@ -31,6 +31,18 @@ TYPES: dict[str, tuple[str, dict]] = {
     "DiT-XL/2": ("dit", {}),
     "DiT-XL/2x2": ("dit", {"patch_size": [2, 2, 2]}),
 }
+
+
+def network_of(type: str) -> tuple[type[Denoiser], dict]:
+    """The class that a name stands for, one of TYPES or of a network, and how its config differs from the default.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if type not in TYPES and type not in DENOISERS.names():
+        raise ValueError(f"there is no network {type!r}; there are {', '.join(TYPES)}")
+    name, sizes = TYPES.get(type, (type, {}))
+    return DENOISERS.model_class(name), sizes
 
 
 def create_denoiser(
@@ -54,23 +66,7 @@ def create_denoiser(
         ValueError: an unknown name or config key, or a value that cannot be built.
         CheckpointError: weights that cannot be read or do not fit.
     """
-    name, sizes = _named(type)
+    network, sizes = network_of(type)
     if "enable_flashattn" in config:
         config["enable_flash_attn"] = config.pop("enable_flashattn")
-    return DENOISERS.create(name, pretrained, {**sizes, **config}, dtype, use_recompute)
-
-
-def denoiser_class(type: str) -> type[Denoiser]:
-    """The class of a network by a name that `create_denoiser` takes.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    return DENOISERS.model_class(_named(type)[0])
-
-
-def _named(type: str) -> tuple[str, dict]:
-    """A network's name, and how a type differs from its default."""
-    if type not in TYPES and type not in DENOISERS.names():
-        raise ValueError(f"there is no network {type!r}; there are {', '.join(TYPES)}")
-    return TYPES.get(type, (type, {}))
+    return DENOISERS.create(network.name, pretrained, {**sizes, **config}, dtype, use_recompute)

@@ -2,8 +2,7 @@
 
 Tokens are (B, T, S, C) throughout: T latent frames, S patches of each. Shifts, scales and gates come from the timestep
 (DiT, arXiv 2212.09748; one table for all blocks and one of each block's own: PixArt-alpha, arXiv 2310.00426).
-Parameters
-have the names of Open-Sora's.
+Parameters have the names of Open-Sora's.
 """
 
 import math
@@ -27,7 +26,7 @@ _SMALL = 0.02  # deviation of the first weights of what embeds timesteps and cap
 
 
 class PatchEmbed3D(nn.Cell):
-    """Patches of latents as tokens: a convolution that does not overlap, as a product. Zeros behind fill the last."""
+    """Patches of latents as tokens: a convolution that does not overlap, as a product. Zeros fill up the last ones."""
 
     def __init__(self, patch_size: tuple[int, int, int], in_channels: int, channels: int):
         super().__init__()
@@ -142,7 +141,7 @@ class Attention(nn.Cell):
     Args:
         qk_norm: queries and keys are normed, head by head.
         qk_norm_legacy: norm them after they are rotated, as Open-Sora 1.1 was trained, and not before.
-        proj_init: first weights of the projection behind.
+        proj_init: first weights of the projection at the end.
     """
 
     def __init__(

@@ -58,6 +58,8 @@ class Denoiser(StoredModel):
         in_channels, out_channels: of the latents, and of what is predicted.
         extra_inputs: what the network wants to know of each sample beside timestep and caption, in this order.
         takes_frame_mask: some frames may be given, and the others generated.
+        text_encoders: the types of those whose captions it takes, see `mg.text`.
+        num_classes: how many there are where captions are numbers of classes; else None.
         width_factors: what the width must be divisible by, beside the heads.
         new_to_older: patterns of the parameters that files of PixArt or DiT lack, which may be started from; the first
             pattern's tell those files from this network's own.
@@ -71,6 +73,8 @@ class Denoiser(StoredModel):
 
     extra_inputs: tuple[str, ...] = ()
     takes_frame_mask = True
+    text_encoders: tuple[str, ...] = ("t5",)
+    num_classes: int | None = None
     width_factors: tuple[int, ...] = (4,)
     new_to_older: tuple[str, ...] = ()
     blocks_of_older = "blocks."
@@ -152,7 +156,7 @@ class Denoiser(StoredModel):
     # Called from Python; a graph around it sees `construct`, and gives all inputs in full.
 
     def __call__(self, x, t, y, mask=None, x_mask=None, **extra):
-        """What the latents' noise (or velocity) is, and where `pred_sigma` the variance's values behind it.
+        """What the latents' noise (or velocity) is, and where `pred_sigma` the variance's values after it.
 
         Args:
             x: latents (B, C, T, H, W).

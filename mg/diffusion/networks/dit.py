@@ -80,6 +80,7 @@ class DiT(SizedDenoiser):
         "no_temporal_pos_emb": False,
     }
     takes_frame_mask = False
+    text_encoders = ("clip", "classes")
     new_to_older = (r"^y_embedder\.",)
     settings = ("pos_embed_spatial", "pos_embed_temporal")
     variants = ({"condition": "text"}, {"condition": "label_1"})
@@ -108,23 +109,22 @@ class DiT(SizedDenoiser):
     @property
     def null_caption(self):
         """The vector of no text (1, D); of classes, the number of none."""
-        classes = self.classes(self.config)
-        return super().null_caption if classes is None else np.array([classes])
+        return super().null_caption if self.num_classes is None else np.array([self.num_classes])
 
     def build(self, config: dict) -> None:
-        channels, classes = config["hidden_size"], self.classes(config)
+        channels, self.num_classes = config["hidden_size"], self.classes(config)
         positions = {name: Tensor(array) for name, array in self.positions(config).items()}
         self.pos_embed_spatial = Parameter(positions["pos_embed_spatial"], requires_grad=False)  # (1, S, C)
         self.pos_embed_temporal = Parameter(positions["pos_embed_temporal"], requires_grad=False)  # (1, T, C)
         self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
-        if classes is None:
+        if self.num_classes is None:
             self.y_embedder = CaptionEmbedder(config["caption_channels"], channels, 1)
         else:
-            self.y_embedder = LabelEmbedder(classes, channels)
+            self.y_embedder = LabelEmbedder(self.num_classes, channels)
         self.t_embedder = TimestepEmbedder(channels)
         self.blocks = nn.CellList([DiTBlock(config) for _ in range(config["depth"])])
         self.final_layer = FinalLayer(channels, self.patch_values)
-        self.labels, self.in_time = classes is not None, not config["no_temporal_pos_emb"]
+        self.labels, self.in_time = self.num_classes is not None, not config["no_temporal_pos_emb"]
         self.sum = Sum()
 
     def construct(self, x, t, y, mask=None, x_mask=None):

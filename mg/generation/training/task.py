@@ -17,7 +17,7 @@ from mg.data.index import IndexRow, read_index
 from mg.data.loader import Batch, ClipLoader
 from mg.data.video import is_image
 from mg.diffusion.mask_generator import MaskGenerator
-from mg.diffusion.networks import Denoiser, create_denoiser, denoiser_class
+from mg.diffusion.networks import Denoiser, create_denoiser, network_of
 from mg.diffusion.networks.denoiser import SizedDenoiser
 from mg.diffusion.schedules import create_schedule
 from mg.generation.codec import load_codec
@@ -92,12 +92,12 @@ class DenoiserTask(Task):
             codec = load_codec(config.vae, config.vae.dtype or config.dtype)
             self.latents = EncodedLatents(codec)
             self.loader = ClipLoader(rows, _without_stills(config, rows), *place, codec.cell)
-        self.text_encoder = load_text_encoder(config.text_encoder)
+        self.text_encoder = load_text_encoder(config.text_encoder, config.model.type)
         self._check_captions(rows)
 
         settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel", "freeze_y_embedder")
         settings["in_channels"] = self.latents.in_channels
-        if issubclass(denoiser_class(config.model.type), SizedDenoiser):
+        if issubclass(network_of(config.model.type)[0], SizedDenoiser):
             settings["input_size"] = list(self._only_size(rows))
         if self.text_encoder.output_dim:
             settings["caption_channels"] = self.text_encoder.output_dim
