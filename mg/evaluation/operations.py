@@ -87,19 +87,27 @@ def _shape(kind) -> Shape:
 
 
 # One multiply-add for every value of the output and every weight that it depends on. A weight is (Cout, Cin / groups,
-# *kernel); of the gradients' inputs the first is the output's gradient, and gives as many.
+# *kernel). A gradient takes as many: the output's gradient stands first among the inputs in 2-D, and second in 3-D.
 
 
 def _convolution(inputs: list[Shape], output: Shape) -> int:
     return 2 * math.prod(output) * math.prod(inputs[1][1:])
 
 
-def _convolution_input(inputs: list[Shape], output: Shape) -> int:
+def _convolution2d_input(inputs: list[Shape], output: Shape) -> int:
     return 2 * math.prod(inputs[0]) * math.prod(inputs[1][1:])
 
 
-def _convolution_weight(inputs: list[Shape], output: Shape) -> int:
+def _convolution3d_input(inputs: list[Shape], output: Shape) -> int:
+    return _convolution2d_input(inputs[1::-1], output)
+
+
+def _convolution2d_weight(inputs: list[Shape], output: Shape) -> int:
     return 2 * math.prod(inputs[0]) * math.prod(output[1:])
+
+
+def _convolution3d_weight(inputs: list[Shape], output: Shape) -> int:
+    return _convolution2d_weight(inputs[1::-1], output)
 
 
 def _product(inputs: list[Shape], output: Shape) -> int:
@@ -110,8 +118,10 @@ def _product(inputs: list[Shape], output: Shape) -> int:
 
 _COUNTS = {
     **dict.fromkeys(("Conv2D", "Conv3D"), _convolution),
-    **dict.fromkeys(("Conv2DBackpropInput", "Conv3DBackpropInput"), _convolution_input),
-    **dict.fromkeys(("Conv2DBackpropFilter", "Conv3DBackpropFilter"), _convolution_weight),
+    "Conv2DBackpropInput": _convolution2d_input,
+    "Conv3DBackpropInput": _convolution3d_input,
+    "Conv2DBackpropFilter": _convolution2d_weight,
+    "Conv3DBackpropFilter": _convolution3d_weight,
     **dict.fromkeys(("MatMul", "BatchMatMul", "MatMulExt", "BatchMatMulExt"), _product),
 }
 _HEAVY = re.compile(r"Conv(?!ert)|MatMul|Attention|Einsum|Dense|Addmm|Addbmm|Baddbmm|LSTM|GRU|^Dot$|^Mv$")
