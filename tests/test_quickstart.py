@@ -35,7 +35,7 @@ def test_quickstart(tmp_path):
 def check_results(output_path, kind, told):
     folder = output_path / f"{kind}reconstructions"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert set(metrics["mean"]) == {"reconstruction", "inflated", "baseline"}
+    assert set(metrics["mean"]) == {"reconstruction", "trained", "inflated", "baseline"}
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     clips = len(read_index(output_path / "clips" / f"{kind}test.csv"))
