@@ -19,13 +19,14 @@ import numpy as np
 from mg import runtime
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
-from mg.data.index import read_index
+from mg.data.index import IndexRow, read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.losses.adversarial import DiscriminatorLossConfig, GeneratorLossConfig
 from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.tae.tae import TemporalAutoencoder
 from mg.plain_text import one_line, printable
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, read_run, save_checkpoint
 from mg.training.data_changes import describe_changes, note_rows
@@ -49,6 +50,8 @@ class ModelConfig:
         from_pretrained: weights to start from, a file or folder; null starts from random ones.
         spatial_from_pretrained: weights of the spatial half of a model of two, an image VAE's file or folder; they
             are laid over those of from_pretrained.
+        linear_start: so many clips of the first batches, of which a TAE without weights to start from takes its first
+            ones, see `mg.models.tae.linear_start`; 0 starts from random ones.
         freeze: parts of the model whose parameters stay as they are, e.g. [spatial_vae].
         config: overrides of the model's config.
         dtype: precision of convolutions and products; parameters, norms and losses stay in fp32.
@@ -58,10 +61,16 @@ class ModelConfig:
     name: str | None = None
     from_pretrained: str | None = None
     spatial_from_pretrained: str | None = None
+    linear_start: int = 0
     freeze: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     disc_off_grad_ckpt: bool = False
+
+    def __post_init__(self):
+        require(self.linear_start >= 0, self, "linear_start", "at least 0")
+        given = self.linear_start and self.from_pretrained
+        require(not given, self, "linear_start", f"0 where the weights start from {self.from_pretrained}")
 
 
 @dataclass
@@ -205,6 +214,8 @@ def train(config: TrainConfig) -> Path | None:
     _check_loss(config, model)
     if settings.spatial_from_pretrained is not None:
         _load_spatial(model, settings.spatial_from_pretrained, resumed=newest is not None)
+    if settings.linear_start and not newest:
+        _start_linear(model, rows, config)
     _freeze(model, settings.freeze)
     if config.grad_checkpoint:
         model.recompute_activations(output=not settings.disc_off_grad_ckpt)
@@ -347,6 +358,22 @@ def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:
         raise TrainingError(f"model.spatial_from_pretrained is {path}; it must be null, {model.name} has one half only")
     if not resumed:
         model.spatial_vae.load_weights(path)
+
+
+def _start_linear(model: VideoAutoencoder, rows: Sequence[IndexRow], config: TrainConfig) -> None:
+    """Fit a TAE's straight path to clips of the first batches: to the same ones in every worker."""
+    if not isinstance(model, TemporalAutoencoder):
+        raise TrainingError(f"model.linear_start is {config.model.linear_start}; it must be 0, {model.name} is no TAE")
+    loader = ClipLoader(rows, config.data, config.seed, grid=model.spatial_compression)
+    whole = model.temporal_compression
+    with closing(loader.batches()) as batches:
+        videos = (clip for batch in batches if batch.x.shape[2] % whole == 0 for clip in batch.x)
+        clips = list(islice(videos, config.model.linear_start))
+    try:
+        model.start_linear(clips)
+    except ValueError as error:
+        raise TrainingError(f"model.linear_start is {config.model.linear_start}; {error}") from error
+    _logger.info("the straight path fitted to %d clips", len(clips))
 
 
 def _freeze(model: VideoAutoencoder, parts: list[str]) -> None:
