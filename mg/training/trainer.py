@@ -364,8 +364,12 @@ def _start_linear(model: VideoAutoencoder, rows: Sequence[IndexRow], config: Tra
     """Fit a TAE's straight path to clips of the first batches: to the same ones in every worker."""
     if not isinstance(model, TemporalAutoencoder):
         raise TrainingError(f"model.linear_start is {config.model.linear_start}; it must be 0, {model.name} is no TAE")
-    loader = ClipLoader(rows, config.data, config.seed, grid=model.spatial_compression)
     whole = model.temporal_compression
+    if config.data.sample_n_frames % whole:  # else no clip would ever come
+        raise TrainingError(
+            f"data.sample_n_frames is {config.data.sample_n_frames}; a linear start takes a multiple of {whole}"
+        )
+    loader = ClipLoader(rows, config.data, config.seed, grid=model.spatial_compression)
     with closing(loader.batches()) as batches:
         videos = (clip for batch in batches if batch.x.shape[2] % whole == 0 for clip in batch.x)
         clips = list(islice(videos, config.model.linear_start))

@@ -118,7 +118,7 @@ class _Layers:
     ) -> Features:
         """Let a layer bring h as near to the target as it can, in its first channels: the others stay random, and serve
         the next layer as more of what it sees. `before` is what the input goes through, (C, Cin)."""
-        square, product = 0.0, 0.0
+        square, product = np.zeros(()), np.zeros(())
         for part, wanted in zip(h, target):
             seen = taps(part).reshape(-1, taps(part[:1, :1, :1]).shape[-1])
             square = square + (seen.T @ seen).astype(np.float64)
