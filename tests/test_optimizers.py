@@ -24,6 +24,7 @@ CASES = {name: dict(name=name) for name in OPTIMIZERS} | {
     "adan with an eps that counts": dict(name="adan", beta1=0.9, beta2=0.8, beta3=0.7, eps=0.1),
     "nadam with an eps that counts": dict(name="nadam", beta1=0.8, beta2=0.9, eps=0.1),
     "lamb with an eps that counts": dict(name="lamb", beta1=0.8, beta2=0.9, eps=0.1),
+    "muon with an eps that counts": dict(name="muon", momentum=0.7, beta1=0.8, beta2=0.9, eps=0.1),
 }
 
 
@@ -79,7 +80,18 @@ def lamb(p, g, decay, lr, t, kept, beta1=0.9, beta2=0.999, eps=1e-6):
     return p - lr * step * (length / np.linalg.norm(step) if length else 1)
 
 
-RULES = dict(adamw=adamw, lion=lion, adan=adan, nadam=nadam, sgd=sgd, momentum=momentum, lamb=lamb)
+def muon(p, g, decay, lr, t, kept, momentum=0.95, beta1=0.9, beta2=0.99, eps=1e-8):
+    if p.ndim < 2:
+        return adamw(p, g, decay, lr, t, kept, beta1, beta2, eps)
+    v = kept["v"] = momentum * kept.get("v", 0) + g
+    left, values, right = np.linalg.svd(g + momentum * v, full_matrices=False)
+    values /= np.linalg.norm(values)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return p - lr * (max(1, len(p) / p[0].size) ** 0.5 * (left * values) @ right + decay * p)
+
+
+RULES = dict(adamw=adamw, lion=lion, adan=adan, nadam=nadam, sgd=sgd, momentum=momentum, lamb=lamb, muon=muon)
 
 
 def start() -> list[np.ndarray]:
@@ -219,7 +231,7 @@ def test_an_option_that_is_not_given_is_the_papers():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(name="adam"), "name is adam; it must be one of adamw, lion, adan, nadam, sgd, momentum, lamb"),
+        (dict(name="adam"), "name is adam; it must be one of adamw, lion, adan, nadam, sgd, momentum, lamb, muon"),
         (dict(name="adamw", momentum=0.9), "momentum is 0.9; it must be null with name adamw"),
         (dict(name="lion", beta3=0.9), "beta3 is 0.9; it must be null with name lion"),
         (dict(name="lamb", nesterov=True), "nesterov is True; it must be false with name lamb"),

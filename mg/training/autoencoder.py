@@ -1,7 +1,10 @@
 """The training of an autoencoder: its config, and what its runs do that others do not."""
 
+import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,10 +18,13 @@ from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.tae.tae import TemporalAutoencoder
 from mg.training.optim import OptimizerConfig
 from mg.training.previews import Previews
 from mg.training.step import Adversary, TrainStep
 from mg.training.task import RunConfig, Task, TrainingError, freeze
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -30,6 +36,8 @@ class ModelConfig:
         from_pretrained: weights to start from, a file or folder; null starts from random ones.
         spatial_from_pretrained: weights of the spatial half of a model of two, an image VAE's file or folder; they
             are laid over those of from_pretrained.
+        linear_start: so many clips of the first batches, of which a TAE without weights to start from takes its first
+            ones, see `mg.models.tae.linear_start`; 0 starts from random ones.
         freeze: parts of the model whose parameters stay as they are, e.g. [spatial_vae].
         config: overrides of the model's config.
         dtype: precision of convolutions and products; parameters, norms and losses stay in fp32.
@@ -39,10 +47,16 @@ class ModelConfig:
     name: str | None = None
     from_pretrained: str | None = None
     spatial_from_pretrained: str | None = None
+    linear_start: int = 0
     freeze: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     disc_off_grad_ckpt: bool = False
+
+    def __post_init__(self):
+        require(self.linear_start >= 0, self, "linear_start", "at least 0")
+        given = self.linear_start and self.from_pretrained
+        require(not given, self, "linear_start", f"0 where the weights start from {self.from_pretrained}")
 
 
 @dataclass(kw_only=True)
@@ -110,6 +124,8 @@ class AutoencoderTask(Task):
         self.model = create_model(name, start, settings.dtype, **settings.config)
         grid = self.model.spatial_compression
         self.loader = ClipLoader(rows, config.data, config.seed, worker.rank, worker.world_size, grid)
+        if settings.linear_start and not newest:
+            _start_linear(self.model, rows, config)
 
     def begin(self, total, resumed):
         config, model, settings = self.config, self.model, self.config.model
@@ -169,6 +185,26 @@ def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:
         raise TrainingError(f"model.spatial_from_pretrained is {path}; it must be null, {model.name} has one half only")
     if not resumed:
         model.spatial_vae.load_weights(path)
+
+
+def _start_linear(model: VideoAutoencoder, rows: Sequence[IndexRow], config: TrainConfig) -> None:
+    """Fit a TAE's straight path to clips of the first batches: to the same ones in every worker."""
+    if not isinstance(model, TemporalAutoencoder):
+        raise TrainingError(f"model.linear_start is {config.model.linear_start}; it must be 0, {model.name} is no TAE")
+    whole = model.temporal_compression
+    if config.data.sample_n_frames % whole:  # else no clip would ever come
+        raise TrainingError(
+            f"data.sample_n_frames is {config.data.sample_n_frames}; a linear start takes a multiple of {whole}"
+        )
+    loader = ClipLoader(rows, config.data, config.seed, grid=model.spatial_compression)
+    with closing(loader.batches()) as batches:
+        videos = (clip for batch in batches if batch.x.shape[2] % whole == 0 for clip in batch.x)
+        clips = list(islice(videos, config.model.linear_start))
+    try:
+        model.start_linear(clips)
+    except ValueError as error:
+        raise TrainingError(f"model.linear_start is {config.model.linear_start}; {error}") from error
+    _logger.info("the straight path fitted to %d clips", len(clips))
 
 
 def _adversary(config: TrainConfig, resumed: bool, world_size: int) -> Adversary | None:

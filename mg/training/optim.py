@@ -17,6 +17,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.0, "nesterov": False},
     "momentum": {"momentum": 0.9, "nesterov": False},
     "lamb": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-6},
+    "muon": {"momentum": 0.95, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8},
 }
 
 # The same of each schedule; what is None must be given.
@@ -41,7 +42,7 @@ class OptimizerConfig:
     """One network's optimizer and learning rate. What is null is as usual for its optimizer or schedule.
 
     Args:
-        name: adamw | lion | adan | nadam | sgd | momentum | lamb; momentum is sgd with a momentum of 0.9.
+        name: adamw | lion | adan | nadam | sgd | momentum | lamb | muon; momentum is sgd with a momentum of 0.9.
         lr: the highest learning rate.
         min_lr: the lowest, once warmed up: what a decay ends at.
         schedule: of the learning rate after the warm-up: constant | cosine_decay | linear_decay | polynomial_decay |
@@ -54,12 +55,12 @@ class OptimizerConfig:
         num_cycles: cosine_restarts, cyclic: cycles in the run.
         cycle_decay: cosine_restarts, cyclic: what a cycle's highest rate is multiplied by for the next.
         pct_start: one_cycle: share of the run in which the rate climbs.
-        beta1: adamw, lion, adan, nadam, lamb: decay of the mean of the gradients.
-        beta2: adamw, nadam, lamb: decay of the mean of their squares; adan: of the mean of their changes; lion: of the
-            mean that the next update sees, beta1 being that of this one.
+        beta1: adamw, lion, adan, nadam, lamb: decay of the mean of the gradients; muon: of biases' and norms'.
+        beta2: adamw, nadam, lamb, muon: decay of the mean of their squares; adan: of the mean of their changes; lion:
+            of the mean that the next update sees, beta1 being that of this one.
         beta3: adan: decay of the mean of squares.
-        eps: adamw, adan, nadam, lamb: added to the root of the mean of squares.
-        momentum: sgd, momentum: what is kept of the last update's direction.
+        eps: adamw, adan, nadam, lamb, muon: added to the root of the mean of squares.
+        momentum: sgd, momentum, muon: what is kept of the last update's direction.
         nesterov: sgd, momentum: look ahead by the momentum, as Nesterov does.
         weight_decay: of weights, not of biases and norms.
         clip_norm: longest global norm of a gradient; 0 does not clip.
@@ -68,7 +69,7 @@ class OptimizerConfig:
         max_skipped: so many updates in a row with a non-finite loss or gradient end the run.
     """
 
-    name: Literal["adamw", "lion", "adan", "nadam", "sgd", "momentum", "lamb"] = "adamw"
+    name: Literal["adamw", "lion", "adan", "nadam", "sgd", "momentum", "lamb", "muon"] = "adamw"
     lr: float = 1e-5
     min_lr: float = 0.0
     schedule: Literal[

@@ -28,8 +28,8 @@ def create_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, r
         ValueError: it is mindcv's, and mindcv is not installed.
     """
     adamw = AscendAdamW if runtime.device() == "ascend" else AdamW
-    classes = {"adamw": adamw, "lion": Lion, "adan": Adan, "nadam": NAdam, "sgd": SGD, "momentum": SGD, "lamb": LAMB}
-    return classes[config.name](parameters, config, rates)
+    others = {"lion": Lion, "adan": Adan, "nadam": NAdam, "sgd": SGD, "momentum": SGD, "lamb": LAMB, "muon": Muon}
+    return {"adamw": adamw, **others}[config.name](parameters, config, rates)
 
 
 class Optimizer(nn.Cell):
@@ -360,3 +360,68 @@ class LAMB(_Moments):
 
     def construct(self, gradients, *numbers):
         self.map(ops.partial(_lamb, numbers), self.each_decay, self.parameters, self.means, self.squares, gradients)
+
+
+_muon = ops.MultitypeFuncGraph("muon")
+
+
+@_muon.register("Tuple", *["Tensor"] * 3)
+def _muon_update(numbers, parameter, direction, gradient):
+    lr, kept, momentum = numbers
+    new_direction = momentum * direction + gradient
+    rows, columns = parameter.shape[0], parameter.size // parameter.shape[0]
+    step = _orthogonal((gradient + momentum * new_direction).reshape(rows, columns)).reshape(parameter.shape)
+    ops.assign(parameter, parameter * kept - lr * max(1.0, rows / columns) ** 0.5 * step)
+    return ops.assign(direction, new_direction)
+
+
+def _orthogonal(x: Tensor) -> Tensor:
+    """About the matrix whose singular vectors are x's and whose singular values are 1. (R, C) -> (R, C)
+
+    Five of the paper's Newton-Schulz iterations, which bring every singular value between 0.7 and 1.2.
+    """
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x * ops.rsqrt(ops.square(x).sum() + 1e-14)
+    for _ in range(5):
+        square = ops.matmul(x, x.T)
+        x = 3.4445 * x + ops.matmul(-4.7750 * square + 2.0315 * ops.matmul(square, square), x)
+    return x.T if tall else x
+
+
+class Muon(Optimizer):
+    """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum whose step is made orthogonal.
+
+    A weight is a matrix here, (out, in * taps); a step moves all that it does by the rate, so layers of every width
+    learn at one pace. Biases and norms take Adam's steps.
+
+    Attributes:
+        directions: of the weights, sums of gradients that fade.
+        means, squares: of the others, running means of the gradients and of their squares.
+    """
+
+    def __init__(self, parameters, config, rates):
+        super().__init__(parameters, config, rates)
+        self.places = [[i for i, p in enumerate(parameters) if (p.ndim >= 2) == matrix] for matrix in (True, False)]
+        self.vectors = ParameterTuple([p for p in parameters if p.ndim < 2])
+        self.directions = self.weights.clone(prefix="muon", init="zeros")
+        self.means, self.squares = (self.vectors.clone(prefix=f"muon_{name}", init="zeros") for name in "mv")
+        self.beta1, self.beta2 = (Tensor(self.options[name], ms.float32) for name in ("beta1", "beta2"))
+
+    def state(self):
+        return [*self.directions, *self.means, *self.squares, self.global_step]
+
+    def numbers(self, lr, step):
+        """The weights' rate and what is kept of one; Adam's rate and eps, as AdamW's."""
+        root = math.sqrt(1 - self.options["beta2"] ** step)
+        adams = lr * root / (1 - self.options["beta1"] ** step), self.options["eps"] * root
+        return lr, 1 - lr * self.weight_decay, *adams
+
+    def construct(self, gradients, lr, kept, rate, eps):
+        matrices, vectors = self.places
+        if len(matrices) > 0:
+            muon = ops.partial(_muon, (lr, kept, self.options["momentum"]))
+            self.map(muon, self.weights, self.directions, tuple([gradients[i] for i in matrices]))
+        if len(vectors) > 0:
+            adam = ops.partial(_adam, rate, self.beta1, self.beta2, eps)
+            self.map(adam, self.vectors, self.means, self.squares, tuple([gradients[i] for i in vectors]))

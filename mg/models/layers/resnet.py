@@ -185,7 +185,9 @@ def _middle(channels: int, temporal: bool, temporal_attention: bool, groups: int
 
 
 # An untrained network loses what it most needs: the last norm takes each image's brightness and contrast away, and the
-# posterior drowns the latents in noise. The two functions below start it where neither happens.
+# posterior drowns the latents in noise. The functions below start it where neither happens.
+
+_MARGIN, _SHIFT = 4.0, 3.0
 
 
 def _start_transparent(block: ResnetBlock, norm: GroupNorm, conv: nn.Cell) -> None:
@@ -197,13 +199,31 @@ def _start_transparent(block: ResnetBlock, norm: GroupNorm, conv: nn.Cell) -> No
     channels = norm.gamma.shape[0]
     if channels // norm.groups % 2:
         return
-    margin, shift = 4.0, 3.0
-    constants = np.tile(np.float32([margin, -margin]), channels // 2)
+    constants = np.tile(np.float32([_MARGIN, -_MARGIN]), channels // 2)
     _spatial(block.conv2).bias.set_data(Tensor(constants))
-    norm.gamma.set_data(Tensor(np.full(channels, margin, np.float32)))
-    norm.beta.set_data(Tensor(shift - constants))  # where SiLU is nearly linear
+    norm.gamma.set_data(Tensor(np.full(channels, _MARGIN, np.float32)))
+    norm.beta.set_data(Tensor(_SHIFT - constants))  # where SiLU is nearly linear
     weight = _spatial(conv).weight.asnumpy()
-    _spatial(conv).bias.set_data(Tensor(-weight.sum(axis=(1, 2, 3)) * shift / (1 + np.exp(np.float32(-shift)))))
+    _spatial(conv).bias.set_data(Tensor(-weight.sum(axis=(1, 2, 3)) * _SHIFT / (1 + np.exp(np.float32(-_SHIFT)))))
+
+
+def through_transparent(count: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """How features pass silu(norm(h)) as it starts unhurt: (count, channels) before it, and (channels, count) behind.
+
+    Each has both signs, and so no mean that the norm could take away and no square that SiLU could add. The first
+    three, brightness and colours, have them on constants of either sign: nothing of them is in the deviation either.
+    Features for which there are no channels are left out.
+    """
+    spread = np.zeros((count, channels))
+    taken = 0
+    for feature in range(count):
+        signs = [1, 1, -1, -1] if feature < 3 else [1, -1]
+        if taken + len(signs) <= channels:
+            spread[feature, taken : taken + len(signs)] = signs
+            taken += len(signs)
+    sigmoid = 1 / (1 + np.exp(-_SHIFT))
+    slope = sigmoid + _SHIFT * sigmoid * (1 - sigmoid)  # of SiLU where it starts
+    return spread, spread.T / np.maximum(np.abs(spread).sum(1), 1) / slope
 
 
 def start_certain(conv: nn.Cell, logvar: float = -6.0) -> None:

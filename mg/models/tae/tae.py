@@ -10,16 +10,18 @@ parameters are those of mindone's checkpoints, which load as they are.
     x = tae.decode(z, num_target_frames=1)       # an image: spurious frames dropped
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mindspore import ops
+import numpy as np
+from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
 from mg.models.stored import Format, described_here
+from mg.models.tae.linear_start import linear_start
 from mg.models.tae.weights import expected_shapes, from_mindone, own_part
 
 TAE_CONFIG = {
@@ -121,6 +123,20 @@ class TemporalAutoencoder(VideoAutoencoder):
                 decode_tile=decode_tile,
                 decode_overlap=decode_overlap,
             )
+
+    def start_linear(self, clips: Sequence[np.ndarray]) -> None:
+        """Fit the straight path of an untrained TAE to clips, see `mg.models.tae.linear_start`.
+
+        Args:
+            clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; some dozens are enough.
+
+        Raises:
+            ValueError: a config whose straight path that module does not know.
+        """
+        parameters = dict(self.named_weights())
+        state = {name: parameter.asnumpy() for name, parameter in parameters.items()}
+        for name, value in linear_start(state, self.config, clips).items():
+            parameters[name].set_data(Tensor(value))
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:

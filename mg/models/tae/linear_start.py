@@ -1,0 +1,201 @@
+"""Where a TAE trains from: the layers on its straight path fitted to clips, in closed form and in seconds.
+
+An untrained TAE is linear but for a little: its residual branches start at zero, and the last norm and SiLU of encoder
+and decoder let pass what they are given (`mg.models.layers.resnet`). What is left, the first and last convolutions, the
+shortcuts, and those that halve and double, is a chain of small linear maps. Halving keeps the principal components of
+the pixels or frames that become one; doubling is fitted by least squares, layer by layer, to what stood before the
+halving. The branches then learn what a linear map cannot do.
+
+Features are lists of clips here, (T, H, W, C) each: channels last, so that a layer is a product of matrices.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mg.models.layers.resnet import through_transparent
+
+# Of red, green and blue: brightness, and two differences; rows of length 1 at right angles.
+_COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+
+Features = list[np.ndarray]
+
+
+def linear_start(
+    state: Mapping[str, np.ndarray], config: Mapping, clips: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Fit the straight path of an untrained TAE.
+
+    Args:
+        state: its parameters.
+        config: its config.
+        clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression.
+
+    Returns:
+        The parameters that change.
+
+    Raises:
+        ValueError: a config without a straight path that this knows.
+    """
+    _check(config)
+    widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
+    halved = config["temporal_downsample_level"]
+    layers = _Layers(state)
+    pixels = [clip.transpose(1, 2, 3, 0) for clip in clips]
+
+    h = layers.put("encoder.conv_in.conv_spat", pixels, _COLOURS.T)
+    passed = []  # the features before each halving of the frame
+    for level, width in enumerate(widths[:-1]):
+        passed.append(h)
+        layers.pass_on(f"encoder.down.{level}.block.0.nin_shortcut.conv_spat", h)
+        h = layers.halve(f"encoder.down.{level}.downsample_spat.conv", h, width, _pixels)
+        if level in halved:
+            h = layers.halve(f"encoder.down.{level}.downsample_temp.conv", h, width, _frames)
+    spread, gather = through_transparent(h[0].shape[-1], widths[-1])
+    layers.put(f"encoder.down.{len(widths) - 1}.block.0.nin_shortcut.conv_spat", h, spread)
+    components, z = _principal(h, config["z_channels"])
+    deviation = np.sqrt(sum(np.square(part).sum((0, 1, 2)) for part in z) / sum(part[..., 0].size for part in z))
+    z = [part / deviation for part in z]
+    layers.put("encoder.conv_out.conv_spat", [], gather @ (components / deviation))
+
+    h = layers.fit("decoder.conv_in.conv_spat", z, h, _around)
+    for level in range(len(widths) - 1, 0, -1):
+        h = layers.pass_on(f"decoder.up.{level}.block.0.nin_shortcut.conv_spat", h)
+        target, doubles = passed[level - 1], level - 1 in halved
+        h = layers.fit(
+            f"decoder.up.{level}.upsample_spat.conv",
+            [part.repeat(2, 1).repeat(2, 2) for part in h],
+            [_frames(part) for part in target] if doubles else target,
+            _around,
+        )
+        if doubles:
+            h = layers.fit(f"decoder.up.{level}.upsample_temp.conv", [part.repeat(2, 0) for part in h], target, _along)
+    h = [part[..., : len(_COLOURS)] for part in h]
+    spread, gather = through_transparent(len(_COLOURS), widths[0])
+    layers.put("decoder.up.0.block.0.nin_shortcut.conv_spat", h, spread)
+    layers.fit("decoder.conv_out.conv_spat", h, pixels, _around, before=gather)
+    return layers.changed
+
+
+class _Layers:
+    """The layers as they are fitted, one behind another.
+
+    Attributes:
+        changed: their weights, and biases of 0 where what comes in has both signs.
+    """
+
+    def __init__(self, state: Mapping[str, np.ndarray]):
+        self.state = state
+        self.changed: dict[str, np.ndarray] = {}
+
+    def put(self, name: str, h: Features, matrix: np.ndarray) -> Features:
+        """Let a layer take every pixel times `matrix`, (Cin, Cout)."""
+        self._set(name, matrix[None], 1)
+        return [part @ matrix.astype(np.float32) for part in h]
+
+    def pass_on(self, name: str, h: Features) -> Features:
+        """Let a shortcut, where there is one, change nothing but the number of channels."""
+        if f"{name}.weight" not in self.state:
+            return h
+        return self.put(name, h, np.eye(h[0].shape[-1])[:, : len(self.state[f"{name}.weight"])])
+
+    def halve(self, name: str, h: Features, most: int, together: Callable[[np.ndarray], np.ndarray]) -> Features:
+        """Let a layer give the principal components of what `together` makes one of, in the mean of its length."""
+        channels = h[0].shape[-1]
+        h = [together(part) for part in h]
+        taps = h[0].shape[-1] // channels
+        components, h = _principal(h, min(most, h[0].shape[-1]))
+        self._set(name, components.reshape(taps, channels, -1) / taps**0.5, taps)
+        return [part / np.float32(taps**0.5) for part in h]
+
+    def fit(
+        self,
+        name: str,
+        h: Features,
+        target: Features,
+        taps: Callable[[np.ndarray], np.ndarray],
+        before: np.ndarray | None = None,
+    ) -> Features:
+        """Let a layer bring h as near to the target as it can, in its first channels: the others stay random, and serve
+        the next layer as more of what it sees. `before` is what the input goes through, (C, Cin)."""
+        square, product = np.zeros(()), np.zeros(())
+        for part, wanted in zip(h, target):
+            seen = taps(part).reshape(-1, taps(part[:1, :1, :1]).shape[-1])
+            square = square + (seen.T @ seen).astype(np.float64)
+            product = product + (seen.T @ wanted.reshape(len(seen), -1)).astype(np.float64)
+        square += 1e-5 * np.trace(square) / len(square) * np.eye(len(square))
+        solved = np.linalg.solve(square, product)
+        channels = h[0].shape[-1]
+        kernel = solved.reshape(-1, channels, solved.shape[-1])
+        weight = self._set(name, kernel if before is None else before @ kernel, len(kernel))
+        if before is None:  # (Cout, Cin, kh, kw), all of it
+            solved = weight[:, :channels].transpose(2, 3, 1, 0).reshape(solved.shape[0], -1)
+        return [taps(part) @ solved.astype(np.float32) for part in h]
+
+    def _set(self, name: str, kernel: np.ndarray, taps: int) -> np.ndarray:
+        """Lay a kernel (taps, Cin, Cout) over the layer's; what it gives besides stays, and reads what it did."""
+        weight = self.state[f"{name}.weight"].copy()  # (Cout, Cin, kh, kw), or (Cout, Cin, 1, kt)
+        count, channels = kernel.shape[2], kernel.shape[1]
+        weight[:count] = 0
+        height, width = weight.shape[2:]
+        down, right = {1: (height // 2, width // 2), 2: (0, 1), 4: (0, 0)}.get(taps, (0, 0))
+        shape = {1: (1, 1), 2: (1, 2), 4: (2, 2), 3: (1, 3), 9: (3, 3)}[taps]
+        placed = kernel.reshape(*shape, channels, count).transpose(3, 2, 0, 1)
+        weight[:count, :channels, down : down + shape[0], right : right + shape[1]] = placed
+        self.changed[f"{name}.weight"] = weight
+        if name.endswith("conv_out.conv_spat"):  # took SiLU's offset away, which features of both signs do not have
+            bias = self.state[f"{name}.bias"].copy()
+            bias[:count] = 0
+            self.changed[f"{name}.bias"] = bias
+        return weight
+
+
+def _principal(h: Features, count: int) -> tuple[np.ndarray, Features]:
+    """The directions in which features are largest, (C, count), and the features along them."""
+    flat = [part.reshape(-1, part.shape[-1]) for part in h]
+    square = sum((part.T @ part).astype(np.float64) for part in flat)
+    components = np.linalg.eigh(square)[1][:, : -count - 1 : -1]
+    return components, [part @ components.astype(np.float32) for part in h]
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+    """Two by two pixels as one. (T, H, W, C) -> (T, H/2, W/2, 4C)"""
+    return np.concatenate([x[:, i::2, j::2] for i in range(2) for j in range(2)], -1)
+
+
+def _frames(x: np.ndarray) -> np.ndarray:
+    """Two frames as one. (T, H, W, C) -> (T/2, H, W, 2C)"""
+    return np.concatenate([x[0::2], x[1::2]], -1)
+
+
+def _around(x: np.ndarray) -> np.ndarray:
+    """What a 3x3 kernel sees, zeros around the frame. (T, H, W, C) -> (T, H, W, 9C)"""
+    _, height, width, _ = x.shape
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return np.concatenate([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], -1)
+
+
+def _along(x: np.ndarray) -> np.ndarray:
+    """What a kernel of three frames sees, edges repeated. (T, H, W, C) -> (T, H, W, 3C)"""
+    return np.concatenate([np.concatenate([x[:1], x[:-1]]), x, np.concatenate([x[1:], x[-1:]])], -1)
+
+
+def _check(config: Mapping) -> None:
+    multipliers, groups = config["ch_mult"], config["norm_num_groups"]
+    down, up = config["temporal_downsample_level"], config["temporal_upsample_level"]
+    shuts = [config["ch"] * multipliers[level] // groups for level in (0, -1)]
+    rules = {
+        "ch_mult must have another number in its second place than in its first, and in its last than before it": (
+            len(multipliers) > 1 and multipliers[0] != multipliers[1] and multipliers[-1] != multipliers[-2]
+        ),
+        "the norms' groups must be of a multiple of 4 channels": all(size % 4 == 0 for size in shuts),
+        "temporal_upsample_level must be temporal_downsample_level, each one higher": (
+            {level + 1 for level in down} == set(up)
+        ),
+        "use_quant_conv and use_post_quant_conv must be false": (
+            not config["use_quant_conv"] and not config["use_post_quant_conv"]
+        ),
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(f"a linear start is not for this TAE: {rule}")
