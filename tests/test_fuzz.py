@@ -36,10 +36,10 @@ def test_a_reader_that_would_run_what_a_pickle_names_is_caught(tmp_path):
     code = (
         "import pickle, sys, fuzz_checkpoints\n"
         "from mg.checkpoints import torch_pickle\n"
-        "ours = torch_pickle._Unpickler.find_class\n"
+        "ours = torch_pickle.Unpickler.find_class\n"
         "trusting = lambda self, module, name: "
         "ours(self, module, name) if 'torch' in module else pickle._Unpickler.find_class(self, module, name)\n"
-        "torch_pickle._Unpickler.find_class = trusting\n"
+        "torch_pickle.Unpickler.find_class = trusting\n"
         "sys.exit(fuzz_checkpoints.main())"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OPENBLAS_NUM_THREADS": "1"}

@@ -335,11 +335,8 @@ def test_recomputing_activations_changes_no_gradient(mode):
     assert_close(tae_gradients(mode, recompute=True), tae_gradients(mode), 1e-5, 5e-5)
 
 
-def test_graph_and_pynative_have_the_same_gradients():
-    assert_close(tae_gradients("graph"), tae_gradients("pynative"), 1e-5, 5e-5)
-
-
 def test_graph_and_pynative_train_alike_and_graph_compiles_once_per_shape():
+    assert_close(tae_gradients("graph"), tae_gradients("pynative"), 1e-5, 5e-5)
     _, _, losses, step = tae_gradients("graph")
     parts = (step._accumulate, step.updater._reduce, step.updater._update)
     assert [len(part.compile_cache) for part in parts] == [2, 1, 1]  # for T = 8 and T = 1
