@@ -38,8 +38,8 @@ class Registry(Generic[Model]):
 
     @property
     def _models(self) -> dict[str, type[Model]]:
-        """All models, those of each registry in the order of their names."""
-        models = dict(sorted(self._own.items()))
+        """All models, in the order in which they were added."""
+        models = dict(self._own)
         for other in self._others:
             models |= other._models
         return models
@@ -58,8 +58,8 @@ class Registry(Generic[Model]):
         return model
 
     def names(self) -> list[str]:
-        """The names of the models here."""
-        return list(self._models)
+        """The names of the models here, those of each registry in their order."""
+        return sorted(self._own) + [name for other in self._others for name in other.names()]
 
     def model_class(self, name: str) -> type[Model]:
         """The class of a model, whose static methods need no model to be built.
@@ -191,7 +191,7 @@ class Registry(Generic[Model]):
 
     def _what_is_read(self) -> str:
         """All models, with the names that others have for them in their configs."""
-        models = self._models.items()
+        models = [(name, self._models[name]) for name in self.names()]
         names = [f"{name} ({', '.join(model.originals)})" if model.originals else name for name, model in models]
         return f"those are {', '.join(names)}"
 

@@ -97,7 +97,7 @@ class Denoiser(StoredModel):
         self.build(self.config)
         self.dtype = dtype
         runtime.block_on_cpu()
-        set_form(self, standard_layout=True)
+        set_form(self)
         set_precision(self, dtype)
         if use_recompute:
             self.recompute_activations()

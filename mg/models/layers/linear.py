@@ -26,5 +26,8 @@ class Linear(PrecisionCell):
     def construct(self, x):
         rows = self.cast(x).reshape(-1, self.in_channels)
         weight = self.cast(self.weight).reshape(self.out_channels, self.in_channels)
-        y = self.cast(self.product(rows, weight) + self.cast(self.bias))
+        y = self.cast(self.add_bias(self.product(rows, weight)))
         return y.reshape(x.shape[:-1] + (self.out_channels,))
+
+    def add_bias(self, rows):
+        return rows + self.cast(self.bias)

@@ -10,7 +10,7 @@ pixels are interleaved by stacking.
 from mindspore import nn
 
 from mg.models import layers
-from mg.models.layers.forms.cpu import attention, conv, doubling, norm, resnet, shortcuts
+from mg.models.layers.forms.cpu import attention, conv, doubling, linear, norm, resnet, shortcuts
 
 LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
     layers.layout.Enter: shortcuts.Enter,
@@ -24,6 +24,7 @@ LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
     layers.norm.GroupNorm: norm.GroupNorm,
     layers.resnet.ResnetBlock: resnet.ResnetBlock,
     layers.norm.RMSNorm: norm.RMSNorm,
+    layers.linear.Linear: linear.Linear,
     layers.attention.SpatialAttention: attention.SpatialAttention,
     layers.attention.TemporalAttention: attention.TemporalAttention,
     layers.attention.CausalAttention: attention.CausalAttention,
