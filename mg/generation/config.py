@@ -1,6 +1,7 @@
 """What a run of mg-generate is told: Open-Sora's configs, their fields by their own names."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -364,12 +365,24 @@ def check_captions(model_type: str, encoder_type: str) -> None:
 
 def check_paths(config: GenerateConfig) -> None:
     """Raise ValueError where weights that are asked for are not there; nothing is loaded."""
-    wanted: dict[str, str | None] = {"model.from_pretrained": config.model.from_pretrained}
-    wanted["vae.from_pretrained"] = config.vae.from_pretrained
-    if config.text_encoder.embeddings is not None:
-        wanted["text_encoder.embeddings"] = config.text_encoder.embeddings
-    elif config.text_encoder.type != "classes":
-        wanted["text_encoder.from_pretrained"] = config.text_encoder.from_pretrained
+    check_weights(
+        {
+            "model.from_pretrained": config.model.from_pretrained,
+            "vae.from_pretrained": config.vae.from_pretrained,
+            **caption_paths(config.text_encoder),
+        }
+    )
+
+
+def caption_paths(section: TextEncoderSection) -> dict[str, str | None]:
+    """What captions are taken from, by option: stored embeddings or weights; nothing for classes."""
+    if section.embeddings is not None:
+        return {"text_encoder.embeddings": section.embeddings}
+    return {} if section.type == "classes" else {"text_encoder.from_pretrained": section.from_pretrained}
+
+
+def check_weights(wanted: Mapping[str, str | None]) -> None:
+    """Raise ValueError where an option names no weights, or such as are not there."""
     for name, path in wanted.items():
         if path is None:
             raise ValueError(f"{name} must be given: weights, a file or a folder")

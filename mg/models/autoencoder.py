@@ -20,11 +20,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mg import runtime
 from mg.checkpoints import StateDict
-from mg.models.layers.forms import set_form
 from mg.models.layers.layout import Enter, Leave, narrow, repeat_edges, split
-from mg.models.layers.precision import set_precision
 from mg.models.registry import AUTOENCODERS, merge_config
 from mg.models.stored import StoredModel
 from mg.models.streaming import Encoded, Streaming
@@ -79,16 +76,6 @@ class VideoAutoencoder(Streaming, StoredModel):
         self.sample_deterministic = sample_deterministic
         self.tiling: TilingConfig | None = None
         self.enter, self.leave = Enter(), Leave()  # of the networks, which may have a layout of their own
-
-    def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | StateDict | None) -> None:
-        """The end of a model's constructor: its layers' form, precision, recompute and weights, once all are there."""
-        runtime.block_on_cpu()
-        set_form(self)
-        set_precision(self, dtype)
-        if use_recompute:
-            self.recompute_activations()
-        if pretrained is not None:
-            self.load_weights(pretrained)
 
     # What a model may override.
 

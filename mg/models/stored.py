@@ -1,7 +1,7 @@
 """`StoredModel`: what every model, whatever it does, knows of its weights in files, ours and others'.
 
-Names, shapes and configs of the originals; reading, writing and telling models apart. An autoencoder and a denoiser
-have this in common, and nothing else.
+Names, shapes and configs of the originals; reading, writing and telling models apart; the end of its constructor. An
+autoencoder and a denoiser have this in common, and nothing else.
 """
 
 import functools
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
+from mg import runtime
 from mg.checkpoints import (
     CheckpointError,
     LoadReport,
@@ -25,6 +26,8 @@ from mg.checkpoints import (
     write_state_dict,
 )
 from mg.models import naming
+from mg.models.layers.forms import set_form
+from mg.models.layers.precision import set_precision
 
 _logger = logging.getLogger(__name__)
 
@@ -128,6 +131,20 @@ class StoredModel(nn.Cell):
         own = cls.own_part(naming.own_part(shapes, parts))
         found = {name: shape for name, shape in own.items() if _part(name) in parts}
         return _parts(found) == parts and all(naming.kind(*entry) in known for entry in found.items())
+
+    def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | StateDict | None) -> None:
+        """The end of a model's constructor: its layers' form, precision, recompute and weights, once all are there."""
+        runtime.block_on_cpu()
+        set_form(self)
+        set_precision(self, dtype)
+        if use_recompute:
+            self.recompute_activations()
+        if pretrained is not None:
+            self.load_weights(pretrained)
+
+    def recompute_activations(self) -> None:
+        """Gradient checkpointing: keep the inputs of blocks for the backward pass, and compute the rest again there."""
+        raise NotImplementedError
 
     # Weights.
 

@@ -16,12 +16,10 @@ import numpy as np
 from mindspore import Tensor, mint, nn
 from mindspore.nn.utils import no_init_parameters
 
-from mg import runtime
 from mg.checkpoints import LoadReport, StateDict
 from mg.diffusion.networks import weights
+from mg.diffusion.networks.positions import rotary_frequencies
 from mg.models import naming
-from mg.models.layers.forms import set_form
-from mg.models.layers.precision import set_precision
 from mg.models.registry import Registry, merge_config
 from mg.models.stored import StoredModel, described_here
 
@@ -96,13 +94,7 @@ class Denoiser(StoredModel):
         self.patch_values = math.prod(self.patch_size) * self.out_channels
         self.build(self.config)
         self.dtype = dtype
-        runtime.block_on_cpu()
-        set_form(self)
-        set_precision(self, dtype)
-        if use_recompute:
-            self.recompute_activations()
-        if pretrained is not None:
-            self.load_weights(pretrained)
+        self.finish(dtype, use_recompute, pretrained)
 
     # What a network has or overrides.
 
@@ -262,6 +254,16 @@ class Denoiser(StoredModel):
         """Also of older networks' files, PixArt's or DiT's: `report.new` is then what they lack."""
         settings = cls.positions(cls.complete(config))
         return weights.fit(state, wanted, settings, cls.new_to_older, cls.blocks_of_older)
+
+
+class RotaryDenoiser(Denoiser):
+    """One for latents of any size, whose frames get their place by rotation."""
+
+    settings = ("rope.freqs",)
+
+    @classmethod
+    def positions(cls, config):
+        return {"rope.freqs": rotary_frequencies(config["hidden_size"] // config["num_heads"])}
 
 
 class SizedDenoiser(Denoiser):

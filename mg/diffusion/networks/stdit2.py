@@ -27,8 +27,8 @@ from mg.diffusion.networks.blocks import (
     unpatchify,
     within_frames,
 )
-from mg.diffusion.networks.denoiser import STDIT_CONFIG, Denoiser
-from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding, rotary_frequencies
+from mg.diffusion.networks.denoiser import STDIT_CONFIG, RotaryDenoiser
+from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding
 from mg.models.layers.layout import narrow
 
 
@@ -61,7 +61,7 @@ class STDiT2Block(nn.Cell):
         return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
-class STDiT2(Denoiser):
+class STDiT2(RotaryDenoiser):
     """STDiT2. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
 
     name = "stdit2"
@@ -82,11 +82,6 @@ class STDiT2(Denoiser):
         r"\.[qk]_norm\.",
         *(rf"^{layer}\." for layer in ("t_block_temp", "csize_embedder", "ar_embedder", "fl_embedder", "fps_embedder")),
     )
-    settings = ("rope.freqs",)
-
-    @classmethod
-    def positions(cls, config):
-        return {"rope.freqs": rotary_frequencies(config["hidden_size"] // config["num_heads"])}
 
     def build(self, config: dict) -> None:
         channels = config["hidden_size"]

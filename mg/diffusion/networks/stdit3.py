@@ -27,8 +27,8 @@ from mg.diffusion.networks.blocks import (
     unpatchify,
     within_frames,
 )
-from mg.diffusion.networks.denoiser import STDIT_CONFIG, Denoiser
-from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding, rotary_frequencies
+from mg.diffusion.networks.denoiser import STDIT_CONFIG, RotaryDenoiser
+from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding
 from mg.models.layers.layout import narrow
 
 
@@ -63,7 +63,7 @@ class STDiT3Block(nn.Cell):
         return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
 
 
-class STDiT3(Denoiser):
+class STDiT3(RotaryDenoiser):
     """STDiT3. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
 
     name = "stdit3"
@@ -79,11 +79,6 @@ class STDiT3(Denoiser):
     originals = ("STDiT3",)
     new_to_older = (r"^temporal_blocks\.", r"\.[qk]_norm\.", r"^fps_embedder\.")
     blocks_of_older = "spatial_blocks."
-    settings = ("rope.freqs",)
-
-    @classmethod
-    def positions(cls, config):
-        return {"rope.freqs": rotary_frequencies(config["hidden_size"] // config["num_heads"])}
 
     def build(self, config: dict) -> None:
         channels = config["hidden_size"]

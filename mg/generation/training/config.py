@@ -1,13 +1,19 @@
 """What a run of mg-train is told that trains a denoiser: Open-Sora's configs, whose names are other names of ours."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mg.config import require
 from mg.data.loader import OpenSoraDataConfig
 from mg.diffusion.mask_generator import MaskGenerator
-from mg.generation.config import AutoencoderSection, DenoiserSection, SchedulerSection, TextEncoderSection
+from mg.generation.config import (
+    AutoencoderSection,
+    DenoiserSection,
+    SchedulerSection,
+    TextEncoderSection,
+    caption_paths,
+    check_weights,
+)
 from mg.training.optim import OptimConfig
 from mg.training.task import RunConfig
 
@@ -153,18 +159,9 @@ class DenoiserTrainConfig(RunConfig):
 
 def check_paths(config: DenoiserTrainConfig) -> None:
     """Raise ValueError where what a run takes is not there; nothing is loaded. One that goes on has its own weights."""
-    wanted: dict[str, str | None] = {}
+    wanted = caption_paths(config.text_encoder)
     if config.latents_path is None:
-        wanted["vae.from_pretrained"] = config.vae.from_pretrained
-    if config.text_encoder.embeddings is not None:
-        wanted["text_encoder.embeddings"] = config.text_encoder.embeddings
-    elif config.text_encoder.type != "classes":
-        wanted["text_encoder.from_pretrained"] = config.text_encoder.from_pretrained
-    for name, path in wanted.items():
-        if path is None:
-            raise ValueError(f"{name} must be given: weights, a file or a folder")
-    if not (config.resume or config.load):
+        wanted = {"vae.from_pretrained": config.vae.from_pretrained, **wanted}
+    if config.model.from_pretrained is not None and not (config.resume or config.load):
         wanted["model.from_pretrained"] = config.model.from_pretrained
-    for name, path in wanted.items():
-        if path is not None and not Path(path).exists():
-            raise ValueError(f"{name}: {path}: no such file or folder; download the weights, and give where they lie")
+    check_weights(wanted)

@@ -72,18 +72,15 @@ class TemporalConv(ConvInTime, conv.TemporalConv):
 
     def within(self, x):
         """Of the frames that have all under their kernel. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
-        return self.finish(*convolve_within(self.conv2d, x, self.weights()))
+        return self.finish(*convolve_within(self.conv2d, x, [self.tap_weight(i) for i in range(self.kernel_size)]))
 
     def tap(self, x, i: int):
         """What tap i makes of each frame"""
-        return clips(self.conv2d(pictures(x), self.cast(ops.narrow(self.weight, 3, i, 1))), x.shape[1])
+        return clips(self.conv2d(pictures(x), self.tap_weight(i)), x.shape[1])
 
-    def weights(self):
-        """Of each tap, (C, C, 1, 1)"""
-        found = ()
-        for weight in ops.unstack(self.cast(self.weight), axis=3):
-            found += (weight.expand_dims(3),)
-        return found
+    def tap_weight(self, i: int):
+        """(C, C, 1, 1)"""
+        return self.cast(ops.narrow(self.weight, 3, i, 1))
 
     def strided(self, x, frames):
         b, _, c, h, w = x.shape
