@@ -223,7 +223,8 @@ def test_attention_sees_its_own_frame_and_earlier_ones():
 
 def test_attention_equals_the_masked_one_and_holds_scores_of_one_frame_alone(monkeypatch):
     torch, models = pytest.importorskip("torch"), pytest.importorskip("diffusers.models")
-    make_mask = models.autoencoders.autoencoder_kl_hunyuan_video.prepare_causal_attention_mask
+    original = pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl_hunyuan_video")
+    make_mask = original.prepare_causal_attention_mask
     ours = randomized(CausalAttention(8, 4))
     theirs = models.attention_processor.Attention(
         8,
