@@ -81,6 +81,13 @@ def test_l1_is_summed_over_a_frame_and_averaged_over_frames(mode):
     assert terms["lpips"] == terms["outlier"] == 0
 
 
+def test_the_squared_error_may_take_the_place_of_l1():
+    x, y, *_ = inputs()
+    loss, terms = compute(pixel_error="l2")
+    assert loss == pytest.approx(((x - y) ** 2).sum() / (2 * 5), rel=1e-5)
+    assert terms["l2"] == pytest.approx(((x - y) ** 2).mean(), rel=1e-5) and "l1" not in terms
+
+
 def test_kl_is_summed_over_a_frame_and_averaged_over_frames(mode):
     *_, mean, logvar = inputs()
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum() / (2 * 5)

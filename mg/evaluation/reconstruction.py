@@ -171,7 +171,9 @@ class Losses:
         found = {"loss": float(loss.asnumpy()), **dict(zip(self.loss.terms, terms.asnumpy().tolist()))}
         if self.loss.pixels:
             _, c, _, h, w = x.shape
-            found["pixel"] = (found["l1"] + self.config.perceptual_weight * found["lpips"]) * (c * h * w)
+            found["pixel"] = (found[self.config.pixel_error] + self.config.perceptual_weight * found["lpips"]) * (
+                c * h * w
+            )
         if self.latent:
             found["latent"] = float(self.latent(x, None, z, mean, logvar, code, target)[0].asnumpy())
         if not np.isfinite(list(found.values())).all():

@@ -10,6 +10,7 @@ of an image like its target: the identity loss.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import mindspore as ms
 from mindspore import Tensor, mint, nn, ops
@@ -26,6 +27,7 @@ class LossConfig:
 
     Args:
         pixel_weight: of L1 and LPIPS together; 0 trains a model of two stages without making pixels.
+        pixel_error: l1 | l2, the squared error, whose minimum is the highest PSNR.
         perceptual_weight: of LPIPS (VGG16), beside L1's 1.
         lpips_weights: LPIPS' weights as `mg-convert-lpips` writes them.
         kl_weight: of the KL divergence from a standard normal.
@@ -44,6 +46,7 @@ class LossConfig:
     """
 
     pixel_weight: float = 1.0
+    pixel_error: Literal["l1", "l2"] = "l1"
     perceptual_weight: float = 1.0
     lpips_weights: str = "models/lpips_vgg.safetensors"
     kl_weight: float = 1e-6
@@ -82,7 +85,7 @@ class AutoencoderLoss(nn.Cell):
         ValueError: an identity weight, but target and z differ in their channels.
 
     Attributes:
-        terms: l1 and lpips with pixels, kl, outlier, then latent and identity where one of these has a weight.
+        terms: l1 (or l2) and lpips with pixels, kl, outlier, then latent and identity where one of these has a weight.
         pixels, latents: whether the loss has terms of the reconstruction, and of code and target.
         detached: whether no gradient is to come into the first stage of a model of two.
     """
@@ -93,7 +96,7 @@ class AutoencoderLoss(nn.Cell):
         self.pixels = config.pixel_weight > 0
         self.latents = config.latent_weight > 0 or config.identity_weight > 0
         self.detached = config.detach_latents and not self.pixels
-        self.terms: tuple[str, ...] = ("l1", "lpips") if self.pixels else ()
+        self.terms: tuple[str, ...] = (config.pixel_error, "lpips") if self.pixels else ()
         self.terms += ("kl", "outlier")
         self.terms += ("latent", "identity") if self.latents else ()
         self.lpips = LPIPS("vgg", config.lpips_weights) if self.pixels and config.perceptual_weight else None
@@ -104,13 +107,13 @@ class AutoencoderLoss(nn.Cell):
         loss = zero = ops.zeros((), ms.float32)
         terms = ()
         if self.pixels:
-            l1 = _mean(ops.abs(x - y), valid)
+            error = _mean(ops.abs(x - y) if config.pixel_error == "l1" else ops.square(x - y), valid)
             perceptual = zero
             if self.lpips is not None:
                 distance = self.lpips(_frames(x), _frames(y))  # (B*T, 1, 1, 1)
                 perceptual = _mean(distance.reshape(b, 1, t, 1, 1), valid)
-            loss = config.pixel_weight * (l1 + config.perceptual_weight * perceptual) * (c * h * w)
-            terms = (l1, perceptual)
+            loss = config.pixel_weight * (error + config.perceptual_weight * perceptual) * (c * h * w)
+            terms = (error, perceptual)
 
         kl = zero
         if logvar is not None:

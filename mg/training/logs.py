@@ -28,6 +28,7 @@ _logger = logging.getLogger(__name__)
 # What the curve may be of, and its unit: the first of these that a run's loss has.
 MEASURES = {
     "l1": "mean absolute error, pixels in [-1, 1]",
+    "l2": "mean squared error, pixels in [-1, 1]",
     "latent": "absolute error of the first stage's latents, summed over a frame",
     "loss": "loss",
 }
@@ -87,8 +88,7 @@ class RunLog:
             points = {**record, **_of_speed(measured)}
             tracker.add(step, {name: x for name, x in points.items() if name != "step" and x is not None})
         shown = {"loss": f"{scalars['loss']:{'.1f' if scalars['loss'] >= 10 else '.4f'}}"}
-        if "l1" in scalars:
-            shown["l1"] = f"{scalars['l1']:.4f}"
+        shown |= {name: f"{scalars[name]:.4f}" for name in ("l1", "l2") if name in scalars}
         if "frames_per_second" in measured:
             shown |= {"frames/s": f"{measured['frames_per_second']:.3g}", "data_wait": f"{measured['data_wait']:.0%}"}
         self._bar.set_postfix(shown, refresh=False)
