@@ -117,13 +117,15 @@ def test_the_wheel_has_all_modules_all_configs_and_the_marker_of_types(installed
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_script_is_thin_over_a_command_that_the_readme_names(script):
+def test_a_script_is_thin_over_a_command_that_the_documents_name(script):
     module = re.search(r"^from (mg\.cli\.\w+) import run$", script.read_text(), re.MULTILINE)[1]
     command = f"mg-{module.rpartition('.')[2].replace('_', '-')}"
     assert script.read_text().endswith('import run\n\nif __name__ == "__main__":\n    run()\n')
     assert len(script.read_text().splitlines()) == 6
     assert PROJECT["scripts"][command] == f"{module}:run"
-    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{command}` |")]
+    rows = [
+        line for line in (ROOT / "docs" / "commands.md").read_text().splitlines() if line.startswith(f"| `{command}` |")
+    ]
     assert len(rows) == 1 and f"`{script.relative_to(ROOT)}`" in rows[0]
 
 
