@@ -234,14 +234,30 @@ def test_a_latent_that_was_filled_up_is_cut_off(pixels, latents, whole):
 # Runs.
 
 
+def validated(place: Path, *more: object) -> list[str]:
+    """Of a run that is validated, too."""
+    section = [f"--validation.latents_path={place / 'latents'}", "--validation.clips=3", "--validation.bands=2"]
+    return from_stores(place, "latents", *section, "--validation.every=2", *more)
+
+
+def validations(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
+
+
 def test_a_killed_run_and_a_loaded_one_go_on_to_the_bit(stored, tmp_path):
-    settings = from_stores(stored, "latents", "--max_steps=2", "--ckpt_every=1", "--model.freeze_y_embedder=true")
+    settings = validated(stored, "--max_steps=2", "--ckpt_every=1", "--model.freeze_y_embedder=true")
+    settings += ["--validation.every=1"]
     wanted, first = run(tmp_path / "whole", settings), tmp_path / "whole/checkpoints/step_000001"
     assert len(wanted) == 2 and wanted[0]["loss"] != wanted[1]["loss"]
     with stopped_at(2):
         run(tmp_path / "killed", settings)
     assert run(tmp_path / "killed", settings, "--resume") == wanted
     assert run(tmp_path / "loaded", settings, f"--load={first}") == wanted[1:]
+    losses = validations(tmp_path / "whole")
+    assert [record["step"] for record in losses] == [0, 1, 2], "before the first update, too"
+    assert validations(tmp_path / "killed") == losses and validations(tmp_path / "loaded") == losses[1:]
+    board = b"".join(file.read_bytes() for file in (tmp_path / "killed/tensorboard").iterdir())
+    assert board.count(b"validation/0.5-1") == len(losses)
     for name in ("killed", "loaded"):
         for file in ("checkpoints/step_000002/model.safetensors", "checkpoints/step_000002/state.safetensors"):
             assert_same_weights(read_state_dict(tmp_path / name / file), read_state_dict(tmp_path / "whole" / file))
@@ -265,32 +281,6 @@ def test_a_killed_run_and_a_loaded_one_go_on_to_the_bit(stored, tmp_path):
 # Validation.
 
 
-def validated(place: Path, *more: object) -> list[str]:
-    """Of a run that is validated, too."""
-    section = [f"--validation.latents_path={place / 'latents'}", "--validation.clips=3", "--validation.bands=2"]
-    return from_stores(place, "latents", *section, "--validation.every=2", *more)
-
-
-def validations(output: Path) -> list[dict]:
-    return [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
-
-
-def test_a_killed_run_has_the_validation_losses_of_a_whole_one(stored, tmp_path):
-    settings = validated(stored, "--max_steps=2", "--ckpt_every=1", "--validation.every=1")
-    run(tmp_path / "whole", settings)
-    wanted = validations(tmp_path / "whole")
-    assert [record["step"] for record in wanted] == [0, 1, 2]
-    for record in wanted:
-        assert list(record) == ["step", "loss", "baseline", "0-0.5", "0.5-1"]
-        assert record["loss"] == pytest.approx((record["0-0.5"] + record["0.5-1"]) / 2)
-    with stopped_at(2):
-        run(tmp_path / "killed", settings)
-    run(tmp_path / "killed", settings, "--resume")
-    assert validations(tmp_path / "killed") == wanted
-    board = b"".join(file.read_bytes() for file in (tmp_path / "killed/tensorboard").iterdir())
-    assert board.count(b"validation/0.5-1") == len(wanted)
-
-
 @pytest.fixture(scope="module")
 def measured(stored):
     """A task with a step, and what it measures before the first update."""
@@ -306,6 +296,7 @@ def test_the_loss_of_a_band_is_that_of_clips_noised_in_it(measured):
     assert times.shape == (3, 4) and (times[:, :2] < 500).all() and (times[:, 2:] > 500).all()
     assert len(set(times.ravel().tolist())) == times.size, "every time and noise is another one"
     losses = np.array([[task.step.losses(*batch).item() for batch in each] for each in batches])
+    assert list(found) == ["loss", "baseline", "0-0.5", "0.5-1"]
     assert found["0-0.5"] == pytest.approx(losses[:, :2].mean()) and found["loss"] == pytest.approx(losses.mean())
     assert task.validate(1) is not None and task.validate(3) is None, "every two updates, and after the last, the first"
 

@@ -243,7 +243,7 @@ def run_latent_benchmark(config: LatentBenchmarkConfig) -> LatentBenchmark:
             attempt(one, results, partial(_learn, one, config, folder, shapes[one.label], tokens))
 
     found = {
-        one.label: results.get(one.label) or {"name": one.settings["name"], "error": errors[one.label]}
+        one.label: results.get(one.label) or {"name": one.settings["name"] or "", "error": errors[one.label]}
         for one in autoencoders
     }
     protocol = _protocol(config, tokens)
@@ -449,7 +449,7 @@ def _figures(run: Path) -> dict:
     window = max(1, len(updates) // MEASUREMENTS)
     losses = [record["loss"] for record in updates]
     starts = range(0, len(losses) - window + 1, window)
-    means = [(start + window, float(np.mean(losses[start : start + window]))) for start in starts]
+    means = [[start + window, float(np.mean(losses[start : start + window]))] for start in starts]
     return {
         "updates": len(updates),
         "loss_untrained": first["loss"],
@@ -458,7 +458,7 @@ def _figures(run: Path) -> dict:
         "share_untrained": first["loss"] / first["baseline"],
         "share": last["loss"] / last["baseline"],
         "bands": {name: last[name] for name in last if name not in ("step", "loss", "baseline")},
-        "validation": [(record["step"], record["loss"]) for record in measured],
+        "validation": [[record["step"], record["loss"]] for record in measured],
         "training": means,
     }
 
@@ -470,10 +470,10 @@ def _protocol(config: LatentBenchmarkConfig, tokens: Sequence[int]) -> dict[str,
         for name in ("depth", "hidden_size", "num_heads")
         if getattr(denoiser, name) is not None
     )
+    thinned = f", every {config.frame_stride}. of the file" if config.frame_stride > 1 else ""
     told = "told the clips' captions" if config.captioned else "told nothing of the clips"
     return {
-        "clips": f"the first {config.num_frames} frames, every {config.frame_stride}. of the file, the middle "
-        f"{config.image_size} x {config.image_size}; what is learnt from and what is measured on are apart",
+        "clips": f"the first {config.num_frames} frames{thinned}, the middle {config.image_size} x {config.image_size}",
         "latents": "the posterior's mean, brought to unit variance over the clips that are learnt from by the factors "
         "of mg-latent-statistics, in the convention of each kind of autoencoder",
         "network": f"{denoiser.type}, {sizes}, {told}; {'x'.join(map(str, tokens))} tokens of a clip as near as whole "
