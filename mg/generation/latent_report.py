@@ -92,7 +92,7 @@ def _plots(results: dict[str, dict]) -> str:
             line_plot(f"Training: {share}", "updates", curve("training"), 0.05, over, 2, x_texts=True),
             line_plot(f"Held-out clips, by time: {share}", "0 clean, 1 noise", bands, 0.05, (0, 1), x_texts=True),
             rate_plot(
-                f"Held-out clips, over compression: {share}",
+                f"Over compression: {share}",
                 "values of the video by values of the latents",
                 rates,
                 0.05,
