@@ -22,7 +22,12 @@ from mg.diffusion.schedules import create_schedule
 from mg.evaluation.clips import ModelConfig
 from mg.generation.codec import AUTOENCODERS
 from mg.generation.config import AutoencoderSection, TextEncoderSection
-from mg.generation.training.config import DenoiserTrainConfig, TrainedDenoiserSection, TrainingSchedulerSection
+from mg.generation.training.config import (
+    DenoiserTrainConfig,
+    TrainedDenoiserSection,
+    TrainingSchedulerSection,
+    ValidationSection,
+)
 from mg.generation.training.latents import StoredLatents, _whole
 from mg.generation.training.step import DenoiserStep
 from mg.latents import open_latents
@@ -42,6 +47,7 @@ SECTIONS = {
     "vae": AutoencoderSection,
     "text_encoder": TextEncoderSection,
     "scheduler": TrainingSchedulerSection,
+    "validation": ValidationSection,
     "data": OpenSoraDataConfig,
 }
 MASKS = '--mask_ratios={"quarter_head": 0.4, "image_random": 0.3}'
@@ -214,7 +220,7 @@ def test_the_rows_of_a_folder_are_what_was_encoded(stored):
     known = [(row.name, row.num_frames, row.height, row.width, row.fps) for row in latents.rows]
     assert known[0] == ("0.mp4", 4, 16, 16, 8) and known[-1] == ("still.png", 1, 16, 16, None)
     assert latents.rows[1].caption == "a cat 1" and latents.latent_size(latents.rows[0]) == (4, 2, 2)
-    assert [(place.bucket.num_frames, place.size) for place in latents.groups(2).places] == [
+    assert [(place.bucket.num_frames, place.size) for place in latents.groups(latents.rows, 2).places] == [
         (4, (16, 16)),
         (1, (16, 16)),
     ]
@@ -228,14 +234,30 @@ def test_a_latent_that_was_filled_up_is_cut_off(pixels, latents, whole):
 # Runs.
 
 
+def validated(place: Path, *more: object) -> list[str]:
+    """Of a run that is validated, too."""
+    section = [f"--validation.latents_path={place / 'latents'}", "--validation.clips=3", "--validation.bands=2"]
+    return from_stores(place, "latents", *section, "--validation.every=2", *more)
+
+
+def validations(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
+
+
 def test_a_killed_run_and_a_loaded_one_go_on_to_the_bit(stored, tmp_path):
-    settings = from_stores(stored, "latents", "--max_steps=2", "--ckpt_every=1", "--model.freeze_y_embedder=true")
+    settings = validated(stored, "--max_steps=2", "--ckpt_every=1", "--model.freeze_y_embedder=true")
+    settings += ["--validation.every=1"]
     wanted, first = run(tmp_path / "whole", settings), tmp_path / "whole/checkpoints/step_000001"
     assert len(wanted) == 2 and wanted[0]["loss"] != wanted[1]["loss"]
     with stopped_at(2):
         run(tmp_path / "killed", settings)
     assert run(tmp_path / "killed", settings, "--resume") == wanted
     assert run(tmp_path / "loaded", settings, f"--load={first}") == wanted[1:]
+    losses = validations(tmp_path / "whole")
+    assert [record["step"] for record in losses] == [0, 1, 2], "before the first update, too"
+    assert validations(tmp_path / "killed") == losses and validations(tmp_path / "loaded") == losses[1:]
+    board = b"".join(file.read_bytes() for file in (tmp_path / "killed/tensorboard").iterdir())
+    assert board.count(b"validation/0.5-1") == len(losses)
     for name in ("killed", "loaded"):
         for file in ("checkpoints/step_000002/model.safetensors", "checkpoints/step_000002/state.safetensors"):
             assert_same_weights(read_state_dict(tmp_path / name / file), read_state_dict(tmp_path / "whole" / file))
@@ -256,9 +278,65 @@ def test_a_killed_run_and_a_loaded_one_go_on_to_the_bit(stored, tmp_path):
     np.testing.assert_array_equal(dict(afresh.model.named_weights())[name].asnumpy(), weights[name])
 
 
+# Validation.
+
+
+@pytest.fixture(scope="module")
+def measured(stored):
+    """A task with a step, and what it measures before the first update."""
+    task = built(validated(stored, "--validation.times=2"))
+    task.begin(1, False)
+    return task, task.validate(0)
+
+
+def test_the_loss_of_a_band_is_that_of_clips_noised_in_it(measured):
+    task, found = measured
+    batches = [list(task.validation._noised(place)) for place in range(3)]
+    times = np.array([[t.item() for _, t, *_ in each] for each in batches])
+    assert times.shape == (3, 4) and (times[:, :2] < 500).all() and (times[:, 2:] > 500).all()
+    assert len(set(times.ravel().tolist())) == times.size, "every time and noise is another one"
+    losses = np.array([[task.step.losses(*batch).item() for batch in each] for each in batches])
+    assert list(found) == ["loss", "baseline", "0-0.5", "0.5-1"]
+    assert found["0-0.5"] == pytest.approx(losses[:, :2].mean()) and found["loss"] == pytest.approx(losses.mean())
+    assert task.validate(1) is not None and task.validate(3) is None, "every two updates, and after the last, the first"
+
+    x0 = np.stack([each[0][0][0] for each in batches])
+    noise = np.stack([batch[2][0] for each in batches for batch in each])
+    predicted = x0.mean((0, 2, 3, 4)).reshape(1, -1, 1, 1, 1)
+    assert found["baseline"] == pytest.approx(np.square(predicted - (x0.repeat(4, 0) - noise)).mean(), rel=1e-5)
+
+
+def test_what_is_measured_does_not_depend_on_how_training_goes(stored, measured):
+    others = ["--batch-size=1", "--mask_ratios=null", "--caption_dropout=1", "--lr=1e-5", "--validation.every=1"]
+    task = built([*validated(stored, "--validation.times=2"), *others])
+    task.begin(5, False)
+    assert task.validate(0) == measured[1]
+
+
+@pytest.mark.full
+def test_training_does_not_depend_on_validation(stored, tmp_path):
+    losses = run(tmp_path / "with", validated(stored, "--max_steps=3"))
+    assert run(tmp_path / "without", from_stores(stored, "latents", "--max_steps=3")) == losses
+    assert not (tmp_path / "without/validation.jsonl").exists()
+
+
+@pytest.mark.full
+def test_encoded_clips_have_the_validation_losses_of_stored_ones(stored, measured):
+    videos = [f"--validation.csv_path={stored / 'train.csv'}", f"--validation.video_folder={stored / 'videos'}"]
+    vae = ["--vae.type=VideoAutoencoderKL", f"--vae.from_pretrained={AUTOENCODER}"]
+    clips = ["--data.bucket_sizes=computed", '--bucket_config={"16px_ar1:1": {4: [1.0, 2]}}', "--validation.bands=2"]
+    text = [f"--text_encoder.embeddings={stored / 'embeddings'}", "--validation.clips=3", "--validation.times=2"]
+    network = ["--model.type=STDiT3-XL/2", "--scheduler.type=rflow", *TINY, *RUN]
+    rows = [f"--data-path={stored / 'train.csv'}", f"--video_folder={stored / 'videos'}"]
+    task = built([*network, *rows, *videos, *vae, *clips, *text])
+    task.begin(1, False)
+    assert task.validate(0) == pytest.approx(measured[1], rel=0.2), "other noise, as another order of the clips"
+    assert task.validate(0)["baseline"] == pytest.approx(measured[1]["baseline"], rel=1e-5)
+
+
 @pytest.mark.full
 def test_two_workers_make_one_worker_s_updates(stored, tmp_path):
-    settings = from_stores(stored, "latents", "--max_steps=3")
+    settings = validated(stored, "--max_steps=3")
     wanted = run(tmp_path / "one", settings)
     both = [*settings, "--batch-size=1", f"--outputs={tmp_path / 'two'}"]
     process = start(tmp_path / "logs", ROOT / "scripts/train.py", *both, cwd=ROOT, PYTHONPATH=str(ROOT))
@@ -266,6 +344,9 @@ def test_two_workers_make_one_worker_s_updates(stored, tmp_path):
     assert process.returncode == 0, said
     for ours, theirs in zip(read_records(tmp_path / "two"), wanted, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    ours, theirs = validations(tmp_path / "two"), validations(tmp_path / "one")
+    assert ours[0] == theirs[0], "where the network is the same to the bit"
+    assert ours[-1] == pytest.approx(theirs[-1], rel=1e-5) and len(ours) == len(theirs) == 3
     found, weights = (read_state_dict(tmp_path / name / "stdit3.ckpt") for name in ("two", "one"))
     for name, value in weights.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
@@ -278,6 +359,8 @@ def test_two_workers_make_one_worker_s_updates(stored, tmp_path):
 )
 def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, scheduler):
     settings = options(place, "--max_steps=3", f"--mode={mode}", "--grad_checkpoint", model=model, scheduler=scheduler)
+    settings += [f"--validation.csv_path={place / 'train.csv'}", f"--validation.video_folder={place / 'videos'}"]
+    settings += ["--validation.clips=2", "--validation.bands=3"]
     if model.startswith("DiT"):
         folder = clip_folder(tmp_path / "clip")
         settings += ["--text_encoder.type=clip", f"--text_encoder.from_pretrained={folder}", "--model.condition=text"]
@@ -286,6 +369,9 @@ def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, schedu
     records = run(tmp_path / "run", settings)
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records), records
     assert len(records) == 3 and records[-1]["skipped"] == 0
+    before, after = validations(tmp_path / "run")
+    assert after["loss"] < before["loss"] and all(np.isfinite(list(after.values())))
+    assert list(after)[2:] == ["baseline", "0-0.33", "0.33-0.67", "0.67-1"]
 
 
 # What is told.
@@ -302,6 +388,8 @@ def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, schedu
     ({"latents_path": "latents"}, "it must be given, or latents_path in its place; one of them and not both"),
     ({"data": {"buckets": {"241p": {4: [1, 1]}}}}, "bucket 241p: resolution is '241p'; did you mean '240p'?"),
     ({"scheduler": {"type": "dpm-solver"}}, "scheduler.type is dpm-solver, which only samples; train with iddpm"),
+    ({"validation": {"every": 0}}, "every is 0; it must be at least 1"),
+    ({"validation": {"csv_path": "a", "latents_path": "b"}}, "latents_path is b; it must be null with csv_path"),
     ({"vae": {}}, "vae.from_pretrained must be given: weights, a file or a folder"),
     ({"model": {"from_pretrained": "none"}}, "model.from_pretrained: none: no such file or folder; download the we"),
 ])  # fmt: skip

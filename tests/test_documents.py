@@ -34,7 +34,7 @@ def shell_commands(text: str) -> list[str]:
 
 def docstring_commands(text: str) -> list[str]:
     """The commands that a module's docstring shows, indented"""
-    lines = text.replace("\\\n", " ").splitlines()
+    lines = re.sub(r"\\+\n", " ", text).splitlines()
     return [line.strip() for line in lines if line.startswith("    mg-")]
 
 

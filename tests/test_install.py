@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "tools").glob("*.py")])
 PROJECT_DATA = ["evaluation/page.html", "evaluation/report.html", "generation/gallery.html", "data/aspects.json"]
+PROJECT_DATA += ["generation/latent_report.html"]
 PROJECT_DATA += ["ascend/symbols.txt", "py.typed"]
 BUILT_FROM = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE", "mg", "configs"]
 

@@ -21,7 +21,7 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -200,17 +200,22 @@ def _as_option(value: Any) -> str:
 
 
 def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
-    """The models of `config.models` and its baselines, under labels of their own. No weights are loaded.
+    """The models of `config.models` and its baselines, see `read_models`."""
+    return read_models(config.models, config.baseline)
+
+
+def read_models(models: Sequence[str], baselines: Sequence[str] = ()) -> list[Contestant]:
+    """Models and baselines, as `BenchmarkConfig` has them, under labels of their own. No weights are loaded.
 
     Raises:
         ValueError, OSError: a file that is not there or cannot be used.
     """
-    read = [_read_model(text) for text in config.models]
-    labels = unique([printable(label) for label, _ in read] + [f"baseline_{text}" for text in config.baseline])
+    read = [_read_model(text) for text in models]
+    labels = unique([printable(label) for label, _ in read] + [f"baseline_{text}" for text in baselines])
     contestants = []
     for label, (_, inference) in zip(labels, read):
         contestants.append(Contestant(label, _describe(inference), inference))
-    for label, text in zip(labels[len(read) :], config.baseline):
+    for label, text in zip(labels[len(read) :], baselines):
         contestants.append(Contestant(label, {"name": _Baseline(text).name}, baseline=text))
     return contestants
 

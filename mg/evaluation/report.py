@@ -1,14 +1,14 @@
 """A benchmark as one HTML file that opens from disk: a table, plots, and clips that play in step.
 
-Its content is report.html beside this file, in the page that `mg.evaluation.page` makes. Plots are SVG.
+Its content is report.html beside this file, in the page that `mg.evaluation.page` makes, with plots of
+`mg.evaluation.plots`.
 """
 
-import math
-from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
 from mg.evaluation.page import definitions, figure, html_template, media, nothing, section, write_page
+from mg.evaluation.plots import Point, chip, legend, line_plot, rate_plot
 from mg.evaluation.results import Row
 
 # The kinds of pictures that are kept of a clip.
@@ -18,10 +18,6 @@ ERROR_MAP = "error_map"
 
 # The difference, of values in [0, 1], that an error map shows at its brightest.
 ERROR_MAP_RANGE = 0.2
-
-# Okabe and Ito's colours, which the colour-blind can tell apart too, and shapes for when they come round again.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b5b95")
-SHAPES = ("circle", "square", "diamond")
 
 # name -> title, unit, whether more is better, and how far apart the ends of its axis are at least.
 MEASURES = {
@@ -54,7 +50,7 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
         subtitle=escape(_subtitle(summary)),
         table=_table(summary, measured),
         left_out=_left_out(summary["left_out"], flow),
-        legend=_legend(labels),
+        legend=legend(labels),
         rates="".join(_rate_plot(summary, name) for name in measured) or nothing("No clip was reconstructed."),
         videos="".join(_video_plot(rows, labels, name, flow) for name in measured)
         or nothing("No clip was reconstructed."),
@@ -120,7 +116,7 @@ def _table(summary: dict, measured: list[str]) -> str:
         cells += [_speed(model["decode_frames_per_second"]), _memory(model["peak_memory"])]
         cells += [f"{model['succeeded']} of {summary['videos']}", _failed(model)]
         dtype = f" <small>{escape(model['dtype'])}</small>" if "dtype" in model else ""
-        head = f'<th scope="row">{_chip(number)}{escape(label)}{dtype}</th>'
+        head = f'<th scope="row">{chip(number)}{escape(label)}{dtype}</th>'
         lines.append(f"<tr>{head}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table>"
 
@@ -190,45 +186,16 @@ def _described(model: dict) -> str:
 
 # Plots.
 
-WIDTH, HEIGHT = 460, 280
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 42
-
-
-def _legend(labels: list[str]) -> str:
-    return "".join(f"<span>{_chip(number)}{escape(label)}</span>" for number, label in enumerate(labels))
-
-
-def _chip(number: int) -> str:
-    return f'<svg class="chip" viewBox="-6 -6 12 12" aria-hidden="true">{_mark(0, 0, number, 4.5)}</svg>'
-
-
-def _mark(x: float, y: float, number: int, radius: float = 4.5, title: str = "") -> str:
-    color, shape = COLORS[number % len(COLORS)], SHAPES[number // len(COLORS) % len(SHAPES)]
-    inner = f"<title>{escape(title)}</title>" if title else ""
-    if shape == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{color}">{inner}</circle>'
-    turn = f' transform="rotate(45 {x:.1f} {y:.1f})"' if shape == "diamond" else ""
-    corner = f'x="{x - radius:.1f}" y="{y - radius:.1f}" width="{2 * radius}" height="{2 * radius}"'
-    return f'<rect {corner} fill="{color}"{turn}>{inner}</rect>'
-
 
 def _rate_plot(summary: dict, name: str) -> str:
     """A point per model: compression on a logarithmic axis, against the mean of a measure."""
-    points = [
-        (number, label, model["compression"]["ratio"], model["mean"][name])
-        for number, (label, model) in enumerate(summary["models"].items())
-        if name in model["mean"]
-    ]
-    x_range = _widened([math.log(ratio) for _, _, ratio, _ in points], at_least=0.7)
-    y_range = _widened([value for *_, value in points], at_least=MEASURES[name][3])
-    to_x, to_y = _scale(x_range, LEFT, WIDTH - RIGHT), _scale(y_range, HEIGHT - BOTTOM, TOP)
-    x_ticks = [(to_x(math.log(tick)), f"{tick:g}:1") for tick in _log_ticks(*map(math.exp, x_range))]
-    marks = [
-        _mark(to_x(math.log(ratio)), to_y(value), number, 6, f"{label}: {_figure(value, name)} at {ratio:.4g}:1")
-        for number, label, ratio, value in points
-    ]
+    points = []
+    for number, (label, model) in enumerate(summary["models"].items()):
+        if name in model["mean"]:
+            ratio, value = model["compression"]["ratio"], model["mean"][name]
+            points.append((number, Point(ratio, value, f"{label}: {_figure(value, name)} at {ratio:.4g}:1")))
     title = f"{_axis(name, summary['flow'])} over compression"
-    return _plot(title, "values of the video by values of the latents", x_ticks, y_range, to_y, "".join(marks))
+    return rate_plot(title, "values of the video by values of the latents", points, MEASURES[name][3])
 
 
 def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str:
@@ -238,78 +205,21 @@ def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str
         if row.ok and getattr(row, name) is not None:
             found.setdefault(row.output, {})[row.model] = row
     groups = sorted(found.values(), key=lambda group: sum(getattr(row, name) for row in group.values()) / len(group))
-    y_range = _widened([getattr(row, name) for group in groups for row in group.values()], MEASURES[name][3])
-    to_x = _scale((-0.5, len(groups) - 0.5), LEFT, WIDTH - RIGHT)
-    to_y = _scale(y_range, HEIGHT - BOTTOM, TOP)
-    radius = 3.5 if len(groups) <= 60 else 1.5
-    drawn = []
-    for number, label in enumerate(labels):
-        points = [
-            (to_x(i), to_y(getattr(group[label], name)), group[label])
-            for i, group in enumerate(groups)
-            if label in group
-        ]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
-        drawn.append(f'<polyline points="{line}" fill="none" stroke="{COLORS[number % len(COLORS)]}"/>')
-        for x, y, row in points:
-            drawn.append(_mark(x, y, number, radius, f"{label}: {_figure(getattr(row, name), name)}, {row.name}"))
+
+    def point(place: int, label: str) -> Point:
+        row = groups[place][label]
+        value = getattr(row, name)
+        return Point(place, value, f"{label}: {_figure(value, name)}, {row.name}")
+
+    lines = [[point(place, label) for place, group in enumerate(groups) if label in group] for label in labels]
     title, order = f"{_axis(name, flow)} of every video", "videos, from the least to the greatest mean over models"
-    return _plot(title, order, [], y_range, to_y, "".join(drawn))
+    radius = 3.5 if len(groups) <= 60 else 1.5
+    return line_plot(title, order, lines, MEASURES[name][3], (-0.5, len(groups) - 0.5), radius)
 
 
 def _axis(name: str, flow: str) -> str:
     _, unit, more_is_better, _ = MEASURES[name]
     return f"{_title(name, flow)}{f' ({unit})' if unit else ''} {ARROWS[more_is_better]}"
-
-
-def _plot(
-    title: str,
-    x_title: str,
-    x_ticks: list[tuple[float, str]],
-    y_range: tuple[float, float],
-    to_y: Callable[[float], float],
-    content: str,
-) -> str:
-    parts = [f'<text class="title" x="{LEFT}" y="16">{escape(title)}</text>']
-    ticks = _ticks(*y_range)
-    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 3
-    for tick in ticks:
-        y = to_y(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:.{digits}f}</text>')
-    for x, text in x_ticks:
-        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_title)}</text>')
-    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
-    return f"{head}{''.join(parts)}{content}</svg>"
-
-
-def _widened(values: Sequence[float], at_least: float) -> tuple[float, float]:
-    """From the least to the greatest value with a tenth around them, no less than `at_least` apart, and not below 0
-    where no value is."""
-    low, high = min(values), max(values)
-    around = max((high - low) * 0.1, (at_least - (high - low)) / 2)
-    return low - around if low < 0 else max(0, low - around), high + around
-
-
-def _scale(values: tuple[float, float], start: float, stop: float) -> Callable[[float], float]:
-    low, high = values
-    return lambda value: start + (value - low) / (high - low) * (stop - start)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to eight round numbers within a range."""
-    step = 10 ** math.floor(math.log10((high - low) / 3))
-    step *= next(factor for factor in (5, 2, 1) if (high - low) / (step * factor) >= 3)
-    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of two within a range, every second or third of them where they are many."""
-    powers = [2.0**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
-    return powers[:: -(-len(powers) // 8)] if powers else []
 
 
 # Pictures.

@@ -1,6 +1,8 @@
-"""What a run says of itself: a progress bar, log.jsonl, speed.jsonl, TensorBoard scalars, and a loss curve as PNG.
+"""What a run says of itself: a progress bar, log.jsonl, validation.jsonl, speed.jsonl, TensorBoard scalars, and a loss
+curve as PNG.
 
-What a run computes is a function of its config, and stands in log.jsonl; how long it took is not, and stands apart.
+What a run computes is a function of its config, and stands in log.jsonl and validation.jsonl; how long it took is not,
+and stands apart.
 """
 
 import json
@@ -25,6 +27,8 @@ from mg.plain_text import split_lines
 
 _logger = logging.getLogger(__name__)
 
+VALIDATION_FILE = "validation.jsonl"
+
 # What the curve may be of, and its unit: the first of these that a run's loss has.
 MEASURES = {
     "l1": "mean absolute error, pixels in [-1, 1]",
@@ -46,7 +50,8 @@ class Tracker(Protocol):
 class RunLog:
     """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`.
 
-    A scalar that is not finite stands in log.jsonl as null, and is no point in TensorBoard. As a context manager it is
+    A scalar that is not finite stands in a log as null, and is no point in TensorBoard. There is a validation.jsonl
+    once something is validated. As a context manager it is
     closed at the end, and tells the trackers whether the run failed.
     """
 
@@ -54,7 +59,10 @@ class RunLog:
         self.folder = folder
         self._log = _JsonLines(folder / "log.jsonl", start_step)
         self._speed_log = _JsonLines(folder / "speed.jsonl", start_step)
+        self._start_step = start_step
+        self._validation_log: _JsonLines | None = None
         self._points: dict[str, list] = {name: [] for name in MEASURES}
+        self._validation_points: list[tuple[int, float]] = []
         # A kill may take points that were not written yet: they come from log.jsonl again.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "tensorboard").mkdir()
@@ -63,7 +71,9 @@ class RunLog:
         for record in self._log.kept:
             self._draw(record)
         for record in self._speed_log.kept:
-            self._draw(_of_speed(record))
+            self._draw(_under("speed", record))
+        if (folder / VALIDATION_FILE).exists():
+            self._opened_validation_log()
         self._trackers = trackers
         for tracker in trackers:
             tracker.begin()
@@ -77,15 +87,14 @@ class RunLog:
 
     def add(self, step: int, scalars: dict[str, float], speed: dict[str, float] | None = None) -> None:
         """Record update number `step`, counted from 0; `speed` is what SpeedMeter.scalars gives."""
-        finite = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        record, measured = {"step": step, **finite}, {"step": step, **(speed or {})}
+        record, measured = {"step": step, **_finite(scalars)}, {"step": step, **(speed or {})}
         self._log.add(record)
         self._draw(record)
         if speed:
             self._speed_log.add(measured)
-            self._draw(_of_speed(measured))
+            self._draw(_under("speed", measured))
         for tracker in self._trackers:
-            points = {**record, **_of_speed(measured)}
+            points = {**record, **_under("speed", measured)}
             tracker.add(step, {name: x for name, x in points.items() if name != "step" and x is not None})
         shown = {"loss": f"{scalars['loss']:{'.1f' if scalars['loss'] >= 10 else '.4f'}}"}
         shown |= {name: f"{scalars[name]:.4f}" for name in ("l1", "l2") if name in scalars}
@@ -93,6 +102,16 @@ class RunLog:
             shown |= {"frames/s": f"{measured['frames_per_second']:.3g}", "data_wait": f"{measured['data_wait']:.0%}"}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+
+    def validate(self, step: int, scalars: dict[str, float]) -> None:
+        """Record what was measured after `step` updates, the `loss` among it."""
+        record = {"step": step, **_finite(scalars)}
+        self._opened_validation_log().add(record)
+        self._draw_validation(record)
+        points = _under("validation", record)
+        for tracker in self._trackers:
+            tracker.add(step, {name: x for name, x in points.items() if name != "step" and x is not None})
+        self.say(f"update {step}: validation loss {scalars['loss']:.4f}")
 
     def add_image(self, step: int, name: str, path: Path) -> None:
         """Show the trackers a picture that was drawn at update number `step`."""
@@ -106,29 +125,48 @@ class RunLog:
 
     def save(self) -> None:
         """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""
-        self._log.save()
-        self._speed_log.save()
+        for log in self._logs():
+            log.save()
         with naming(self.folder / "tensorboard"):
             self._board.flush()
         name = next((name for name in MEASURES if self._points[name]), "l1")
-        draw_curve(self._points[name], MEASURES[name], self.folder / "loss.png")
+        draw_curve(self._points[name], MEASURES[name], self.folder / "loss.png", self._validation_points)
 
     def close(self, failed: bool = False) -> None:
         self._bar.close()
         try:
             self.save()
-            self._log.close()
-            self._speed_log.close()
+            for log in self._logs():
+                log.close()
             self._board.close()
         finally:  # last: it may wait for uploads
             for tracker in self._trackers:
                 tracker.close(failed)
+
+    def _logs(self) -> list["_JsonLines"]:
+        return [log for log in (self._log, self._speed_log, self._validation_log) if log is not None]
+
+    def _opened_validation_log(self) -> "_JsonLines":
+        if self._validation_log is None:
+            self._validation_log = _JsonLines(self.folder / VALIDATION_FILE, self._start_step)
+            for record in self._validation_log.kept:
+                self._draw_validation(record)
+        return self._validation_log
+
+    def _draw_validation(self, record: dict) -> None:
+        if record["loss"] is not None:
+            self._validation_points.append((record["step"], record["loss"]))
+        self._show(_under("validation", record))
 
     def _draw(self, record: dict) -> None:
         """Add an update to the curve and to TensorBoard."""
         for name, points in self._points.items():
             if record.get(name) is not None:
                 points.append((record["step"], record[name]))
+        self._show(record)
+
+    def _show(self, record: dict) -> None:
+        """Add a record to TensorBoard."""
         for name, value in record.items():
             if name != "step" and value is not None:
                 event = Event(wall_time=time.time(), step=record["step"], summary=scalar(name, value))
@@ -137,7 +175,7 @@ class RunLog:
 
 
 class _JsonLines:
-    """A file of a record per update, of which those before `start_step` are kept."""
+    """A file of a record per update or measurement, of which those before `start_step` are kept."""
 
     def __init__(self, path: Path, start_step: int):
         self.path = path
@@ -158,9 +196,13 @@ class _JsonLines:
         self._file.close()
 
 
-def _of_speed(record: dict) -> dict:
-    """A record of speed.jsonl as TensorBoard and others show it, apart from the losses."""
-    return {name if name == "step" else f"speed/{name}": value for name, value in record.items()}
+def _finite(scalars: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+
+
+def _under(group: str, record: dict) -> dict:
+    """A record as TensorBoard and others show it, apart from the losses of updates."""
+    return {name if name == "step" else f"{group}/{name}": value for name, value in record.items()}
 
 
 def read_log(path: Path, before_step: int) -> list[dict]:
@@ -176,8 +218,11 @@ def read_log(path: Path, before_step: int) -> list[dict]:
     return records
 
 
-def draw_curve(points: list[tuple[int, float]], unit: str, path: Path) -> None:
-    """A measure over the updates, (update, value) each, with its running mean, as a PNG."""
+def draw_curve(
+    points: list[tuple[int, float]], unit: str, path: Path, validation: Sequence[tuple[int, float]] = ()
+) -> None:
+    """A measure over the updates, (update, value) each, with its running mean, and the validation loss after so many
+    updates, as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -192,6 +237,9 @@ def draw_curve(points: list[tuple[int, float]], unit: str, path: Path) -> None:
         starts = np.maximum(ends - window, 0)
         axes.plot(steps, values, color="0.75", linewidth=0.8, label="every update")
         axes.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color="tab:blue", label=f"mean of {window}")
+    if validation:
+        axes.plot(*np.array(validation).T, color="tab:orange", marker=".", label="validation")
+    if points or validation:
         axes.set_yscale("log")
         axes.legend()
     axes.set_xlabel("update")

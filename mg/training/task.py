@@ -138,6 +138,11 @@ class Task:
         """A picture of what the model has learnt after `step` updates, if any."""
         return None
 
+    def validate(self, step: int) -> dict[str, float] | None:
+        """The `loss` after `step` updates on clips that nothing is learnt from, and whatever else is told of it; None
+        where it is not measured now. All workers ask at the same time, before the first update and after every one."""
+        return None
+
 
 def freeze(model: StoredModel, parts: list[str]) -> None:
     """Train nothing whose name begins with one of `parts`.

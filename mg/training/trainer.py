@@ -103,8 +103,9 @@ def train(config: RunConfig) -> Path | None:
     meter = SpeedMeter(worker.world_size)
     with closing(_updates(task, progress, meter)) as updates:
         if not worker.is_main:
+            _validate(task, progress)
             for _ in updates:
-                pass
+                _validate(task, progress)
             return None
         _say_what_changes(begun, progress)
         _write_config(output / "config.json", config, progress.step)
@@ -121,6 +122,7 @@ def train(config: RunConfig) -> Path | None:
             worker.device,
         )
         with RunLog(output, progress.step, total, trackers) as log:
+            _validate(task, progress, log)
             for result in updates:
                 log.add(progress.step - 1, _scalars(result, progress), meter.scalars())
                 if remark := task.remark(progress.step, result):
@@ -134,6 +136,7 @@ def train(config: RunConfig) -> Path | None:
                     log.say(f"update {progress.step}: {meter.describe()}")
                     if picture := task.draw(progress.step):
                         log.add_image(progress.step - 1, "previews", picture)
+                _validate(task, progress, log)
     for left_out, whose in ((progress.skipped, ""), (progress.disc_skipped, " of the discriminator")):
         if left_out:
             message = "%d of %d updates%s left out: their loss or gradient was not finite"
@@ -180,6 +183,15 @@ def _updates(task: Task, progress: Progress, meter: SpeedMeter) -> Generator[Ste
                         f"number {progress.step}; lower --{section}.lr, or train in fp32 or bf16"
                     )
     _logger.info("shapes of batches: %d in %d updates", len(shapes), progress.total - first)
+
+
+def _validate(task: Task, progress: Progress, log: RunLog | None = None) -> None:
+    """Measure what is due. It comes behind the checkpoint: a run that goes on from there measures it again."""
+    with runtime.CtrlC() as ctrl_c:
+        measured = task.validate(progress.step)
+        ctrl_c.check()
+    if measured is not None and log is not None:
+        log.validate(progress.step, measured)
 
 
 def _scalars(result: StepResult, progress: Progress) -> dict[str, float]:

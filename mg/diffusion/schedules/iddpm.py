@@ -150,6 +150,13 @@ class IDDPM(Schedule):
     def draw_t(self, rng: np.random.Generator, batch: int, size=None) -> np.ndarray:
         return rng.integers(0, self.num_steps, batch, np.int32)
 
+    def times_at(self, shares: np.ndarray) -> np.ndarray:
+        return np.floor(np.asarray(shares) * self.num_steps).astype(np.int32)
+
+    def mean_answer(self, mean: np.ndarray) -> np.ndarray:
+        answer = mean if self.predict_xstart else np.zeros_like(mean)
+        return np.concatenate([answer, np.zeros_like(mean)]) if self.learn_sigma else answer
+
     def training_losses(self, model, x0, t, noise, x_mask=None, **cond):
         error, bound = self.loss_terms(model, x0, t, noise, x_mask, **cond)
         return bound if self.use_kl else error + bound

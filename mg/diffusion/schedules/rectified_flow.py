@@ -121,6 +121,13 @@ class RectifiedFlow(Schedule):
             t = 1 / (1 + np.exp(-(self.loc + self.scale * rng.standard_normal(batch)))) * self.num_timesteps
         return self._transformed(t, size, self.transform_scale)
 
+    def times_at(self, shares: np.ndarray) -> np.ndarray:
+        t = np.asarray(shares) * self.num_timesteps
+        return (np.floor(t) if self.use_discrete_timesteps else t).astype(np.float32)
+
+    def mean_answer(self, mean: np.ndarray) -> np.ndarray:
+        return mean
+
     def training_losses(self, model, x0, t, noise, x_mask=None, **cond):
         c = x0.shape[1]
         level = (t / self.num_timesteps).reshape(-1, 1, 1, 1, 1)

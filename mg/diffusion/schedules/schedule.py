@@ -130,6 +130,24 @@ class Schedule:
         """
         raise ValueError(f"{self.name} only samples; train with iddpm, which fits the same networks")
 
+    def times_at(self, shares: np.ndarray) -> np.ndarray:
+        """Times for `training_losses` at shares of the schedule, from 0, where latents are clean, up to below 1, where
+        they are noise; of the shape of `shares`.
+
+        Raises:
+            ValueError: the schedule does not train.
+        """
+        raise ValueError(f"{self.name} only samples; train with iddpm, which fits the same networks")
+
+    def mean_answer(self, mean: np.ndarray) -> np.ndarray:
+        """What a network answers that sees nothing and knows the mean of each channel of the latents (C,), the mean of
+        what is to be predicted: (C,), or (2C,) with the middle of the variance's range behind it.
+
+        Raises:
+            ValueError: the schedule does not train.
+        """
+        raise ValueError(f"{self.name} only samples; train with iddpm, which fits the same networks")
+
     def _sample(
         self,
         model: GuidedModel,

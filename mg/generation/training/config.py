@@ -43,6 +43,39 @@ class TrainingSchedulerSection(SchedulerSection):
     sample_method: Literal["uniform", "logit-normal"] | None = None
 
 
+@dataclass
+class ValidationSection:
+    """What the loss is measured on that nothing is learnt from; there is none without csv_path or latents_path.
+
+    Args:
+        csv_path: videos and images with captions, a CSV; clips are taken of them as of those that are trained on.
+        video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
+        latents_path: a folder of mg-encode-latents, in place of csv_path.
+        clips: how many of the first rows are used, at most.
+        every: updates between measurements; the first is made before update 1, and one after the last.
+        bands: equal parts of the schedule's time, each of which has a loss of its own.
+        times: how often each clip is noised in each band.
+    """
+
+    csv_path: str | None = None
+    video_folder: str | None = None
+    latents_path: str | None = None
+    clips: int = 16
+    every: int = 500
+    bands: int = 10
+    times: int = 1
+
+    def __post_init__(self):
+        both = self.csv_path is not None and self.latents_path is not None
+        require(not both, self, "latents_path", "null with csv_path, one of them and not both")
+        for name in ("clips", "every", "bands", "times"):
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+
+    @property
+    def source(self) -> str | None:
+        return self.csv_path or self.latents_path
+
+
 @dataclass(kw_only=True)
 class DenoiserTrainConfig(RunConfig):
     """A training run of a denoiser, a diffusion transformer on an autoencoder's latents.
@@ -59,6 +92,7 @@ class DenoiserTrainConfig(RunConfig):
         vae: the autoencoder, which is frozen.
         text_encoder: what makes captions of texts, frozen too; its `embeddings` may stand for it.
         scheduler: how latents are noised.
+        validation: clips on which the loss is measured by the time of the schedule.
         mask_ratios: shares of clips of which frames are given, by name; null gives none.
         caption_dropout: share of clips that are trained without a caption, for guidance.
         sample_posterior: take a sample of an autoencoder's posterior, another one every time; else its mean.
@@ -106,6 +140,7 @@ class DenoiserTrainConfig(RunConfig):
     vae: AutoencoderSection = field(default_factory=AutoencoderSection)
     text_encoder: TextEncoderSection = field(default_factory=TextEncoderSection)
     scheduler: TrainingSchedulerSection = field(default_factory=TrainingSchedulerSection)
+    validation: ValidationSection = field(default_factory=ValidationSection)
     mask_ratios: dict[str, float] | None = None
     caption_dropout: float = 0.1
     sample_posterior: bool = True
@@ -160,7 +195,7 @@ class DenoiserTrainConfig(RunConfig):
 def check_paths(config: DenoiserTrainConfig) -> None:
     """Raise ValueError where what a run takes is not there; nothing is loaded. One that goes on has its own weights."""
     wanted = caption_paths(config.text_encoder)
-    if config.latents_path is None:
+    if config.latents_path is None or config.validation.csv_path is not None:
         wanted = {"vae.from_pretrained": config.vae.from_pretrained, **wanted}
     if config.model.from_pretrained is not None and not (config.resume or config.load):
         wanted["model.from_pretrained"] = config.model.from_pretrained

@@ -1,11 +1,12 @@
 """Where a denoiser's latents come from: a frozen autoencoder, as clips come, or a folder of `mg-encode-latents`.
 
-Both are called with a batch and give its latents (B, z, t, h, w), float32: samples of the posterior, each by noise from
-a seed of its own, or without seeds its mean. They are scaled to about unit variance, and cut to the latents that their
-clip fills whole.
+Both make a loader of rows. Called with a batch they give its latents (B, z, t, h, w), float32: samples of the
+posterior, each by noise from a seed of its own, or without seeds its mean. They are scaled to about unit variance, and
+cut to the latents that their clip fills whole.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from mg.data.buckets import Bucket, Groups, Place
 from mg.data.index import IndexRow
-from mg.data.loader import Batch
+from mg.data.loader import Batch, ClipLoader, DataConfig
+from mg.data.video import is_image
 from mg.generation.codec import LatentCodec
 from mg.latents import LatentFolder
 from mg.sampling import noise_at
@@ -23,13 +25,20 @@ class EncodedLatents:
     """Latents of clips, encoded one by one: so they do not depend on the batch."""
 
     def __init__(self, codec: LatentCodec):
-        self.codec, self.in_channels = codec, codec.in_channels
+        self.codec, self.in_channels, self.cell = codec, codec.in_channels, codec.cell
 
     def __call__(self, batch: Batch, seeds: Sequence[Sequence[int]] | None) -> np.ndarray:
         height, width = self.codec.pixel_size(batch.x.shape[3:])
         x = batch.x[:, :, :, :height, :width]
         each: Sequence = seeds or [None] * len(x)
         return np.concatenate([self.codec.encode(clip[None], seed) for clip, seed in zip(x, each)])
+
+    def loader(self, rows: Sequence[IndexRow], data: DataConfig, seed: int, rank: int, world_size: int) -> ClipLoader:
+        """Images and videos apart: of clips of one size all are videos, or where clips have one frame all there is."""
+        apart = data.buckets is None and data.image_ratio is None
+        if apart and not all(is_image(row.path) for row in rows):
+            data = replace(data, image_ratio=1.0 if data.sample_n_frames == 1 else 0.0)
+        return ClipLoader(rows, data, seed, rank, world_size, self.cell)
 
 
 class StoredLatents:
@@ -61,9 +70,13 @@ class StoredLatents:
             raise ValueError(f"{latents.folder}: holds no latents; all of its videos failed")
         self.in_channels = latents[self.rows[0].name].shape[0]
 
-    def groups(self, batch_size: int) -> Groups:
+    def loader(self, rows: Sequence[IndexRow], data: DataConfig, seed: int, rank: int, world_size: int) -> ClipLoader:
+        groups = self.groups(rows, data.batch_size)
+        return ClipLoader(rows, data, seed, rank, world_size, reader=self, groups=groups)
+
+    def groups(self, rows: Sequence[IndexRow], batch_size: int) -> Groups:
         """Clips of one length and size each, so many of them at once."""
-        clips = [self.latents[row.name] for row in self.rows]
+        clips = [self.latents[row.name] for row in rows]
         buckets = [Bucket("latents", clip.frames, batch_size, 1.0, 1.0) for clip in clips]
         return Groups([Place(bucket, (clip.height, clip.width)) for bucket, clip in zip(buckets, clips)])
 

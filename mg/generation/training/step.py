@@ -2,7 +2,7 @@
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, mint
+from mindspore import Tensor, mint, nn
 
 from mg.diffusion.networks import Denoiser
 from mg.diffusion.schedules import Schedule
@@ -28,7 +28,8 @@ class DenoiserStep(Step):
         world_size: int = 1,
     ):
         super().__init__(model, config, total_steps, dtype, world_size)
-        self._accumulate = _Denoise(model, schedule, self.updater)
+        self._losses = _Losses(model, schedule)
+        self._accumulate = _Denoise(self._losses, self.updater)
 
     def accumulate(
         self,
@@ -51,26 +52,44 @@ class DenoiserStep(Step):
             mask: (B, L) bool, True at tokens of the caption; None where there is no padding.
             sizes: the network's `extra_inputs`, (B,) each.
         """
-        given = [None if value is None else Tensor(value) for value in (x0, t, noise, x_mask, y, mask)]
-        report = self._accumulate(self._scale(self.updater), *given, *map(Tensor, sizes))
+        report = self._accumulate(self._scale(self.updater), *_tensors(x0, t, noise, x_mask, y, mask, *sizes))
         self._reports.append((("loss",), report))
 
+    def losses(self, *batch: np.ndarray | None) -> np.ndarray:
+        """The loss of each sample (B,) of a batch, given as to `accumulate`, of which nothing is learnt."""
+        return self._losses(*_tensors(*batch)).asnumpy()
 
-class _Denoise(Gather):
-    """The denoiser's gradients; returns its loss, (1,)."""
 
-    def __init__(self, model, schedule, updater):
-        super().__init__(updater)
+def _tensors(*values: np.ndarray | None) -> list[Tensor | None]:
+    return [None if value is None else Tensor(value) for value in values]
+
+
+class _Losses(nn.Cell):
+    """The denoiser's loss of each sample, (B,)."""
+
+    def __init__(self, model, schedule):
+        super().__init__(auto_prefix=False)
         self.model, self.schedule = model, schedule
-        self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
 
-    def _scaled_loss(self, scale, x0, t, noise, x_mask, y, mask, *sizes):
+    def construct(self, x0, t, noise, x_mask, y, mask, *sizes):
         model = self.model
 
         def predict(x, t, x_mask=None):  # not the call of a cell, whose inputs by name have no order in a graph
             return model.construct(x, t, y, mask, x_mask, *sizes)
 
-        loss = mint.mean(self.schedule.training_losses(predict, x0, t, noise, x_mask))
+        return self.schedule.training_losses(predict, x0, t, noise, x_mask)
+
+
+class _Denoise(Gather):
+    """The denoiser's gradients; returns its mean loss, (1,)."""
+
+    def __init__(self, losses, updater):
+        super().__init__(updater)
+        self.losses = losses
+        self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
+
+    def _scaled_loss(self, scale, *batch):
+        loss = mint.mean(self.losses(*batch))
         return loss * scale, loss
 
     def construct(self, scale, x0, t, noise, x_mask, y, mask, *sizes):

@@ -6,16 +6,15 @@ is drawn from (seed, step, place in the global batch) alone; the times of a step
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mg import runtime
+from mg.data.errors import DataError
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import Batch, ClipLoader
-from mg.data.video import is_image
 from mg.diffusion.mask_generator import MaskGenerator
 from mg.diffusion.networks import Denoiser, create_denoiser, network_of
 from mg.diffusion.networks.denoiser import SizedDenoiser
@@ -24,9 +23,10 @@ from mg.generation.codec import load_codec
 from mg.generation.config import given
 from mg.generation.generate import load_text_encoder
 from mg.generation.pipeline import IMAGE_FPS
-from mg.generation.training.config import DenoiserTrainConfig, check_paths
+from mg.generation.training.config import DenoiserTrainConfig, ValidationSection, check_paths
 from mg.generation.training.latents import EncodedLatents, StoredLatents
 from mg.generation.training.step import DenoiserStep
+from mg.generation.training.validation import OF_POSTERIOR, Clip, Validation, epoch, one_by_one
 from mg.latents import open_latents
 from mg.text import StoredEmbeddings
 from mg.training.checkpoint import list_checkpoints
@@ -54,6 +54,7 @@ class DenoiserTask(Task):
         self.schedule = create_schedule(config.scheduler.type, **given(config.scheduler, "type"))
         if not self.schedule.trains:
             raise TrainingError(f"scheduler.type is {config.scheduler.type}, which only samples; train with iddpm")
+        self.validation: Validation | None = None
         self._null: np.ndarray | None = None
         self._losses: list[float] = []
 
@@ -70,30 +71,22 @@ class DenoiserTask(Task):
         return checkpoint
 
     def read_rows(self):
-        config = self.config
-        if config.latents_path is not None:
-            scaling = {"scaling_factor": config.vae.scaling_factor, "shift_factor": config.vae.shift_factor}
-            scaling = {name: value for name, value in scaling.items() if value is not None}
-            self.latents: Any = StoredLatents(open_latents(config.latents_path), scaling)
-            rows = self.latents.rows
-        else:
-            rows = read_index(self.source, config.video_folder)
-        if not any(row.caption for row in rows):
-            raise TrainingError(f"{self.source}: no row has a caption; it needs a column 'caption' or 'text'")
+        validation = self.config.validation
+        self._stored, rows = self._open(self.config)
+        if validation.source is not None:
+            self._stored_validation, found = self._open(validation)
+            self._validation_rows = found[: validation.clips]
         return rows
 
     def build(self, rows: Sequence[IndexRow], worker, newest):
-        config, self.worker = self.config, worker
-        place = (config.seed, worker.rank, worker.world_size)
-        if config.latents_path is not None:
-            groups = self.latents.groups(config.data.batch_size)
-            self.loader = ClipLoader(rows, config.data, *place, reader=self.latents, groups=groups)
-        else:
-            codec = load_codec(config.vae, config.vae.dtype or config.dtype)
-            self.latents = EncodedLatents(codec)
-            self.loader = ClipLoader(rows, _without_stills(config, rows), *place, codec.cell)
+        config, validation, self.worker = self.config, self.config.validation, worker
+        encoded: Any = None
+        if config.latents_path is None or validation.csv_path is not None:
+            encoded = EncodedLatents(load_codec(config.vae, config.vae.dtype or config.dtype))
+        self.latents = self._stored or encoded
+        self.loader = self.latents.loader(rows, config.data, config.seed, worker.rank, worker.world_size)
         self.text_encoder = load_text_encoder(config.text_encoder, config.model.type)
-        self._check_captions(rows)
+        self._check_captions(rows, self.source)
 
         settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel", "freeze_y_embedder")
         settings["in_channels"] = self.latents.in_channels
@@ -109,9 +102,12 @@ class DenoiserTask(Task):
         self.model = create_denoiser(config.model.type, start, config.dtype, config.grad_checkpoint, **settings)
         if self.masks is not None and self.model.patch_size[0] != 1:
             raise TrainingError(f"mask_ratios must be null: a token of {self.model.name} is of several frames here")
+        if validation.source is not None:
+            clips = self._validation_clips(self._stored_validation or encoded)
+            self.validation = Validation(validation, self.schedule, clips, config.seed, worker)
 
     def begin(self, total, resumed):
-        config = self.config
+        config, self._total = self.config, total
         freeze(self.model, ["y_embedder"] if config.model.freeze_y_embedder else [])
         workers = self.worker.world_size
         self.step = DenoiserStep(self.model, self.schedule, config.optim, total, config.dtype, workers)
@@ -137,7 +133,7 @@ class DenoiserTask(Task):
         if self._null is None:
             self._null = self.model.null_caption  # it is not trained
         y[dropped] = self._null
-        return x0, t, noise, x_mask, y, mask, *self._sizes(batch)
+        return x0, t, noise, x_mask, y, mask, *self._sizes(batch, self.loader)
 
     def remark(self, step: int, result: StepResult):
         self._losses.append(result.loss)
@@ -146,18 +142,61 @@ class DenoiserTask(Task):
         losses, self._losses = self._losses, []
         return f"update {step}: loss {np.mean(losses):.4f}, the mean of the last {len(losses)}"
 
-    def _sizes(self, batch: Batch) -> list[np.ndarray]:
+    def validate(self, step: int):
+        if self.validation is None or (step % self.config.validation.every and step != self._total):
+            return None
+        return self.validation.measure(self.step)
+
+    def _open(self, section: DenoiserTrainConfig | ValidationSection) -> tuple[StoredLatents | None, list[IndexRow]]:
+        """The rows of the clips that are named, and their latents if these are stored."""
+        if section.latents_path is not None:
+            scaling = {"scaling_factor": self.config.vae.scaling_factor, "shift_factor": self.config.vae.shift_factor}
+            scaling = {name: value for name, value in scaling.items() if value is not None}
+            stored = StoredLatents(open_latents(section.latents_path), scaling)
+            source, rows = section.latents_path, stored.rows
+        else:
+            stored, source = None, str(section.csv_path)
+            rows = read_index(source, section.video_folder)
+        if not any(row.caption for row in rows):
+            raise TrainingError(f"{source}: no row has a caption; it needs a column 'caption' or 'text'")
+        return stored, rows
+
+    def _validation_clips(self, latents: EncodedLatents | StoredLatents) -> list[Clip]:
+        """What the network sees of the clips to validate on, in each worker of all of them."""
+        config, source = self.config, str(self.config.validation.source)
+        if latents.in_channels != self.latents.in_channels:
+            raise TrainingError(
+                f"{source}: its latents have {latents.in_channels} channels, those that are trained on "
+                f"{self.latents.in_channels}; give latents of one autoencoder"
+            )
+        self._check_captions(self._validation_rows, source)
+        try:
+            loader = latents.loader(self._validation_rows, one_by_one(config.data), config.seed, 0, 1)
+            batches = list(epoch(loader))
+        except DataError as error:
+            raise TrainingError(f"validation: {error}") from error
+        clips = []
+        for batch in batches:
+            seed = (config.seed, batch.step, *OF_POSTERIOR)
+            x0 = latents(batch, [seed] if config.sample_posterior else None)  # (1, C, T, H, W)
+            if isinstance(self.model, SizedDenoiser) and list(x0.shape[2:]) != self.model.config["input_size"]:
+                raise TrainingError(
+                    f"{source}: {batch.names[0]} has latents of {x0.shape[2:]}, and model.type {config.model.type} is "
+                    f"for those of {tuple(self.model.config['input_size'])}; validate on clips of that size"
+                )
+            y, mask = self.text_encoder.encode([row.caption for row in batch.rows])
+            clips.append(Clip(x0, y, mask, self._sizes(batch, loader)))
+        return clips
+
+    def _sizes(self, batch: Batch, loader: ClipLoader) -> list[np.ndarray]:
         """What the network is told of each clip, as `mg.generation.pipeline` tells it."""
         height, width = batch.size
         known = {"height": height, "width": width, "ar": height / width, "num_frames": batch.num_frames}
         values = []
         for name in self.model.extra_inputs:
-            each = [known[name]] * len(batch.x) if name in known else [self._rate(row, batch) for row in batch.rows]
+            each = [known[name]] * len(batch.x) if name in known else [_rate(row, batch, loader) for row in batch.rows]
             values.append(np.array(each, np.float32))
         return values
-
-    def _rate(self, row: IndexRow, batch: Batch) -> float:
-        return IMAGE_FPS if batch.num_frames == 1 else self.loader.frame_rate(row)
 
     def _only_size(self, rows: Sequence[IndexRow]) -> tuple[int, int, int]:
         """The one size of all latents, which some networks are made for."""
@@ -176,7 +215,7 @@ class DenoiserTask(Task):
             )
         return sizes.pop()
 
-    def _check_captions(self, rows: Sequence[IndexRow]) -> None:
+    def _check_captions(self, rows: Sequence[IndexRow], source: str) -> None:
         """Raise ValueError where captions are not there, or no classes, before anything is trained."""
         encoder = self.text_encoder
         if encoder.type == "classes":
@@ -185,17 +224,13 @@ class DenoiserTask(Task):
             missing = [row.caption for row in rows if row.caption not in encoder]
             if missing:
                 raise TrainingError(
-                    f"{encoder.folder}: has no embeddings of {len(missing)} of {len(rows)} captions of {self.source}, "
+                    f"{encoder.folder}: has no embeddings of {len(missing)} of {len(rows)} captions of {source}, "
                     f"such as {missing[0][:80]!r}; store them with mg-encode-text --csv_path"
                 )
 
 
-def _without_stills(config: DenoiserTrainConfig, rows: Sequence[IndexRow]):
-    """The data's config, with images and videos apart: a clip of one size takes videos, or of one frame everything."""
-    data = config.data
-    if data.buckets is not None or data.image_ratio is not None or all(is_image(row.path) for row in rows):
-        return data
-    return replace(data, image_ratio=1.0 if data.sample_n_frames == 1 else 0.0)
+def _rate(row: IndexRow, batch: Batch, loader: ClipLoader) -> float:
+    return IMAGE_FPS if batch.num_frames == 1 else loader.frame_rate(row)
 
 
 def _checkpoint_at(path: Path) -> Path:
