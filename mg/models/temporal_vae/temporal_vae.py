@@ -207,7 +207,7 @@ class OpenSoraVAE(VideoAutoencoder):
 
     def encode_frames(self, x: Tensor) -> Tensor:
         """(B, 3, T, H, W), H and W multiples of 8 -> the spatial half's latents (B, 4, T, H/8, W/8), scaled"""
-        mean = narrow(self.spatial_vae.encode_moments(x), 1, 0, self.config["spatial_latent_channels"])
+        mean = self.spatial_vae.encode_moments(x)[:, : self.config["spatial_latent_channels"]]
         return mean.astype(ms.float32) * self.config["spatial_scaling_factor"]
 
     def decode_frames(self, x_z: Tensor, still: bool = False) -> Tensor:
