@@ -109,7 +109,7 @@ def tilings(model: VideoAutoencoder, given: dict) -> list[TilingConfig]:
         tiling = replace(default, **{**time, "spatial_tile": size, "spatial_overlap": None, **given})
         try:
             for axes in (tiling.encode_axes, tiling.decode_axes):
-                axes(step, model.spatial_compression, model.lead)
+                axes(step, model.spatial_compression, model.geometry.lead)
         except ValueError:  # a size that this model cannot have, or not beside what is given
             continue
         found[tiling] = None
