@@ -2,8 +2,8 @@
 
 A plan is made per axis and the axes are nested, the first outermost, so that a video is cut in time first and each
 stretch of time in space. Every tile is run alone, its result comes to the host, and the host joins the results: what a
-device must hold is one tile, however large the frame or long the video. It takes numpy alone; `mg.models.tiling` does
-the same for tensors.
+device must hold is one tile, however large the frame or long the video. It takes numpy alone; `mg.codec`
+puts models between.
 
 Where tiles overlap the later one fades in along a LINEAR ramp, 0, 1/n, ... (n-1)/n over n samples, as in the Movie Gen
 paper (section 3.1.1), Open-Sora's Video DC-AE and HunyuanVideo. Axes are blended one after the other, which is a

@@ -21,6 +21,7 @@ from mindspore import Tensor
 from tiny_models import InTiles
 from training_runs import TwoConvs
 
+from mg.codec import Encoded
 from mg.config import parse_config
 from mg.data.video import open_video, write_image, write_video
 from mg.evaluation import benchmark
@@ -37,7 +38,6 @@ from mg.evaluation.metrics import psnr
 from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
 from mg.evaluation.summary import format_summary
 from mg.models import create_model
-from mg.models.streaming import Encoded
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["a.mp4", "truncated.mp4", "empty.mp4", "one.mp4", "b.mp4", "missing.mp4"]

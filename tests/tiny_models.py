@@ -3,6 +3,7 @@
 import numpy as np
 from mindspore import Tensor, nn
 
+from mg.codec import Geometry
 from mg.tiling import TilingConfig
 
 _WIDTHS, _DEPTHS = [32, 32, 32, 32, 64, 64], [1] * 6
@@ -43,7 +44,8 @@ IMAGE_VAE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}
 class InTiles:
     """What a stand-in for a model needs so that tiles can be switched on and off."""
 
-    lead, default_tiling, frames_at_once = 0, TilingConfig(), None
+    geometry = Geometry(in_channels=3, latent_channels=3, spatial=1, temporal=1)
+    default_tiling = TilingConfig()
     tiling = None
 
     def enable_tiling(self, **settings):
@@ -51,9 +53,6 @@ class InTiles:
 
     def disable_tiling(self):
         self.tiling = None
-
-    def missing(self, shape):
-        return 0, 0, 0
 
 
 def randomized(cell: nn.Cell, seed: int = 0) -> nn.Cell:

@@ -29,6 +29,7 @@ from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.lpips import LPIPSMaps
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder, create_model
+from mg.models.autoencoder import sample
 from mg.text.clip import CLIPTextTower
 from mg.text.t5 import T5Encoder
 from mg.training.optim import OPTIMIZERS, OptimConfig
@@ -161,7 +162,7 @@ def build(graph: Graph, weights: Path) -> Built:
 
 
 class _Encode(nn.Cell):
-    """All of `encode`: padding and sampling are not compiled there, but run operator by operator."""
+    """What `encode` runs on the device, and sampling as a training step does it."""
 
     def __init__(self, model: VideoAutoencoder):
         super().__init__()
@@ -169,20 +170,18 @@ class _Encode(nn.Cell):
 
     def construct(self, x):
         mean, logvar = self.model.posterior(x)
-        noise = None if logvar is None else ops.standard_normal(mean.shape)
-        z, mean, logvar = self.model.encoded(mean, logvar, noise)
-        return (z, mean) if logvar is None else (z, mean, logvar)
+        return mean if logvar is None else (sample(mean, logvar, ops.standard_normal(mean.shape)), mean, logvar)
 
 
 class _Decode(nn.Cell):
-    """All of `decode`."""
+    """What `decode` runs on the device."""
 
     def __init__(self, model: VideoAutoencoder, frames: int):
         super().__init__()
         self.model, self.frames = model, frames
 
     def construct(self, z):
-        return self.model.decode(z, self.frames)
+        return self.model.pixels(self.model.code(z, self.frames), self.frames)
 
 
 class _Adjust(nn.Cell):

@@ -11,27 +11,18 @@ norms see what it was filled with, so there results differ a little from the mod
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from mg.codec import Codec, Decoder, Encoded, Encoder, Geometry, Read, TwoStageCodec, fill
 from mg.deploy.engines import Run, opener
-from mg.sampling import noise_at
-from mg.tiling import Axis, TilingConfig, chunk_bounds, tiled
+from mg.tiling import TilingConfig
 
 SETTINGS_FILE = "deploy.json"
 FORMAT = 1
-
-
-class Encoded(NamedTuple):
-    """What `encode` returns, each (B, z, t, h, w), float32; `logvar` is None for a model without a posterior."""
-
-    z: np.ndarray
-    mean: np.ndarray
-    logvar: np.ndarray | None
 
 
 @dataclass
@@ -41,6 +32,12 @@ class Network:
     run: Run
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+
+    def on_tile(self, tile: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Run a tile that may be smaller than the network's, clip by clip, and crop the results to `shape`."""
+        tile = fill(tile, [full - size for full, size in zip(self.input_shape[2:], tile.shape[2:])])
+        _, _, t, h, w = shape
+        return np.concatenate([self.run(np.ascontiguousarray(clip[None]))[:, :, :t, :h, :w] for clip in tile])
 
 
 def load(
@@ -71,8 +68,7 @@ def load(
             name: Network(open_network(folder / made["file"]), tuple(made["input"]), tuple(made["output"]))
             for name, made in described["networks"].items()
         }
-        two_stages = "spatial_encoder" in networks
-        return (TwoStageAutoencoder if two_stages else DeployedAutoencoder)(described, networks)
+        return DeployedAutoencoder(described, networks)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / SETTINGS_FILE}: does not describe an exported model ({error!r})") from error
 
@@ -94,16 +90,16 @@ def _read_settings(folder: Path) -> dict:
 
 
 class DeployedAutoencoder:
-    """A model of one stage.
+    """An exported model.
 
     Attributes:
         name, config: of the model.
         spatial_compression, temporal_compression: pixels per latent along H and W, frames per latent along T.
         latent_channels: z.
-        tiling: where tiles lie.
         frames: that the networks see at once.
         networks: by name: encoder and decoder; of two stages spatial_encoder, temporal_encoder and so on.
         sha256: of the checkpoint.
+        codec: what encodes and decodes, see `mg.codec`.
     """
 
     def __init__(self, described: dict, networks: dict[str, Network]):
@@ -114,12 +110,31 @@ class DeployedAutoencoder:
         self.temporal_compression: int = described["temporal_compression"]
         self.latent_channels: int = described["latent_channels"]
         self.frames: int = described["frames"]
-        self.tiling = TilingConfig(**described["tiling"])
-        self._has_posterior: bool = described["has_posterior"]
-        self._keeps_images: bool = described["keeps_images"]
-        self._lead: int = described["lead"]
-        self._images_alone = self.frames == 1 and self.temporal_compression > 1
         self.networks = networks
+        two_stages = "spatial_encoder" in networks
+        self.geometry = Geometry(
+            self.config["in_channels"],
+            self.latent_channels,
+            self.spatial_compression,
+            self.temporal_compression,
+            described["lead"],
+            keeps_images=described["keeps_images"],
+            has_posterior=described["has_posterior"],
+            chunk=self.config["micro_frame_size"] if two_stages else None,
+            images_only=self.frames == 1 and self.temporal_compression > 1,
+        )
+        tiling = TilingConfig(**described["tiling"])
+        self.codec = self._two_stages(tiling) if two_stages else self._one_stage(tiling)
+
+    @property
+    def tiling(self) -> TilingConfig | None:
+        """Where tiles lie."""
+        return self.codec.tiling
+
+    @property
+    def chunk(self) -> int | None:
+        """Frames that are encoded independently of all others; None where all go together."""
+        return self.geometry.chunk
 
     def encode(self, x: np.ndarray, seed: int | Sequence[int] | None = None) -> Encoded:
         """Videos to latents.
@@ -133,170 +148,48 @@ class DeployedAutoencoder:
             ValueError: another shape, values that are no floating-point numbers, or more than one frame where the
                 networks were exported for images.
         """
-        x = _checked(x, self.config["in_channels"], "x")
-        if self._images_alone and x.shape[2] != 1:
-            raise ValueError(f"x has {x.shape[2]} frames, but this export is for images (--frames 1): one frame each")
-        mean, logvar = self._posterior(x)
-        z = mean
-        if logvar is not None and seed is not None:
-            z = mean + np.exp(0.5 * logvar) * noise_at(seed, 0, mean.shape)
-        return self._scaled(z, mean, logvar)
+        return self.codec.encode(x, seed=seed)
 
     def decode(self, z: np.ndarray, num_target_frames: int | None = None) -> np.ndarray:
-        """Latents to videos.
-
-        Args:
-            z: (B, z, t, h, w).
-            num_target_frames: keep so many frames from the first on, by default all that the latents stand for. A
-                model that keeps images takes t = 1 for an image unless more frames are asked for.
-
-        Returns:
-            (B, 3, T, H, W), float32, about [-1, 1]: not clipped.
-        """
-        z = _checked(z, self.latent_channels, "z")
-        if self._images_alone and z.shape[2] != 1:
-            raise ValueError(f"z has {z.shape[2]} frames, but this export is for images (--frames 1): one frame each")
-        if self._keeps_images and z.shape[2] == 1 and num_target_frames is None:
-            num_target_frames = 1
-        return self._pixels(z, num_target_frames)[:, :, :num_target_frames]
+        """Latents to videos; see `mg.codec.Codec.decode`."""
+        return self.codec.decode(z, num_target_frames)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size."""
-        _, _, t, h, w = x.shape
-        return self.decode(self.encode(x).mean, t)[:, :, :, :h, :w]
+        return self.codec.reconstruct(x)
 
-    # What differs in a model of two stages.
+    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
+        """`encode` of a video that is read piece by piece: see `mg.codec.Codec.encode_stream`."""
+        return self.codec.encode_stream(read, num_frames, seed)
 
-    @property
-    def frames_at_once(self) -> int | None:
-        """How many frames know nothing of those around them; None where all go together."""
-        return None
+    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
+        """`decode` of latents that are read piece by piece: see `mg.codec.Codec.decode_stream`."""
+        return self.codec.decode_stream(read, num_latents, num_target_frames)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the latents of a (B, C, T, H, W) video."""
-        b, _, t, h, w = shape
-        c, s = self.temporal_compression, self.spatial_compression
-        return b, self.latent_channels, self._lead - (self._lead - t) // c, -(-h // s), -(-w // s)
+        return self.geometry.latent_shape(shape)
 
-    def _posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        c, s = self.temporal_compression, self.spatial_compression
-        behind = 0 if self._images_alone else (self._lead - x.shape[2]) % c
-        x = _filled(x, (behind, -x.shape[3] % s, -x.shape[4] % s))
-        return self._split(self._tiled("encoder", x, self.tiling.encode_axes(c, s, self._lead)))
+    def _one_stage(self, tiling: TilingConfig) -> Codec:
+        return Codec(self.geometry, *self._functions("", self.geometry), tiling)
 
-    def _pixels(self, z: np.ndarray, frames: int | None) -> np.ndarray:
-        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression, self._lead)
-        return self._tiled("decoder", z, axes)
+    def _two_stages(self, tiling: TilingConfig) -> TwoStageCodec:
+        whole, between = self.geometry, self.networks["spatial_decoder"].input_shape[1]
+        frames = replace(whole, latent_channels=between, temporal=1, has_posterior=False, chunk=None)
+        at_once = self.networks["spatial_encoder"].input_shape[2]
+        spatial = Codec(
+            frames,
+            *self._functions("spatial_", frames),
+            replace(tiling, encode_tile=at_once, decode_tile=at_once),
+        )
+        encoder, decoder = self._functions("temporal_", replace(whole, in_channels=between, spatial=1, chunk=None))
+        shift, scale = self.config["shift"], self.config["scale"]
+        return TwoStageCodec(whole, spatial, encoder, lambda z: decoder(z, False), tiling, shift, scale)
 
-    def _scaled(self, z: np.ndarray, mean: np.ndarray, logvar: np.ndarray | None) -> Encoded:
-        return Encoded(z, mean, logvar)
-
-    # What does not.
-
-    def _split(self, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(B, 2 z, t, h, w) -> mean and clamped log-variance; without a posterior, the latents and None."""
-        if not self._has_posterior:
-            return moments, None
-        mean, logvar = np.split(moments, 2, axis=1)
-        return mean, np.clip(logvar, -30.0, 20.0)
-
-    def _tiled(self, name: str, x: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
-        """One network over all tiles of all clips of x (B, C, T, H, W)"""
-        run = _on_tiles(self.networks[name], axes)
-        return np.concatenate([tiled(run, clip[None], axes) for clip in x])
-
-
-class TwoStageAutoencoder(DeployedAutoencoder):
-    """The Open-Sora 1.2 VAE: a spatial half and, in chunks of time, a temporal one; see `mg.models.temporal_vae`."""
-
-    def __init__(self, described: dict, networks: dict[str, Network]):
-        super().__init__(described, networks)
-        self._shift, self._scale = (np.float32(self.config[key]).reshape(1, -1, 1, 1, 1) for key in ("shift", "scale"))
-        self._chunk: int = self.config["micro_frame_size"]
-
-    @property
-    def frames_at_once(self):
-        return self._chunk
-
-    def latent_shape(self, shape):
-        b, _, t, h, w = shape
-        chunks, s = chunk_bounds(t, self._chunk), self.spatial_compression
-        frames = sum(-(-(stop - start) // self.temporal_compression) for start, stop in chunks)
-        return b, self.latent_channels, frames, -(-h // s), -(-w // s)
-
-    def decode(self, z, num_target_frames=None):
-        z = _checked(z, self.latent_channels, "z")
-        return super().decode(z * self._scale + self._shift, num_target_frames)
-
-    def _scaled(self, z, mean, logvar):
-        z, mean = ((value - self._shift) / self._scale for value in (z, mean))
-        return Encoded(z, mean, logvar - 2 * np.log(self._scale))
-
-    def _posterior(self, x):
-        c, s = self.temporal_compression, self.spatial_compression
-        x = _filled(x, (0, -x.shape[3] % s, -x.shape[4] % s))
-        x_z = self._tiled("spatial_encoder", x, self._axes("spatial_encoder", 1, s))  # (B, 4, T, h, w)
-        moments = []
-        for start, stop in chunk_bounds(x_z.shape[2], self._chunk):
-            chunk = np.pad(x_z[:, :, start:stop], ((0, 0), (0, 0), (-(stop - start) % c, 0), (0, 0), (0, 0)))
-            moments.append(self._tiled("temporal_encoder", chunk, self._axes("temporal_encoder", c, 1)))
-        return self._split(np.concatenate(moments, axis=2))
-
-    def _pixels(self, z, frames):
-        c, s = self.temporal_compression, self.spatial_compression
-        decoded = []
-        for i, (start, stop) in enumerate(chunk_bounds(z.shape[2], -(-self._chunk // c))):
-            chunk = self._tiled("temporal_decoder", z[:, :, start:stop], self._axes("temporal_decoder", c, 1, up=True))
-            kept = most = min(chunk.shape[2], self._chunk)
-            if frames is not None and chunk.shape[2] - c < frames - i * self._chunk <= most:
-                kept = frames - i * self._chunk
-            decoded.append(chunk[:, :, chunk.shape[2] - kept :])
-        x_z = np.concatenate(decoded, axis=2)
-        return self._tiled("spatial_decoder", x_z, self._axes("spatial_decoder", 1, s, up=True))
-
-    def _axes(self, name: str, temporal: int, spatial: int, up: bool = False) -> list[Axis]:
-        """The axes of a network that changes time and space by these factors. Along time its tiles share nothing."""
-        frames = self.networks[name].input_shape[2]
-        tiling = self.tiling
-        if spatial == 1:  # it sees latents of the spatial half
-            axes = [
-                replace(axis, up=1) for axis in tiling.decode_axes(self.temporal_compression, self.spatial_compression)
-            ]
-        elif up:
-            axes = tiling.decode_axes(temporal, spatial)
-        else:
-            axes = tiling.encode_axes(temporal, spatial)
-        time = Axis(2, frames, up=temporal) if up else Axis(2, frames, down=temporal)
-        return [time, *axes]
-
-
-def _checked(x: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """x as float32.
-
-    Raises:
-        ValueError: it is not (B, channels, T, H, W), each at least 1, or no floating-point numbers.
-    """
-    if x.ndim != 5 or x.shape[1] != channels or not x.size:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, {channels}, T, H, W)")
-    if x.dtype.kind != "f":
-        raise ValueError(f"{name} has dtype {x.dtype}; it must be floating-point numbers")
-    return x.astype(np.float32, copy=False)
-
-
-def _filled(x: np.ndarray, missing: Sequence[int]) -> np.ndarray:
-    """Repeat the last frame, row and column so many times. (B, C, T, H, W)"""
-    return np.pad(x, [(0, 0), (0, 0), *((0, n) for n in missing)], mode="edge") if any(missing) else x
-
-
-def _on_tiles(network: Network, axes: Sequence[Axis]) -> Callable[[np.ndarray], np.ndarray]:
-    """A network as a function of tiles that may be smaller than its own."""
-
-    def run(tile: np.ndarray) -> np.ndarray:
-        full = _filled(tile, [n - m for n, m in zip(network.input_shape[2:], tile.shape[2:])])
-        result = network.run(np.ascontiguousarray(full))
-        for axis in axes:
-            length = axis.scaled(tile.shape[axis.dim] - axis.lead) + axis.lead
-            result = result[(slice(None),) * axis.dim + (slice(length),)]
-        return result
-
-    return run
+    def _functions(self, prefix: str, geometry: Geometry) -> tuple[Encoder, Decoder]:
+        """Encoder and decoder of a tile, of the networks of this prefix and a geometry of their own."""
+        encoder, decoder = self.networks[f"{prefix}encoder"], self.networks[f"{prefix}decoder"]
+        return (
+            lambda x: encoder.on_tile(x, geometry.latent_shape(x.shape)),
+            lambda z, still: decoder.on_tile(z, geometry.video_shape(z.shape, still)),
+        )

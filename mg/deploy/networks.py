@@ -9,63 +9,22 @@ from mg.models.temporal_vae.temporal_vae import OpenSoraVAE
 from mg.tiling import TilingConfig
 
 
-class _Encoder(nn.Cell):
-    def __init__(self, model: VideoAutoencoder):
+class _Network(nn.Cell):
+    """One of a model's functions as a cell.
+
+    Args:
+        model: whose it is; part of the cell, so that its parameters are.
+        function: the name of a method of the model's, or of one of its cells'.
+        settings: further arguments of it.
+    """
+
+    def __init__(self, model: nn.Cell, function: str, *settings):
         super().__init__()
-        self.model = model
+        self.model, self.settings = model, settings
+        self.function = getattr(model, function)
 
     def construct(self, x):
-        return self.model.encode_moments(x)
-
-
-class _Decoder(nn.Cell):
-    def __init__(self, model: VideoAutoencoder, still: bool):
-        super().__init__()
-        self.model, self.still = model, still
-
-    def construct(self, z):
-        return self.model.decode_latents(z, self.still)
-
-
-class _SpatialEncoder(nn.Cell):
-    """`OpenSoraVAE.spatial_latents`, untiled."""
-
-    def __init__(self, model: OpenSoraVAE):
-        super().__init__()
-        self.model = model.spatial_vae
-        self.channels, self.factor = self.model.latent_channels, model.config["spatial_scaling_factor"]
-
-    def construct(self, x):
-        return self.model.encode_moments(x)[:, : self.channels] * self.factor
-
-
-class _SpatialDecoder(nn.Cell):
-    """What `OpenSoraVAE.pixels` gives of a tile."""
-
-    def __init__(self, model: OpenSoraVAE):
-        super().__init__()
-        self.model, self.factor = model.spatial_vae, model.config["spatial_scaling_factor"]
-
-    def construct(self, x_z):
-        return self.model.decode_latents(x_z / self.factor)
-
-
-class _TemporalEncoder(nn.Cell):
-    def __init__(self, model: OpenSoraVAE):
-        super().__init__()
-        self.model = model.temporal_vae
-
-    def construct(self, x_z):
-        return self.model.encode(x_z)
-
-
-class _TemporalDecoder(nn.Cell):
-    def __init__(self, model: OpenSoraVAE):
-        super().__init__()
-        self.model = model.temporal_vae
-
-    def construct(self, z):
-        return self.model.decode(z)
+        return self.function(x, *self.settings)
 
 
 def networks_of(model: VideoAutoencoder, frames: int, size: int) -> dict[str, tuple[nn.Cell, tuple[int, ...]]]:
@@ -78,17 +37,23 @@ def networks_of(model: VideoAutoencoder, frames: int, size: int) -> dict[str, tu
     if isinstance(model, OpenSoraVAE):
         c, between = model.temporal_compression, model.config["spatial_latent_channels"]
         images = min(model.config["micro_batch_size"] or frames, frames)  # that the spatial half sees at once
-        latents = -(-frames // c)
+        latents, half = -(-frames // c), model.temporal_vae
         return {
-            "spatial_encoder": (_SpatialEncoder(model), (1, channels, images, size, size)),
-            "temporal_encoder": (_TemporalEncoder(model), (1, between, latents * c, rows, rows)),
-            "temporal_decoder": (_TemporalDecoder(model), (1, model.latent_channels, latents, rows, rows)),
-            "spatial_decoder": (_SpatialDecoder(model), (1, between, images, rows, rows)),
+            "spatial_encoder": (_Network(model, "encode_frames"), (1, channels, images, size, size)),
+            "temporal_encoder": (_Network(half, "encode"), (1, between, latents * c, rows, rows)),
+            "temporal_decoder": (
+                _Network(model.temporal_vae, "decode"),
+                (1, model.latent_channels, latents, rows, rows),
+            ),
+            "spatial_decoder": (_Network(model, "decode_frames"), (1, between, images, rows, rows)),
         }
     shape = (1, channels, frames, size, size)
     return {
-        "encoder": (_Encoder(model), shape),
-        "decoder": (_Decoder(model, model.keeps_images and frames == 1), model.latent_shape(shape)),
+        "encoder": (_Network(model, "encode_moments"), shape),
+        "decoder": (
+            _Network(model, "decode_latents", model.keeps_images and frames == 1),
+            model.latent_shape(shape),
+        ),
     }
 
 

@@ -19,7 +19,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 
 from mg.checkpoints import atomic_write
@@ -156,8 +155,7 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
         noise = noise_for(model, x, [rows[clip.index].name for clip in batch], config)
 
         def run() -> np.ndarray:
-            z = model.encoded(*model.posterior(ms.Tensor(x)), None if noise is None else ms.Tensor(noise)).z
-            return model.unscaled(z).asnumpy()  # (B, C, t, h, w)
+            return model.unscaled(model.codec.encode(x, noise).z)  # (B, C, t, h, w)
 
         return fitting.run(model, x.shape, run, ("encode",))
 

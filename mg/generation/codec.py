@@ -8,19 +8,16 @@
 Channels, compression, frames and scaling are the model's; nothing about them is written here. Arrays are numpy's.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
 
 from mg.deploy.autoencoder import SETTINGS_FILE, DeployedAutoencoder
 from mg.deploy.autoencoder import load as load_exported
 from mg.evaluation.fitting import Fitting
 from mg.generation.config import AutoencoderSection
 from mg.models import VideoAutoencoder, from_pretrained, model_class, model_name
-from mg.sampling import noise_at
 
 # Open-Sora's names for autoencoders, and ours.
 AUTOENCODERS = {"VideoAutoencoderKL": "image_vae", "OpenSoraVAE_V1_2": "temporal_vae"}
@@ -50,7 +47,7 @@ class LatentCodec:
     def chunk(self) -> tuple[int, int] | None:
         """Frames that know nothing of those around them, and how many latent frames become of them: a frame of an image
         VAE, 17 frames and 5 of the Open-Sora 1.2 VAE; None where all frames go together."""
-        frames = 1 if self.model.temporal_compression == 1 else self.model.frames_at_once
+        frames = 1 if self.model.temporal_compression == 1 else self.model.chunk
         return (frames, self._latent_frames(frames)) if frames else None
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -98,29 +95,20 @@ class LatentCodec:
             seed: take a sample of the posterior, by noise that depends on this and a latent's place alone; None takes
                 its mean.
         """
-        if not isinstance(self.model, VideoAutoencoder):
-            return self._scaled(self.model.encode(x, seed).z)  # type: ignore[call-arg]
-        encode = partial(self._encode, self.model, x, seed)
-        return self._scaled(self._fitting.run(self.model, x.shape, encode, ("encode",)))
+        return self._scaled(self._run(x.shape, "encode", lambda: self.model.codec.encode(x, seed=seed).z))
 
     def decode(self, z: np.ndarray, num_frames: int) -> np.ndarray:
         """Scaled latents (B, z, t, h, w) -> clips (B, 3, num_frames, H, W), about [-1, 1]: not clipped."""
         z = (z / np.float32(self._scale) + np.float32(self._shift)).astype(np.float32)
-        if not isinstance(self.model, VideoAutoencoder):
-            return self.model.decode(z, num_frames)
         b, _, _, h, w = z.shape
         shape = (b, 3, num_frames, h * self.cell, w * self.cell)
-        return self._fitting.run(self.model, shape, partial(self._decode, self.model, z, num_frames), ("decode",))
+        return self._run(shape, "decode", lambda: self.model.codec.decode(z, num_frames))
 
-    @staticmethod
-    def _encode(model: VideoAutoencoder, x: np.ndarray, seed: int | Sequence[int] | None) -> np.ndarray:
-        mean, logvar = model.posterior(Tensor(x))
-        noise = None if seed is None or logvar is None else Tensor(noise_at(seed, 0, mean.shape))
-        return model.encoded(mean, logvar, noise).z.asnumpy()
-
-    @staticmethod
-    def _decode(model: VideoAutoencoder, z: np.ndarray, num_frames: int) -> np.ndarray:
-        return model.decode(Tensor(z), num_frames).asnumpy()
+    def _run(self, shape: tuple[int, ...], part: str, fn: Callable[[], np.ndarray]) -> np.ndarray:
+        """What `fn` gives for a clip of this shape, whole or in tiles; an exported model has tiles of its own."""
+        if isinstance(self.model, VideoAutoencoder):
+            return self._fitting.run(self.model, shape, fn, (part,))
+        return fn()
 
     def _scaled(self, z: np.ndarray) -> np.ndarray:
         return ((z - np.float32(self._shift)) * np.float32(self._scale)).astype(np.float32)

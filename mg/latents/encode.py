@@ -133,7 +133,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
             _logger.warning("%s: %s", printable(row.name), one_line(error))
             progress.update()
 
-        for number, clip in open_clips(todo, config, model.stream_tile or 1, on_error, model.spatial_compression):
+        for number, clip in open_clips(todo, config, model.codec.stream_tile or 1, on_error, model.spatial_compression):
             with sparing(partial(on_error, number)):
                 tiles = fitting.settle(model, (1, 3, clip.num_frames, *clip.size), ("encode",), streams=True)
                 _encode(model, todo[number], clip, config, shards, tiles)

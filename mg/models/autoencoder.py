@@ -7,13 +7,14 @@
     for piece in model.encode_stream(read, num_frames):    # a video of any length, in constant memory
         ...
 
-Called from Python, `encode` and `decode` run eager glue (padding, tiles, sampling) around two cells that graph mode
-compiles once per shape. Inside a larger graph, a training step's, use `forward`, or the two halves that it is made of,
-`latents` and `reconstruct`: there is then one graph, and no tiles.
+These are for inference: `mg.codec` pads, cuts into tiles, samples and crops on the host, and two networks, each
+compiled once per shape in graph mode, run on the device. They carry no gradient. In a larger graph, a training step's
+or a loss of your own, use `forward`, or its two halves `latents` and `reconstruct`: all of it is then one graph,
+without tiles.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -21,15 +22,16 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mg.checkpoints import StateDict
+from mg.codec import Codec, Encoded, Geometry, Read
 from mg.models.layers.layout import Enter, Leave, narrow, repeat_edges, split
 from mg.models.registry import AUTOENCODERS, merge_config
 from mg.models.stored import StoredModel
-from mg.models.streaming import Encoded, Streaming
-from mg.models.tiling import tiled_tensor
 from mg.tiling import TilingConfig
 
+ms.jit_class(Geometry)  # so that graphs may ask it, too
 
-class VideoAutoencoder(Streaming, StoredModel):
+
+class VideoAutoencoder(StoredModel):
     """Base of all autoencoders. A model sets the class attributes and builds `encoder` and `decoder`, two cells.
 
     The decoder has `features`, all but its last convolution, `picture`, that convolution, and `last_conv`, its cell:
@@ -47,8 +49,10 @@ class VideoAutoencoder(Streaming, StoredModel):
         lead: 1 where the first frame has a latent frame of its own, and temporal_compression frames each later one;
             else 0.
         frame_multiple: clips are padded to a multiple of so many frames, the lead aside.
+        chunk: frames that the networks see at once where the model cuts time by itself; None where it does not.
         recomputed: kinds of cells whose activations `recompute_activations` does not keep.
         default_tiling: what `enable_tiling` starts from.
+        geometry: how latents relate to pixels.
     """
 
     spatial_compression: int
@@ -61,8 +65,10 @@ class VideoAutoencoder(Streaming, StoredModel):
     keeps_images = False
     lead = 0
     frame_multiple = 1
+    chunk: int | None = None
     recomputed: tuple[type[nn.Cell], ...] = ()
     default_tiling = TilingConfig()
+    geometry: Geometry
 
     def __init__(
         self,
@@ -76,6 +82,20 @@ class VideoAutoencoder(Streaming, StoredModel):
         self.sample_deterministic = sample_deterministic
         self.tiling: TilingConfig | None = None
         self.enter, self.leave = Enter(), Leave()  # of the networks, which may have a layout of their own
+
+    def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | StateDict | None) -> None:
+        self.geometry = Geometry(
+            self.config["in_channels"],
+            self.latent_channels,
+            self.spatial_compression,
+            self.temporal_compression,
+            self.lead,
+            self.frame_multiple,
+            self.keeps_images,
+            self.has_posterior,
+            self.chunk,
+        )
+        super().finish(dtype, use_recompute, pretrained)
 
     # What a model may override.
 
@@ -100,8 +120,8 @@ class VideoAutoencoder(Streaming, StoredModel):
         """`decode_latents` up to the input of the decoder's last convolution, in the layers' layout."""
         return self.decoder.features(self.before_decoder(self.enter(z)))
 
-    def unscaled(self, z: Tensor) -> Tensor:
-        """Latents of `encode` as the networks have them, without the scaling that `encode` applies."""
+    def unscaled(self, z):
+        """Latents of `encode`, arrays or tensors, without the scaling that `encode` applies."""
         return z
 
     def scaling_for(self, mean: float, std: float, means: list[float], stds: list[float]) -> dict:
@@ -121,10 +141,16 @@ class VideoAutoencoder(Streaming, StoredModel):
         """
         return x, None
 
-    # Pixels to latents and back.
+    # Inference.
+
+    @property
+    def codec(self) -> Codec:
+        """The same on numpy arrays, in the tiles that are on now."""
+        encoder, decoder = on_host(self.encode_moments), on_host(self.decode_latents)
+        return Codec(self.geometry, encoder, decoder, self.tiling, self.default_tiling)
 
     def encode(self, x: Tensor) -> Encoded:
-        """Videos to latents.
+        """Videos to latents, for inference.
 
         Args:
             x: (B, 3, T, H, W) in [-1, 1], of any size; an image is T = 1.
@@ -134,38 +160,44 @@ class VideoAutoencoder(Streaming, StoredModel):
             or its mean where the model was built with sample_deterministic. Without a posterior z is the mean, and
             logvar None.
         """
-        check_video(x, self.config["in_channels"], "x")
-        mean, logvar = self.posterior(x)
-        certain = logvar is None or self.sample_deterministic
-        return self.encoded(mean, logvar, None if certain else ops.standard_normal(mean.shape))
-
-    def encoded(self, mean: Tensor, logvar: Tensor | None, noise: Tensor | None) -> Encoded:
-        """What `encode` returns for a posterior, with whatever scaling it applies; without noise z is the mean."""
-        z = mean if logvar is None or noise is None else sample(mean, logvar, noise)
-        return Encoded(z, mean, logvar)
+        x = _array(x)
+        certain = not self.has_posterior or self.sample_deterministic or x.ndim != 5
+        noise = None if certain else ops.standard_normal(self.latent_shape(x.shape)).asnumpy()
+        return Encoded(*(part if part is None else Tensor(part) for part in self.codec.encode(x, noise)))
 
     def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
-        """Latents to videos.
+        """Latents to videos, for inference.
 
         Args:
             z: (B, z, t, h, w).
-            num_target_frames: keep so many frames from the first on, by default all that the latents stand for. A
+            num_target_frames: keep this many frames from the first on, by default all that the latents stand for. A
                 model that keeps images takes t = 1 for an image unless more frames are asked for.
 
         Returns:
             (B, 3, T, H, W) in fp32, about [-1, 1]: not clipped.
         """
-        check_video(z, self.latent_channels, "z")
-        x = self.pixels(self.code(z, num_target_frames), num_target_frames)
-        return x if num_target_frames is None else narrow(x, 2, 0, min(num_target_frames, x.shape[2]))
+        return Tensor(self.codec.decode(_array(z), num_target_frames))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; tiled where that is on."""
-        check_video(x, self.config["in_channels"], "x")
-        return self.construct(x)  # as Python, not compiled as one graph: encoder and decoder compile on their own
+        """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; in tiles where those are on."""
+        return Tensor(self.codec.reconstruct(_array(x)))
+
+    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
+        """`encode` of a video that is read piece by piece, as arrays: see `mg.codec.Codec.encode_stream`."""
+        return self.codec.encode_stream(read, num_frames, seed)
+
+    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
+        """`decode` of latents that are read piece by piece: see `mg.codec.Codec.decode_stream`."""
+        return self.codec.decode_stream(read, num_latents, num_target_frames)
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents of a (B, C, T, H, W) video."""
+        return self.geometry.latent_shape(shape)
+
+    # Training: the same within a larger graph, without tiles.
 
     def construct(self, x: Tensor) -> Tensor:
-        """What a surrounding graph sees of a call; tiles cannot be on there."""
+        """What a surrounding graph sees of a call."""
         return self.forward(x)[0]
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -203,41 +235,31 @@ class VideoAutoencoder(Streaming, StoredModel):
         return crop(self.pixels(code, shape[2]), shape)
 
     def features(self, code: Tensor, frames: int) -> Tensor:
-        """`reconstruct` up to the input of the decoder's last convolution; untiled."""
-        return self.decode_features(code, self._is_still(code.shape[2], frames))
+        """`reconstruct` up to the input of the decoder's last convolution."""
+        return self.decode_features(code, self.geometry.is_still(code.shape[2], frames))
 
     def picture(self, h: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The rest of `reconstruct`."""
         return crop(self.leave(self.pixel_decoder.picture(h)).astype(ms.float32), shape)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and log-variance of the latents of a clip of any size, or the latents and None; in tiles where those are
-        on."""
-        x = self._pad(x)
-        if self.tiling is None:
-            moments = self.encode_moments(x)
-        else:
-            axes = self.tiling.encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
-            moments = tiled_tensor(self.encode_moments, x, axes)
-        return self.split_moments(moments)
+        """Mean and log-variance of the latents of a clip of any size, or the latents and None."""
+        for axis, missing in enumerate(self.geometry.missing(x.shape), 2):
+            if missing:
+                x = repeat_edges(x, axis, 0, missing)
+        return self.split_moments(self.encode_moments(x))
 
     def code(self, z: Tensor, frames: int | None) -> Tensor:
         """What pixels are made of: z, but in a model of two stages."""
         return z
 
     def pixels(self, code: Tensor, frames: int | None) -> Tensor:
-        """(B, z, t, h, w) -> (B, 3, T, H, W) in fp32, not cropped; tiled where that is on.
+        """(B, z, t, h, w) -> (B, 3, T, H, W) in fp32, not cropped.
 
         Args:
             frames: how many the clip had; None for all that the latents stand for.
         """
-        still = self._is_still(code.shape[2], frames)
-        if self.tiling is None:
-            return self.decode_latents(code, still).astype(ms.float32)
-        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression, self.lead)
-        if still:  # one frame from one latent frame: time is no axis to tile
-            axes = [axis for axis in axes if axis.dim != 2]
-        return tiled_tensor(partial(self.decode_latents, still=still), code, axes).astype(ms.float32)
+        return self.decode_latents(code, self.geometry.is_still(code.shape[2], frames)).astype(ms.float32)
 
     def split_moments(self, moments: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 2 z, t, h, w) -> mean and clamped log-variance in fp32; without a posterior, the latents and None."""
@@ -246,17 +268,6 @@ class VideoAutoencoder(Streaming, StoredModel):
             return moments, None
         mean, logvar = split(moments, self.latent_channels, 1)
         return mean, ops.clamp(logvar, -30.0, 20.0)
-
-    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the latents of a (B, C, T, H, W) video."""
-        b, _, t, h, w = shape
-        c, s = self.temporal_compression, self.spatial_compression
-        return b, self.latent_channels, self.lead - (self.lead - t) // c, -(-h // s), -(-w // s)
-
-    @property
-    def frames_at_once(self) -> int | None:
-        """How many frames the networks see at once where the model cuts time by itself; None where it does not."""
-        return None
 
     @property
     def pixel_decoder(self) -> nn.Cell:
@@ -300,29 +311,6 @@ class VideoAutoencoder(Streaming, StoredModel):
         """Encode and decode whole clips again."""
         self.tiling = None
 
-    def _is_still(self, num_latents, frames):
-        """Whether so many latent frames are an image's, of which so many frames are wanted; None for all of them."""
-        return self.keeps_images and num_latents == 1 and frames in (None, 1)
-
-    def missing(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """How many frames, rows and columns a clip lacks to whole latents; temporal layers of some models take any
-        length."""
-        _, _, t, h, w = shape
-        s = self.spatial_compression
-        behind = 0 if self.keeps_images and t == 1 else (self.lead - t) % self.frame_multiple
-        return behind, -h % s, -w % s
-
-    def _pad(self, x):
-        """Repeat the last frame, row and column up to whole latents."""
-        behind, bottom, right = self.missing(x.shape)
-        if behind:
-            x = repeat_edges(x, 2, 0, behind)
-        if bottom:
-            x = repeat_edges(x, 3, 0, bottom)
-        if right:
-            x = repeat_edges(x, 4, 0, right)
-        return x
-
 
 def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     """A sample of the posterior."""
@@ -337,7 +325,15 @@ def crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x
 
 
-def check_video(x: Tensor, channels: int, name: str) -> None:
-    """Raise ValueError unless x is (B, channels, T, H, W)."""
-    if x.ndim != 5 or x.shape[1] != channels:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, {channels}, T, H, W)")
+def on_host(network: Callable[..., Tensor]) -> Callable[..., np.ndarray]:
+    """A network of tensors as a function of float32 arrays, for a `Codec`."""
+
+    def run(x: np.ndarray, *settings, **named) -> np.ndarray:
+        return network(Tensor(np.ascontiguousarray(x)), *settings, **named).astype(ms.float32).asnumpy()
+
+    return run
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """bf16 too, which numpy does not have"""
+    return x.astype(ms.float32).asnumpy() if x.dtype in (ms.float16, ms.bfloat16) else x.asnumpy()

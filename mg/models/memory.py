@@ -81,12 +81,12 @@ def tile_shape(
 ) -> tuple[int, ...]:
     """What the network sees of clips (B, C, T, H, W) at once, in pixels: all of it, padded, or a tile."""
     b, c, t, h, w = shape
-    t, h, w = (size + missing for size, missing in zip((t, h, w), model.missing(shape)))
+    t, h, w = (size + missing for size, missing in zip((t, h, w), model.geometry.missing(shape)))
     if tiling is not None:
         frames = getattr(tiling, f"{part}_tile")
-        t = min(t, frames + model.lead) if frames else t
+        t = min(t, frames + model.geometry.lead) if frames else t
         h, w = (min(size, tiling.spatial_tile or size) for size in (h, w))
-    return b, c, min(t, model.frames_at_once or t), h, w
+    return b, c, min(t, model.geometry.chunk or t), h, w
 
 
 def tilings(model: VideoAutoencoder, given: dict) -> list[TilingConfig]:
@@ -109,7 +109,7 @@ def tilings(model: VideoAutoencoder, given: dict) -> list[TilingConfig]:
         tiling = replace(default, **{**time, "spatial_tile": size, "spatial_overlap": None, **given})
         try:
             for axes in (tiling.encode_axes, tiling.decode_axes):
-                axes(step, model.spatial_compression, model.lead)
+                axes(step, model.spatial_compression, model.geometry.lead)
         except ValueError:  # a size that this model cannot have, or not beside what is given
             continue
         found[tiling] = None

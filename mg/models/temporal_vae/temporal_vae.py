@@ -28,13 +28,13 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
+from mg.codec import Codec, TwoStageCodec
 from mg.models import naming
-from mg.models.autoencoder import VideoAutoencoder, check_video, sample
+from mg.models.autoencoder import VideoAutoencoder, on_host, sample
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.layers.layout import narrow, split
 from mg.models.layers.resnet import ResnetBlock
 from mg.models.stored import Format
-from mg.models.streaming import Encoded
 from mg.models.temporal_vae.blocks import TemporalVAE
 from mg.models.temporal_vae.weights import (
     BUFFERS,
@@ -47,7 +47,6 @@ from mg.models.temporal_vae.weights import (
     spatial_config,
     to_open_sora,
 )
-from mg.models.tiling import tiled_tensor
 from mg.tiling import TilingConfig, chunk_bounds
 
 TEMPORAL_VAE_CONFIG = {
@@ -123,7 +122,7 @@ class OpenSoraVAE(VideoAutoencoder):
         self.latent_channels = config["latent_channels"]
         self.spatial_compression = 2 ** (len(config["spatial_block_out_channels"]) - 1)
         self.temporal_compression = 2 ** sum(config["temporal_downsample"])
-        self.shift, self.scale = (Tensor(_per_channel(config, key)) for key in ("shift", "scale"))  # (1, z, 1, 1, 1)
+        self.chunk = config["micro_frame_size"]
         self.spatial_vae = ImageAutoencoder(spatial_config(config))
         self.spatial_vae.micro_batch_size = config["micro_batch_size"]
         self.temporal_vae = TemporalVAE(
@@ -158,17 +157,21 @@ class OpenSoraVAE(VideoAutoencoder):
 
     # The interface.
 
-    def encoded(self, mean, logvar, noise):
-        z, mean, logvar = super().encoded(mean, logvar, noise)
-        z, mean = ((value - self.shift) / self.scale for value in (z, mean))
-        return Encoded(z, mean, logvar - 2 * ops.log(self.scale))
-
-    def decode(self, z: Tensor, num_target_frames: int | None = None) -> Tensor:
-        check_video(z, self.latent_channels, "z")
-        return super().decode(self.unscaled(z), num_target_frames)
+    @property
+    def codec(self) -> TwoStageCodec:
+        spatial = self.spatial_vae
+        frames = Codec(
+            replace(spatial.geometry, latent_channels=self.config["spatial_latent_channels"], has_posterior=False),
+            on_host(self.encode_frames),
+            on_host(self.decode_frames),
+            spatial.tiling,
+        )
+        encoder, decoder = on_host(self.temporal_vae.encode), on_host(self.temporal_vae.decode)
+        shift, scale = self.config["shift"], self.config["scale"]
+        return TwoStageCodec(self.geometry, frames, encoder, decoder, self.tiling, shift, scale)
 
     def unscaled(self, z):
-        return z * self.scale + self.shift
+        return self.codec.unscaled(z)
 
     def scaling_for(self, mean, std, means, stds):
         return {"shift": means, "scale": stds}
@@ -197,79 +200,51 @@ class OpenSoraVAE(VideoAutoencoder):
         return self.spatial_vae.pixels(code / self.config["spatial_scaling_factor"], frames)
 
     @property
-    def frames_at_once(self):
-        return self.config["micro_frame_size"]
-
-    @property
     def pixel_decoder(self):
         return self.spatial_vae.decoder
 
-    # By pieces: chunks, which know nothing of each other. Without `micro_frame_size` there is one alone.
-
-    @property
-    def stream_tile(self):
-        return self.config["micro_frame_size"]
-
-    def posterior_stream(self, read, num_frames):
-        for start, stop in chunk_bounds(num_frames, self.config["micro_frame_size"]):
-            yield self.posterior(Tensor(read(start, stop)))
-
-    def decode_stream(self, read, num_latents, num_target_frames=None):
-        left = num_target_frames
-        for start, stop in chunk_bounds(num_latents, self._latent_chunk):
-            frames = self.decode(Tensor(read(start, stop)), left).asnumpy()
-            yield frames
-            if left is not None:
-                left -= frames.shape[2]
-                if left == 0:
-                    return
-
     # The two halves.
 
+    def encode_frames(self, x: Tensor) -> Tensor:
+        """(B, 3, T, H, W), H and W multiples of 8 -> the spatial half's latents (B, 4, T, H/8, W/8), scaled"""
+        mean = self.spatial_vae.encode_moments(x)[:, : self.config["spatial_latent_channels"]]
+        return mean.astype(ms.float32) * self.config["spatial_scaling_factor"]
+
+    def decode_frames(self, x_z: Tensor, still: bool = False) -> Tensor:
+        """The reverse: (B, 4, T, h, w) -> (B, 3, T, 8 h, 8 w)"""
+        return self.spatial_vae.decode_latents(x_z / self.config["spatial_scaling_factor"])
+
     def spatial_latents(self, x: Tensor) -> Tensor:
-        """(B, 3, T, H, W), of any size -> (B, 4, T, H/8, W/8), scaled by `spatial_scaling_factor`"""
+        """`encode_frames` of frames of any size"""
         return self.spatial_vae.posterior(x)[0] * self.config["spatial_scaling_factor"]
 
     def temporal_posterior(self, x_z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4, T, h, w) -> mean and log-variance of the latents, (B, z, t, h, w) each, of all chunks"""
         moments = []
-        for chunk in _chunks(x_z, self.config["micro_frame_size"]):
+        for chunk in _chunks(x_z, self.chunk):
             b, c, frames, h, w = chunk.shape
             front = -frames % self.temporal_compression
             if front:
                 chunk = ops.cat((ops.zeros((b, c, front, h, w), chunk.dtype), chunk), axis=2)
-            moments.append(self._tiled(self.temporal_vae.encode, chunk))
+            moments.append(self.temporal_vae.encode(chunk))
         return self.split_moments(_in_a_row(moments))
 
     def code(self, z: Tensor, frames: int | None) -> Tensor:
         """(B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w): `frames` if t is right for so many, else all
         that the latents can stand for."""
-        size = self.config["micro_frame_size"] or z.shape[2] * self.temporal_compression
+        size = self.chunk or z.shape[2] * self.temporal_compression
         chunks = []
-        for i, chunk in enumerate(_chunks(z, self._latent_chunk)):
-            decoded = self._tiled(self.temporal_vae.decode, chunk).astype(ms.float32)
+        for i, chunk in enumerate(_chunks(z, self.geometry.latent_chunk)):
+            decoded = self.temporal_vae.decode(chunk).astype(ms.float32)
             kept = most = min(decoded.shape[2], size)
             if frames is not None and decoded.shape[2] - self.temporal_compression < frames - i * size <= most:
                 kept = frames - i * size
             chunks.append(narrow(decoded, 2, decoded.shape[2] - kept, kept))
         return _in_a_row(chunks)
 
-    @property
-    def _latent_chunk(self) -> int | None:
-        """Latent frames of a full chunk."""
-        size = self.config["micro_frame_size"]
-        return size and -(-size // self.temporal_compression)
-
-    def latent_shape(self, shape):
-        b, _, t, h, w = shape
-        chunks = chunk_bounds(t, self.config["micro_frame_size"])
-        latent_frames = sum(-(-(stop - start) // self.temporal_compression) for start, stop in chunks)
-        s = self.spatial_compression
-        return b, self.latent_channels, latent_frames, -(-h // s), -(-w // s)
-
     def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         frames = x.shape[2]
-        start = frames - frames % (self.config["micro_frame_size"] or frames + 1)  # of a last chunk that is not full
+        start = frames - frames % (self.chunk or frames + 1)  # of a last chunk that is not full
         front = -(frames - start) % self.temporal_compression
         aligned = np.concatenate([x[:, :, :start], *[x[:, :, start : start + 1]] * front, x[:, :, start:]], axis=2)
         valid = np.ones(frames + front, np.float32)
@@ -302,13 +277,6 @@ class OpenSoraVAE(VideoAutoencoder):
         super().disable_tiling()
         self.spatial_vae.disable_tiling()
 
-    def _tiled(self, fn, x):
-        """`fn` of latents whose height and width it keeps, tile by tile where that is on."""
-        if self.tiling is None:
-            return fn(x)
-        axes = self.tiling.decode_axes(self.temporal_compression, self.spatial_compression)
-        return tiled_tensor(fn, x, [replace(axis, up=1) for axis in axes])
-
 
 def _chunks(x: Tensor, size: int | None) -> tuple[Tensor, ...]:
     """Cut along time, see `chunk_bounds`."""
@@ -318,11 +286,6 @@ def _chunks(x: Tensor, size: int | None) -> tuple[Tensor, ...]:
 def _in_a_row(chunks: list[Tensor]) -> Tensor:
     """Joined along time; one alone as it is, since MindSpore 2.10 warns of the gradient of a cat of one."""
     return ops.cat(chunks, axis=2) if len(chunks) > 1 else chunks[0]
-
-
-def _per_channel(config: dict, key: str) -> np.ndarray:
-    """A number, or one per channel, as (1, z or 1, 1, 1, 1)"""
-    return np.float32(config[key]).reshape(1, -1, 1, 1, 1)
 
 
 def _check(config: dict) -> None:

@@ -1,0 +1,377 @@
+"""Pixels to latents and back, whatever runs the networks: padding, tiles, streams, sampling, scaling and cropping.
+
+A `Codec` works on numpy arrays. It knows a model's `Geometry` and two functions, its encoder and its decoder of one
+tile, which MindSpore, onnxruntime or OpenVINO may run. `TwoStageCodec` puts a codec of frames before a temporal half.
+
+    codec = mg.from_pretrained("models/tae.ckpt").codec       # or mg.deploy.load("outputs/tae_onnx").codec
+    z, mean, logvar = codec.encode(x)                         # x (B, 3, T, H, W) in [-1, 1]
+    y = codec.decode(z, num_target_frames=x.shape[2])
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from mg.sampling import noise_at
+from mg.tiling import TilingConfig, chunk_bounds, stretches, tiled
+
+Encoder = Callable[[np.ndarray], np.ndarray]
+Decoder = Callable[[np.ndarray, bool], np.ndarray]
+Read = Callable[[int, int], np.ndarray]
+
+
+class Encoded(NamedTuple):
+    """What `encode` returns, each (B, z, t, h, w), float32; `logvar` is None for a model without a posterior.
+
+    Arrays where a codec encodes, tensors where a model of MindSpore's does.
+    """
+
+    z: np.ndarray
+    mean: np.ndarray
+    logvar: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How an autoencoder's latents relate to its pixels.
+
+    Attributes:
+        in_channels: of a frame.
+        latent_channels: z.
+        spatial, temporal: pixels per latent along H and W, frames per latent along T.
+        lead: 1 where the first frame has its own latent frame and every later one stands for `temporal` frames; else 0.
+        frame_multiple: clips are padded to a multiple of this many frames, the lead not counted.
+        keeps_images: a single frame skips all layers that change the frame rate, and decodes to a single frame.
+        has_posterior: the encoder gives a mean and a log-variance, otherwise the latents themselves.
+        chunk: frames that are encoded independently of all others, e.g. 17; None where all frames go together.
+        images_only: the networks take single frames alone, though the model compresses time.
+    """
+
+    in_channels: int
+    latent_channels: int
+    spatial: int
+    temporal: int
+    lead: int = 0
+    frame_multiple: int = 1
+    keeps_images: bool = False
+    has_posterior: bool = True
+    chunk: int | None = None
+    images_only: bool = False
+
+    @property
+    def latent_chunk(self) -> int | None:
+        """Latent frames of a full chunk."""
+        return self.chunk and -(-self.chunk // self.temporal)
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents of a (B, C, T, H, W) video."""
+        b, _, t, h, w = shape
+        chunks = chunk_bounds(t, self.chunk)
+        frames = sum(self.lead - (self.lead - (stop - start)) // self.temporal for start, stop in chunks)
+        return b, self.latent_channels, frames, -(-h // self.spatial), -(-w // self.spatial)
+
+    def video_shape(self, shape: tuple[int, ...], still: bool = False) -> tuple[int, ...]:
+        """The shape of the video that (B, z, t, h, w) latents decode to; a still is one frame."""
+        b, _, t, h, w = shape
+        frames = 1 if still else self.lead + (t - self.lead) * self.temporal
+        return b, self.in_channels, frames, h * self.spatial, w * self.spatial
+
+    def missing(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Frames, rows and columns that a (B, C, T, H, W) clip lacks; some models' temporal layers take any length."""
+        _, _, t, h, w = shape
+        frames = 0 if self.keeps_images and t == 1 else (self.lead - t) % self.frame_multiple
+        return frames, -h % self.spatial, -w % self.spatial
+
+    def is_still(self, num_latents: int, frames: int | None) -> bool:
+        """Whether this many latent frames are an image, if `frames` are wanted (None: all)."""
+        return self.keeps_images and num_latents == 1 and frames in (None, 1)
+
+
+class Codec:
+    """A model of one stage.
+
+    Args:
+        geometry: of the model.
+        encoder: a tile (B, C, T, H, W), float32 -> (B, 2 z, t, h, w), or (B, z, t, h, w) without a posterior.
+        decoder: a tile of latents (B, z, t, h, w), and whether it is a still -> (B, 3, T, H, W). Both may be called
+            with tiles of any size up to that of `tiling`.
+        tiling: tiles; None runs clips whole.
+        stream_tiling: tiles along time for streams where `tiling` has none.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        encoder: Encoder,
+        decoder: Decoder,
+        tiling: TilingConfig | None = None,
+        stream_tiling: TilingConfig | None = None,
+    ):
+        self.geometry, self.encoder, self.decoder = geometry, encoder, decoder
+        self.tiling = tiling
+        self._stream_tiling = stream_tiling or TilingConfig()
+
+    def encode(
+        self, x: np.ndarray, noise: np.ndarray | None = None, seed: int | Sequence[int] | None = None
+    ) -> Encoded:
+        """Videos to latents.
+
+        Args:
+            x: (B, C, T, H, W) in [-1, 1], of any size; an image is T = 1.
+            noise: standard normal, of the latents' shape: z is the sample of the posterior that it stands for.
+            seed: draw the noise, as a function of this and a latent's position alone. With neither z is the posterior's
+                mean, and it always is without a posterior.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        mean, logvar = self.posterior(self._checked(x, self.geometry.in_channels, "x"))
+        if seed is not None and logvar is not None:
+            noise = noise_at(seed, 0, mean.shape)
+        return self.encoded(mean, logvar, noise)
+
+    def decode(self, z: np.ndarray, num_target_frames: int | None = None) -> np.ndarray:
+        """Latents to videos.
+
+        Args:
+            z: (B, z, t, h, w).
+            num_target_frames: keep this many frames from the first on, by default all that the latents stand for. A
+                model that keeps images takes t = 1 for an image unless more frames are asked for.
+
+        Returns:
+            (B, C, T, H, W), float32, about [-1, 1]: not clipped.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        z = self.unscaled(self._checked(z, self.geometry.latent_channels, "z"))
+        limit = 1 if self.geometry.is_still(z.shape[2], num_target_frames) else num_target_frames
+        return self.pixels(z, num_target_frames)[:, :, :limit]
+
+    def reconstruct(self, x: np.ndarray) -> np.ndarray:
+        """x (B, C, T, H, W) from the posterior's mean, at its own length and size."""
+        mean, _ = self.posterior(self._checked(x, self.geometry.in_channels, "x"))
+        _, _, t, h, w = x.shape
+        return self.pixels(mean, t)[:, :, :t, :h, :w]
+
+    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
+        """`encode` of a video that is read piece by piece: its latents piece by piece, in constant memory.
+
+        The pieces join to what `encode` gives in the same tiles. Along time a stream always works in tiles.
+
+        Args:
+            read: gives frames [start, stop) as float32 (B, C, stop - start, H, W) in [-1, 1]; called in order, though a
+                piece may start before the end of the one before.
+            num_frames: of the video.
+            seed: as for `encode`.
+
+        Yields:
+            z, mean and logvar of a stretch along time, (B, z, t', h, w).
+        """
+        at = 0
+        for mean, logvar in self.posterior_stream(read, num_frames):
+            noise = None if seed is None or logvar is None else noise_at(seed, at, mean.shape)
+            at += mean.shape[2]
+            yield self.encoded(mean, logvar, noise)
+
+    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
+        """`decode` of latents that are read piece by piece: frames piece by piece, in constant memory.
+
+        The pieces join to what `decode` gives in the same tiles; see `encode_stream`.
+
+        Args:
+            read: gives latent frames [start, stop) as float32 (B, z, stop - start, h, w).
+            num_latents: latent frames of the video.
+            num_target_frames: as for `decode`.
+
+        Yields:
+            float32 (B, C, T', H, W), about [-1, 1]: not clipped.
+        """
+        left = num_target_frames
+        for frames in self.pixel_stream(read, num_latents, num_target_frames):
+            frames = frames[:, :, :left]
+            yield frames
+            if left is not None:
+                left -= frames.shape[2]
+                if left == 0:
+                    return
+
+    def encoded(self, mean: np.ndarray, logvar: np.ndarray | None, noise: np.ndarray | None) -> Encoded:
+        """What `encode` returns for a posterior; without noise z is the mean."""
+        z = mean if logvar is None or noise is None else mean + np.exp(np.float32(0.5) * logvar) * noise
+        return Encoded(z, mean, logvar)
+
+    # What a model of two stages does differently.
+
+    @property
+    def stream_tile(self) -> int | None:
+        """Frames that `encode_stream` takes in at once; None for all of them."""
+        return self._tiles_along_time().encode_tile + self.geometry.lead
+
+    def unscaled(self, z: np.ndarray) -> np.ndarray:
+        """Latents without the scaling that `encode` applies."""
+        return z
+
+    def posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mean and log-variance of the latents of a clip of any size, or the latents and None."""
+        x = fill(x, self.geometry.missing(x.shape))
+        axes = [] if self.tiling is None else self.tiling.encode_axes(*self._factors)
+        return self.split(tiled(self.encoder, x, axes))
+
+    def pixels(self, z: np.ndarray, frames: int | None) -> np.ndarray:
+        """(B, z, t, h, w), unscaled -> (B, C, T, H, W), not cropped.
+
+        Args:
+            frames: of the clip; None for all that the latents stand for.
+        """
+        still = self.geometry.is_still(z.shape[2], frames)
+        axes = [] if self.tiling is None else self.tiling.decode_axes(*self._factors)
+        if still:  # one frame from one latent frame: there is no time to cut
+            axes = [axis for axis in axes if axis.dim != 2]
+        return tiled(lambda tile: self.decoder(tile, still), z, axes)
+
+    def posterior_stream(self, read: Read, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """`posterior` by stretches along time."""
+        behind, _, _ = self.geometry.missing((1, 3, num_frames, 1, 1))
+
+        def padded(start: int, stop: int) -> np.ndarray:
+            x = read(start, min(stop, num_frames))
+            _, bottom, right = self.geometry.missing(x.shape)
+            return fill(x, (max(stop - num_frames, 0), bottom, right))
+
+        axes = self._tiles_along_time().encode_axes(*self._factors)
+        for moments in stretches(self.encoder, padded, num_frames + behind, axes):
+            yield self.split(moments)
+
+    def pixel_stream(self, read: Read, num_latents: int, frames: int | None) -> Iterator[np.ndarray]:
+        """`pixels` of scaled latents, by stretches along time."""
+        if self.geometry.is_still(num_latents, frames):
+            yield self.decode(read(0, 1), frames)
+            return
+        axes = self._tiles_along_time().decode_axes(*self._factors)
+        yield from stretches(lambda tile: self.decoder(tile, False), read, num_latents, axes)
+
+    def split(self, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(B, 2 z, t, h, w) -> mean and clamped log-variance; without a posterior, the latents and None."""
+        if not self.geometry.has_posterior:
+            return moments, None
+        mean, logvar = np.split(moments, 2, axis=1)
+        return mean, np.clip(logvar, -30.0, 20.0)
+
+    def _checked(self, x: np.ndarray, channels: int, name: str) -> np.ndarray:
+        """x as float32"""
+        if x.ndim != 5 or x.shape[1] != channels or not x.size:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, {channels}, T, H, W)")
+        if x.dtype.kind != "f":
+            raise ValueError(f"{name} has dtype {x.dtype}; it must be floating-point numbers")
+        if self.geometry.images_only and x.shape[2] != 1:
+            raise ValueError(
+                f"{name} has {x.shape[2]} frames, but this export is for images (--frames 1): one frame each"
+            )
+        return x.astype(np.float32, copy=False)
+
+    @property
+    def _factors(self) -> tuple[int, int, int]:
+        return self.geometry.temporal, self.geometry.spatial, self.geometry.lead
+
+    def _tiles_along_time(self) -> TilingConfig:
+        """The tiles that are on, and those of `stream_tiling` along time where none are."""
+        default = self._stream_tiling
+        tiling = self.tiling or replace(default, spatial_tile=0, spatial_overlap=None)
+        for side in ("encode", "decode"):
+            if not getattr(tiling, f"{side}_tile"):
+                names = (f"{side}_tile", f"{side}_overlap")
+                tiling = replace(tiling, **{name: getattr(default, name) for name in names})
+        return tiling
+
+
+class TwoStageCodec(Codec):
+    """The Open-Sora 1.2 VAE: a codec of single frames, then a temporal one of its latents in independent chunks.
+
+    Latents come as (z - shift) / scale. A chunk that is no multiple of the temporal compression gets zeros in front,
+    which are cut off again after decoding; so decoding needs to know the number of frames.
+
+    Args:
+        geometry: of both together; `chunk` None takes clips as one chunk.
+        frames: the spatial half; its geometry has no posterior.
+        encoder: latents of frames, a multiple of the temporal compression (B, C, T, h, w) -> (B, 2 z, t, h, w).
+        decoder: (B, z, t, h, w) -> (B, C, T, h, w).
+        tiling: its tiles in space, in pixels, apply to both halves; None runs clips whole.
+        shift, scale: per channel, or one for all.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        frames: Codec,
+        encoder: Encoder,
+        decoder: Encoder,
+        tiling: TilingConfig | None,
+        shift: float | Sequence[float],
+        scale: float | Sequence[float],
+    ):
+        super().__init__(geometry, encoder, lambda z, still: decoder(z), tiling)
+        self.frames, self._decode_chunk = frames, decoder
+        self.shift, self.scale = (np.float32(values).reshape(1, -1, 1, 1, 1) for values in (shift, scale))
+
+    @property
+    def stream_tile(self):
+        return self.geometry.chunk
+
+    def encoded(self, mean, logvar, noise):
+        z, mean, logvar = super().encoded(mean, logvar, noise)
+        z, mean = ((value - self.shift) / self.scale for value in (z, mean))
+        return Encoded(z, mean, logvar - 2 * np.log(self.scale))
+
+    def unscaled(self, z):
+        return z * self.scale + self.shift
+
+    def posterior(self, x):
+        x_z, _ = self.frames.posterior(x)  # (B, C, T, h, w)
+        moments = []
+        for start, stop in chunk_bounds(x_z.shape[2], self.geometry.chunk):
+            front = -(stop - start) % self.geometry.temporal
+            chunk = np.pad(x_z[:, :, start:stop], ((0, 0), (0, 0), (front, 0), (0, 0), (0, 0)))
+            moments.append(tiled(self.encoder, chunk, self._axes()))
+        return self.split(np.concatenate(moments, axis=2))
+
+    def pixels(self, z, frames):
+        return self.frames.pixels(self.frame_latents(z, frames), frames)
+
+    def frame_latents(self, z: np.ndarray, frames: int | None) -> np.ndarray:
+        """(B, z, t, h, w), unscaled -> the spatial half's latents (B, C, T, h, w): `frames` if that fits t, else all
+        that the latents can stand for."""
+        c, size = self.geometry.temporal, self.geometry.chunk or z.shape[2] * self.geometry.temporal
+        chunks = []
+        for i, (start, stop) in enumerate(chunk_bounds(z.shape[2], self.geometry.latent_chunk)):
+            chunk = tiled(self._decode_chunk, z[:, :, start:stop], self._axes())
+            kept = most = min(chunk.shape[2], size)
+            if frames is not None and chunk.shape[2] - c < frames - i * size <= most:
+                kept = frames - i * size
+            chunks.append(chunk[:, :, chunk.shape[2] - kept :])
+        return np.concatenate(chunks, axis=2)
+
+    def posterior_stream(self, read, num_frames):
+        for start, stop in chunk_bounds(num_frames, self.geometry.chunk):
+            yield self.posterior(read(start, stop))
+
+    def pixel_stream(self, read, num_latents, frames):
+        left = frames
+        for start, stop in chunk_bounds(num_latents, self.geometry.latent_chunk):
+            chunk = self.decode(read(start, stop), left)
+            yield chunk
+            left = None if left is None else left - chunk.shape[2]
+
+    def _axes(self):
+        """The temporal half keeps height and width, which are those of latents."""
+        if self.tiling is None:
+            return []
+        axes = self.tiling.decode_axes(self.geometry.temporal, self.geometry.spatial)
+        return [replace(axis, up=1) for axis in axes if axis.dim != 2]
+
+
+def fill(x: np.ndarray, missing: Sequence[int]) -> np.ndarray:
+    """Repeat the last frame, row and column of x (B, C, T, H, W) this many times."""
+    return np.pad(x, [(0, 0), (0, 0), *((0, n) for n in missing)], mode="edge") if any(missing) else x
