@@ -1,6 +1,7 @@
 """Training a denoiser: draws by place, latents made or stored, runs that go on to the bit, the originals' configs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -257,18 +258,30 @@ def test_a_killed_run_and_a_loaded_one_go_on_to_the_bit(stored, tmp_path):
 
 
 @pytest.mark.full
-def test_two_workers_make_one_worker_s_updates(stored, tmp_path):
-    settings = from_stores(stored, "latents", "--max_steps=3")
+@pytest.mark.parametrize("plugin", [[], ["--plugin=zero2", "--mode=graph"]], ids=["whole", "zero2"])
+def test_two_workers_make_one_worker_s_updates(stored, tmp_path, plugin):
+    """And one goes on where they were."""
+    settings = from_stores(stored, "latents", "--max_steps=3", "--ckpt_every=2", "--lr=1e-3")
     wanted = run(tmp_path / "one", settings)
-    both = [*settings, "--batch-size=1", f"--outputs={tmp_path / 'two'}"]
+    both = [*settings, "--batch-size=1", f"--outputs={tmp_path / 'two'}", *plugin]
     process = start(tmp_path / "logs", ROOT / "scripts/train.py", *both, cwd=ROOT, PYTHONPATH=str(ROOT))
     said = finish(process, tmp_path / "logs", timeout=600)
     assert process.returncode == 0, said
-    for ours, theirs in zip(read_records(tmp_path / "two"), wanted, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    found, weights = (read_state_dict(tmp_path / name / "stdit3.ckpt") for name in ("two", "one"))
-    for name, value in weights.items():
-        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+    assert ("zero2: gradients, averages and optimizer take " in said) == bool(plugin)
+
+    def assert_same_run(name: str):
+        for ours, theirs in zip(read_records(tmp_path / name), wanted, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        for file in ("stdit3.ckpt", "checkpoints/step_000003/state.safetensors"):
+            found, right = (read_state_dict(tmp_path / run / file) for run in (name, "one"))
+            assert found.keys() == right.keys()
+            for key, value in right.items():
+                np.testing.assert_allclose(found[key], value, atol=1e-6, err_msg=key)
+
+    assert_same_run("two")
+    shutil.rmtree(tmp_path / "two/checkpoints/step_000003")
+    run(tmp_path / "two", settings, "--resume")
+    assert_same_run("two")
 
 
 @pytest.mark.full
@@ -293,7 +306,6 @@ def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, schedu
 
 @pytest.mark.parametrize("wrong, message", [
     ({"sp_size": 2}, "sp_size is 2; it must be 1: sequences are not shared out to devices here"),
-    ({"plugin": "zero2"}, "plugin is zero2; it must be null: optimizer states and gradients are not shared out"),
     ({"mask_ratios": {"mask_head": 0.5}}, "mask_ratios has no mask 'mask_head'; it may be one of quarter_head, "),
     ({"model": {"type": "DiT-XL/2"}, "mask_ratios": {}}, "mask_ratios: model.type DiT-XL/2 has no frame masks; use"),
     ({"dataset_type": "VariableVideoTextDataset"}, "dataset_type is VariableVideoTextDataset; it must be VideoText"),

@@ -100,11 +100,16 @@ def train(config: RunConfig) -> Path | None:
         },
     )
 
+    def is_saved() -> bool:
+        return progress.step % save_every == 0 or progress.step == total
+
     meter = SpeedMeter(worker.world_size)
     with closing(_updates(task, progress, meter)) as updates:
         if not worker.is_main:
             for _ in updates:
-                pass
+                if is_saved():
+                    step.state()  # to give the first worker its part
+            step.updater.averaged()
             return None
         _say_what_changes(begun, progress)
         _write_config(output / "config.json", config, progress.step)
@@ -120,6 +125,9 @@ def train(config: RunConfig) -> Path | None:
             config.mode,
             worker.device,
         )
+        if config.plugin is not None:
+            held = sum(each.held() for each in (step.updater, step.discriminator_updater) if each)
+            _logger.info("%s: gradients, averages and optimizer take %.1f MB on each worker", config.plugin, held / 1e6)
         with RunLog(output, progress.step, total, trackers) as log:
             for result in updates:
                 log.add(progress.step - 1, _scalars(result, progress), meter.scalars())
@@ -127,7 +135,7 @@ def train(config: RunConfig) -> Path | None:
                     log.say(remark)
                 if warning := meter.warning(config.data.num_workers):
                     log.say(warning, logging.WARNING)
-                if progress.step % save_every == 0 or progress.step == total:
+                if is_saved():
                     log.save()
                     run = asdict(progress) | {"data": noted}
                     save_checkpoint(output / "checkpoints", model, step, run, config.ckpt_max_keep)

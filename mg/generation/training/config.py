@@ -66,7 +66,6 @@ class DenoiserTrainConfig(RunConfig):
         log_every: updates between lines that say the mean loss; log.jsonl has every update.
         load: go on from this checkpoint, or from the newest of this run, in an output_path of one's own.
         start_from_scratch: take the weights of `load` alone, and begin with update 1.
-        plugin: null: every worker has the whole network and its optimizer.
         sp_size: 1: sequences are not shared out to devices.
         num_bucket_build_workers: taken, and without effect: num_workers measure files.
     """
@@ -113,7 +112,6 @@ class DenoiserTrainConfig(RunConfig):
     log_every: int = 10
     load: str | None = None
     start_from_scratch: bool = False
-    plugin: str | None = None
     sp_size: int = 1
     num_bucket_build_workers: int | None = None
 
@@ -131,8 +129,6 @@ class DenoiserTrainConfig(RunConfig):
         require(self.log_every >= 1, self, "log_every", "at least 1")
         require(0 <= self.caption_dropout <= 1, self, "caption_dropout", "from 0 to 1")
         require(self.sp_size == 1, self, "sp_size", "1: sequences are not shared out to devices here")
-        whole = "null: optimizer states and gradients are not shared out to devices here, each has the whole"
-        require(self.plugin is None, self, "plugin", whole)
         require(self.load is not None or not self.start_from_scratch, self, "load", "given with start_from_scratch")
         self._check_data()
         if self.mask_ratios is not None:

@@ -113,8 +113,8 @@ class DenoiserTask(Task):
     def begin(self, total, resumed):
         config = self.config
         freeze(self.model, ["y_embedder"] if config.model.freeze_y_embedder else [])
-        workers = self.worker.world_size
-        self.step = DenoiserStep(self.model, self.schedule, config.optim, total, config.dtype, workers)
+        workers, sharers = self.worker.world_size, config.sharers(self.worker)
+        self.step = DenoiserStep(self.model, self.schedule, config.optim, total, config.dtype, workers, sharers)
 
     def prepare(self, batch: Batch):
         config, count = self.config, len(batch.x)
