@@ -47,6 +47,11 @@ class Group:
 _NAMED: set[str] = set()  # MindSpore refuses to make a group twice
 
 
+def _cut(x, begin, length):
+    """Rows of x; a product, and no view: PyNative in MindSpore 2.10 gets gradients wrong that come from some views."""
+    return mint.narrow(x, 0, begin, length) * 1.0
+
+
 class _Gathered(nn.Cell):
     """(n, ...) of each worker -> (size * n, ...), one behind the other"""
 
@@ -59,7 +64,7 @@ class _Gathered(nn.Cell):
 
     def construct(self, x):
         whole = self.collect(x)
-        return mint.narrow(whole, 0, self.first * x.shape[0], self.size * x.shape[0]) if self.alone else whole
+        return _cut(whole, self.first * x.shape[0], self.size * x.shape[0]) if self.alone else whole
 
 
 class _Summed(nn.Cell):
@@ -78,9 +83,9 @@ class _Summed(nn.Cell):
             return self.scatter(x)
         part = x.shape[0] // self.size
         if self.sum is not None:
-            return mint.narrow(self.sum(x), 0, self.rank * part, part)
-        each = self.gathered(x).reshape((self.size,) + x.shape)
-        return mint.narrow(each, 1, self.rank * part, part).astype(ms.float32).sum(0).astype(x.dtype)
+            return _cut(self.sum(x), self.rank * part, part)
+        total = self.gathered(x).reshape((self.size,) + x.shape).astype(ms.float32).sum(0)
+        return _cut(total, self.rank * part, part).astype(x.dtype)
 
 
 class AllGather(nn.Cell):

@@ -10,6 +10,7 @@ import yaml
 from commands import run_here
 from denoisers import DATA, array, inputs, original
 from mindspore import Tensor
+from shared_tokens import given_by
 from tiny_text import clip_folder, t5_folder
 from training_runs import assert_same_weights, read_records, stopped_at, write_data
 from workers import finish, start
@@ -285,6 +286,36 @@ def test_two_workers_make_one_worker_s_updates(stored, tmp_path, plugin):
 
 
 @pytest.mark.full
+def test_workers_that_share_tokens_count_as_one(stored, tmp_path):
+    """Of four workers, which share optimizer states too, two have the first half of a batch and two the second."""
+    settings = from_stores(stored, "latents", "--max_steps=3", "--lr=1e-3")
+    wanted = run(tmp_path / "one", settings)
+    options = [*settings, "--batch-size=1", "--sp_size=2", "--plugin=zero2-seq", f"--outputs={tmp_path / 'four'}"]
+    process = start(tmp_path / "logs", ROOT / "tests/shared_tokens.py", tmp_path, *options, workers=4)
+    said = finish(process, tmp_path / "logs", timeout=900)
+    assert process.returncode == 0, said
+    for ours, theirs in zip(read_records(tmp_path / "four"), wanted, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+    state = json.loads((tmp_path / "four/checkpoints/step_000003/state.json").read_text())
+    assert (state["workers"], state["clips"]) == (2, None)
+    found, right = (read_state_dict(tmp_path / name / "stdit3.ckpt") for name in ("four", "one"))
+    for name, value in right.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
+
+    for size in (2, 4):
+        for rank in range(4):
+            exchanged = np.load(tmp_path / f"rank_{rank}.npz")
+            first = rank // size * size
+            each = [given_by(member, size) for member in range(first, first + size)]
+            gathered, summed = np.concatenate(each), sum(each)[rank - first : rank - first + 1]
+            np.testing.assert_array_equal(exchanged[f"gathered_{size}"], gathered)
+            np.testing.assert_array_equal(exchanged[f"gathered_{size}_gradient"], 2 * size * each[rank - first])
+            np.testing.assert_array_equal(exchanged[f"summed_{size}"], summed)
+            np.testing.assert_array_equal(exchanged[f"summed_{size}_gradient"], 2 * sum(each))
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
 @pytest.mark.parametrize(
     "model, scheduler", [("STDiT-XL/2", "iddpm"), ("STDiT2-XL/2", "iddpm-speed"), ("DiT-XL/2", "iddpm")]
@@ -305,7 +336,8 @@ def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, schedu
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"sp_size": 2}, "sp_size is 2; it must be 1: sequences are not shared out to devices here"),
+    ({"sp_size": 2, "model": {"type": "DiT-XL/2"}}, "sp_size: devices cannot share the tokens of model.type DiT-XL/2"),
+    ({"plugin": "zero2-seq"}, "sp_size is 1; it must be above 1 with plugin zero2-seq"),
     ({"mask_ratios": {"mask_head": 0.5}}, "mask_ratios has no mask 'mask_head'; it may be one of quarter_head, "),
     ({"model": {"type": "DiT-XL/2"}, "mask_ratios": {}}, "mask_ratios: model.type DiT-XL/2 has no frame masks; use"),
     ({"dataset_type": "VariableVideoTextDataset"}, "dataset_type is VariableVideoTextDataset; it must be VideoText"),

@@ -31,6 +31,7 @@ class DenoiserSection:
         qk_norm_legacy: norm them after the rotation, as the weights of Open-Sora 1.1 want it.
         enable_flash_attn: flash attention, where the device has it.
         enable_layernorm_kernel: taken, and without effect: MindSpore's norms have kernels of their own.
+        enable_sequence_parallelism: taken, and without effect: sp_size above 1 says it.
         depth: blocks, in place of the type's.
         hidden_size: width, in place of the type's.
         num_heads: of attention, in place of the type's.
@@ -49,11 +50,16 @@ class DenoiserSection:
     qk_norm_legacy: bool | None = None
     enable_flash_attn: bool | None = None
     enable_layernorm_kernel: bool | None = None
+    enable_sequence_parallelism: bool | None = None
     depth: int | None = None
     hidden_size: int | None = None
     num_heads: int | None = None
     patch_size: list[int] | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+
+# What of a DenoiserSection is no setting of the network.
+NOT_OF_NETWORK = ("type", "from_pretrained", "enable_layernorm_kernel", "enable_sequence_parallelism")
 
 
 @dataclass

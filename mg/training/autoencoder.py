@@ -95,6 +95,9 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         require((self.preview_clips or 0) >= 0, self, "preview_clips", "at least 0")
+        require(
+            self.plugin != "zero2-seq", self, "plugin", "zero2 or null: devices cannot share an autoencoder's clips"
+        )
 
     def _optimizers(self):
         return [self.optim, self.optim_discriminator]

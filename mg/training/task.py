@@ -52,7 +52,7 @@ class RunConfig:
 
     output_path: str = "outputs/train"
     grad_checkpoint: bool = False
-    plugin: Literal["zero2"] | None = None
+    plugin: Literal["zero2", "zero2-seq"] | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     epochs: int = 2000
@@ -99,7 +99,7 @@ class Task:
         source: what the rows are read from, for messages.
         model, loader: what is trained and what on, from `build` on.
         step: the gradients of batches and the updates that follow from them, from `begin` on.
-        worker: this process, from `build` on.
+        worker: this process, and whom it shares tokens with, from `build` on.
     """
 
     source: str

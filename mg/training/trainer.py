@@ -86,8 +86,9 @@ def train(config: RunConfig) -> Path | None:
     task.begin(total, newest is not None)
     step = task.step
     progress = _progress(load_checkpoint(newest, model, step)) if newest else Progress()
-    begun, progress.workers, progress.total = replace(progress), worker.world_size, total
-    progress.clips = loader.batch_size and per_update * worker.world_size * loader.batch_size
+    per_step = per_update * task.worker.dp_size
+    begun, progress.workers, progress.total = replace(progress), task.worker.dp_size, total
+    progress.clips = loader.batch_size and per_step * loader.batch_size
     networks = [*model.get_parameters(), *(step.discriminator.get_parameters() if step.discriminator else [])]
     require_same(
         worker,
@@ -103,7 +104,7 @@ def train(config: RunConfig) -> Path | None:
     def is_saved() -> bool:
         return progress.step % save_every == 0 or progress.step == total
 
-    meter = SpeedMeter(worker.world_size)
+    meter = SpeedMeter(task.worker.dp_size)
     with closing(_updates(task, progress, meter)) as updates:
         if not worker.is_main:
             for _ in updates:
@@ -120,7 +121,7 @@ def train(config: RunConfig) -> Path | None:
             len(rows),
             progress.step + 1,
             total,
-            per_update * worker.world_size,
+            per_step,
             loader.batch_size or "a bucket's batch size",
             config.mode,
             worker.device,

@@ -2,6 +2,7 @@
 
 All that is drawn for a clip, its noise, its frame mask, whether it loses its caption, and its sample of the posterior,
 is drawn from (seed, step, place in the global batch) alone; the times of a step are drawn for the global batch at once.
+Workers that share tokens (`sp_size`) have one place, and so the same clips and draws.
 """
 
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mg import runtime
+from mg.collectives import Group
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import Batch, ClipLoader
 from mg.data.video import is_image
@@ -21,7 +23,7 @@ from mg.diffusion.networks import Denoiser, create_denoiser, network_of
 from mg.diffusion.networks.denoiser import SizedDenoiser
 from mg.diffusion.schedules import create_schedule
 from mg.generation.codec import load_codec
-from mg.generation.config import given
+from mg.generation.config import NOT_OF_NETWORK, given
 from mg.generation.generate import load_text_encoder
 from mg.generation.pipeline import IMAGE_FPS
 from mg.generation.training.config import DenoiserTrainConfig, check_paths
@@ -83,8 +85,13 @@ class DenoiserTask(Task):
         return rows
 
     def build(self, rows: Sequence[IndexRow], worker, newest):
-        config, self.worker = self.config, worker
-        place = (config.seed, worker.rank, worker.world_size)
+        config = self.config
+        if worker.world_size % config.sp_size:
+            raise TrainingError(
+                f"sp_size is {config.sp_size}; it must divide the number of workers, {worker.world_size}"
+            )
+        self.worker = worker = replace(worker, sp_size=config.sp_size)
+        place = (config.seed, worker.dp_rank, worker.dp_size)
         if config.latents_path is not None:
             groups = self.latents.groups(config.data.batch_size)
             self.loader = ClipLoader(rows, config.data, *place, reader=self.latents, groups=groups)
@@ -95,7 +102,7 @@ class DenoiserTask(Task):
         self.text_encoder = load_text_encoder(config.text_encoder, config.model.type)
         self._check_captions(rows)
 
-        settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel", "freeze_y_embedder")
+        settings = given(config.model, *NOT_OF_NETWORK, "freeze_y_embedder")
         settings["in_channels"] = self.latents.in_channels
         if issubclass(network_of(config.model.type)[0], SizedDenoiser):
             settings["input_size"] = list(self._only_size(rows))
@@ -107,6 +114,8 @@ class DenoiserTask(Task):
             start = newest or _checkpoint_at(Path(str(config.load)))
         runtime.set_seed(config.seed)  # whatever was loaded before: the network starts from the same parameters
         self.model = create_denoiser(config.model.type, start, config.dtype, config.grad_checkpoint, **settings)
+        if config.sp_size > 1:
+            self.model.share_tokens(Group.of(worker, config.sp_size))
         if self.masks is not None and self.model.patch_size[0] != 1:
             raise TrainingError(f"mask_ratios must be null: a token of {self.model.name} is of several frames here")
 
@@ -118,7 +127,7 @@ class DenoiserTask(Task):
 
     def prepare(self, batch: Batch):
         config, count = self.config, len(batch.x)
-        first = self.worker.rank * count
+        first = self.worker.dp_rank * count
         at = [(config.seed, batch.step, place) for place in range(first, first + count)]
         seeds = [(*each, *_OF_POSTERIOR) for each in at] if config.sample_posterior else None
         x0 = self.latents(batch, seeds)  # (B, C, T, H, W)
@@ -129,7 +138,7 @@ class DenoiserTask(Task):
         dropped = np.array([each.random() < config.caption_dropout for each in generators])
         x_mask = None if self.masks is None else np.stack([self.masks(each, frames) for each in generators])
 
-        together = count * self.worker.world_size
+        together = count * self.worker.dp_size
         times = np.random.default_rng((config.seed, batch.step, *_OF_TIMES))
         t = self.schedule.draw_t(times, together, (*batch.size, frames))[first : first + count]
 
