@@ -413,6 +413,7 @@ def test_a_config_has_the_originals_values(name):
     assert optim.warmup_steps == wanted.get("warmup_steps", 0)
     assert (config.epochs, config.log_every, config.seed) == (wanted["epochs"], wanted["log_every"], wanted["seed"])
     assert config.ckpt_save_steps == wanted["ckpt_every"] and config.grad_checkpoint == wanted["grad_checkpoint"]
+    assert (config.plugin, config.sp_size) == (wanted["plugin"], wanted.get("sp_size", 1))
     assert data.sample_stride == of.get("frame_interval", 1)
     if "bucket_config" in wanted:
         found = {name: {str(frames): entry for frames, entry in table.items()} for name, table in data.buckets.items()}
@@ -423,15 +424,19 @@ def test_a_config_has_the_originals_values(name):
     for section in ("model", "vae", "text_encoder", "scheduler"):
         for key, value in wanted[section].items():
             key = key.replace("flashattn", "flash_attn")
-            if value and key not in ("from_pretrained", "enable_layernorm_kernel", "local_files_only", "shardformer"):
+            if value and key not in WITHOUT_EFFECT:
                 found = getattr(getattr(config, section), key)
                 assert found == pytest.approx(value) or (found is None and key in DEFAULTS), (section, key)
     ratios = [ratio for ratio in wanted.get("mask_ratios", {}).values() if ratio]
     assert list((config.mask_ratios or {}).values()) == ratios
 
 
-# What networks have by default.
+# What networks have by default, and what configs need not say here.
 DEFAULTS = {"qk_norm", "input_sq_size", "space_scale", "time_scale"}
+WITHOUT_EFFECT = {
+    *("from_pretrained", "local_files_only", "shardformer"),
+    *("enable_layernorm_kernel", "enable_sequence_parallelism"),
+}
 
 
 def test_every_config_of_a_training_is_proved():
@@ -450,9 +455,10 @@ def test_the_guides_training_config_is_read_as_it_is_written(tmp_path):
         num_bucket_build_workers: 16
         dtype: bf16
         grad_checkpoint: true
-        sp_size: 1
+        plugin: zero2-seq
+        sp_size: 2
         model: {type: STDiT2-XL/2, from_pretrained: null, input_sq_size: 512, qk_norm: true, enable_flash_attn: true,
-                enable_layernorm_kernel: true}
+                enable_layernorm_kernel: true, enable_sequence_parallelism: true}
         vae: {type: VideoAutoencoderKL, from_pretrained: sd-vae-ft-ema, micro_batch_size: 4, local_files_only: true}
         text_encoder: {type: t5, from_pretrained: t5, model_max_length: 200, shardformer: true, local_files_only: true}
         scheduler: {type: iddpm, timestep_respacing: ""}
@@ -475,5 +481,6 @@ def test_the_guides_training_config_is_read_as_it_is_written(tmp_path):
     assert (config.model.from_pretrained, config.load, config.csv_path) == ("weights", "run", "train.csv")
     assert (config.data.batch_size, config.data.num_workers, config.data.sample_stride) == (4, 8, 3)
     assert (config.seed, config.wandb, config.output_path, config.optim.lr) == (7, True, "outputs", 2e-5)
+    assert (config.plugin, config.sp_size) == ("zero2-seq", 2)
     with pytest.raises(ValueError, match="^unknown option 'bucket_confg'; did you mean 'bucket_config'"):
         parse(*arguments, "--bucket_confg=null")
