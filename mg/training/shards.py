@@ -32,8 +32,11 @@ def _spread_over_workers(workers, x):
 
 @_take_back.register("Tensor", "Tensor", "Tensor", "Number")
 def _take_parameter_back(whole, parameter, shard, begin):
-    values = mint.narrow(whole, 1, begin, shard.size).reshape(-1)
-    return ops.assign(parameter, mint.narrow(values, 0, 0, parameter.size).reshape(parameter.shape))
+    # Products are in one piece, which views are not, and made by a kernel that CANN brings; copies of views are not.
+    values = (mint.narrow(whole, 1, begin, shard.size) * 1.0).reshape(-1)
+    if values.size > parameter.size:
+        values = mint.narrow(values, 0, 0, parameter.size) * 1.0
+    return parameter.copy_(values.reshape(parameter.shape))
 
 
 class Shards(nn.Cell):
@@ -67,12 +70,15 @@ class Shards(nn.Cell):
         joined = ops.cat(parts, axis=1).reshape(self.workers * flat.rows, ROW)
         return self.reduce(joined) * (1.0 / self.workers)
 
-    def gather(self) -> None:
-        """Set all parameters to what the workers have made of their shards."""
-        for flat in self.flats:
-            whole = self.collect(flat.join(self.own)).reshape(self.workers, flat.rows * ROW)
-            parameters = self.parameters[flat.first : flat.last]
-            self.map(ops.partial(_take_back, whole), parameters, flat.parameters, flat.begins)
+    def gather(self, flat: Flat, joined: Tensor) -> None:
+        """Set a flat tensor's parameters to what the workers have made of their shards.
+
+        Args:
+            joined: this worker's, `flat.join(own)`.
+        """
+        whole = self.collect(joined).reshape(self.workers, flat.rows * ROW)
+        parameters = self.parameters[flat.first : flat.last]
+        self.map(ops.partial(_take_back, whole), parameters, flat.parameters, flat.begins)
 
     def take(self) -> None:
         """Set the shards to what the parameters are."""

@@ -536,9 +536,12 @@ class _Update(nn.Cell):
             gradients = gradients + flat.split(scaled)
             gathered.copy_(scaled * 0.0)  # they are finite; zeros would be constants, as large as all parameters
         self.optimizer(gradients, *settings)
-        if len(self.averages) > 0:
-            for flat, average in zip(self.flats, self.averages):
-                average.copy_(average * self.decay + flat.join(self.parameters) * (1.0 - self.decay))
-        if self.shards is not None:
-            self.shards.gather()
+        for index in range(len(self.flats)):
+            flat, averaged = self.flats[index], len(self.averages) > 0
+            joined = flat.join(self.parameters) if averaged or self.shards is not None else None
+            if averaged:
+                average = self.averages[index]
+                average.copy_(average * self.decay + joined * (1.0 - self.decay))
+            if self.shards is not None:
+                self.shards.gather(flat, joined)
         return factor
