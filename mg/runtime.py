@@ -30,11 +30,26 @@ PRECISIONS = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """What `setup` found: the device's lower-case name, and this process's place among the workers."""
+    """What `setup` found: the device's lower-case name, and this process's place among the workers.
+
+    Attributes:
+        sp_size: workers of neighbouring ranks that share the tokens of the same clips, and so count as one for data.
+    """
 
     device: str
     rank: int = 0
     world_size: int = 1
+    sp_size: int = 1
+
+    @property
+    def dp_rank(self) -> int:
+        """This worker's place among those that have data of their own; all that share tokens have one place."""
+        return self.rank // self.sp_size
+
+    @property
+    def dp_size(self) -> int:
+        """How many there are that have data of their own."""
+        return self.world_size // self.sp_size
 
     @property
     def is_main(self) -> bool:

@@ -41,6 +41,7 @@ RESUMED = [
     "--optim.loss_scale=dynamic",
     "--optim.init_loss_scale=64",
 ]
+SHARDED = ["--plugin=zero2"]
 BUCKETS = ["--mode=pynative", "--ckpt_save_steps=2", '--data.buckets={"16px": {8: [[1.0, 0.5], 1], 4: [1.0, 1]}}']
 
 
@@ -95,6 +96,9 @@ def main(folder: Path, data: list[str]) -> None:
     record(folder / "whole", [*data, *RESUMED, "--max_steps=4"])
     record(folder / "stopped", [*data, *RESUMED, "--max_steps=4"], stop_after=3)
     record(folder / "stopped", [*data, *RESUMED, "--max_steps=4", "--resume"])
+    record(folder / "sharded", [*data, *RESUMED, *SHARDED, "--max_steps=4"])
+    record(folder / "sharded_stopped", [*data, *RESUMED, *SHARDED, "--max_steps=4"], stop_after=3)
+    record(folder / "sharded_stopped", [*data, *RESUMED, *SHARDED, "--max_steps=4", "--resume"])
     record(folder / "buckets", [*data, *BUCKETS, "--max_steps=4"])
     record(folder / "buckets_stopped", [*data, *BUCKETS, "--max_steps=4"], stop_after=3)
     record(folder / "buckets_stopped", [*data, *BUCKETS, "--max_steps=4", "--resume"])

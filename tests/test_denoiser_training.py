@@ -1,6 +1,7 @@
 """Training a denoiser: draws by place, latents made or stored, runs that go on to the bit, the originals' configs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import yaml
 from commands import run_here
 from denoisers import DATA, array, inputs, original
 from mindspore import Tensor
+from shared_tokens import given_by
 from tiny_text import clip_folder, t5_folder
 from training_runs import assert_same_weights, read_records, stopped_at, write_data
 from workers import finish, start
@@ -335,21 +337,63 @@ def test_encoded_clips_have_the_validation_losses_of_stored_ones(stored, measure
 
 
 @pytest.mark.full
-def test_two_workers_make_one_worker_s_updates(stored, tmp_path):
-    settings = validated(stored, "--max_steps=3")
+@pytest.mark.parametrize("plugin", [[], ["--plugin=zero2", "--mode=graph"]], ids=["whole", "zero2"])
+def test_two_workers_make_one_worker_s_updates(stored, tmp_path, plugin):
+    """And one goes on where they were."""
+    settings = validated(stored, "--max_steps=3", "--ckpt_every=2", "--lr=1e-3")
     wanted = run(tmp_path / "one", settings)
-    both = [*settings, "--batch-size=1", f"--outputs={tmp_path / 'two'}"]
+    both = [*settings, "--batch-size=1", f"--outputs={tmp_path / 'two'}", *plugin]
     process = start(tmp_path / "logs", ROOT / "scripts/train.py", *both, cwd=ROOT, PYTHONPATH=str(ROOT))
     said = finish(process, tmp_path / "logs", timeout=600)
     assert process.returncode == 0, said
-    for ours, theirs in zip(read_records(tmp_path / "two"), wanted, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    assert ("zero2: gradients, averages and optimizer take " in said) == bool(plugin)
+
+    def assert_same_run(name: str):
+        for ours, theirs in zip(read_records(tmp_path / name), wanted, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        for file in ("stdit3.ckpt", "checkpoints/step_000003/state.safetensors"):
+            found, right = (read_state_dict(tmp_path / run / file) for run in (name, "one"))
+            assert found.keys() == right.keys()
+            for key, value in right.items():
+                np.testing.assert_allclose(found[key], value, atol=1e-6, err_msg=key)
+
+    assert_same_run("two")
     ours, theirs = validations(tmp_path / "two"), validations(tmp_path / "one")
-    assert ours[0] == theirs[0], "where the network is the same to the bit"
+    assert ours[0] == (pytest.approx(theirs[0], rel=1e-5) if plugin else theirs[0]), "the same network, to the bit"
     assert ours[-1] == pytest.approx(theirs[-1], rel=1e-5) and len(ours) == len(theirs) == 3
-    found, weights = (read_state_dict(tmp_path / name / "stdit3.ckpt") for name in ("two", "one"))
-    for name, value in weights.items():
-        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+    shutil.rmtree(tmp_path / "two/checkpoints/step_000003")
+    run(tmp_path / "two", settings, "--resume")
+    assert_same_run("two")
+
+
+@pytest.mark.full
+def test_workers_that_share_tokens_count_as_one(stored, tmp_path):
+    """Of four workers, which share optimizer states too, two have the first half of a batch and two the second."""
+    settings = from_stores(stored, "latents", "--max_steps=3", "--lr=1e-3")
+    wanted = run(tmp_path / "one", settings)
+    options = [*settings, "--batch-size=1", "--sp_size=2", "--plugin=zero2-seq", f"--outputs={tmp_path / 'four'}"]
+    process = start(tmp_path / "logs", ROOT / "tests/shared_tokens.py", tmp_path, *options, workers=4)
+    said = finish(process, tmp_path / "logs", timeout=900)
+    assert process.returncode == 0, said
+    for ours, theirs in zip(read_records(tmp_path / "four"), wanted, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+    state = json.loads((tmp_path / "four/checkpoints/step_000003/state.json").read_text())
+    assert (state["workers"], state["clips"]) == (2, None)
+    found, right = (read_state_dict(tmp_path / name / "stdit3.ckpt") for name in ("four", "one"))
+    for name, value in right.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-6, err_msg=name)
+
+    for size in (2, 4):
+        for rank in range(4):
+            exchanged = np.load(tmp_path / f"rank_{rank}.npz")
+            first = rank // size * size
+            each = [given_by(member, size) for member in range(first, first + size)]
+            gathered, summed = np.concatenate(each), sum(each)[rank - first : rank - first + 1]
+            np.testing.assert_array_equal(exchanged[f"gathered_{size}"], gathered)
+            np.testing.assert_array_equal(exchanged[f"gathered_{size}_gradient"], 2 * size * each[rank - first])
+            np.testing.assert_array_equal(exchanged[f"summed_{size}"], summed)
+            np.testing.assert_array_equal(exchanged[f"summed_{size}_gradient"], 2 * sum(each))
 
 
 @pytest.mark.full
@@ -378,8 +422,8 @@ def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, schedu
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"sp_size": 2}, "sp_size is 2; it must be 1: sequences are not shared out to devices here"),
-    ({"plugin": "zero2"}, "plugin is zero2; it must be null: optimizer states and gradients are not shared out"),
+    ({"sp_size": 2, "model": {"type": "DiT-XL/2"}}, "sp_size: devices cannot share the tokens of model.type DiT-XL/2"),
+    ({"plugin": "zero2-seq"}, "sp_size is 1; it must be above 1 with plugin zero2-seq"),
     ({"mask_ratios": {"mask_head": 0.5}}, "mask_ratios has no mask 'mask_head'; it may be one of quarter_head, "),
     ({"model": {"type": "DiT-XL/2"}, "mask_ratios": {}}, "mask_ratios: model.type DiT-XL/2 has no frame masks; use"),
     ({"dataset_type": "VariableVideoTextDataset"}, "dataset_type is VariableVideoTextDataset; it must be VideoText"),
@@ -457,6 +501,7 @@ def test_a_config_has_the_originals_values(name):
     assert optim.warmup_steps == wanted.get("warmup_steps", 0)
     assert (config.epochs, config.log_every, config.seed) == (wanted["epochs"], wanted["log_every"], wanted["seed"])
     assert config.ckpt_save_steps == wanted["ckpt_every"] and config.grad_checkpoint == wanted["grad_checkpoint"]
+    assert (config.plugin, config.sp_size) == (wanted["plugin"], wanted.get("sp_size", 1))
     assert data.sample_stride == of.get("frame_interval", 1)
     if "bucket_config" in wanted:
         found = {name: {str(frames): entry for frames, entry in table.items()} for name, table in data.buckets.items()}
@@ -467,15 +512,19 @@ def test_a_config_has_the_originals_values(name):
     for section in ("model", "vae", "text_encoder", "scheduler"):
         for key, value in wanted[section].items():
             key = key.replace("flashattn", "flash_attn")
-            if value and key not in ("from_pretrained", "enable_layernorm_kernel", "local_files_only", "shardformer"):
+            if value and key not in WITHOUT_EFFECT:
                 found = getattr(getattr(config, section), key)
                 assert found == pytest.approx(value) or (found is None and key in DEFAULTS), (section, key)
     ratios = [ratio for ratio in wanted.get("mask_ratios", {}).values() if ratio]
     assert list((config.mask_ratios or {}).values()) == ratios
 
 
-# What networks have by default.
+# What networks have by default, and what configs need not say here.
 DEFAULTS = {"qk_norm", "input_sq_size", "space_scale", "time_scale"}
+WITHOUT_EFFECT = {
+    *("from_pretrained", "local_files_only", "shardformer"),
+    *("enable_layernorm_kernel", "enable_sequence_parallelism"),
+}
 
 
 def test_every_config_of_a_training_is_proved():
@@ -494,9 +543,10 @@ def test_the_guides_training_config_is_read_as_it_is_written(tmp_path):
         num_bucket_build_workers: 16
         dtype: bf16
         grad_checkpoint: true
-        sp_size: 1
+        plugin: zero2-seq
+        sp_size: 2
         model: {type: STDiT2-XL/2, from_pretrained: null, input_sq_size: 512, qk_norm: true, enable_flash_attn: true,
-                enable_layernorm_kernel: true}
+                enable_layernorm_kernel: true, enable_sequence_parallelism: true}
         vae: {type: VideoAutoencoderKL, from_pretrained: sd-vae-ft-ema, micro_batch_size: 4, local_files_only: true}
         text_encoder: {type: t5, from_pretrained: t5, model_max_length: 200, shardformer: true, local_files_only: true}
         scheduler: {type: iddpm, timestep_respacing: ""}
@@ -519,5 +569,6 @@ def test_the_guides_training_config_is_read_as_it_is_written(tmp_path):
     assert (config.model.from_pretrained, config.load, config.csv_path) == ("weights", "run", "train.csv")
     assert (config.data.batch_size, config.data.num_workers, config.data.sample_stride) == (4, 8, 3)
     assert (config.seed, config.wandb, config.output_path, config.optim.lr) == (7, True, "outputs", 2e-5)
+    assert (config.plugin, config.sp_size) == ("zero2-seq", 2)
     with pytest.raises(ValueError, match="^unknown option 'bucket_confg'; did you mean 'bucket_config'"):
         parse(*arguments, "--bucket_confg=null")

@@ -92,15 +92,30 @@ def test_the_first_worker_alone_writes_and_shows_a_bar(group):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("whole, stopped", [("whole", "stopped"), ("buckets", "buckets_stopped")])
+@pytest.mark.parametrize(
+    "whole, stopped", [("whole", "stopped"), ("sharded", "sharded_stopped"), ("buckets", "buckets_stopped")]
+)
 def test_two_workers_resume_to_the_bit_in_the_middle_of_an_epoch(group, whole, stopped):
     """With EMA, discriminator, dynamic loss scale and all that is drawn; and in buckets."""
     assert read_records(group / stopped) == read_records(group / whole)
-    names = ["model", "state"] + ["discriminator"] * (whole == "whole")
+    names = ["model", "state"] + ["discriminator"] * (whole != "buckets")
     for name in names:
         file = f"checkpoints/step_000004/{name}.safetensors"
         assert_same(read_state_dict(group / stopped / file), read_state_dict(group / whole / file))
     assert json.loads((group / stopped / "checkpoints/step_000004/state.json").read_text())["workers"] == 2
+
+
+@pytest.mark.full
+def test_shards_of_both_networks_make_the_updates_of_whole_ones(group):
+    """And their checkpoints are whole."""
+    ranks = [load(group / "sharded" / f"rank_{rank}.npz") for rank in (0, 1)]
+    assert_same(ranks[1], ranks[0])
+    assert_close(ranks[0], load(group / "whole" / "rank_0.npz"))
+    for name in ("model", "state", "discriminator"):
+        file = f"checkpoints/step_000004/{name}.safetensors"
+        assert_close(*(read_state_dict(group / run / file) for run in ("sharded", "whole")))
+    for found, right in zip(read_records(group / "sharded"), read_records(group / "whole"), strict=True):
+        assert found == pytest.approx(right, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.full

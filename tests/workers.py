@@ -1,4 +1,4 @@
-"""Two workers of one script on the CPU, by the command that starts workers on Ascend: msrun ... script --option ..."""
+"""Workers of one script on the CPU, by the command that starts workers on Ascend: msrun ... script --option ..."""
 
 import os
 import socket
@@ -11,8 +11,10 @@ import psutil
 BIN = Path(sys.executable).parent
 
 
-def start(logs: Path, script: Path | str, *arguments: object, cwd: Path | None = None, **env: str) -> subprocess.Popen:
-    """Two workers with `script`; their output comes through msrun's stdout, in the file `logs`.txt.
+def start(
+    logs: Path, script: Path | str, *arguments: object, cwd: Path | None = None, workers: int = 2, **env: str
+) -> subprocess.Popen:
+    """So many workers with `script`; their output comes through msrun's stdout, in the file `logs`.txt.
 
     Args:
         cwd: their working folder, by default that of the logs.
@@ -22,8 +24,8 @@ def start(logs: Path, script: Path | str, *arguments: object, cwd: Path | None =
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # On a busy machine a worker may take minutes to import what it needs, and the others wait for it.
-    command = [BIN / "msrun", "--worker_num=2", "--local_worker_num=2", f"--master_port={port}", "--join=True"]
-    command += ["--cluster_time_out=600", f"--log_dir={logs}", script, *arguments]
+    command = [BIN / "msrun", f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={port}"]
+    command += ["--join=True", "--cluster_time_out=600", f"--log_dir={logs}", script, *arguments]
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **env}
     with open(f"{logs}.txt", "w") as output:
         return subprocess.Popen(

@@ -31,6 +31,7 @@ class DenoiserSection:
         qk_norm_legacy: norm them after the rotation, as the weights of Open-Sora 1.1 want it.
         enable_flash_attn: flash attention, where the device has it.
         enable_layernorm_kernel: taken, and without effect: MindSpore's norms have kernels of their own.
+        enable_sequence_parallelism: taken, and without effect: sp_size above 1 says it.
         depth: blocks, in place of the type's.
         hidden_size: width, in place of the type's.
         num_heads: of attention, in place of the type's.
@@ -49,11 +50,16 @@ class DenoiserSection:
     qk_norm_legacy: bool | None = None
     enable_flash_attn: bool | None = None
     enable_layernorm_kernel: bool | None = None
+    enable_sequence_parallelism: bool | None = None
     depth: int | None = None
     hidden_size: int | None = None
     num_heads: int | None = None
     patch_size: list[int] | None = None
     config: dict[str, Any] = field(default_factory=dict)
+
+
+# What of a DenoiserSection is no setting of the network.
+NOT_OF_NETWORK = ("type", "from_pretrained", "enable_layernorm_kernel", "enable_sequence_parallelism")
 
 
 @dataclass
@@ -205,7 +211,7 @@ class GenerateConfig:
         llm_refine: must be false; Open-Sora 1.2 asks a service to refine prompts.
         watermark: must be false; Open-Sora 1.2 puts its name on videos.
         prompt_generator: must be null; Open-Sora 1.2 asks a service to make prompts.
-        sp_size: 1: sequences are not shared out to devices.
+        sp_size: 1: devices share samples out, and not the tokens of one.
         device: auto takes ascend, gpu or cpu, the first that is there.
         mode: graph compiles once per shape, pynative runs op by op; auto is pynative on a CPU, graph elsewhere.
 
@@ -270,7 +276,7 @@ class GenerateConfig:
         require(after, self, "end_index", f"above start_index, {self.start_index}")
         require(self.align is None or self.align >= 1, self, "align", "at least 1, or null")
         require(0 <= self.condition_frame_edit <= 1, self, "condition_frame_edit", "from 0 to 1")
-        require(self.sp_size == 1, self, "sp_size", "1: sequences are not shared out to devices here")
+        require(self.sp_size == 1, self, "sp_size", "1: devices share samples out here, and not the tokens of one")
         require(not self.llm_refine, self, "llm_refine", "false: refine prompts beforehand, no service is asked here")
         require(not self.watermark, self, "watermark", "false: no watermark comes with this project")
         nothing = "null: generate prompts beforehand, no service is asked here"

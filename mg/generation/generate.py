@@ -26,7 +26,14 @@ from mg.diffusion.networks import Denoiser, create_denoiser
 from mg.diffusion.schedules import create_schedule
 from mg.evaluation.clips import sparing
 from mg.generation.codec import LatentCodec, load_codec
-from mg.generation.config import GenerateConfig, TextEncoderSection, check_captions, check_paths, given
+from mg.generation.config import (
+    NOT_OF_NETWORK,
+    GenerateConfig,
+    TextEncoderSection,
+    check_captions,
+    check_paths,
+    given,
+)
 from mg.generation.gallery import write_gallery
 from mg.generation.masks import Insertion
 from mg.generation.pipeline import Item, Pipeline, shared_frames
@@ -123,7 +130,7 @@ def load_pipeline(config: GenerateConfig) -> Pipeline:
     if (height, width) != config.size:
         _logger.info("whole latents of %s make frames of %d x %d", codec.model.name, height, width)
     encoder = load_text_encoder(config.text_encoder, config.model.type)
-    settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel")
+    settings = given(config.model, *NOT_OF_NETWORK)
     settings |= {"input_size": list(size), "in_channels": codec.in_channels}
     if encoder.output_dim:
         settings |= {"caption_channels": encoder.output_dim, "model_max_length": encoder.model_max_length}

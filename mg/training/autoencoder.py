@@ -95,6 +95,12 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         require((self.preview_clips or 0) >= 0, self, "preview_clips", "at least 0")
+        require(
+            self.plugin != "zero2-seq", self, "plugin", "zero2 or null: devices cannot share an autoencoder's clips"
+        )
+
+    def _optimizers(self):
+        return [self.optim, self.optim_discriminator]
 
     def task(self) -> "AutoencoderTask":
         return AutoencoderTask(self)
@@ -137,7 +143,8 @@ class AutoencoderTask(Task):
             model.recompute_activations(output=not settings.disc_off_grad_ckpt)
         loss, workers = AutoencoderLoss(config.loss), self.worker.world_size
         adversary = _adversary(config, resumed, workers)
-        self.step = TrainStep(model, loss, config.optim, total, settings.dtype, workers, adversary)
+        sharers = config.sharers(self.worker)
+        self.step = TrainStep(model, loss, config.optim, total, settings.dtype, workers, adversary, sharers)
 
     def prepare(self, batch: Batch):
         model = self.model

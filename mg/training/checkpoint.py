@@ -24,9 +24,13 @@ from mg.training.step import Step
 
 _logger = logging.getLogger(__name__)
 
+_EMA = "ema."  # of the moving averages' names in a step's state
+
 
 def save_checkpoint(root: Path, model: StoredModel, train_step: Step, run: dict, keep: int) -> Path:
     """Write a checkpoint below `root` and drop all but the newest `keep` (0 keeps all).
+
+    Where workers share the step's state out, the others must ask for it once meanwhile: `train_step.state()`.
 
     Args:
         run: JSON values that the loop wants back; its `step`, the updates done, names the folder.
@@ -40,12 +44,14 @@ def save_checkpoint(root: Path, model: StoredModel, train_step: Step, run: dict,
     partial = final.with_name(f".{final.name}.partial")
     partial.mkdir()
     try:
-        model.save_pretrained(partial, train_step.updater.averaged())
+        state = train_step.state()
+        averages = {name[len(_EMA) :]: values for name, values in state.items() if name.startswith(_EMA)}
+        model.save_pretrained(partial, averages)
         if train_step.discriminator is not None:
             weights = {p.name: p.asnumpy() for p in train_step.discriminator.get_parameters()}
             write_state_dict(partial / DISCRIMINATOR_FILE, weights)
         raw = {name: p.asnumpy() for name, p in _raw_parameters(train_step).items()}
-        write_state_dict(partial / "state.safetensors", train_step.state() | raw)
+        write_state_dict(partial / "state.safetensors", state | raw)
         with atomic_write(partial / "state.json") as file:
             file.write_text(json.dumps(run))
         sync(partial)
@@ -114,9 +120,9 @@ def load_checkpoint(path: Path, model: StoredModel, train_step: Step) -> dict:
     for name, value in wanted.items():
         if tuple(state[name].shape) != tuple(value.shape):
             raise CheckpointError(f"{path}: {name} has shape {state[name].shape}, this run's has {value.shape}")
-    train_step.load_state(state)
     for name, parameter in raw.items():
         parameter.set_data(Tensor(state[name], parameter.dtype))
+    train_step.load_state(state)
     train_step.done = run["step"]
     return run
 

@@ -81,11 +81,16 @@ class Flat(nn.Cell):
         return Tensor(values.reshape(self.rows, ROW), ms.float32)
 
 
-def flats(parameters: Sequence[Parameter]) -> list[Flat]:
-    """Layouts for all of a network's parameters, in their order; a parameter is never divided."""
+def flats(parameters: Sequence[Parameter], largest: int | None = None) -> list[Flat]:
+    """Layouts for all of a network's parameters, in their order; a parameter is never divided.
+
+    Args:
+        largest: values of a flat tensor, by default `LARGEST`.
+    """
+    largest = largest or LARGEST
     firsts, size = [0], 0
     for index, parameter in enumerate(parameters):
-        if (size and size + parameter.size > LARGEST) or index - firsts[-1] == MOST:
+        if (size and size + parameter.size > largest) or index - firsts[-1] == MOST:
             firsts.append(index)
             size = 0
         size += parameter.size

@@ -34,6 +34,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cyclic": {"num_cycles": 1, "cycle_decay": 1.0},
 }
 
+OF_WHOLE = ("lamb", "muon")  # whose steps depend on all of a parameter, so that no part of it can be updated alone
+
 _OF_MANY = ("beta1", "beta2", "eps")  # given in nearly every config, so they must not stand in another optimizer's way
 
 

@@ -11,7 +11,8 @@ host's choice, by the number of the update. Autoencoder and discriminator are up
 
 Of several workers each has a part of the global batch, and an update is the one that a single worker would make of all
 of it: the gradients, the discriminator's statistics and the adaptive weight are those of the global batch, and so is
-all that is reported.
+all that is reported. They may share out what an update takes beside the parameters, see `mg.training.shards`; then all
+of them must ask for states, averages or gradients at the same time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, mint, nn, ops
 
+from mg.collectives import Group
 from mg.losses.adversarial import (
     AdaptiveBalance,
     DiscriminatorLossConfig,
@@ -36,6 +38,7 @@ from mg.training.flat import flats
 from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.optimizers import create_optimizer
 from mg.training.schedules import learning_rates
+from mg.training.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,10 @@ class Updater:
         total_steps: updates of the whole run, for the learning rate's schedule.
         dtype: of the network; fp16 has its loss scaled.
         world_size: workers whose gradients are averaged.
+        sharers: those of them that share out optimizer states, gradients and averages; None: each has the whole.
 
     Attributes:
+        shards: this worker's, None where it has the whole.
         flats: the layouts of the next two, each a list of flat tensors.
         gradients: the buffers, for the loss times `loss_scale()`.
         averages: moving averages of the parameters, empty without EMA.
@@ -100,19 +105,22 @@ class Updater:
         dtype: str,
         world_size: int,
         ema_decay: float = 0.0,
+        sharers: Group | None = None,
     ):
         self.config = config
         self.parameters = ParameterTuple(parameters)
-        self.flats = nn.CellList(flats(self.parameters), auto_prefix=False)
+        self.shards = None if sharers is None or sharers.size == 1 else Shards(self.parameters, sharers)
+        own = self.parameters if self.shards is None else self.shards.own
+        self.flats = nn.CellList(flats(own), auto_prefix=False) if self.shards is None else self.shards.flats
         self.gradients = self._parameters("gradients", [flat.zeros() for flat in self.flats])
         self.averages = ParameterTuple(())
         if ema_decay:
             self.averages = self._parameters("ema", [flat.values() for flat in self.flats])
-        self.optimizer = create_optimizer(self.parameters, config, learning_rates(config, total_steps))
+        self.optimizer = create_optimizer(own, config, learning_rates(config, total_steps))
         dynamic = config.loss_scale == "dynamic" or (config.loss_scale == "auto" and dtype == "fp16")
         self.scaler = amp.DynamicLossScaler(config.init_loss_scale, 2, 2000) if dynamic else None
-        self._reduce = _Reduce(self.flats, self.gradients, world_size)
-        self._update = _Update(self.flats, self.optimizer, self.gradients, self.averages, ema_decay)
+        self._reduce = _Reduce(self.flats, self.gradients, world_size, self.shards is not None)
+        self._update = _Update(self.flats, self.optimizer, self.gradients, self.averages, ema_decay, self.shards)
 
     def update(self, finite: bool = True) -> UpdateResult:
         """Move the parameters by the gradients gathered since the last update, and forget those.
@@ -137,12 +145,13 @@ class Updater:
 
     def gathered(self) -> dict[str, np.ndarray]:
         """The gradients gathered since the last update by the names of their parameters."""
-        return {name: gradient.copy() for name, gradient in self._to_arrays(self.gradients).items()}
+        return {name: gradient.copy() for name, gradient in self._join(self._to_arrays(self.gradients)).items()}
 
     def gather(self, gradients: Mapping[str, np.ndarray]) -> None:
         """Take these gradients in place of those gathered."""
+        own = self._split(gradients)
         for flat, buffer in zip(self.flats, self.gradients):
-            buffer.set_data(flat.from_arrays(gradients))
+            buffer.set_data(flat.from_arrays(own))
 
     def forget(self) -> None:
         """Leave out the gradients gathered since the last update."""
@@ -151,7 +160,7 @@ class Updater:
 
     def averaged(self) -> dict[str, np.ndarray]:
         """The moving averages by the names of their parameters; {} without EMA."""
-        return self._to_arrays(self.averages)
+        return self._join(self._to_arrays(self.averages))
 
     def loss_scale(self) -> Tensor:
         return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
@@ -159,16 +168,31 @@ class Updater:
     def state(self) -> dict[str, np.ndarray]:
         """All that an exact resume needs beside the network's own parameters."""
         averages = {f"ema.{name}": average for name, average in self.averaged().items()}
-        return {name: p.asnumpy() for name, p in self._kept().items()} | averages
+        return self._join({name: p.asnumpy() for name, p in self._kept().items()}) | averages
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take what `state` of another gave, under the same names and of the same shapes."""
+        """Take what `state` of another gave, under the same names and of the same shapes; the network's parameters are
+        there already."""
+        own = self._split(state)
         for name, parameter in self._kept().items():
-            parameter.set_data(Tensor(state[name], parameter.dtype))
+            parameter.set_data(Tensor(own[name], parameter.dtype))
         if self.averages:
-            averages = {p.name: state[f"ema.{p.name}"] for p in self.parameters}
+            averages = self._split({p.name: state[f"ema.{p.name}"] for p in self.parameters})
             for flat, average in zip(self.flats, self.averages):
                 average.set_data(flat.from_arrays(averages))
+        if self.shards is not None:
+            self.shards.take()
+
+    def held(self) -> int:
+        """Bytes that gradients, averages and the optimizer's state take on this worker."""
+        shards = () if self.shards is None else self.shards.own
+        return sum(p.nbytes for p in (*self.gradients, *self.averages, *self._kept().values(), *shards))
+
+    def _split(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return arrays if self.shards is None else self.shards.split(arrays)
+
+    def _join(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return arrays if self.shards is None else self.shards.join(arrays)
 
     def _parameters(self, name: str, values: Sequence[Tensor]) -> ParameterTuple:
         return ParameterTuple(
@@ -197,6 +221,7 @@ class Step:
         total_steps: updates of the whole run, for the learning rate's schedule.
         dtype: of the model.
         world_size: workers that share the batches.
+        sharers: those of them that share out optimizer states, gradients and averages; None: each has the whole.
 
     Attributes:
         done: updates made or left out so far.
@@ -207,12 +232,21 @@ class Step:
     discriminator: NLayerDiscriminator3D = None
     discriminator_updater: Updater = None
 
-    def __init__(self, model: nn.Cell, config: OptimConfig, total_steps: int, dtype: str = "fp32", world_size: int = 1):
+    def __init__(
+        self,
+        model: nn.Cell,
+        config: OptimConfig,
+        total_steps: int,
+        dtype: str = "fp32",
+        world_size: int = 1,
+        sharers: Group | None = None,
+    ):
         model.set_train()
         self.done = 0
         self.world_size = world_size
         self.over_workers = WorkerMean(world_size)
-        self.updater = Updater(model.trainable_params(), config, total_steps, dtype, world_size, config.ema_decay)
+        parameters = model.trainable_params()
+        self.updater = Updater(parameters, config, total_steps, dtype, world_size, config.ema_decay, sharers)
         self.share = 1 / config.accumulation
         self._reports: list[tuple[tuple[str, ...], Tensor]] = []  # of each batch: names of terms, and their values
 
@@ -258,7 +292,7 @@ class TrainStep(Step):
     """The step of an autoencoder under a loss.
 
     Args:
-        model, config, total_steps, dtype: as of `Step`.
+        model, config, total_steps, dtype, sharers: as of `Step`.
         loss: of the autoencoder.
         world_size: workers; the adversary's discriminator must have been made for as many.
         adversary: trains a discriminator, and the model against it; what it begins with depends on `done`.
@@ -273,8 +307,9 @@ class TrainStep(Step):
         dtype: str = "fp32",
         world_size: int = 1,
         adversary: Adversary | None = None,
+        sharers: Group | None = None,
     ):
-        super().__init__(model, config, total_steps, dtype, world_size)
+        super().__init__(model, config, total_steps, dtype, world_size, sharers)
         self.adversary = adversary
         self._accumulate = _Accumulate(model, loss, self.updater, judged=adversary is not None)
         if adversary is not None:
@@ -282,7 +317,9 @@ class TrainStep(Step):
             self.discriminator.set_train()
             updates = max(total_steps - adversary.disc_loss.disc_start, 1)
             parameters = self.discriminator.trainable_params()
-            self.discriminator_updater = Updater(parameters, adversary.optim, updates, dtype, world_size)
+            self.discriminator_updater = Updater(
+                parameters, adversary.optim, updates, dtype, world_size, sharers=sharers
+            )
             self._compete = _Compete(model, loss, adversary, self.updater, world_size)
             self._judge = _Judge(adversary, self.discriminator_updater)
             self._track = _Track(self.discriminator)
@@ -357,11 +394,13 @@ class Gather(nn.Cell):
 
     def __init__(self, updater):
         super().__init__(auto_prefix=False)
-        self.flats, self.gathered = updater.flats, updater.gradients
+        self.flats, self.gathered, self.shards = updater.flats, updater.gradients, updater.shards
 
     def gather(self, gradients):
         for index in range(len(self.flats) - 1, -1, -1):  # in the order in which the backward pass has them
-            self.gathered[index].copy_(self.gathered[index] + self.flats[index].join(gradients))
+            flat = self.flats[index]
+            joined = flat.join(gradients) if self.shards is None else self.shards.scatter(flat, gradients)
+            self.gathered[index].copy_(self.gathered[index] + joined)
 
 
 class _Accumulate(Gather):
@@ -461,12 +500,13 @@ class _Track(nn.Cell):
 
 
 class _Reduce(nn.Cell):
-    """The gathered gradients, averaged over the workers; returns their norm."""
+    """The gathered gradients, averaged over the workers; returns their norm. Shards of them are averages already."""
 
-    def __init__(self, flats, gathered, world_size):
+    def __init__(self, flats, gathered, world_size, sharded):
         super().__init__(auto_prefix=False)
         self.flats, self.gathered = flats, gathered
-        self.over_workers = WorkerMean(world_size) if world_size > 1 else None
+        self.over_workers = WorkerMean(world_size) if world_size > 1 and not sharded else None
+        self.over_shards = ops.AllReduce() if sharded else None
 
     def construct(self):
         total = 0.0
@@ -476,15 +516,16 @@ class _Reduce(nn.Cell):
                 gradients = self.over_workers(gathered)
                 gathered.copy_(gradients)
             total = total + flat.square_sum(gradients)
-        return ops.sqrt(total)
+        return ops.sqrt(total if self.over_shards is None else self.over_shards(total))
 
 
 class _Update(nn.Cell):
-    """Optimizer step, moving average, and zeros for the next gradients."""
+    """Optimizer step, moving average, and zeros for the next gradients; of shards, then all parameters of them."""
 
-    def __init__(self, flats, optimizer, gathered, averages, ema_decay):
+    def __init__(self, flats, optimizer, gathered, averages, ema_decay, shards):
         super().__init__(auto_prefix=False)
         self.flats, self.optimizer, self.gathered, self.averages = flats, optimizer, gathered, averages
+        self.shards = shards
         self.parameters = optimizer.parameters
         self.decay = ema_decay
 
@@ -495,7 +536,12 @@ class _Update(nn.Cell):
             gradients = gradients + flat.split(scaled)
             gathered.copy_(scaled * 0.0)  # they are finite; zeros would be constants, as large as all parameters
         self.optimizer(gradients, *settings)
-        if len(self.averages) > 0:
-            for flat, average in zip(self.flats, self.averages):
-                average.copy_(average * self.decay + flat.join(self.parameters) * (1.0 - self.decay))
+        for index in range(len(self.flats)):
+            flat, averaged = self.flats[index], len(self.averages) > 0
+            joined = flat.join(self.parameters) if averaged or self.shards is not None else None
+            if averaged:
+                average = self.averages[index]
+                average.copy_(average * self.decay + joined * (1.0 - self.decay))
+            if self.shards is not None:
+                self.shards.gather(flat, joined)
         return factor

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 
 from mg import runtime
+from mg.collectives import Group
 from mg.config import require
 from mg.data.index import IndexRow
 from mg.data.loader import Batch, ClipLoader, DataConfig
 from mg.models.stored import StoredModel
 from mg.training.checkpoint import list_checkpoints
-from mg.training.optim import OptimConfig
+from mg.training.optim import OF_WHOLE, OptimConfig, OptimizerConfig
 from mg.training.step import Step, StepResult
 
 
@@ -28,6 +29,8 @@ class RunConfig:
     Args:
         output_path: folder for all that the run writes.
         grad_checkpoint: recompute activations in the backward pass: less memory, a third more time.
+        plugin: zero2: several devices share out optimizer states, gradients and moving averages, each updating its
+            part of the parameters; null: each has the whole.
         optim: the model's optimizer.
         data: clips and batches.
         epochs: passes over the data.
@@ -49,6 +52,7 @@ class RunConfig:
 
     output_path: str = "outputs/train"
     grad_checkpoint: bool = False
+    plugin: Literal["zero2", "zero2-seq"] | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     epochs: int = 2000
@@ -70,6 +74,17 @@ class RunConfig:
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
         for name in ("ckpt_max_keep", "seed"):
             require(getattr(self, name) >= 0, self, name, "at least 0")
+        if self.plugin is not None:
+            for section in self._optimizers():
+                wanted = f"none of {', '.join(OF_WHOLE)} with plugin {self.plugin}: their steps take whole parameters"
+                require(section.name not in OF_WHOLE, section, "name", wanted)
+
+    def _optimizers(self) -> list[OptimizerConfig]:
+        return [self.optim]
+
+    def sharers(self, worker: runtime.Runtime) -> Group | None:
+        """The workers that share out what an update takes; None if each has the whole."""
+        return None if self.plugin is None else Group.of(worker)
 
     def task(self) -> "Task":
         """What is trained."""
@@ -84,7 +99,7 @@ class Task:
         source: what the rows are read from, for messages.
         model, loader: what is trained and what on, from `build` on.
         step: the gradients of batches and the updates that follow from them, from `begin` on.
-        worker: this process, from `build` on.
+        worker: this process, and whom it shares tokens with, from `build` on.
     """
 
     source: str

@@ -86,8 +86,9 @@ def train(config: RunConfig) -> Path | None:
     task.begin(total, newest is not None)
     step = task.step
     progress = _progress(load_checkpoint(newest, model, step)) if newest else Progress()
-    begun, progress.workers, progress.total = replace(progress), worker.world_size, total
-    progress.clips = loader.batch_size and per_update * worker.world_size * loader.batch_size
+    per_step = per_update * task.worker.dp_size
+    begun, progress.workers, progress.total = replace(progress), task.worker.dp_size, total
+    progress.clips = loader.batch_size and per_step * loader.batch_size
     networks = [*model.get_parameters(), *(step.discriminator.get_parameters() if step.discriminator else [])]
     require_same(
         worker,
@@ -100,12 +101,18 @@ def train(config: RunConfig) -> Path | None:
         },
     )
 
-    meter = SpeedMeter(worker.world_size)
+    def is_saved() -> bool:
+        return progress.step % save_every == 0 or progress.step == total
+
+    meter = SpeedMeter(task.worker.dp_size)
     with closing(_updates(task, progress, meter)) as updates:
         if not worker.is_main:
             _validate(task, progress)
             for _ in updates:
+                if is_saved():
+                    step.state()  # to give the first worker its part
                 _validate(task, progress)
+            step.updater.averaged()
             return None
         _say_what_changes(begun, progress)
         _write_config(output / "config.json", config, progress.step)
@@ -116,11 +123,14 @@ def train(config: RunConfig) -> Path | None:
             len(rows),
             progress.step + 1,
             total,
-            per_update * worker.world_size,
+            per_step,
             loader.batch_size or "a bucket's batch size",
             config.mode,
             worker.device,
         )
+        if config.plugin is not None:
+            held = sum(each.held() for each in (step.updater, step.discriminator_updater) if each)
+            _logger.info("%s: gradients, averages and optimizer take %.1f MB on each worker", config.plugin, held / 1e6)
         with RunLog(output, progress.step, total, trackers) as log:
             _validate(task, progress, log)
             for result in updates:
@@ -129,7 +139,7 @@ def train(config: RunConfig) -> Path | None:
                     log.say(remark)
                 if warning := meter.warning(config.data.num_workers):
                     log.say(warning, logging.WARNING)
-                if progress.step % save_every == 0 or progress.step == total:
+                if is_saved():
                     log.save()
                     run = asdict(progress) | {"data": noted}
                     save_checkpoint(output / "checkpoints", model, step, run, config.ckpt_max_keep)

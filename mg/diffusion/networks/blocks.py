@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from mg.diffusion.networks.positions import rotate
+from mg.diffusion.networks.sequence import AllTokens
 from mg.models.layers.attention import MultiHeadAttention
 from mg.models.layers.layout import narrow, zeros_behind
 from mg.models.layers.linear import Linear
@@ -159,11 +160,16 @@ class Attention(nn.Cell):
         self.qkv = Linear(channels, 3 * channels)
         self.q_norm = LastAxisRMSNorm(channels // num_heads) if qk_norm else None
         self.k_norm = LastAxisRMSNorm(channels // num_heads) if qk_norm else None
+        self.tokens = AllTokens()
         self.attention = MultiHeadAttention(flash)
         self.proj = Linear(channels, channels, proj_init)
 
-    def construct(self, x, rope=None):
-        """rope: of a `RotaryEmbedding`, where queries and keys are to be rotated."""
+    def construct(self, x, rope=None, patches=None):
+        """
+        Args:
+            rope: of a `RotaryEmbedding`, where queries and keys are to be rotated.
+            patches: how many tokens there are in all, where workers may share them.
+        """
         n, length, _ = x.shape
         q, k, v = mint.split(self.qkv(x), self.channels, 2)
         shape = (n, length, self.num_heads, self.channels // self.num_heads)
@@ -174,6 +180,8 @@ class Attention(nn.Cell):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None and not self.qk_norm_legacy:
             q, k = rotate(q, rope), rotate(k, rope)
+        # One by one: PyNative in MindSpore 2.10 gets the gradient of a cat of the two wrong.
+        k, v = self.tokens.keys(k.astype(v.dtype), patches), self.tokens.keys(v, patches)
         return self.proj(self.attention(q, k, v))
 
 
@@ -207,10 +215,10 @@ def hidden_tokens(mask):
     return hidden.reshape(mask.shape[0], 1, 1, mask.shape[1])
 
 
-def within_frames(attention, x):
-    """Self-attention over the patches of each frame, of tokens (B, T, S, C)."""
+def within_frames(attention, x, patches=None):
+    """Self-attention over the patches of each frame, of tokens (B, T, S, C); `patches` as of `Attention`."""
     b, t, s, c = x.shape
-    return attention(x.reshape(b * t, s, c)).reshape(b, t, s, c)
+    return attention(x.reshape(b * t, s, c), None, patches).reshape(b, t, s, c)
 
 
 def along_time(attention, x, rope=None):

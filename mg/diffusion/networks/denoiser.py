@@ -17,8 +17,10 @@ from mindspore import Tensor, mint, nn
 from mindspore.nn.utils import no_init_parameters
 
 from mg.checkpoints import LoadReport, StateDict
+from mg.collectives import Group
 from mg.diffusion.networks import weights
 from mg.diffusion.networks.positions import rotary_frequencies
+from mg.diffusion.networks.sequence import AllTokens, SharedTokens
 from mg.models import naming
 from mg.models.registry import Registry, merge_config
 from mg.models.stored import StoredModel, described_here
@@ -92,6 +94,7 @@ class Denoiser(StoredModel):
         self.out_channels = self.in_channels * (2 if self.config["pred_sigma"] else 1)
         self.patch_size = tuple(self.config["patch_size"])
         self.patch_values = math.prod(self.patch_size) * self.out_channels
+        self.tokens = AllTokens()
         self.build(self.config)
         self.dtype = dtype
         self.finish(dtype, use_recompute, pretrained)
@@ -137,6 +140,23 @@ class Denoiser(StoredModel):
     def null_caption(self) -> np.ndarray:
         """The caption of none (L, D), in the text encoder's channels."""
         return self.y_embedder.y_embedding.asnumpy()
+
+    def attentions_within_frames(self) -> list[nn.Cell]:
+        """The layers that see several patches; [] where workers cannot share them."""
+        return []
+
+    def share_tokens(self, group: Group) -> None:
+        """Sequence parallelism: the workers of a group share the patches of the same clips, and each gives all that the
+        network gives alone. Of gradients each has a part, which the mean over the workers makes whole.
+
+        Raises:
+            ValueError: the network's tokens cannot be shared.
+        """
+        attentions = self.attentions_within_frames()
+        if not attentions:
+            raise ValueError(f"{self.name} has no tokens that {group.size} workers could share; use an STDiT")
+        for cell in (self, *attentions):
+            cell.tokens = SharedTokens(group)
 
     def recompute_activations(self) -> None:
         """Gradient checkpointing: keep what goes into blocks for the backward pass, and compute the rest again."""

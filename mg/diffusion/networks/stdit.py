@@ -45,12 +45,12 @@ class STDiTBlock(nn.Cell):
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
         self.gate, self.sum = Gate(), Sum()
 
-    def construct(self, x, y, t, t_generated, hidden=None, pos_embed_temporal=None):
+    def construct(self, x, y, t, t_generated, hidden=None, pos_embed_temporal=None, patches=None):
         """y: the caption (B, L, C); t: six modulations of each frame (B, 1 or T, 1, 6 * C); t_generated: those of
         frames that are generated, of which all have the gate along time (B, 1, 1, 6 * C)."""
         table = self.scale_shift_table.expand_dims(0)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t)
-        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale)))
+        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale), patches))
         h = x if pos_embed_temporal is None else self.sum(x, pos_embed_temporal)
         x = x + self.gate(modulations(table, t_generated)[2], along_time(self.attn_temp, h))
         x = x + self.cross_attn(x, y, hidden)
@@ -86,11 +86,16 @@ class STDiT(SizedDenoiser):
         self.final_layer = T2IFinalLayer(channels, self.patch_values, config["norm_given_twice"], "zeros")
         self.sum = Sum()
 
+    def attentions_within_frames(self):
+        return [block.attn for block in self.blocks]
+
     def construct(self, x, t, y, mask=None, x_mask=None):
         size = x.shape[2:]
         x = self.x_embedder(x)  # (B, T, H, W, C)
         grid = x.shape[1:4]
-        x = self.sum(x.reshape(x.shape[0], grid[0], grid[1] * grid[2], x.shape[4]), self.pos_embed.expand_dims(0))
+        patches = grid[1] * grid[2]
+        x = self.sum(x.reshape(x.shape[0], grid[0], patches, x.shape[4]), self.pos_embed.expand_dims(0))
+        x = self.tokens.own(x)  # (B, T, S, C)
 
         t, t0 = self.t_embedder(t), self.t_embedder(mint.zeros(t.shape))
         t_generated = of_frames(None, self.t_block(t), None)
@@ -100,6 +105,7 @@ class STDiT(SizedDenoiser):
         hidden = None if mask is None else hidden_tokens(mask)
         pos_embed_temporal = self.pos_embed_temporal.expand_dims(2)  # (1, T, 1, C)
         for block in self.blocks:
-            x = block(x, y, t_mlp, t_generated, hidden, pos_embed_temporal)
+            x = block(x, y, t_mlp, t_generated, hidden, pos_embed_temporal, patches)
             pos_embed_temporal = None
-        return unpatchify(self.final_layer(x, t, t0, x_mask), grid, self.patch_size, size)
+        x = self.tokens.whole(self.final_layer(x, t, t0, x_mask), patches)
+        return unpatchify(x, grid, self.patch_size, size)

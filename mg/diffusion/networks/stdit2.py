@@ -50,11 +50,11 @@ class STDiT2Block(nn.Cell):
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
         self.gate = Gate()
 
-    def construct(self, x, y, t_spatial, t_temporal, rope, hidden=None):
+    def construct(self, x, y, t_spatial, t_temporal, rope, hidden=None, patches=None):
         """y: the caption (B, L, C); t_spatial, t_temporal: six and three modulations, (B, 1 or T, 1, n * C)."""
         table, table_temporal = self.scale_shift_table.expand_dims(0), self.scale_shift_table_temporal.expand_dims(0)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t_spatial)
-        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale)))
+        x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale), patches))
         shift, scale, gate = modulations(table_temporal, t_temporal)
         x = x + self.gate(gate, along_time(self.attn_temp, self.norm_temp(x, shift, scale), rope))
         x = x + self.cross_attn(x, y, hidden)
@@ -100,12 +100,17 @@ class STDiT2(RotaryDenoiser):
         self.fl_embedder = ScalarEmbedder(channels)
         self.fps_embedder = ScalarEmbedder(channels)
 
+    def attentions_within_frames(self):
+        return [block.attn for block in self.blocks]
+
     def construct(self, x, t, y, mask=None, x_mask=None, height=None, width=None, num_frames=None, ar=None, fps=None):
         size = x.shape[2:]
         x = self.x_embedder(x)  # (B, T, H, W, C)
         grid = x.shape[1:4]
         pos_embed = self.pos_embed(narrow(height, 0, 0, 1), narrow(width, 0, 0, 1), grid[1], grid[2])
-        x = self.sum(x.reshape(x.shape[0], grid[0], grid[1] * grid[2], x.shape[4]), pos_embed)
+        patches = grid[1] * grid[2]
+        x = self.sum(x.reshape(x.shape[0], grid[0], patches, x.shape[4]), pos_embed)
+        x = self.tokens.own(x)  # (B, T, S, C)
 
         of_size = mint.cat((self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(ar)), dim=1)
         of_length = self.fl_embedder(num_frames) + self.fps_embedder(fps)
@@ -118,7 +123,7 @@ class STDiT2(RotaryDenoiser):
         hidden = None if mask is None else hidden_tokens(mask)
         rope = self.rope(grid[0])
         for block in self.blocks:
-            x = block(x, y, t_spatial, t_temporal, rope, hidden)
+            x = block(x, y, t_spatial, t_temporal, rope, hidden, patches)
         # Frames that are generated know nothing of their size here, those that are given do: so it was trained.
-        x = self.final_layer(x, t, of_size0, x_mask)
+        x = self.tokens.whole(self.final_layer(x, t, of_size0, x_mask), patches)
         return unpatchify(x, grid, self.patch_size, size)

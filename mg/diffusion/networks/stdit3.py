@@ -52,12 +52,12 @@ class STDiT3Block(nn.Cell):
         self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels, last_init=start)
         self.gate = Gate()
 
-    def construct(self, x, y, t, rope, hidden=None):
+    def construct(self, x, y, t, rope, hidden=None, patches=None):
         """y: the caption (B, L, C); t: six modulations, (B, 1 or T, 1, 6 * C)."""
         table = self.scale_shift_table.expand_dims(0)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t)
         h = self.norm1(x, shift, scale)
-        h = along_time(self.attn, h, rope) if self.temporal else within_frames(self.attn, h)
+        h = along_time(self.attn, h, rope) if self.temporal else within_frames(self.attn, h, patches)
         x = x + self.gate(gate, h)
         x = x + self.cross_attn(x, y, hidden)
         return x + self.gate(gate_mlp, self.mlp(self.norm2(x, shift_mlp, scale_mlp)))
@@ -94,12 +94,17 @@ class STDiT3(RotaryDenoiser):
         self.temporal_blocks = nn.CellList([STDiT3Block(config, True) for _ in range(config["depth"])])
         self.final_layer = T2IFinalLayer(channels, self.patch_values, config["norm_given_twice"])
 
+    def attentions_within_frames(self):
+        return [block.attn for block in self.spatial_blocks]
+
     def construct(self, x, t, y, mask=None, x_mask=None, height=None, width=None, fps=None):
         size = x.shape[2:]
         x = self.x_embedder(x)  # (B, T, H, W, C)
         grid = x.shape[1:4]
         pos_embed = self.pos_embed(narrow(height, 0, 0, 1), narrow(width, 0, 0, 1), grid[1], grid[2])
-        x = self.sum(x.reshape(x.shape[0], grid[0], grid[1] * grid[2], x.shape[4]), pos_embed)
+        patches = grid[1] * grid[2]
+        x = self.sum(x.reshape(x.shape[0], grid[0], patches, x.shape[4]), pos_embed)
+        x = self.tokens.own(x)  # (B, T, S, C)
 
         fps = self.fps_embedder(fps)
         t, t0 = self.t_embedder(t) + fps, self.t_embedder(mint.zeros(t.shape)) + fps
@@ -109,6 +114,7 @@ class STDiT3(RotaryDenoiser):
         hidden = None if mask is None else hidden_tokens(mask)
         rope = self.rope(grid[0])
         for spatial, temporal in zip(self.spatial_blocks, self.temporal_blocks):
-            x = spatial(x, y, t_mlp, rope, hidden)
+            x = spatial(x, y, t_mlp, rope, hidden, patches)
             x = temporal(x, y, t_mlp, rope, hidden)
-        return unpatchify(self.final_layer(x, t, t0, x_mask), grid, self.patch_size, size)
+        x = self.tokens.whole(self.final_layer(x, t, t0, x_mask), patches)
+        return unpatchify(x, grid, self.patch_size, size)

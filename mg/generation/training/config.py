@@ -100,8 +100,8 @@ class DenoiserTrainConfig(RunConfig):
         log_every: updates between lines that say the mean loss; log.jsonl has every update.
         load: go on from this checkpoint, or from the newest of this run, in an output_path of one's own.
         start_from_scratch: take the weights of `load` alone, and begin with update 1.
-        plugin: null: every worker has the whole network and its optimizer.
-        sp_size: 1: sequences are not shared out to devices.
+        plugin: zero2 as in other runs, over all devices; zero2-seq is the same with an sp_size above 1.
+        sp_size: so many devices share the tokens of each clip; it divides their number. DiT's cannot be shared.
         num_bucket_build_workers: taken, and without effect: num_workers measure files.
     """
 
@@ -148,7 +148,6 @@ class DenoiserTrainConfig(RunConfig):
     log_every: int = 10
     load: str | None = None
     start_from_scratch: bool = False
-    plugin: str | None = None
     sp_size: int = 1
     num_bucket_build_workers: int | None = None
 
@@ -165,15 +164,19 @@ class DenoiserTrainConfig(RunConfig):
         require(one, self, "csv_path", "given, or latents_path in its place; one of them and not both")
         require(self.log_every >= 1, self, "log_every", "at least 1")
         require(0 <= self.caption_dropout <= 1, self, "caption_dropout", "from 0 to 1")
-        require(self.sp_size == 1, self, "sp_size", "1: sequences are not shared out to devices here")
-        whole = "null: optimizer states and gradients are not shared out to devices here, each has the whole"
-        require(self.plugin is None, self, "plugin", whole)
+        require(self.sp_size >= 1, self, "sp_size", "at least 1")
+        require(self.sp_size > 1 or self.plugin != "zero2-seq", self, "sp_size", "above 1 with plugin zero2-seq")
         require(self.load is not None or not self.start_from_scratch, self, "load", "given with start_from_scratch")
         self._check_data()
         if self.mask_ratios is not None:
             MaskGenerator(self.mask_ratios)
-            if self.model.type.lower().startswith("dit"):
+        if self.model.type.lower().startswith("dit"):
+            if self.mask_ratios is not None:
                 raise ValueError(f"mask_ratios: model.type {self.model.type} has no frame masks; use an STDiT")
+            if self.sp_size > 1:
+                raise ValueError(
+                    f"sp_size: devices cannot share the tokens of model.type {self.model.type}; use an STDiT"
+                )
 
     def _check_data(self) -> None:
         buckets = self.data.buckets is not None

@@ -4,6 +4,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn
 
+from mg.collectives import Group
 from mg.diffusion.networks import Denoiser
 from mg.diffusion.schedules import Schedule
 from mg.training.optim import OptimConfig
@@ -14,7 +15,7 @@ class DenoiserStep(Step):
     """The step of a denoiser.
 
     Args:
-        model, config, total_steps, dtype, world_size: as of `Step`.
+        model, config, total_steps, dtype, world_size, sharers: as of `Step`.
         schedule: how latents are noised, and the loss.
     """
 
@@ -26,8 +27,9 @@ class DenoiserStep(Step):
         total_steps: int,
         dtype: str = "fp32",
         world_size: int = 1,
+        sharers: Group | None = None,
     ):
-        super().__init__(model, config, total_steps, dtype, world_size)
+        super().__init__(model, config, total_steps, dtype, world_size, sharers)
         self._losses = _Losses(model, schedule)
         self._accumulate = _Denoise(self._losses, self.updater)
 

@@ -2,16 +2,19 @@
 
 All that is drawn for a clip, its noise, its frame mask, whether it loses its caption, and its sample of the posterior,
 is drawn from (seed, step, place in the global batch) alone; the times of a step are drawn for the global batch at once.
+Workers that share tokens (`sp_size`) have one place, and so the same clips and draws.
 """
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mg import runtime
+from mg.collectives import Group
 from mg.data.errors import DataError
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import Batch, ClipLoader
@@ -20,7 +23,7 @@ from mg.diffusion.networks import Denoiser, create_denoiser, network_of
 from mg.diffusion.networks.denoiser import SizedDenoiser
 from mg.diffusion.schedules import create_schedule
 from mg.generation.codec import load_codec
-from mg.generation.config import given
+from mg.generation.config import NOT_OF_NETWORK, given
 from mg.generation.generate import load_text_encoder
 from mg.generation.pipeline import IMAGE_FPS
 from mg.generation.training.config import DenoiserTrainConfig, ValidationSection, check_paths
@@ -79,16 +82,21 @@ class DenoiserTask(Task):
         return rows
 
     def build(self, rows: Sequence[IndexRow], worker, newest):
-        config, validation, self.worker = self.config, self.config.validation, worker
+        config, validation = self.config, self.config.validation
+        if worker.world_size % config.sp_size:
+            raise TrainingError(
+                f"sp_size is {config.sp_size}; it must divide the number of workers, {worker.world_size}"
+            )
+        self.worker = worker = replace(worker, sp_size=config.sp_size)
         encoded: Any = None
         if config.latents_path is None or validation.csv_path is not None:
             encoded = EncodedLatents(load_codec(config.vae, config.vae.dtype or config.dtype))
         self.latents = self._stored or encoded
-        self.loader = self.latents.loader(rows, config.data, config.seed, worker.rank, worker.world_size)
+        self.loader = self.latents.loader(rows, config.data, config.seed, worker.dp_rank, worker.dp_size)
         self.text_encoder = load_text_encoder(config.text_encoder, config.model.type)
         self._check_captions(rows, self.source)
 
-        settings = given(config.model, "type", "from_pretrained", "enable_layernorm_kernel", "freeze_y_embedder")
+        settings = given(config.model, *NOT_OF_NETWORK, "freeze_y_embedder")
         settings["in_channels"] = self.latents.in_channels
         if issubclass(network_of(config.model.type)[0], SizedDenoiser):
             settings["input_size"] = list(self._only_size(rows))
@@ -100,6 +108,8 @@ class DenoiserTask(Task):
             start = newest or _checkpoint_at(Path(str(config.load)))
         runtime.set_seed(config.seed)  # whatever was loaded before: the network starts from the same parameters
         self.model = create_denoiser(config.model.type, start, config.dtype, config.grad_checkpoint, **settings)
+        if config.sp_size > 1:
+            self.model.share_tokens(Group.of(worker, config.sp_size))
         if self.masks is not None and self.model.patch_size[0] != 1:
             raise TrainingError(f"mask_ratios must be null: a token of {self.model.name} is of several frames here")
         if validation.source is not None:
@@ -109,12 +119,12 @@ class DenoiserTask(Task):
     def begin(self, total, resumed):
         config, self._total = self.config, total
         freeze(self.model, ["y_embedder"] if config.model.freeze_y_embedder else [])
-        workers = self.worker.world_size
-        self.step = DenoiserStep(self.model, self.schedule, config.optim, total, config.dtype, workers)
+        workers, sharers = self.worker.world_size, config.sharers(self.worker)
+        self.step = DenoiserStep(self.model, self.schedule, config.optim, total, config.dtype, workers, sharers)
 
     def prepare(self, batch: Batch):
         config, count = self.config, len(batch.x)
-        first = self.worker.rank * count
+        first = self.worker.dp_rank * count
         at = [(config.seed, batch.step, place) for place in range(first, first + count)]
         seeds = [(*each, *_OF_POSTERIOR) for each in at] if config.sample_posterior else None
         x0 = self.latents(batch, seeds)  # (B, C, T, H, W)
@@ -125,7 +135,7 @@ class DenoiserTask(Task):
         dropped = np.array([each.random() < config.caption_dropout for each in generators])
         x_mask = None if self.masks is None else np.stack([self.masks(each, frames) for each in generators])
 
-        together = count * self.worker.world_size
+        together = count * self.worker.dp_size
         times = np.random.default_rng((config.seed, batch.step, *_OF_TIMES))
         t = self.schedule.draw_t(times, together, (*batch.size, frames))[first : first + count]
 

@@ -62,7 +62,7 @@ class Validation:
     def measure(self, step: DenoiserStep) -> dict[str, float]:
         """The mean `loss`, the `baseline`, and the loss of each band, from "0-0.1" to "0.9-1" where they are ten; all
         workers must call it at the same time."""
-        mine = range(self._worker.rank, len(self.clips), self._worker.world_size)
+        mine = range(self._worker.dp_rank, len(self.clips), self._worker.dp_size)
         found = {place: [step.losses(*batch).item() for batch in self._noised(place)] for place in mine}
         shared = [json.loads(content) for content in self._worker.gather(json.dumps(found).encode())]
         by_place = {int(place): losses for each in shared for place, losses in each.items()}
