@@ -284,7 +284,7 @@ def test_a_lone_token_of_a_caption_has_all_the_weight():
     ("stdit4", {}, "there is no network 'stdit4'; there are STDiT-XL/2, STDiT2-XL/2,"),
     ("stdit2", {"hiden_size": 96}, "stdit2 has no config key 'hiden_size'; did you mean 'hidden_size'?"),
     ("stdit2", {"hidden_size": 64}, "stdit2: hidden_size is 64; it must be a multiple of 48"),
-    ("stdit3", {"hidden_size": 60, "num_heads": 20}, "60 channels in 20 heads are odd for each; it must be even"),
+    ("stdit3", {"hidden_size": 60, "num_heads": 20}, "60 channels in 20 heads are an odd number per head"),
     ("stdit3", {"depth": 0}, "stdit3: depth is 0; it must be a whole number above 0"),
     ("stdit", {"input_size": None}, "stdit: input_size is None; it must be three whole numbers, [T, H, W]"),
     ("dit", {"patch_size": [2, 2]}, "dit: patch_size is [2, 2]; it must be three whole numbers, [T, H, W]"),
@@ -297,17 +297,17 @@ def test_a_network_that_cannot_be_built_is_one_line(name, config, message):
 
 
 @pytest.mark.parametrize("name, wrong, message", [
-    ("stdit2", {"fps": None}, "this call of stdit2 lacks fps; beside x, t, y and masks it takes height, width,"),
-    ("stdit3", {"ar": Tensor([1.0])}, "this call of stdit3 takes no ar; beside x, t, y and masks it takes height,"),
-    ("stdit", {"fps": Tensor([1.0])}, "this call of stdit takes no fps; beside x, t, y and masks it takes nothing"),
+    ("stdit2", {"fps": None}, "this call of stdit2 lacks fps; besides x, t, y and masks it takes height, width,"),
+    ("stdit3", {"ar": Tensor([1.0])}, "this call of stdit3 takes no ar; besides x, t, y and masks it takes height,"),
+    ("stdit", {"fps": Tensor([1.0])}, "this call of stdit takes no fps; besides x, t, y and masks it takes nothing"),
     ("stdit3", {"x": Tensor(np.zeros((2, 3, 1, 4, 4)))}, "x has shape (2, 3, 1, 4, 4); it must be (B, 4, T, H, W)"),
     ("stdit", {"x": Tensor(np.zeros((2, 4, 1, 4, 6)))}, "this stdit is for [1, 4, 4], [T, H, W]; build it with that"),
-    ("stdit3", {"t": Tensor(np.zeros(3))}, "t has shape (3,); it must have 2 rows, or divide that"),
+    ("stdit3", {"t": Tensor(np.zeros(3))}, "t has shape (3,); it must have 2 rows, or a divisor of that"),
     ("stdit3", {"y": Tensor(np.zeros((2, 1, 5, 8)))}, "y has shape (2, 1, 5, 8); it must be (B, 1, L, 8), L up to 4"),
-    ("stdit3", {"mask": Tensor(np.ones((2, 3)))}, "mask has shape (2, 3); it must be (B, 4), as y has it"),
+    ("stdit3", {"mask": Tensor(np.ones((2, 3)))}, "mask has shape (2, 3); it must be (B, 4), to match y"),
     ("stdit3", {"x_mask": Tensor(np.ones((2, 2)))}, "x_mask has shape (2, 2); it must be (2, 1), (B, T)"),
     ("dit", {"x_mask": Tensor(np.ones((2, 1)))}, "dit takes no frame mask (x_mask): it generates all frames"),
-    ("dit", {"mask": Tensor(np.ones((2, 1)))}, "dit takes no mask of a caption"),
+    ("dit", {"mask": Tensor(np.ones((2, 1)))}, "dit takes no caption mask"),
 ])  # fmt: skip
 def test_a_call_that_cannot_be_is_one_line(name, wrong, message):
     network = create_denoiser(name, **TINY, input_size=[1, 4, 4])

@@ -79,7 +79,7 @@ def test_shares_are_the_ratios_and_identity_has_the_rest():
         ({"mask_random": 0.1}, "mask_ratios has no mask 'mask_random'; it may be one of quarter_random, image_random"),
         ({"image_haed": 0.1}, "no mask 'image_haed'; it may be one of image_head"),
         ({"foo": 0.1}, "no mask 'foo'; it may be one of identity, quarter_random"),
-        ({"image_head": 1.5}, "mask_ratios has 1.5 for image_head; ratios lie between 0 and 1"),
+        ({"image_head": 1.5}, "mask_ratios has 1.5 for image_head; ratios must be between 0 and 1"),
         ({"image_head": 0.6, "image_tail": 0.6}, "mask_ratios add up to 1.2"),
         ({"identity": 0.6, "image_tail": 0.2}, "mask_ratios add up to 0.8"),
         ({"identity": 0.5, "mask_no": 0.5}, "mask_ratios has identity twice, once as mask_no"),

@@ -1,1 +1,1 @@
-"""Diffusion on the latents of videos: the networks that denoise, and the schedules that train and sample them."""
+"""Video diffusion in latent space: the denoisers, and the schedules that train and sample them."""

@@ -1,4 +1,5 @@
-"""Which frames a denoiser is given in training, as Open-Sora chooses them: it learns to go on, back and between."""
+"""Which frames a denoiser is given in training, chosen as in Open-Sora: it learns to extend clips in both directions
+and to interpolate."""
 
 import difflib
 from collections.abc import Mapping
@@ -18,32 +19,32 @@ MASKS = (
     "random",
     "intepolate",
 )
-# Open-Sora 1.1's names, and the right spelling.
+# Open-Sora 1.1's names, and the correct spelling.
 _OTHER_NAMES = {"mask_no": "identity", "interpolate": "intepolate"}
 _OTHER_NAMES |= {f"mask_{name}": name for name in MASKS if name.startswith(("quarter_", "image_"))}
 
 
 class MaskGenerator:
-    """Draws masks by their ratios.
+    """Draws masks according to their ratios.
 
-    | name | frames that are given |
+    | name | given frames |
     |---|---|
     | identity | none |
-    | quarter_random, _head, _tail | 1 to a quarter of them, anywhere, at the start or at the end |
-    | quarter_head_tail | as many at both ends |
+    | quarter_random, _head, _tail | from one frame to a quarter of them: anywhere, at the start or at the end |
+    | quarter_head_tail | the same number at both ends |
     | image_random, _head, _tail, _head_tail | one, or one at each end |
-    | random | each with one probability between 0.1 and 0.9 |
-    | intepolate | every second |
+    | random | each with the same probability, drawn from 0.1 to 0.9 |
+    | intepolate | every second frame |
 
-    A frame is a latent one here: an autoencoder that compresses time makes it of several. At least one is always left
-    to generate, and an image has nothing to give.
+    Frames are latent frames here: an autoencoder that compresses time merges several into one. At least one is always
+    left to generate, so an image has no given frames.
 
     Args:
-        mask_ratios: shares of the samples by name, in [0, 1]; 1.1's names (mask_no, mask_quarter_head ...) and
-            "interpolate" will do. Without identity what they leave of 1 is identity's.
+        mask_ratios: mask name -> share of the samples, in [0, 1]; 1.1's names (mask_no, mask_quarter_head ...) and
+            "interpolate" are accepted. If identity is left out, it gets what remains of 1.
 
     Raises:
-        ValueError: an unknown name, one given twice, or ratios that do not fit.
+        ValueError: an unknown or repeated name, or invalid ratios.
     """
 
     def __init__(self, mask_ratios: Mapping[str, float]):
@@ -53,15 +54,15 @@ class MaskGenerator:
             if name in self.ratios:
                 raise ValueError(f"mask_ratios has {name} twice, once as {given}")
             if not 0 <= ratio <= 1:
-                raise ValueError(f"mask_ratios has {ratio} for {given}; ratios lie between 0 and 1")
+                raise ValueError(f"mask_ratios has {ratio} for {given}; ratios must be between 0 and 1")
             self.ratios[name] = float(ratio)
         total = sum(self.ratios.values())
         if total > 1 + 1e-6 or ("identity" in self.ratios and total < 1 - 1e-6):
-            raise ValueError(f"mask_ratios add up to {total:g}; they must to 1, or without identity to 1 at most")
+            raise ValueError(f"mask_ratios add up to {total:g}; it must be 1, or without identity at most 1")
         self.ratios.setdefault("identity", max(0.0, 1 - total))
 
     def __call__(self, rng: np.random.Generator, num_frames: int) -> np.ndarray:
-        """A mask (T,) for one sample of `num_frames` latent frames: True generates a frame, False gives it."""
+        """A mask (T,) for one sample of `num_frames` latent frames: True for frames to generate, False for given ones."""
         mask = np.ones(num_frames, bool)
         chosen = rng.random()
         if num_frames <= 1:
@@ -92,14 +93,14 @@ class MaskGenerator:
 
 
 def _whole(rng: np.random.Generator, first: int, last: int) -> int:
-    """One of first to last"""
+    """A whole number from first to last, inclusive."""
     return int(rng.integers(first, last, endpoint=True))
 
 
 def _known(name: str) -> str:
     known = _OTHER_NAMES.get(name, name)
     if known not in MASKS:
-        # "mask_head" and its like stand in some of 1.0's configs, which its own code refuses: quarter or image?
+        # "mask_head" and the like are in some of 1.0's configs, but its own code rejects them: quarter or image?
         alike = [mask for mask in MASKS if mask.endswith(name.removeprefix("mask"))] if name.startswith("mask_") else []
         alike = alike or difflib.get_close_matches(name, MASKS, 2) or list(MASKS)
         raise ValueError(f"mask_ratios has no mask {name!r}; it may be one of {', '.join(alike)}")

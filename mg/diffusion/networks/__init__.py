@@ -1,11 +1,11 @@
-"""The networks that denoise latents, by name.
+"""The denoisers, by name.
 
     create_denoiser("STDiT3-XL/2")                                     # Open-Sora 1.2's, untrained
     create_denoiser("STDiT3-XL/2", pretrained="OpenSora-STDiT-v3")     # a released folder or file
-    create_denoiser("STDiT2-XL/2", pretrained="PixArt-XL-2-512x512.pth")    # what an image's network knows
+    create_denoiser("STDiT2-XL/2", pretrained="PixArt-XL-2-512x512.pth")    # start from an image network
     create_denoiser("stdit3", depth=2, hidden_size=96, num_heads=4)    # keywords override the config
 
-All of them have the interface of `mg.diffusion.networks.denoiser`.
+All share the interface of `mg.diffusion.networks.denoiser`.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ __all__ = ["DENOISERS", "TYPES", "Denoiser", "create_denoiser", "network_of"]
 for _network in (STDiT, STDiT2, STDiT3, DiT):
     DENOISERS.add(_network)
 
-# The names that configs have: which network, and how it differs from the default.
+# The names used in configs: which network, and how its config differs from the default.
 TYPES: dict[str, tuple[str, dict]] = {
     "STDiT-XL/2": ("stdit", {}),
     "STDiT2-XL/2": ("stdit2", {}),
@@ -34,7 +34,7 @@ TYPES: dict[str, tuple[str, dict]] = {
 
 
 def network_of(type: str) -> tuple[type[Denoiser], dict]:
-    """The class that a name stands for, one of TYPES or of a network, and how its config differs from the default.
+    """The class of a name from TYPES or of a network's own name, and how its config differs from the default.
 
     Raises:
         ValueError: an unknown name.
@@ -56,11 +56,11 @@ def create_denoiser(
 
     Args:
         type: one of TYPES, or the name of a network: stdit | stdit2 | stdit3 | dit.
-        pretrained: file or folder to take the weights from, ours, Open-Sora's, or PixArt's or DiT's to start from. The
-            config that stands beside them is the default then.
-        dtype: fp32 | fp16 | bf16, the precision of products.
+        pretrained: file or folder of weights: ours, Open-Sora's, or PixArt's or DiT's to start from. The config next to
+            them is the default then.
+        dtype: fp32 | fp16 | bf16, the precision of matrix products.
         use_recompute: gradient checkpointing, block by block.
-        config: overrides of the network's config. `enable_flashattn` is `enable_flash_attn`.
+        config: overrides of the network's config. `enable_flashattn` means `enable_flash_attn`.
 
     Raises:
         ValueError: an unknown name or config key, or a value that cannot be built.

@@ -1,8 +1,8 @@
-"""What the networks share, in the order in which data meets it: embedders, attention, modulation, the last layer.
+"""The layers that the networks share, in the order of the forward pass: embedders, attention, modulation, last layer.
 
 Tokens are (B, T, S, C) throughout: T latent frames, S patches of each. Shifts, scales and gates come from the timestep
-(DiT, arXiv 2212.09748; one table for all blocks and one of each block's own: PixArt-alpha, arXiv 2310.00426).
-Parameters have the names of Open-Sora's.
+(DiT, arXiv 2212.09748; shared by all blocks, plus a table per block: PixArt-alpha, arXiv 2310.00426). Parameter names
+are Open-Sora's.
 """
 
 import math
@@ -20,14 +20,14 @@ from mg.models.layers.linear import Linear
 from mg.models.layers.norm import LastAxisRMSNorm, LayerNorm
 from mg.models.layers.precision import PrecisionCell
 
-_SMALL = 0.02  # deviation of the first weights of what embeds timesteps and captions
+_SMALL = 0.02  # standard deviation of the initial weights of timestep and caption embedders
 
 
 # Embedders.
 
 
 class PatchEmbed3D(nn.Cell):
-    """Patches of latents as tokens: a convolution that does not overlap, as a product. Zeros fill up the last ones."""
+    """Latents to patch tokens: a non-overlapping convolution as a matrix product, after zero padding."""
 
     def __init__(self, patch_size: tuple[int, int, int], in_channels: int, channels: int):
         super().__init__()
@@ -46,7 +46,7 @@ class PatchEmbed3D(nn.Cell):
 
 
 def unpatchify(x, grid, patch_size, size):
-    """The inverse: (B, T', S, patch * C_out) -> (B, C_out, T, H, W), cropped to `size`, (T, H, W); in fp32."""
+    """The inverse: (B, T', S, patch * C_out) -> (B, C_out, T, H, W), cropped to `size` (T, H, W); in fp32."""
     (t, h, w), (pt, ph, pw) = grid, patch_size
     b, c = x.shape[0], x.shape[3] // (pt * ph * pw)
     x = x.astype(ms.float32).reshape(b, t, h, w, pt, ph, pw, c).transpose(0, 7, 1, 4, 2, 5, 3, 6)
@@ -58,7 +58,7 @@ def unpatchify(x, grid, patch_size, size):
 
 
 class ScalarEmbedder(nn.Cell):
-    """A number for each sample (B,), as a timestep, to (B, C): cosines and sines, in fp32, and an MLP."""
+    """One number per sample, such as a timestep: cosines and sines in fp32, and an MLP. (B,) -> (B, C)"""
 
     def __init__(self, channels: int, frequencies: int = 256, first_init=None, last_init=None):
         super().__init__()
@@ -74,7 +74,7 @@ class ScalarEmbedder(nn.Cell):
 
 
 class TimestepEmbedder(ScalarEmbedder):
-    """`ScalarEmbedder`, with its own first weights."""
+    """`ScalarEmbedder` with other initial weights."""
 
     def __init__(self, channels: int):
         super().__init__(channels, first_init=Normal(_SMALL), last_init=Normal(_SMALL))
@@ -86,7 +86,7 @@ def modulation_block(channels: int, number: int, weight_init=None) -> nn.Sequent
 
 
 class Mlp(nn.Cell):
-    """Linear, GELU in its tanh form, linear."""
+    """Linear, GELU (tanh approximation), linear."""
 
     def __init__(self, in_channels: int, hidden: int, out_channels: int, first_init=None, last_init=None):
         super().__init__()
@@ -98,10 +98,10 @@ class Mlp(nn.Cell):
 
 
 class CaptionEmbedder(nn.Cell):
-    """Captions in the text encoder's channels to the network's. (B, L, D) -> (B, L, C)
+    """Projects captions from the text encoder's channels to the network's. (B, L, D) -> (B, L, C)
 
-    `y_embedding` (tokens, D) is the caption of none: what stands for the caption in guidance, and in training now and
-    then. It lies in the text encoder's channels, and is not trained.
+    `y_embedding` (tokens, D) is the null caption, which replaces the caption for guidance and, now and then, in
+    training. It is in the text encoder's channels and is not trained.
     """
 
     def __init__(self, in_channels: int, channels: int, tokens: int):
@@ -115,7 +115,7 @@ class CaptionEmbedder(nn.Cell):
 
 
 class LabelEmbedder(PrecisionCell):
-    """Classes (B,), integers, to (B, C). The last row, `num_classes`, is no class."""
+    """Class numbers (B,) to (B, C). The last row, `num_classes`, stands for no class."""
 
     def __init__(self, num_classes: int, channels: int):
         super().__init__()
@@ -126,7 +126,7 @@ class LabelEmbedder(PrecisionCell):
 
 
 class EmbeddingTable(nn.Cell):
-    """The parameter of an embedding."""
+    """The table of an embedding."""
 
     def __init__(self, rows: int, channels: int):
         super().__init__()
@@ -140,9 +140,9 @@ class Attention(nn.Cell):
     """Self-attention. (N, L, C) -> the same
 
     Args:
-        qk_norm: queries and keys are normed, head by head.
-        qk_norm_legacy: norm them after they are rotated, as Open-Sora 1.1 was trained, and not before.
-        proj_init: first weights of the projection at the end.
+        qk_norm: normalise queries and keys per head.
+        qk_norm_legacy: normalise them after the rotation instead of before it, as Open-Sora 1.1 was trained.
+        proj_init: initial weights of the output projection.
     """
 
     def __init__(
@@ -167,8 +167,8 @@ class Attention(nn.Cell):
     def construct(self, x, rope=None, patches=None):
         """
         Args:
-            rope: of a `RotaryEmbedding`, where queries and keys are to be rotated.
-            patches: how many tokens there are in all, where workers may share them.
+            rope: from a `RotaryEmbedding`, to rotate queries and keys; None for no rotation.
+            patches: the total number of tokens, if workers may share them.
         """
         n, length, _ = x.shape
         q, k, v = mint.split(self.qkv(x), self.channels, 2)
@@ -180,13 +180,13 @@ class Attention(nn.Cell):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None and not self.qk_norm_legacy:
             q, k = rotate(q, rope), rotate(k, rope)
-        # One by one: PyNative in MindSpore 2.10 gets the gradient of a cat of the two wrong.
+        # One by one: PyNative in MindSpore 2.10 computes a wrong gradient for a cat of the two.
         k, v = self.tokens.keys(k.astype(v.dtype), patches), self.tokens.keys(v, patches)
         return self.proj(self.attention(q, k, v))
 
 
 class MultiHeadCrossAttention(nn.Cell):
-    """Attention of tokens (B, T, S, C) to a caption (B, L, C)."""
+    """Attention from tokens (B, T, S, C) to a caption (B, L, C)."""
 
     def __init__(self, channels: int, num_heads: int, flash: bool = False, proj_init=None):
         super().__init__()
@@ -197,7 +197,7 @@ class MultiHeadCrossAttention(nn.Cell):
         self.proj = Linear(channels, channels, proj_init)
 
     def construct(self, x, y, hidden=None):
-        """hidden: as `hidden_tokens` gives it, or None."""
+        """hidden: from `hidden_tokens`, or None."""
         b, t, s, channels = x.shape
         head = channels // self.num_heads
         q = self.q_linear(x).reshape(b, t * s, self.num_heads, head)
@@ -207,8 +207,8 @@ class MultiHeadCrossAttention(nn.Cell):
 
 
 def hidden_tokens(mask):
-    """A mask of captions (B, L), True where there is a token, to what attention takes: (B, 1, 1, L), True where there
-    is none. A caption without any token counts as one without a mask."""
+    """Inverts a caption mask (B, L), True at tokens, to what attention needs: (B, 1, 1, L), True at padding. A caption
+    without tokens counts as one without a mask."""
     seen = mask.astype(ms.float32)
     none = mint.sum(seen, dim=1, keepdim=True) == 0
     hidden = mint.logical_and(seen == 0, mint.logical_not(none))
@@ -216,13 +216,13 @@ def hidden_tokens(mask):
 
 
 def within_frames(attention, x, patches=None):
-    """Self-attention over the patches of each frame, of tokens (B, T, S, C); `patches` as of `Attention`."""
+    """Self-attention over the patches of each frame, for tokens (B, T, S, C); `patches` as in `Attention`."""
     b, t, s, c = x.shape
     return attention(x.reshape(b * t, s, c), None, patches).reshape(b, t, s, c)
 
 
 def along_time(attention, x, rope=None):
-    """Self-attention over the frames of each patch, of tokens (B, T, S, C)."""
+    """Self-attention over the frames of each patch, for tokens (B, T, S, C)."""
     b, t, s, c = x.shape
     x = x.transpose(0, 2, 1, 3).reshape(b * s, t, c)
     return attention(x, rope).reshape(b, s, t, c).transpose(0, 2, 1, 3)
@@ -232,11 +232,11 @@ def along_time(attention, x, rope=None):
 
 
 def of_frames(x_mask, generated, given):
-    """What belongs to each frame: (B, C) -> (B, 1 or T, 1, C)
+    """Pick the values of each frame: (B, C) -> (B, 1 or T, 1, C)
 
     Args:
-        x_mask: (B, T), True at frames that are generated; None if all are.
-        generated, given: for frames that are generated, and for those that are given, (B, C).
+        x_mask: (B, T), True at generated frames; None if all are.
+        generated, given: values for generated and for given frames, (B, C).
     """
     generated = generated.expand_dims(1)
     if x_mask is not None:
@@ -245,7 +245,7 @@ def of_frames(x_mask, generated, given):
 
 
 def modulations(table, t):
-    """A block's table (1, n, C) on top of what all blocks have (B, 1 or T, 1, n * C): n times (B, 1 or T, 1, C)"""
+    """A block's table (1, n, C) plus the shared modulations (B, 1 or T, 1, n * C): n tensors (B, 1 or T, 1, C)."""
     _, n, c = table.shape
     return mint.split(table.reshape(1, 1, n, c) + t.reshape(t.shape[0], t.shape[1], n, c), 1, 2)
 
@@ -274,8 +274,8 @@ class Gate(PrecisionCell):
 
 
 class Sum(PrecisionCell):
-    """x + y in the precision of products. (Where a block ends in a sum, that is an operator of the block itself:
-    gradient checkpointing keeps that alone.)"""
+    """x + y in the precision of products. (A block's final sum is an operator of the block itself: gradient
+    checkpointing only keeps that.)"""
 
     def construct(self, x, y):
         return self.cast(self.cast(x) + self.cast(y))
@@ -285,7 +285,7 @@ class T2IFinalLayer(nn.Cell):
     """Tokens (B, T, S, C) to patches (B, T, S, values).
 
     Args:
-        norm_given_twice: norm frames that are given once more, after they were normed and modulated as if generated.
+        norm_given_twice: given frames are normalised and modulated as if generated, and then once more as given.
     """
 
     def __init__(self, channels: int, values: int, norm_given_twice: bool = False, weight_init=None):
@@ -296,8 +296,7 @@ class T2IFinalLayer(nn.Cell):
         self.linear = Linear(channels, values, weight_init)
 
     def construct(self, x, t, t0=None, x_mask=None):
-        """t, t0: embedded timesteps (B, C), of frames that are generated and of those that are given, as in
-        `of_frames`."""
+        """t, t0: embedded timesteps (B, C) of generated and of given frames, as in `of_frames`."""
         table = self.scale_shift_table.expand_dims(0)
         if x_mask is None or not self.norm_given_twice:
             return self.linear(self.modulate(x, table, of_frames(x_mask, t, t0)))

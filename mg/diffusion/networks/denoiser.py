@@ -1,9 +1,9 @@
-"""`Denoiser`: the one interface that the networks have.
+"""`Denoiser`: the interface that all networks share.
 
     model = create_denoiser("STDiT3-XL/2", pretrained="OpenSora-STDiT-v3", dtype="bf16")
     eps = model(x, t, y, mask, height=height, width=width, fps=fps)[:, :4]
 
-A graph is compiled for every size of the latents, and not for every caption: those are filled up to the longest.
+A graph is compiled per latent size but not per caption length: captions are padded to the longest.
 """
 
 import functools
@@ -27,44 +27,45 @@ from mg.models.stored import StoredModel, described_here
 
 DENOISERS: "Registry[Denoiser]" = Registry()  # filled by `mg.diffusion.networks`
 
-# What all four have in their configs.
+# Common to the configs of all four.
 CONFIG = {
-    "input_size": None,  # latent frames, rows and columns; None for any, where the network takes any
+    "input_size": None,  # latent frames, rows and columns; None for any, if the network allows it
     "in_channels": 4,
     "patch_size": [1, 2, 2],
     "hidden_size": 1152,
     "depth": 28,
     "num_heads": 16,
     "mlp_ratio": 4.0,
-    "pred_sigma": True,  # a variance beside every value that is predicted: twice the channels come out
+    "pred_sigma": True,  # also predict a variance for every value: twice the output channels
     "caption_channels": 4096,
     "model_max_length": 120,  # tokens of a caption
-    "enable_flash_attn": False,  # on Ascend; elsewhere it changes nothing
+    "enable_flash_attn": False,  # on Ascend; no effect elsewhere
 }
-# And those whose frames may be given.
-STDIT_CONFIG = {**CONFIG, "norm_given_twice": False}  # as Open-Sora does it: see T2IFinalLayer
+# For networks that take given frames.
+STDIT_CONFIG = {**CONFIG, "norm_given_twice": False}  # Open-Sora does it: see T2IFinalLayer
 
 
 class Denoiser(StoredModel):
-    """Base of the networks. One sets the class attributes, and builds itself in `build`.
+    """Base class of the networks. A subclass sets the class attributes and makes its layers in `build`.
 
     Args:
         config: overrides of `default_config`.
         pretrained: file or folder of weights, ours or the original's, or PixArt's to start from.
-        dtype: fp32 | fp16 | bf16, the precision of products; norms, softmax, timesteps, sizes and positions are fp32.
+        dtype: fp32 | fp16 | bf16, the precision of matrix products; norms, softmax, timesteps, sizes and positions are
+            fp32.
         use_recompute: gradient checkpointing, block by block.
 
     Attributes:
-        in_channels, out_channels: of the latents, and of what is predicted.
-        extra_inputs: what the network wants to know of each sample beside timestep and caption, in this order.
-        takes_frame_mask: some frames may be given, and the others generated.
-        text_encoders: the types of those whose captions it takes, see `mg.text`.
-        num_classes: how many there are where captions are numbers of classes; else None.
-        width_factors: what the width must be divisible by, beside the heads.
-        new_to_older: patterns of the parameters that files of PixArt or DiT lack, which may be started from; the first
-            pattern's tell those files from this network's own.
-        blocks_of_older: what their blocks are here.
-        variants: configs of which files differ in the kinds of their parameters.
+        in_channels, out_channels: channels of the latents and of the prediction.
+        extra_inputs: the network's other inputs per sample besides timestep and caption, in this order.
+        takes_frame_mask: whether some frames may be given and the others generated.
+        text_encoders: types of text encoders whose captions it takes, see `mg.text`.
+        num_classes: the number of classes if captions are class numbers; else None.
+        width_factors: what the width must be divisible by, besides the number of heads.
+        new_to_older: patterns of the parameters that PixArt's or DiT's files, which may be started from, lack; the
+            parameters of the first pattern tell those files from this network's own.
+        blocks_of_older: our name for the blocks of those files.
+        variants: configs whose files differ in the kinds of their parameters.
 
     Raises:
         ValueError: a config that cannot be built.
@@ -99,7 +100,7 @@ class Denoiser(StoredModel):
         self.dtype = dtype
         self.finish(dtype, use_recompute, pretrained)
 
-    # What a network has or overrides.
+    # What a network implements or overrides.
 
     def build(self, config: dict) -> None:
         """Make the layers."""
@@ -107,7 +108,7 @@ class Denoiser(StoredModel):
 
     @classmethod
     def complete(cls, config: dict) -> dict:
-        """A config with the defaults in it, checked.
+        """The config with defaults filled in, checked.
 
         Raises:
             ValueError: an unknown key, or a value that cannot be built.
@@ -128,26 +129,28 @@ class Denoiser(StoredModel):
         if channels % factor:
             raise ValueError(f"{cls.name}: hidden_size is {channels}; it must be a multiple of {factor}")
         if channels // heads % 2:
-            raise ValueError(f"{cls.name}: {channels} channels in {heads} heads are odd for each; it must be even")
+            raise ValueError(
+                f"{cls.name}: {channels} channels in {heads} heads are an odd number per head; it must be even"
+            )
         return config
 
     @classmethod
     def positions(cls, config: dict) -> dict[str, np.ndarray]:
-        """The parameters that `settings` names."""
+        """The parameters named in `settings`."""
         return {}
 
     @property
     def null_caption(self) -> np.ndarray:
-        """The caption of none (L, D), in the text encoder's channels."""
+        """The null caption (L, D), in the text encoder's channels."""
         return self.y_embedder.y_embedding.asnumpy()
 
     def attentions_within_frames(self) -> list[nn.Cell]:
-        """The layers that see several patches; [] where workers cannot share them."""
+        """The attention layers over patches; [] if workers cannot share the patches."""
         return []
 
     def share_tokens(self, group: Group) -> None:
-        """Sequence parallelism: the workers of a group share the patches of the same clips, and each gives all that the
-        network gives alone. Of gradients each has a part, which the mean over the workers makes whole.
+        """Sequence parallelism: the workers of a group share the patches of the same clips, and each returns the whole
+        output. Each has part of the gradients; their mean over the workers is the full gradient.
 
         Raises:
             ValueError: the network's tokens cannot be shared.
@@ -159,38 +162,38 @@ class Denoiser(StoredModel):
             cell.tokens = SharedTokens(group)
 
     def recompute_activations(self) -> None:
-        """Gradient checkpointing: keep what goes into blocks for the backward pass, and compute the rest again."""
+        """Gradient checkpointing: keep only the blocks' inputs for the backward pass, and compute the rest again."""
         for _, cell in self.cells_and_names():
             if isinstance(cell, nn.CellList):
                 for block in cell:
                     block.recompute()
 
-    # Called from Python; a graph around it sees `construct`, and gives all inputs in full.
+    # Called from Python; an enclosing graph calls `construct` and must pass all inputs in full.
 
     def __call__(self, x, t, y, mask=None, x_mask=None, **extra):
-        """What the latents' noise (or velocity) is, and where `pred_sigma` the variance's values after it.
+        """Predict the latents' noise (or velocity), followed by the variance values with `pred_sigma`.
 
         Args:
             x: latents (B, C, T, H, W).
             t: timesteps (B,).
             y: captions (B, 1, L, D), L up to `model_max_length`.
-            mask: (B, L), nonzero at tokens of the caption; by default all are. Fewer rows than x has are repeated.
-            x_mask: (B, T), True at frames that are to be generated, False at those that are given; T after patching.
-            extra: `extra_inputs`, (B,) each, or fewer, repeated as mask's rows; heights and widths in pixels, and
-                num_frames are of the video, ar is height / width.
+            mask: (B, L), nonzero at the caption's tokens; by default all are. Fewer rows than x has are repeated.
+            x_mask: (B, T), True at frames to generate, False at given ones; T after patching.
+            extra: `extra_inputs`, (B,) each, or fewer, repeated like mask's rows; height and width (in pixels) and
+                num_frames are the video's, ar is height / width.
 
         Returns:
             (B, out_channels, T, H, W) in fp32.
 
         Raises:
-            ValueError: a shape that is wrong, or an input that is missing or not taken.
+            ValueError: a wrong shape, or an input that is missing or unknown.
         """
         b = self._check_latents(x)
         missing = [name for name in self.extra_inputs if extra.get(name) is None]
         unknown = [name for name in extra if name not in self.extra_inputs]
         if missing or unknown:
             wrong = f"lacks {', '.join(missing)}" if missing else f"takes no {', '.join(unknown)}"
-            wanted = f"beside x, t, y and masks it takes {', '.join(self.extra_inputs) or 'nothing'}"
+            wanted = f"besides x, t, y and masks it takes {', '.join(self.extra_inputs) or 'nothing'}"
             raise ValueError(f"this call of {self.name} {wrong}; {wanted}")
         t = self._of_samples(t, b, "t", ms.float32)
         sizes = [self._of_samples(extra[name], b, name, ms.float32) for name in self.extra_inputs]
@@ -211,15 +214,17 @@ class Denoiser(StoredModel):
         return x.shape[0]
 
     def _of_samples(self, value, samples: int, name: str, dtype):
-        """One value or row for each sample, in place of one for each of a few, which come again and again."""
+        """One value or row per sample: fewer are repeated in turn."""
         if value.shape[0] == 0 or samples % value.shape[0]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; it must have {samples} rows, or divide that")
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; it must have {samples} rows, or a divisor of that"
+            )
         value = value.astype(dtype)
         times = samples // value.shape[0]
         return value if times == 1 else mint.cat((value,) * times, dim=0)
 
     def _caption(self, y, mask, samples: int):
-        """The captions and their mask, filled up to the longest."""
+        """The captions and their mask, padded to the longest."""
         longest, channels = self.config["model_max_length"], self.config["caption_channels"]
         if y.ndim != 4 or y.shape[1] != 1 or y.shape[3] != channels or y.shape[2] > longest:
             wanted = f"(B, 1, L, {channels}), L up to {longest}"
@@ -229,14 +234,14 @@ class Denoiser(StoredModel):
         if mask is None:
             mask = Tensor(np.ones((samples, tokens), np.bool_))
         elif tuple(mask.shape[1:]) != (tokens,):
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be (B, {tokens}), as y has it")
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be (B, {tokens}), to match y")
         mask = self._of_samples(mask, samples, "mask", ms.float32)
         if tokens < longest:
             y = mint.cat((y, mint.zeros((samples, 1, longest - tokens, channels))), dim=2)
             mask = mint.cat((mask, mint.zeros((samples, longest - tokens))), dim=1)
         return y, mask > 0
 
-    # Weights: names are the originals'.
+    # Weights, under the originals' names.
 
     @classmethod
     def is_original_config(cls, config: dict) -> bool:
@@ -250,19 +255,19 @@ class Denoiser(StoredModel):
 
     @classmethod
     def original_config(cls, config: dict) -> dict:
-        if not cls.originals:  # those of Open-Sora 1.0 have none
+        if not cls.originals:  # Open-Sora 1.0's networks have none
             return described_here(cls.name)(config)
         return weights.config_to_open_sora(config, cls.originals[0])
 
     @classmethod
     def weight_shapes(cls, config: dict) -> dict[str, tuple[int, ...]]:
-        with no_init_parameters():  # which then take no memory
+        with no_init_parameters():  # so that they use no memory
             return {name: tuple(p.shape) for name, p in cls(config).named_weights()}
 
     @classmethod
     def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether a file holds exactly the kinds of parameters that this network has, in one of its variants; what
-        follows from the config may be there or not."""
+        """Whether a file holds exactly this network's kinds of parameters, in one of its variants; parameters that
+        follow from the config are optional."""
         for parts, kinds in _kinds(cls):  # type: ignore[arg-type]  # the __hash__ that mypy sees is an instance's
             own = naming.own_part(shapes, parts).items()
             if weights.kinds({name: shape for name, shape in own if name.partition(".")[0] in parts}) == kinds:
@@ -271,13 +276,13 @@ class Denoiser(StoredModel):
 
     @classmethod
     def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
-        """Also of older networks' files, PixArt's or DiT's: `report.new` is then what they lack."""
+        """Also takes files of older networks, PixArt's or DiT's: `report.new` is then what they lack."""
         settings = cls.positions(cls.complete(config))
         return weights.fit(state, wanted, settings, cls.new_to_older, cls.blocks_of_older)
 
 
 class RotaryDenoiser(Denoiser):
-    """One for latents of any size, whose frames get their place by rotation."""
+    """A denoiser for latents of any size, with rotary embeddings over frames."""
 
     settings = ("rope.freqs",)
 
@@ -287,7 +292,7 @@ class RotaryDenoiser(Denoiser):
 
 
 class SizedDenoiser(Denoiser):
-    """One for latents of a single size, `input_size`, on which its positions depend."""
+    """A denoiser for latents of a single size, `input_size`, which its position embeddings depend on."""
 
     @classmethod
     def complete(cls, config: dict) -> dict:
@@ -298,7 +303,7 @@ class SizedDenoiser(Denoiser):
 
     @staticmethod
     def grid(config: dict) -> tuple[int, int, int]:
-        """How many patches there are along T, H and W."""
+        """The number of patches along T, H and W."""
         t, h, w = (-(-size // patch) for size, patch in zip(config["input_size"], config["patch_size"]))
         return t, h, w
 
@@ -314,7 +319,7 @@ class SizedDenoiser(Denoiser):
 
 @functools.cache
 def _kinds(network: type[Denoiser]) -> list[tuple[set[str], set]]:
-    """For each variant of a network: the parts that files of it always have, and the kinds of parameters in those."""
+    """For each variant of a network: the parts that its files always have, and the kinds of parameters in those."""
     found = []
     for variant in network.variants:
         shapes = network.weight_shapes({**variant, "depth": 1})

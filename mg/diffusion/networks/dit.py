@@ -1,6 +1,6 @@
-"""DiT (arXiv 2212.09748) for videos of one size: attention over all tokens, given a class or a vector for a text.
+"""DiT (arXiv 2212.09748) for videos of one size: attention over all tokens, conditioned on a class or a text vector.
 
-The condition is added to the timestep, and every block makes its own modulation of the sum (adaLN-Zero).
+The condition is added to the timestep, and every block computes its own modulation from the sum (adaLN-Zero).
 """
 
 import re
@@ -50,7 +50,7 @@ class DiTBlock(nn.Cell):
 
 
 class FinalLayer(nn.Cell):
-    """Tokens (B, 1, T * S, C) to patches, with a modulation of its own."""
+    """Tokens (B, 1, T * S, C) to patches, with its own modulation."""
 
     def __init__(self, channels: int, values: int):
         super().__init__()
@@ -64,10 +64,10 @@ class FinalLayer(nn.Cell):
 
 
 class DiT(SizedDenoiser):
-    """DiT. Parameters: `mg.diffusion.networks.create_denoiser`'s.
+    """DiT. For its arguments see `mg.diffusion.networks.create_denoiser`.
 
-    y is (B, 1, 1, D), the text as one vector, with `condition` "text"; with "label_1000" it is (B,), integers from 0 to
-    1000, the last of which is no class. There are no masks.
+    With `condition` "text", y is (B, 1, 1, D), the text as one vector; with "label_1000" it is (B,), integers from 0 to
+    1000, where 1000 stands for no class. There are no masks.
     """
 
     name = "dit"
@@ -75,7 +75,7 @@ class DiT(SizedDenoiser):
         **CONFIG,
         "input_size": [16, 32, 32],
         "caption_channels": 512,
-        "model_max_length": 77,  # of the text that becomes one vector
+        "model_max_length": 77,  # tokens of the text, which becomes one vector
         "condition": "text",
         "no_temporal_pos_emb": False,
     }
@@ -89,12 +89,12 @@ class DiT(SizedDenoiser):
     def complete(cls, config):
         config = super().complete(config)
         if config["condition"] != "text" and cls.classes(config) is None:
-            raise ValueError(f"dit: condition is {config['condition']!r}; it must be text or label_N, N classes")
+            raise ValueError(f"dit: condition is {config['condition']!r}; it must be text or label_N, for N classes")
         return config
 
     @staticmethod
     def classes(config: dict) -> int | None:
-        """How many classes there are; None where the condition is a text."""
+        """The number of classes; None if the condition is text."""
         found = re.fullmatch(r"label_([1-9]\d*)", str(config["condition"]))
         return int(found[1]) if found else None
 
@@ -108,7 +108,7 @@ class DiT(SizedDenoiser):
 
     @property
     def null_caption(self):
-        """The vector of no text (1, D); of classes, the number of none."""
+        """The vector for no text (1, D); with classes, the number that stands for none."""
         return super().null_caption if self.num_classes is None else np.array([self.num_classes])
 
     def build(self, config: dict) -> None:
@@ -145,10 +145,10 @@ class DiT(SizedDenoiser):
 
     def _caption(self, y, mask, samples):
         if mask is not None:
-            raise ValueError("dit takes no mask of a caption: the text is one vector, or a class")
+            raise ValueError("dit takes no caption mask: its condition is one text vector, or a class")
         if self.labels:
             if y.ndim != 1:
-                raise ValueError(f"y has shape {tuple(y.shape)}; it must be (B,), a class for each sample")
+                raise ValueError(f"y has shape {tuple(y.shape)}; it must be (B,), one class per sample")
             return self._of_samples(y, samples, "y", ms.int32), None
         channels = self.config["caption_channels"]
         if tuple(y.shape[1:]) != (1, 1, channels):

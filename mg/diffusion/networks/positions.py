@@ -1,4 +1,4 @@
-"""Where a token is: sinusoids that are added to it, and rotations of queries and keys (RoFormer, arXiv 2104.09864)."""
+"""Position embeddings: sinusoids added to tokens, and rotations of queries and keys (RoFormer, arXiv 2104.09864)."""
 
 import mindspore as ms
 import numpy as np
@@ -18,7 +18,7 @@ def frame_embedding(frames: int, channels: int, scale: float = 1.0) -> np.ndarra
 
 
 def grid_embedding(rows: int, columns: int, channels: int, scale: float = 1.0) -> np.ndarray:
-    """Sinusoids of the column, then those of the row, half the channels each; fp32, (1, rows * columns, channels)"""
+    """Sinusoids of the column, then of the row, half the channels each; fp32, (1, rows * columns, channels)"""
     of_column = sinusoids(np.arange(columns) / scale, channels // 2)
     of_row = sinusoids(np.arange(rows) / scale, channels // 2)
     both = np.concatenate([np.tile(of_column, (rows, 1)), np.repeat(of_row, columns, axis=0)], axis=1)
@@ -27,15 +27,15 @@ def grid_embedding(rows: int, columns: int, channels: int, scale: float = 1.0) -
 
 @ops.constexpr
 def count(number):
-    """0, 1, ..., number - 1, a constant of the graph; fp32"""
+    """0, 1, ..., number - 1 as a graph constant; fp32"""
     return Tensor(np.arange(number, dtype=np.float32))
 
 
 class PositionEmbedding2D(nn.Cell):
-    """`grid_embedding` for any grid, whose positions depend on the video's size in pixels.
+    """`grid_embedding` for any grid, with positions that depend on the video's size in pixels.
 
-    A video of `input_sq_size` squared pixels has positions as far apart as a square grid of as many tokens; a larger
-    one has them closer together. All in fp32.
+    For a video of `input_sq_size` squared pixels, positions are spaced as on a square grid with the same number of
+    tokens; for a larger one they are closer together. All in fp32.
     """
 
     def __init__(self, channels: int, input_sq_size: int):
@@ -44,7 +44,7 @@ class PositionEmbedding2D(nn.Cell):
         self.frequencies = Tensor((10000.0 ** (-np.arange(channels // 4) / (channels // 4))).astype(np.float32))
 
     def construct(self, height, width, rows, columns):
-        """height, width (1,), of the video in pixels; rows and columns of the grid -> (1, 1, rows * columns, C)"""
+        """Video height and width (1,) in pixels, rows and columns of the grid -> (1, 1, rows * columns, C)"""
         base = round((rows * columns) ** 0.5)
         scale = mint.sqrt(height.astype(ms.float32) * width.astype(ms.float32)) / self.input_sq_size  # (1,)
         of_row = self.sinusoids(rows, base, scale).expand_dims(1)  # (rows, 1, C/2)
@@ -61,18 +61,18 @@ class PositionEmbedding2D(nn.Cell):
 
 
 def rotary_frequencies(channels: int) -> np.ndarray:
-    """Of each pair of a head's channels, fp32."""
+    """The frequency of each pair of a head's channels, fp32."""
     return (10000.0 ** (-np.arange(0, channels, 2) / channels)).astype(np.float32)
 
 
 class RotaryEmbedding(nn.Cell):
-    """What turns pairs of neighbouring channels of queries and keys by angles that grow with the frame.
+    """Rotates pairs of neighbouring channels of queries and keys by angles that grow with the frame.
 
-    The two of a pair lie side by side, which no device takes apart well; a product with a matrix of 0, 1 and -1 swaps
-    them, and is exact.
+    The channels of a pair are interleaved, which is slow to split on any device; a product with a matrix of 0, 1 and -1
+    swaps them instead, and is exact.
 
     Args:
-        channels: of a head.
+        channels: channels of a head.
     """
 
     def __init__(self, channels: int):
@@ -84,7 +84,7 @@ class RotaryEmbedding(nn.Cell):
         self.turn = Tensor(turn)
 
     def construct(self, frames):
-        """cos and sin of the angles, (1, frames, 1, channels) each, and the matrix; for `rotate`."""
+        """cos and sin of the angles, (1, frames, 1, channels) each, and the swap matrix; for `rotate`."""
         pairs = self.freqs.shape[0]
         angles = count(frames).reshape(frames, 1, 1) * self.freqs.reshape(1, pairs, 1)
         angles = ops.broadcast_to(angles, (frames, pairs, 2)).reshape(1, frames, 1, 2 * pairs)
@@ -92,7 +92,7 @@ class RotaryEmbedding(nn.Cell):
 
 
 def rotate(x, rope):
-    """x (N, frames, heads, channels), turned as `RotaryEmbedding` says; in fp32"""
+    """x (N, frames, heads, channels), rotated by the output of `RotaryEmbedding`; in fp32"""
     cos, sin, turn = rope
     x = x.astype(ms.float32)
     turned = ops.matmul(x.reshape(-1, x.shape[3]), turn).reshape(x.shape)

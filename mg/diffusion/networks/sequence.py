@@ -1,9 +1,8 @@
-"""Sequence parallelism: workers that share a clip's tokens, each with some patches of every frame.
+"""Sequence parallelism: workers share a clip's tokens, each with some patches of every frame.
 
-Nothing that a token goes through needs the patches of others but attention within frames, whose queries stay where they
-are and whose keys and values come from all workers by AllGather. Open-Sora exchanges heads for patches there and back,
-all to all, which sends less where more than two workers share; MindSpore has no AlltoAll for CPUs, and AllGather takes
-any number of heads and patches.
+Only attention within frames needs other workers' patches: queries stay local, keys and values are gathered from all
+workers by AllGather. Open-Sora instead exchanges heads for patches and back by all-to-all, which sends less with more
+than two workers; but MindSpore has no AlltoAll for CPUs, and AllGather works with any number of heads and patches.
 """
 
 from mindspore import nn
@@ -13,14 +12,14 @@ from mg.models.layers.layout import narrow, zeros_behind
 
 
 class AllTokens(nn.Cell):
-    """A worker that has all tokens."""
+    """For a worker that has all tokens."""
 
     def own(self, x):
-        """This worker's tokens of all (B, T, S, C)"""
+        """This worker's share of all tokens (B, T, S, C)."""
         return x
 
     def whole(self, x, patches):
-        """The inverse; `patches` are S."""
+        """The inverse; `patches` is S."""
         return x
 
     def keys(self, k, patches):
@@ -29,7 +28,7 @@ class AllTokens(nn.Cell):
 
 
 class SharedTokens(AllTokens):
-    """A worker that has a part of the patches; all workers of a group have as many, and the last ones may be zeros."""
+    """For a worker that has part of the patches; all workers of a group have equally many, after zero padding."""
 
     def __init__(self, group: Group):
         super().__init__()

@@ -1,7 +1,7 @@
 """STDiT, the network of Open-Sora 1.0: attention within frames and along time in every block, for videos of one size.
 
-Tokens get their place from sinusoids of `input_size`, that in time within the first block alone. What happens along
-time is not modulated; it shares the gate of what happens within frames.
+Positions are sinusoids for `input_size`; the temporal ones are only added in the first block. Attention along time is
+not modulated, and shares the gate of attention within frames.
 """
 
 from mindspore import Parameter, Tensor, mint, nn
@@ -47,7 +47,7 @@ class STDiTBlock(nn.Cell):
 
     def construct(self, x, y, t, t_generated, hidden=None, pos_embed_temporal=None, patches=None):
         """y: the caption (B, L, C); t: six modulations of each frame (B, 1 or T, 1, 6 * C); t_generated: those of
-        frames that are generated, of which all have the gate along time (B, 1, 1, 6 * C)."""
+        generated frames (B, 1, 1, 6 * C), whose gate all frames use along time."""
         table = self.scale_shift_table.expand_dims(0)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulations(table, t)
         x = x + self.gate(gate, within_frames(self.attn, self.norm1(x, shift, scale), patches))
@@ -58,7 +58,7 @@ class STDiTBlock(nn.Cell):
 
 
 class STDiT(SizedDenoiser):
-    """STDiT. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
+    """STDiT. For its arguments see `mg.diffusion.networks.create_denoiser`."""
 
     name = "stdit"
     default_config = {**STDIT_CONFIG, "input_size": [16, 32, 32], "space_scale": 1.0, "time_scale": 1.0}

@@ -1,7 +1,7 @@
 """STDiT2, the network of Open-Sora 1.1: attention within frames and along time in every block, for videos of any size.
 
-Tokens get their place in the frame from `PositionEmbedding2D`, and in time by rotation. Height, width and aspect ratio
-modulate what happens within frames, the number of frames and their rate what happens along time.
+Positions within frames come from `PositionEmbedding2D`, positions in time from rotation. Height, width and aspect ratio
+modulate attention within frames and the MLP, the number of frames and the frame rate modulate attention along time.
 """
 
 from mindspore import mint, nn
@@ -62,7 +62,7 @@ class STDiT2Block(nn.Cell):
 
 
 class STDiT2(RotaryDenoiser):
-    """STDiT2. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
+    """STDiT2. For its arguments see `mg.diffusion.networks.create_denoiser`."""
 
     name = "stdit2"
     default_config = {
@@ -124,6 +124,6 @@ class STDiT2(RotaryDenoiser):
         rope = self.rope(grid[0])
         for block in self.blocks:
             x = block(x, y, t_spatial, t_temporal, rope, hidden, patches)
-        # Frames that are generated know nothing of their size here, those that are given do: so it was trained.
+        # Here generated frames get no size, and given frames do: it was trained this way.
         x = self.tokens.whole(self.final_layer(x, t, of_size0, x_mask), patches)
         return unpatchify(x, grid, self.patch_size, size)

@@ -1,6 +1,6 @@
-"""STDiT3, the network of Open-Sora 1.2: blocks within frames and blocks along time in turn, for videos of any size.
+"""STDiT3, the network of Open-Sora 1.2: alternating blocks within frames and along time, for videos of any size.
 
-Tokens get their place in the frame from `PositionEmbedding2D`, and in time by rotation; the frame rate is added to the
+Positions within frames come from `PositionEmbedding2D`, positions in time from rotation; the frame rate is added to the
 timestep.
 """
 
@@ -33,10 +33,10 @@ from mg.models.layers.layout import narrow
 
 
 class STDiT3Block(nn.Cell):
-    """Attention and an MLP, with attention to the caption between them. Tokens (B, T, S, C) -> the same
+    """Self-attention, attention to the caption, and an MLP. Tokens (B, T, S, C) -> the same
 
     Args:
-        temporal: attend along time; else within frames. Such a block starts as if it were not there.
+        temporal: attend along time instead of within frames. Such a block starts as the identity.
     """
 
     def __init__(self, config: dict, temporal: bool):
@@ -64,7 +64,7 @@ class STDiT3Block(nn.Cell):
 
 
 class STDiT3(RotaryDenoiser):
-    """STDiT3. Parameters: `mg.diffusion.networks.create_denoiser`'s."""
+    """STDiT3. For its arguments see `mg.diffusion.networks.create_denoiser`."""
 
     name = "stdit3"
     default_config = {

@@ -1,8 +1,8 @@
-"""The networks' weights in files of others: Open-Sora's, whose names are ours; PixArt's and DiT's, to start from.
+"""Weights from other projects' files: Open-Sora's, which share our names, and PixArt's and DiT's, to start from.
 
-What differs is small. An image's network has a convolution of two dimensions where the patches of a video take three.
-The caption of none has as many tokens as captions had: a longer one repeats its last row, a shorter one is cut. And
-older networks lack what was added since.
+The differences are small. Image networks have 2D patch convolutions where video needs 3D ones. The null caption has as
+many tokens as captions had in training: to lengthen it, its last row is repeated; to shorten it, it is cut. Older
+networks also lack the layers added since.
 """
 
 import re
@@ -14,11 +14,11 @@ from mg.checkpoints import LoadReport, StateDict, compare_names
 from mg.models import naming
 
 _PATCHES, _NULL_CAPTION = "x_embedder.proj.weight", "y_embedder.y_embedding"
-_OF_A_RUN = ("enable_flash_attn", "norm_given_twice")  # keys of ours that say nothing of the weights
+_OF_A_RUN = ("enable_flash_attn", "norm_given_twice")  # our keys that don't affect the weights
 
 
 class Adapted(Mapping[str, np.ndarray]):
-    """Names -> arrays, each read and adapted when it is asked for."""
+    """Names -> arrays, each read and adapted on access."""
 
     def __init__(self, arrays: dict[str, Callable[[], np.ndarray]]):
         self.arrays = arrays
@@ -34,10 +34,10 @@ class Adapted(Mapping[str, np.ndarray]):
 
 
 def adapted_shape(name: str, shape: tuple[int, ...], tokens: int | None = None) -> tuple[int, ...]:
-    """The shape of a parameter, once it is adapted.
+    """The shape of a parameter after adapting it.
 
     Args:
-        tokens: of the caption of none, where that is to change.
+        tokens: tokens that the null caption should have; None to leave it.
     """
     if name == _PATCHES and len(shape) == 4:
         return shape[:2] + (1,) + shape[2:]
@@ -47,7 +47,7 @@ def adapted_shape(name: str, shape: tuple[int, ...], tokens: int | None = None) 
 
 
 def adapt(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An array in its `adapted_shape`."""
+    """An array brought to its `adapted_shape`."""
     if array.ndim == len(shape) == 2:
         array = np.concatenate([array, np.repeat(array[-1:], max(0, shape[0] - len(array)), axis=0)])[: shape[0]]
     return array.reshape(shape)
@@ -60,18 +60,18 @@ def fit(
     older: tuple[str, ...],
     blocks_of_older: str,
 ) -> tuple[Mapping[str, np.ndarray], LoadReport]:
-    """The weights of a file under our names, and which of those that a network wants are there.
+    """The weights of a file under our names, and a report of which parameters of a network it has.
 
     Args:
-        state: a file's, behind whatever prefix.
+        state: a file's arrays, after any prefix.
         wanted: our name of every parameter -> its shape.
-        settings: parameters that follow from the config, taken from here where the file has none of their shape.
-        older: patterns of parameters that networks lack which this one may start from. They count as new, and not as
-            missing, where the file has none that the first pattern finds; each pattern's are there together or not.
-        blocks_of_older: the beginning of our names for what is `blocks.` there.
+        settings: parameters that follow from the config, used if the file has none of the right shape.
+        older: patterns of the parameters that older networks, which this one may start from, lack. They count as new
+            instead of missing if the file has none that match the first pattern, and all or none of each other one's.
+        blocks_of_older: our name prefix for the older networks' `blocks.`.
 
     Returns:
-        Those that are wanted and found, of whatever shape, read when asked for; and the report.
+        The wanted parameters that were found, of any shape, read on access; and the report.
     """
     own = naming.own_part(state, {name.partition(".")[0] for name in wanted})
     shapes = state.shapes if isinstance(state, StateDict) else {name: state[name].shape for name in state}
@@ -111,12 +111,12 @@ def _set_apart_what_is_new(report: LoadReport, wanted: Mapping, older: tuple[str
 
 
 def kinds(shapes: Mapping[str, tuple[int, ...]]) -> set:
-    """The kinds of parameters, however many blocks there are."""
+    """The kinds of parameters, regardless of the number of blocks."""
     return {naming.kind(name, adapted_shape(name, shape)) for name, shape in shapes.items()}
 
 
 def config_from_open_sora(config: dict, defaults: dict) -> dict:
-    """What an Open-Sora config.json says of the weights, in our keys; the rest of it is about runs."""
+    """The part of an Open-Sora config.json that describes the weights, in our keys; the rest is about runs."""
     known = {key: config[key] for key in defaults if key in config and key not in _OF_A_RUN}
     if None in (known.get("input_size") or ()):
         del known["input_size"]
@@ -124,7 +124,7 @@ def config_from_open_sora(config: dict, defaults: dict) -> dict:
 
 
 def config_to_open_sora(config: dict, name: str) -> dict:
-    """The config.json that Open-Sora's class of this name reads."""
+    """The config.json for Open-Sora's class of this name."""
     known = {key: value for key, value in config.items() if key not in _OF_A_RUN}
     known["input_size"] = list(known["input_size"] or (None, None, None))
     return {"architectures": [name], "model_type": name, **known}

@@ -1,13 +1,13 @@
-"""Schedules of diffusion: how latents are noised in training, and how noise becomes latents.
+"""Diffusion schedules: how latents are noised in training, and how noise becomes latents in sampling.
 
-| name | follows | trains | samples | frames to keep |
+| name | follows | trains | samples | frame masks |
 |---|---|---|---|---|
 | iddpm | improved DDPM (arXiv 2102.09672), as in Open-Sora 1.0 and 1.1 | yes | yes | yes |
-| iddpm-speed | SpeeD (arXiv 2405.17403): iddpm with its own choice of steps and weights | yes | no | yes |
+| iddpm-speed | SpeeD (arXiv 2405.17403): iddpm with its own timestep sampling and loss weights | yes | no | yes |
 | dpm-solver | DPM-Solver++ 2M (arXiv 2211.01095) | no | yes | no |
 | rflow | rectified flow (arXiv 2209.03003), as in Open-Sora 1.2 | yes | yes | yes |
 
-A schedule knows the network as a callable only, see `schedule`.
+A schedule only knows the network as a callable, see `schedule`.
 """
 
 import difflib
@@ -34,18 +34,18 @@ __all__ = [
 ]
 
 SCHEDULES: dict[str, type[Schedule]] = {cls.name: cls for cls in (IDDPM, SpeeD, DPMSolver, RectifiedFlow)}
-_OTHER_NAMES = {"dmp-solver": "dpm-solver"}  # as Open-Sora 1.0 spells it in its documents
+_OTHER_NAMES = {"dmp-solver": "dpm-solver"}  # Open-Sora 1.0's documents spell it this way
 
 
 def create_schedule(type: str, **config) -> Schedule:
-    """The schedule of that name, with Open-Sora's arguments and defaults.
+    """Create a schedule by name, with Open-Sora's arguments and defaults.
 
     Args:
         type: iddpm | iddpm-speed | dpm-solver | rflow.
-        config: arguments of its class, see there.
+        config: arguments of its class.
 
     Raises:
-        ValueError: an unknown name or argument, or values that do not fit; in one line.
+        ValueError: an unknown name or argument, or invalid values; in one line.
     """
     name = _OTHER_NAMES.get(type, type)
     if name not in SCHEDULES:

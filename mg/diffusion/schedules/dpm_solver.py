@@ -1,7 +1,7 @@
-"""DPM-Solver++ 2M (arXiv 2211.01095): few steps through the same noise as iddpm's networks are trained on.
+"""DPM-Solver++ 2M (arXiv 2211.01095): sampling in few steps, on the noise schedule that iddpm's networks train on.
 
-It solves the diffusion's differential equation in the half logarithm of the signal-to-noise ratio, lambda, from two
-predictions of the clean latents at a time.
+It solves the diffusion ODE in lambda, half the log signal-to-noise ratio, using the last two predictions of the clean
+latents.
 """
 
 from collections.abc import Iterable
@@ -12,18 +12,18 @@ from mg.diffusion.schedules.guidance import GuidedModel
 from mg.diffusion.schedules.schedule import Schedule, checked_steps
 from mg.diffusion.schedules.tables import DiffusionTables, noise_betas
 
-_STEPS = 1000  # of the networks' training
+_STEPS = 1000  # that the networks are trained with
 
 
 class DPMSolver(Schedule):
-    """dpm-solver; it samples only, and keeps no frames.
+    """dpm-solver; it only samples, and takes no frame mask.
 
     Args:
-        num_sampling_steps: calls of the network; 20, as released, where it is None.
-        cfg_scale: of classifier-free guidance.
+        num_sampling_steps: network calls; None for 20, as released.
+        cfg_scale: classifier-free guidance scale.
 
     Raises:
-        ValueError: no such number of steps.
+        ValueError: an invalid number of steps.
     """
 
     name = "dpm-solver"
@@ -44,7 +44,7 @@ class DPMSolver(Schedule):
     def _sample(self, model: GuidedModel, z, mask, noise, size, steps: Iterable[int]) -> np.ndarray:
         n = self.num_steps
         times = np.linspace(1, 1 / _STEPS, n + 1).tolist()
-        earlier, earlier_lambda = None, 0.0  # the last step's prediction of the clean latents, and where it was made
+        earlier, earlier_lambda = None, 0.0  # the previous step's prediction of the clean latents, and its lambda
         for step in steps:
             signal, spread, at = self._level(times[step])
             out = model(z, (times[step] - 1 / _STEPS) * _STEPS)  # the network counts from 0
@@ -52,7 +52,7 @@ class DPMSolver(Schedule):
             next_signal, next_spread, following = self._level(times[step + 1])
             ahead = following - at
             target = clean
-            # Of first order: the first step, which has no other, and the last of few, which is more stable so.
+            # First order: the first step, which has no previous one, and the last of few steps, for stability.
             if earlier is not None and not (n < 10 and step == n - 1):
                 target = clean + 0.5 * (clean - earlier) * (ahead / (at - earlier_lambda))
             z = next_spread / spread * z - next_signal * float(np.expm1(-ahead)) * target

@@ -1,4 +1,4 @@
-"""Frames that are given: masks per frame, in sampling by numpy and in training by tensors."""
+"""Given frames: masks per frame, as numpy arrays in sampling and tensors in training."""
 
 import mindspore as ms
 import numpy as np
@@ -6,29 +6,31 @@ from mindspore import Tensor, mint, ops
 
 
 def checked_frame_mask(frame_mask, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A mask (B, T) in fp32 for latents of a shape (B, C, T, H, W); None where all of it is 1 and nothing is kept.
+    """A mask (B, T) in fp32 for latents of a shape (B, C, T, H, W); None if it is all 1, so that nothing is kept.
 
     Raises:
-        ValueError: another shape, or values outside of [0, 1].
+        ValueError: the wrong shape, or values outside [0, 1].
     """
     if frame_mask is None:
         return None
     mask = np.asarray(frame_mask.asnumpy() if isinstance(frame_mask, Tensor) else frame_mask, np.float32)
     if mask.shape != (shape[0], shape[2]):
-        raise ValueError(f"a frame mask is (B, T), {(shape[0], shape[2])} for these latents; this one is {mask.shape}")
+        raise ValueError(
+            f"a frame mask must be (B, T), {(shape[0], shape[2])} for these latents; this one is {mask.shape}"
+        )
     if not ((mask >= 0) & (mask <= 1)).all():
-        raise ValueError("a frame mask's values lie between 0, keep, and 1, generate")
+        raise ValueError("a frame mask's values must be between 0 (keep) and 1 (generate)")
     return None if (mask == 1).all() else mask
 
 
 def over_frames(values: np.ndarray) -> np.ndarray:
-    """(B, T) -> (B, 1, T, 1, 1), beside latents"""
+    """(B, T) -> (B, 1, T, 1, 1), to broadcast over latents."""
     return values[:, None, :, None, None]
 
 
 def mean_over_frames(values: Tensor, x_mask: Tensor | None) -> Tensor:
-    """The mean of each sample (B,) of (B, C, T, H, W), over its True frames; 0 where it has none."""
-    frames = mint.mean(mint.mean(values, (3, 4)), 1)  # (B, T); in fp32 one sum over all would lose digits
+    """Each sample's mean over its True frames, (B, C, T, H, W) -> (B,); 0 if it has none."""
+    frames = mint.mean(mint.mean(values, (3, 4)), 1)  # (B, T); a single sum over everything would lose digits in fp32
     if x_mask is None:
         return mint.mean(frames, 1)
     kept = x_mask.astype(ms.float32)

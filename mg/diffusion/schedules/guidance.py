@@ -1,4 +1,4 @@
-"""Classifier-free guidance (arXiv 2207.12598): one batch of conditional and unconditional halves."""
+"""Classifier-free guidance (arXiv 2207.12598), the conditional and unconditional halves in one batch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,19 +9,19 @@ from mindspore import Tensor
 
 
 class GuidedModel:
-    """A network whose answer is pushed away from the one it gives without a condition.
+    """A network with classifier-free guidance: its output is pushed away from the unconditional one.
 
-    The batch is [conditional; unconditional]. The first channels of the answer are null + scale * (cond - null); all
-    others, such as the values of a variance, are the conditional ones.
+    The batch is [conditional; unconditional]. The first channels of the output are null + scale * (cond - null); all
+    others, such as variance values, are the conditional ones.
 
     Args:
         model, cond, null: as in `Schedule.sample`.
-        scale: of guidance; 1 asks the network for the conditional half alone.
-        channels: how many channels of the answer are guided; None, as many as the latents have. Open-Sora 1.0 and 1.1
-            sample with 3 of their 4, a relic of images in RGB.
+        scale: guidance scale; with 1 the network only runs on the conditional half.
+        channels: how many output channels are guided; None for as many as the latents have. Open-Sora 1.0 and 1.1
+            sample with 3 of their 4, a relic of RGB images.
 
     Raises:
-        ValueError: a null input that is no input, or of another shape.
+        ValueError: a null input that `cond` lacks, or one of another shape.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class GuidedModel:
         self._inputs = {}
         for name in null:
             if name not in cond:
-                raise ValueError(f"{name!r} is given without a condition but not with one")
+                raise ValueError(f"{name!r} is in the null inputs but not in the conditional ones")
         for name, value in cond.items():
             if value is not None:
                 self._inputs[name] = Tensor(self._doubled(name, _array(value), null.get(name)))
@@ -56,16 +56,16 @@ class GuidedModel:
             return np.concatenate([cond, np.broadcast_to(null.astype(cond.dtype), cond.shape)])
         except ValueError:
             raise ValueError(
-                f"{name} without a condition has the shape {null.shape}, which does not fit {cond.shape} with one"
+                f"the null input {name} has the shape {null.shape}, which does not fit the condition's {cond.shape}"
             ) from None
 
     def __call__(self, z: np.ndarray, t: float, x_mask: np.ndarray | None = None) -> np.ndarray:
-        """The guided answer.
+        """The guided output.
 
         Args:
             z: (B, C, T, H, W) in fp32.
-            t: of all samples, on the network's scale.
-            x_mask: (B, T) bool, False for frames that are given.
+            t: the timestep of all samples, on the network's scale.
+            x_mask: (B, T) bool, False for given frames.
 
         Returns:
             (B, C or 2C, T, H, W) in fp32.

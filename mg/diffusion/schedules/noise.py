@@ -1,4 +1,4 @@
-"""Fresh noise for sampling, each sample's from a seed of its own."""
+"""Fresh noise for sampling, with a seed per sample."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ _PURPOSES = {"start": 0, "step": 1, "renoise": 2}
 
 
 class SampleNoise:
-    """Standard normal noise for a batch of samples: what one gets depends on its seed, the step and the purpose alone,
-    not on the batch that it is in, nor on what was drawn before.
+    """Standard normal noise for a batch of samples: a sample's noise only depends on its seed, the step and the
+    purpose, not on the batch that it is in or on what was drawn before.
 
     Args:
-        seeds: for each sample the whole numbers that it is drawn from, such as seed, prompt, sample and loop.
-        shape: of one sample, (C, T, H, W).
+        seeds: the whole numbers that seed each sample's noise, such as seed, prompt, sample and loop.
+        shape: (C, T, H, W) of one sample.
     """
 
     def __init__(self, seeds: Sequence[Sequence[int]], shape: tuple[int, ...]):

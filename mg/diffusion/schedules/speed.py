@@ -1,7 +1,7 @@
-"""SpeeD (arXiv 2405.17403): training that spends fewer of its steps where there is little left to learn.
+"""SpeeD (arXiv 2405.17403): training that draws timesteps less often where there is little left to learn.
 
-The noisiest levels hardly differ from each other. They are drawn less often, in pairs that balance the rest, and the
-squared error of a level counts by how noisy it is.
+The noisiest levels hardly differ from each other, so they are drawn less often. Timesteps are drawn in pairs that
+balance each other, and the squared error is weighted by how noisy the level is.
 """
 
 import numpy as np
@@ -10,18 +10,18 @@ from mg.diffusion.schedules.iddpm import IDDPM
 
 
 class SpeeD(IDDPM):
-    """iddpm-speed; it trains only, what it trains is sampled by iddpm.
+    """iddpm-speed; it only trains, and iddpm samples what it trained.
 
     Args:
-        timestep_respacing: "" or None: it trains on all steps.
-        others: as of iddpm.
+        timestep_respacing: "" or None, since it trains on all steps.
+        others: as in iddpm.
 
     Raises:
-        ValueError: fewer steps, or values that do not go together.
+        ValueError: fewer steps, or values that conflict.
 
     Attributes:
-        probabilities: (diffusion_steps,) of drawing each step.
-        meaningful_steps: about which times are mirrored.
+        probabilities: (diffusion_steps,), of drawing each timestep.
+        meaningful_steps: the timestep that pairs are mirrored about.
     """
 
     name = "iddpm-speed"
@@ -65,8 +65,8 @@ class SpeeD(IDDPM):
         return 1 - self.tables.alphas_cumprod
 
     def draw_t(self, rng: np.random.Generator, batch: int, size=None) -> np.ndarray:
-        """Times (B,), about half of them drawn and the others their mirror images: so draw for the whole batch of all
-        workers at once. See `Schedule.draw_t`."""
+        """Timesteps (B,), about half of them drawn and the others their mirror images, so draw for the whole batch of
+        all workers at once. See `Schedule.draw_t`."""
         drawn = rng.choice(self.num_steps, batch // 2 + 1, p=self.probabilities)
         middle = self.meaningful_steps
         mirrored = np.where(drawn < middle, middle - drawn, drawn - middle)

@@ -1,19 +1,19 @@
-"""The tables of Gaussian diffusion (arXiv 2006.11239), and the steps that sampling takes of them.
+"""The tables of Gaussian diffusion (arXiv 2006.11239), and the subset of steps used in sampling.
 
-In fp64: Open-Sora 1.1 and 1.2 keep the betas that remain of fewer steps in fp32, which is off by 2e-4 near t = 0.
+In fp64: Open-Sora 1.1 and 1.2 keep the respaced betas in fp32, which is off by 2e-4 near t = 0.
 """
 
 import numpy as np
 
 
 def noise_betas(name: str, steps: int) -> np.ndarray:
-    """The variance that each of so many steps adds.
+    """The variance that each step adds.
 
     Args:
         name: linear | squaredcos_cap_v2 (the cosine of arXiv 2102.09672).
 
     Raises:
-        ValueError: an unknown name, or no steps.
+        ValueError: an unknown name, or less than one step.
     """
     if steps < 1:
         raise ValueError(f"diffusion_steps is {steps}; it must be at least 1")
@@ -26,14 +26,14 @@ def noise_betas(name: str, steps: int) -> np.ndarray:
 
 
 def respaced(steps: int, respacing: str | int) -> list[int]:
-    """Which of 0 to steps - 1 are kept, from the cleanest to the noisiest.
+    """The kept ones of timesteps 0 to steps - 1, from the cleanest to the noisiest.
 
     Args:
-        respacing: "" keeps all; n keeps n from the first to the last; "a,b,c" so many of as many equal sections;
-            "ddimN" every k-th, for a whole k that makes them N.
+        respacing: "" keeps all; n keeps n from the first to the last; "a,b,c" keeps a, b and c of three equal
+            sections; "ddimN" keeps every k-th, for a whole k that leaves N.
 
     Raises:
-        ValueError: more are to be kept than there are, no such k, or no respacing.
+        ValueError: more steps to keep than there are, no such k, or a malformed respacing.
     """
     text = str(respacing)
     if not text:
@@ -55,14 +55,14 @@ def respaced(steps: int, respacing: str | int) -> list[int]:
                 f"timestep_respacing is {text!r}; a section of {size} of {steps} steps cannot keep {count}"
             )
         stride = (size - 1) / (count - 1) if count > 1 else 1
-        # Summed, not multiplied: what the sum loses decides how halves are rounded, and released models sample so.
+        # Summed, not multiplied: the sum's rounding error decides how halves are rounded in the released models.
         kept += [start + round(at) for at in np.cumsum([0.0] + [stride] * (count - 1)).tolist()]
         start += size
     return kept
 
 
 class DiffusionTables:
-    """What the betas of n steps make, each (n,) in fp64; t counts from the cleanest step."""
+    """Tables computed from the betas of n steps, each (n,) in fp64; t counts from the cleanest step."""
 
     def __init__(self, betas: np.ndarray):
         self.betas = betas
@@ -76,13 +76,13 @@ class DiffusionTables:
         self.sqrt_recipm1_alphas_cumprod = np.sqrt(1 / self.alphas_cumprod - 1)
         # q(x_{t-1} | x_t, x0): its mean is coef1 x0 + coef2 x_t.
         self.posterior_variance = betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
-        # The first step's variance is 0, and has no logarithm.
+        # The first step's variance is 0, which has no logarithm.
         clipped = np.append(self.posterior_variance[1:2], self.posterior_variance[1:]) if len(betas) > 1 else betas
         self.posterior_log_variance_clipped = np.log(clipped)
         self.posterior_mean_coef1 = betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
         self.posterior_mean_coef2 = (1 - self.alphas_cumprod_prev) * np.sqrt(alphas) / (1 - self.alphas_cumprod)
 
     def kept(self, timesteps: list[int]) -> "DiffusionTables":
-        """Those of some of the steps, which reach the same levels of noise."""
+        """The tables for a subset of the steps, with the same noise levels."""
         levels = self.alphas_cumprod[timesteps]
         return DiffusionTables(1 - levels / np.append(1.0, levels[:-1]))
