@@ -133,6 +133,6 @@ def test_an_exported_autoencoder_does_as_well(tmp_path, name, config, frames):
         )
     else:  # its networks scale
         with pytest.raises(
-            ValueError, match="an exported temporal_vae is as it was exported; leave scaling_factor out"
+            ValueError, match="the settings of an exported temporal_vae are fixed; leave scaling_factor out"
         ):
             load_codec(twice, "fp32")

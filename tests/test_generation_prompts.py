@@ -55,7 +55,7 @@ def test_the_texts_of_loops(case):
 def test_numbers_of_loops_must_rise_and_may_be_of_loops_that_do_not_come():
     assert split_loops("|0|a|2|b|9|c", 3) == ["a", "a", "b"]
     assert split_loops("a | b", 2) == ["a | b"] * 2
-    with pytest.raises(ValueError, match="must begin with |0| and rise"):
+    with pytest.raises(ValueError, match="must start with |0| and increase"):
         split_loops("|0|a|2|b|2|c", 3)
 
 
@@ -110,7 +110,7 @@ def test_strategies_are_applied_as_the_originals_apply_them(version):
             return apply_mask_strategy(noise, references, parse_mask_strategy(case["strategy"]), *settings)
 
         if "error" in case:
-            with pytest.raises(ValueError, match="takes latent frame"):
+            with pytest.raises(ValueError, match="uses latent frame"):
                 apply()
             continue
         z, mask = apply()
@@ -212,15 +212,15 @@ GIVEN = {"reference_path": ["a.png"], "mask_strategy": ["0"]}
 OF_CLASSES = {"model": DenoiserSection("DiT-XL/2"), "text_encoder": TextEncoderSection("classes")}
 WRONG = {
     "reference_path is 'a.png' without a mask_strategy": {"reference_path": ["a.png"]},
-    "takes reference 1, but there is 1 reference,": {"reference_path": ["a.png"], "mask_strategy": ["0;0,1"]},
-    "takes reference 0, but there are 0 references,": {"mask_strategy": ["0"]},
+    "uses reference 1, but there is 1 reference,": {"reference_path": ["a.png"], "mask_strategy": ["0;0,1"]},
+    "uses reference 0, but there are 0 references,": {"mask_strategy": ["0"]},
     "reference_path has 2 entries for 1 prompts": {"reference_path": ["a.png", None]},
     "mask_strategy has 0 entries for 1 prompts": {"mask_strategy": []},
     "which choose the steps both": {"scheduler": SchedulerSection("iddpm", 5, "10")},
     "sp_size is 2; it must be 1": {"sp_size": 2},
     "condition_frame_length is None; it must be at least 1": {"loop": 3},
     "dpm-solver generates all frames of a clip": {**GIVEN, "scheduler": SchedulerSection("dpm-solver")},
-    "loop is 2, and clips go on by a frame mask, but model.type DiT-XL/2 has no frame masks": {
+    "loop is 2, which needs frame masks, but model.type DiT-XL/2 has no frame masks": {
         "loop": 2,
         "condition_frame_length": 4,
         **OF_CLASSES,
@@ -229,7 +229,7 @@ WRONG = {
     "there is no schedule 'ddim'": {"scheduler": SchedulerSection("ddim")},
     "start_index is 5; there are 1 prompts": {"start_index": 5},
     "end_index is 0; it must be above start_index, 0": {"end_index": 0},
-    "prompt 0: it is 'a cat'; where text_encoder.type is classes": OF_CLASSES,
+    "prompt 0: it is 'a cat'; with text_encoder.type classes": OF_CLASSES,
     "text_encoder.type is t5; model.type DiT-XL/2 takes clip or classes": {"model": DenoiserSection("DiT-XL/2")},
     "text_encoder.type is clip; model.type STDiT2-XL/2 takes t5": {"text_encoder": TextEncoderSection("clip")},
     "there is no network 'STDiT4-XL/2'": {"model": DenoiserSection("STDiT4-XL/2")},

@@ -144,7 +144,7 @@ def test_captions_are_what_a_network_that_takes_them_is_told(place, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (["--denoiser.type=STDiT3-XL/2"], "denoiser.type is STDiT3-XL/2, which takes captions; give text_encoder.embedd"),
+    (["--denoiser.type=STDiT3-XL/2"], "denoiser.type is STDiT3-XL/2, which needs captions; give text_encoder.embedd"),
     (["--crop=false"], "crop is False; it must be true, with num_frames and image_size: all clips have one size"),
     (["--denoiser.patch_size", "1", "2", "2"], "patch_size is [1, 2, 2]; it must be null: it follows from the latents"),
     (["--tokens", "2", "2"], "tokens is [2, 2]; it must be three numbers, along frames, rows and columns"),

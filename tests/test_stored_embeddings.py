@@ -89,10 +89,10 @@ def test_a_text_that_is_not_stored_is_named(tmp_path, configure):
     with pytest.raises(DataError, match=said) as error:
         open_embeddings(tmp_path / "stored").encode(["a dog", "a zebra " + "x" * 200])
     assert "\n" not in str(error.value) and "a dog" in open_embeddings(tmp_path / "stored")
-    with pytest.raises(DataError, match="holds no embeddings of texts, there is no embeddings.json"):
+    with pytest.raises(DataError, match="no text embeddings here, embeddings.json is missing"):
         open_embeddings(tmp_path)
     (tmp_path / "stored" / "embeddings.json").write_text('{"encoder": 3}')
-    with pytest.raises(DataError, match="embeddings.json: does not describe embeddings of texts"):
+    with pytest.raises(DataError, match="embeddings.json: does not describe text embeddings"):
         open_embeddings(tmp_path / "stored")
 
 

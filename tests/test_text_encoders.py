@@ -110,7 +110,7 @@ def test_classes_are_numbers():
     encoder = create_text_encoder("classes", num_classes=10)
     y, mask = encoder.encode(["3", " 10"])
     assert y.tolist() == [3, 10] and mask is None and encoder.num_classes == 10
-    with pytest.raises(ValueError, match="the prompt is 'cat'; it must be the number of a class, 0 to 9, or 10"):
+    with pytest.raises(ValueError, match="the prompt is 'cat'; it must be a class number, 0 to 9, or 10"):
         encoder.encode(["3", "cat"])
 
 
@@ -197,7 +197,7 @@ def test_without_weights_they_are_random_and_the_tokenizer_is_given(tmp_path):
     "arguments, said",
     [
         (dict(type="bert"), "the text encoder's type is 'bert'; it must be one of t5, clip, classes"),
-        (dict(type="t5"), "must be given from_pretrained, or at least a tokenizer"),
+        (dict(type="t5"), "needs from_pretrained, or at least a tokenizer"),
         (dict(type="t5", model_max_length=1, tokenizer="x"), "model_max_length is 1; it must be at least 2"),
         (dict(type="t5", from_pretrained="DeepFloyd/t5-v1_1-xxl"), "get DeepFloyd/t5-v1_1-xxl from Hugging Face"),
         (dict(type="t5", tokenizer="{t5}", d_modl=8), "t5 has no config key 'd_modl'; did you mean 'd_model'"),
@@ -243,7 +243,7 @@ def test_what_a_prompt_is_encoded_to_has_to_be_finite(folders):
     encoder = create_text_encoder("t5", folders["t5"], 8)
     parameters = dict(encoder.network.parameters_and_names())
     parameters["encoder.final_layer_norm.weight"].set_data(Tensor(np.full(16, np.inf, np.float32)))
-    with pytest.raises(ValueError, match="what 'a cat' is encoded to is not finite"):
+    with pytest.raises(ValueError, match="the embedding of 'a cat' is not finite"):
         encoder.encode(["a cat"])
 
 
@@ -308,7 +308,7 @@ def test_a_tokenizer_that_is_not_there_cannot_be_read_or_takes_a_package_is_told
         open_tokenizer(kind, file)
     assert "\n" not in str(error.value)
     monkeypatch.setattr("mg.text.tokenizers.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="takes the tokenizers package to be read: pip install tokenizers"):
+    with pytest.raises(ValueError, match="reading it needs the tokenizers package: pip install tokenizers"):
         open_tokenizer(kind, tmp_path)
 
 

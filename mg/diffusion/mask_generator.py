@@ -62,7 +62,7 @@ class MaskGenerator:
         self.ratios.setdefault("identity", max(0.0, 1 - total))
 
     def __call__(self, rng: np.random.Generator, num_frames: int) -> np.ndarray:
-        """A mask (T,) for one sample of `num_frames` latent frames: True for frames to generate, False for given ones."""
+        """A mask (T,) for one sample of `num_frames` latent frames: True to generate a frame, False if it is given."""
         mask = np.ones(num_frames, bool)
         chosen = rng.random()
         if num_frames <= 1:

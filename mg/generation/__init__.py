@@ -1,4 +1,4 @@
-"""From prompts, images and videos to videos: requests, mask strategies, references, the loop over clips, the gallery.
+"""Video generation from prompts, images and videos: requests, mask strategies, references, the clip loop, the gallery.
 
-The autoencoder is behind `codec`, the network, its schedule and captions behind `pipeline`; `generate` is a run.
+`codec` wraps the autoencoder, `pipeline` the denoiser, its schedule and the text encoder; `generate` is a run.
 """

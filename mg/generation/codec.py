@@ -1,11 +1,11 @@
-"""Every autoencoder of this project, in MindSpore or exported, as what a diffusion model works with.
+"""A common interface for diffusion to all autoencoders of this project, in MindSpore or exported.
 
     codec = LatentCodec(from_pretrained("models/sd-vae-ft-ema"))
     codec.latent_size((16, 256, 256))           # (16, 32, 32)
     z = codec.encode(x)                         # x (B, 3, T, H, W) in [-1, 1] -> z of about unit variance
     x = codec.decode(z, num_frames=16)
 
-Channels, compression, frames and scaling are the model's; nothing about them is written here. Arrays are numpy's.
+Channels, compression, frames and scaling come from the model; none are hard-coded here. Arrays are numpy's.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,11 +28,11 @@ class LatentCodec:
 
     Args:
         model: the autoencoder.
-        fitting: how it is made to fit into memory, see `Fitting`; an exported one has the tiles that it was made for.
+        fitting: how to fit it into memory, see `Fitting`; an exported one has the tiles that it was exported with.
 
     Attributes:
-        in_channels: of the latents.
-        cell: height and width in pixels of what one latent stands for.
+        in_channels: channels of the latents.
+        cell: side in pixels of the square that one latent represents.
     """
 
     def __init__(self, model: VideoAutoencoder | DeployedAutoencoder, fitting: Fitting | None = None):
@@ -45,14 +45,14 @@ class LatentCodec:
 
     @property
     def chunk(self) -> tuple[int, int] | None:
-        """Frames that know nothing of those around them, and how many latent frames become of them: a frame of an image
-        VAE, 17 frames and 5 of the Open-Sora 1.2 VAE; None where all frames go together."""
+        """Frames and latent frames of a chunk: 1 and 1 for an image VAE, 17 and 5 for the Open-Sora 1.2 VAE; None if
+        all frames are encoded together."""
         frames = 1 if self.model.temporal_compression == 1 else self.model.chunk
         return (frames, self._latent_frames(frames)) if frames else None
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Frames, height and width of the latents of a clip (T, H, W): as many latents as H and W hold whole, as the
-        released networks were trained. `pixel_size` is what they decode to.
+        """Frames, height and width of the latents of a clip (T, H, W). H and W are rounded down to whole latents, as in the
+        released networks' training; `pixel_size` is the decoded size.
 
         Raises:
             ValueError: a clip smaller than one latent.
@@ -60,26 +60,26 @@ class LatentCodec:
         frames, height, width = size
         if min(height, width) < self.cell:
             raise ValueError(
-                f"image_size is {height} x {width}; a latent of {self.model.name} stands for {self.cell} x {self.cell} "
-                "pixels, and there must be at least one"
+                f"image_size is {height} x {width}; a latent of {self.model.name} represents {self.cell} x "
+                f"{self.cell} pixels, and there must be at least one"
             )
         return self._latent_frames(frames), height // self.cell, width // self.cell
 
     def pixel_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width without the rows and columns that fill no latent."""
+        """Height and width without the rows and columns that do not fill a latent."""
         return size[0] // self.cell * self.cell, size[1] // self.cell * self.cell
 
     def frames_of(self, latents: int) -> int:
-        """How many frames so many latent frames at the beginning of a clip stand for.
+        """How many frames this many latent frames at the start of a clip represent.
 
         Raises:
-            ValueError: they are no whole chunks.
+            ValueError: they are not whole chunks.
         """
         if self.chunk and latents % self.chunk[1]:
             frames, of = self.chunk
             raise ValueError(
-                f"{latents} latent frames end within a chunk of {self.model.name}, which makes {of} of {frames} frames "
-                f"at once; it must be a multiple of {of}"
+                f"{latents} latent frames end within a chunk of {self.model.name}, which turns {frames} frames "
+                f"into {of} at once; it must be a multiple of {of}"
             )
         if self.chunk:
             return latents // self.chunk[1] * self.chunk[0]
@@ -92,8 +92,8 @@ class LatentCodec:
         """Clips (B, 3, T, H, W) in [-1, 1] -> latents (B, z, t, h, w), scaled.
 
         Args:
-            seed: take a sample of the posterior, by noise that depends on this and a latent's place alone; None takes
-                its mean.
+            seed: sample the posterior, with noise that only depends on this and a latent's position; None uses the
+                mean.
         """
         return self._scaled(self._run(x.shape, "encode", lambda: self.model.codec.encode(x, seed=seed).z))
 
@@ -105,7 +105,7 @@ class LatentCodec:
         return self._run(shape, "decode", lambda: self.model.codec.decode(z, num_frames))
 
     def _run(self, shape: tuple[int, ...], part: str, fn: Callable[[], np.ndarray]) -> np.ndarray:
-        """What `fn` gives for a clip of this shape, whole or in tiles; an exported model has tiles of its own."""
+        """Run `fn` for a clip of this shape, whole or in tiles; an exported model has its own tiles."""
         if isinstance(self.model, VideoAutoencoder):
             return self._fitting.run(self.model, shape, fn, (part,))
         return fn()
@@ -118,7 +118,7 @@ class LatentCodec:
 
 
 def load_codec(section: AutoencoderSection, dtype: str) -> LatentCodec:
-    """The autoencoder of a config, of whatever kind.
+    """Load the autoencoder of a config, of any kind.
 
     Raises:
         ValueError, OSError: weights that cannot be read, or settings that this autoencoder does not have.
@@ -130,7 +130,7 @@ def load_codec(section: AutoencoderSection, dtype: str) -> LatentCodec:
         exported = load_exported(path, section.engine)
         fixed = set(overrides) - (set() if model_class(exported.name).applies_scaling else set(factors))
         if fixed:
-            raise ValueError(f"{path}: an exported {exported.name} is as it was exported; leave {min(fixed)} out")
+            raise ValueError(f"{path}: the settings of an exported {exported.name} are fixed; leave {min(fixed)} out")
         exported.config |= overrides
         return LatentCodec(exported)
     name = AUTOENCODERS.get(section.type or "", section.type) or model_name(path)

@@ -1,22 +1,23 @@
 """How well a denoiser learns on the latents of several autoencoders.
 
-One small network is trained on each one's latents of the same clips, for as many updates, from the same seed, by what
-mg-latent-statistics, mg-encode-latents, mg-train and mg-generate do. Its tokens stand for the same pixels everywhere,
-as far as whole patches allow, so that it costs the same on all of them. Losses of different latents do not compare;
-what does is the share that is left of the loss of always answering the mean, on held-out clips and the same times.
+The same small denoiser is trained on each autoencoder's latents of the same clips, for the same number of updates and
+from the same seed, with the code of mg-latent-statistics, mg-encode-latents, mg-train and mg-generate. As far as whole
+patches allow, its tokens represent the same pixels for all autoencoders, so that it costs the same. Losses on different
+latents are not comparable; the loss relative to that of always predicting the mean is, on held-out clips at the same
+times.
 
 Under the output folder:
 
     results.csv             one row per autoencoder
-    summary.json            the same with its curves
-    report.html             the same to look at, with samples; it needs no other file
+    summary.json            the same, with curves
+    report.html             the same as a standalone page, with samples
     train.csv, test.csv     the clips
     models/LABEL/           settings.json: what its figures depend on; a run with other settings is refused
-        autoencoder/        it, with the factors that bring its latents to unit variance
+        autoencoder/        the autoencoder, with factors that scale its latents to unit variance
         train/, test/       latents
-        TOKENS/             run/: the training; samples/; result.json, once all is there: then it is not made again
+        TOKENS/             run/: the training; samples/; result.json, written last: then it is not made again
 
-An autoencoder that fails costs its row.
+If an autoencoder fails, its row has the error, and the others continue.
 """
 
 import hashlib
@@ -70,7 +71,7 @@ from mg.training.trainer import train
 
 _logger = logging.getLogger(__name__)
 
-MEASUREMENTS = 20  # of the held-out clips in a run, beside the one before it
+MEASUREMENTS = 20  # on the held-out clips during a run, besides the one before it
 COLUMNS = (
     "model", "status", "name", "compression", "values_per_pixel", "latents", "tokens", "patch", "parameters", "updates",
     "loss_untrained", "loss", "baseline", "share",
@@ -83,26 +84,26 @@ class LatentBenchmarkConfig(ClipOptions):
 
     Args:
         csv_path: clips to train on, a CSV with a column `video` or `path`.
-        test_csv_path: clips that are held out, to measure on.
+        test_csv_path: held-out clips to measure on.
         test_video_folder: folder that its paths are relative to, by default the CSV's own.
-        models: one or more autoencoders: checkpoints, inference configs and runs, as mg-benchmark takes them.
-        denoiser: the network; DiT learns without captions, others take those of the CSVs.
-        text_encoder: what makes captions of texts; by default there are none.
+        models: one or more autoencoders: checkpoints, inference configs and runs, as for mg-benchmark.
+        denoiser: the denoiser; DiT learns without captions, others use the captions in the CSVs.
+        text_encoder: encodes the captions; by default none are used.
         tokens: along frames, rows and columns of a clip; by default the fewest latents that any autoencoder has.
-        batch_size: clips at once.
-        max_steps: updates of each.
+        batch_size: clips per batch.
+        max_steps: updates per autoencoder.
         optim: the denoiser's optimizer.
-        dtype: precision of the denoiser's products: fp32 | fp16 | bf16.
-        validation_clips: how many of the first held-out clips are measured on.
-        bands: equal parts of the schedule's time, each of which has a loss of its own.
-        samples: clips that are generated on each.
-        num_sampling_steps: of them.
-        seed: of the denoiser's parameters, the order of the clips, all noise.
+        dtype: precision of the denoiser's matrix products: fp32 | fp16 | bf16.
+        validation_clips: how many of the held-out clips to measure on, from the first.
+        bands: equal parts of the schedule's time, each with its own loss.
+        samples: clips to generate per autoencoder.
+        num_sampling_steps: sampling steps for them.
+        seed: for the denoiser's parameters, the order of the clips and all noise.
         output_path: folder to write to.
-        resume: go on with what lies there; otherwise it goes.
+        resume: continue with what is there; otherwise delete it.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting out of range.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -153,29 +154,29 @@ class LatentBenchmarkConfig(ClipOptions):
             require(getattr(self.denoiser, name) is None, self.denoiser, name, "null: it follows from the latents")
         if not self.captioned and "classes" not in network_of(self.denoiser.type)[0].text_encoders:
             raise ValueError(
-                f"denoiser.type is {self.denoiser.type}, which takes captions; give text_encoder.embeddings or "
-                "text_encoder.from_pretrained, or take DiT-XL/2"
+                f"denoiser.type is {self.denoiser.type}, which needs captions; give text_encoder.embeddings or "
+                "text_encoder.from_pretrained, or use DiT-XL/2"
             )
 
     @property
     def frames(self) -> int:
-        """Of every clip."""
+        """Frames of each clip."""
         return self.num_frames or 0
 
     @property
     def captioned(self) -> bool:
-        """Whether the denoiser is told the clips' captions."""
+        """Whether the denoiser gets the clips' captions."""
         return self.text_encoder.embeddings is not None or self.text_encoder.from_pretrained is not None
 
     @property
     def captions(self) -> TextEncoderSection:
-        """What makes what the denoiser is told; without captions all clips are of one class."""
+        """The text encoder used; without captions, all clips have the same class."""
         return self.text_encoder if self.captioned else TextEncoderSection(type="classes", num_classes=1)
 
 
 @dataclass
 class _Autoencoder:
-    """One of the autoencoders: its label, what settles what it does, its weights and tiles, and a folder of its own."""
+    """One of the autoencoders: its label, its defining settings, its weights and tiles, and its folder."""
 
     label: str
     settings: dict[str, Any]
@@ -185,8 +186,8 @@ class _Autoencoder:
 
 @dataclass
 class LatentBenchmark:
-    """What a run found: a result for each autoencoder by its label, with an "error" in place of figures where it
-    failed, and the report. `unwritten` is why a file of them could not be written."""
+    """The results of a run: autoencoder label -> result, which has an "error" instead of figures if it failed, and the
+    report. `unwritten` is the error if one of the files could not be written."""
 
     results: dict[str, dict]
     report: Path
@@ -198,10 +199,10 @@ class LatentBenchmark:
 
 
 def run_latent_benchmark(config: LatentBenchmarkConfig) -> LatentBenchmark:
-    """Train on the latents of all autoencoders, save those that are done, and write results, summary and report.
+    """Train on the latents of all autoencoders, except those already done, and write results, summary and report.
 
     Raises:
-        ValueError, OSError: an index, an autoencoder's file or a folder that cannot be used, before anything is made.
+        ValueError, OSError: an index, autoencoder file or folder that cannot be used; raised before anything is made.
     """
     indexes = {
         "train": read_index(config.csv_path, config.video_folder),
@@ -211,7 +212,7 @@ def run_latent_benchmark(config: LatentBenchmarkConfig) -> LatentBenchmark:
     autoencoders = [
         _Autoencoder(model.label, model.settings, model.config, folder / "models" / model.label)
         for model in read_models(config.models)
-        if model.config is not None  # a baseline's, which none is here
+        if model.config is not None  # None for baselines, which are not used here
     ]
     for one in autoencoders:
         if not config.resume and one.folder.exists():
@@ -231,7 +232,7 @@ def run_latent_benchmark(config: LatentBenchmarkConfig) -> LatentBenchmark:
     def attempt(one: _Autoencoder, into: dict, make: Callable[[], Any]) -> None:
         try:
             into[one.label] = make()
-        except Exception as error:  # whatever it is: the others go on
+        except Exception as error:  # any error: continue with the others
             errors[one.label] = one_line(error)
             _logger.warning("%s: %s", one.label, errors[one.label])
 
@@ -251,7 +252,7 @@ def run_latent_benchmark(config: LatentBenchmarkConfig) -> LatentBenchmark:
 
 
 def format_results(results: dict[str, dict]) -> str:
-    """What was found, as text: a line for each autoencoder, and those that failed."""
+    """The results as text: a line per autoencoder, and those that failed."""
     lines = [["model", "compression", "values/pixel", "tokens", "parameters", "untrained", "share", "by band"]]
     for label, result in results.items():
         if "error" not in result:
@@ -267,7 +268,7 @@ def format_results(results: dict[str, dict]) -> str:
 
 
 def _settings(config: LatentBenchmarkConfig, indexes: dict[str, list[IndexRow]], one: _Autoencoder) -> dict:
-    """What an autoencoder's figures depend on, beside the tokens."""
+    """The settings that an autoencoder's figures depend on, besides the tokens."""
 
     def described(rows: list[IndexRow]) -> dict:
         texts = "\n".join(f"{row.path.resolve()}\t{row.caption if config.captioned else ''}" for row in rows)
@@ -285,7 +286,7 @@ def _settings(config: LatentBenchmarkConfig, indexes: dict[str, list[IndexRow]],
 
 
 def _write_csv(path: Path, rows: Sequence[IndexRow], captioned: bool) -> None:
-    """An index of its own, with the class of all clips where captions do not count."""
+    """Write an index of the clips, with the same class for all as caption if captions are not used."""
     lines = [("video", "caption"), *((str(row.path.resolve()), row.caption if captioned else "0") for row in rows)]
     with atomic_write(path) as temporary:
         write_text(temporary, "".join(map(csv_line, lines)))
@@ -295,7 +296,7 @@ def _write_csv(path: Path, rows: Sequence[IndexRow], captioned: bool) -> None:
 
 
 def _encode(one: _Autoencoder, config: LatentBenchmarkConfig, folder: Path) -> tuple[int, ...]:
-    """Bring an autoencoder's latents to unit variance and store those of all clips; the shape of each, (z, t, h, w)."""
+    """Scale an autoencoder's latents to unit variance and store those of all clips; returns (z, t, h, w) of each."""
     runtime.setup(config.device, config.mode, config.seed)
     run: dict[str, Any] = {option.name: getattr(config, option.name) for option in fields(ClipOptions)}
     run |= {"video_folder": None, "enable_tile": one.config.enable_tile, "tiling": one.config.tiling}
@@ -315,14 +316,16 @@ def _encode(one: _Autoencoder, config: LatentBenchmarkConfig, folder: Path) -> t
         shapes |= {latents.shape for latents in open_latents(one.folder / part).values()}
     if len(shapes) != 1:
         several = ", ".join(map(str, sorted(shapes))) or "none"
-        raise ValueError(f"all latents must have one shape, these have {several}; an image is no clip of num_frames")
+        raise ValueError(
+            f"all latents must have the same shape, these have {several}; an image is not a clip of num_frames"
+        )
     return shapes.pop()
 
 
 def _learn(
     one: _Autoencoder, config: LatentBenchmarkConfig, folder: Path, shape: tuple[int, ...], tokens: Sequence[int]
 ) -> dict:
-    """Train and sample on an autoencoder's latents of a shape (z, t, h, w); what was found."""
+    """Train and sample on an autoencoder's latents of a shape (z, t, h, w); returns the result."""
     patch = [math.ceil(size / count) for size, count in zip(shape[1:], tokens)]
     counts = "x".join(str(math.ceil(size / side)) for size, side in zip(shape[1:], patch))
     place = one.folder / counts
@@ -388,7 +391,7 @@ def _training(
 def _sampling(
     one: _Autoencoder, config: LatentBenchmarkConfig, samples: Path, denoiser: DenoiserSection, fps: float
 ) -> GenerateConfig:
-    """Clips from the same seeds of noise for every autoencoder."""
+    """Clips from the same noise seeds for every autoencoder."""
     prompts, each = ["0"], config.samples
     if config.captioned:
         captions = [latents.caption for latents in open_latents(one.folder / "test").values()]
@@ -422,7 +425,7 @@ def _sampling(
     )
 
 
-# What was found.
+# Results.
 
 
 def _compression(config: LatentBenchmarkConfig, shape: tuple[int, ...]) -> dict:
@@ -436,13 +439,13 @@ def _compression(config: LatentBenchmarkConfig, shape: tuple[int, ...]) -> dict:
 
 
 def _count(denoiser: TrainedDenoiserSection, weights: str) -> int:
-    """Parameters that are trained."""
+    """The number of trained parameters."""
     fixed = network_of(denoiser.type)[0].settings
     return sum(int(np.prod(value.shape)) for name, value in read_state_dict(weights).items() if name not in fixed)
 
 
 def _figures(run: Path) -> dict:
-    """What a run's files say: losses and curves."""
+    """Losses and curves from a run's files."""
     updates = read_log(run / "log.jsonl", 2**62)
     measured = read_log(run / VALIDATION_FILE, 2**62)
     first, last = measured[0], measured[-1]
@@ -470,22 +473,22 @@ def _protocol(config: LatentBenchmarkConfig, tokens: Sequence[int]) -> dict[str,
         for name in ("depth", "hidden_size", "num_heads")
         if getattr(denoiser, name) is not None
     )
-    thinned = f", every {config.frame_stride}. of the file" if config.frame_stride > 1 else ""
-    told = "told the clips' captions" if config.captioned else "told nothing of the clips"
+    thinned = f", one of every {config.frame_stride} in the file" if config.frame_stride > 1 else ""
+    told = "given the clips' captions" if config.captioned else "given nothing about the clips"
     return {
         "clips": f"the first {config.num_frames} frames{thinned}, the middle {config.image_size} x {config.image_size}",
-        "latents": "the posterior's mean, brought to unit variance over the clips that are learnt from by the factors "
+        "latents": "the posterior's mean, scaled to unit variance over the training clips by the factors "
         "of mg-latent-statistics, in the convention of each kind of autoencoder",
-        "network": f"{denoiser.type}, {sizes}, {told}; {'x'.join(map(str, tokens))} tokens of a clip as near as whole "
-        "patches of latents come, so that a token stands for the same pixels",
+        "network": f"{denoiser.type}, {sizes}, {told}; {'x'.join(map(str, tokens))} tokens per clip, as near as whole "
+        "patches of latents allow, so that a token represents the same pixels",
         "training": f"rectified flow, {config.max_steps} updates of {config.batch_size} clips, {config.optim.name} at "
         f"{config.optim.lr:g}, seed {config.seed}",
-        "share": "validation loss by that of always answering the mean of what is to be predicted; held-out clips, "
-        "noise and times are the same in every measurement. 1 is nothing learnt",
+        "share": "validation loss divided by that of always predicting the target's mean; held-out clips, noise and "
+        "times are the same in every measurement. 1 means nothing was learnt",
         "bands": f"{config.bands} equal parts of the schedule's time, from clean latents (0) to noise (1)",
-        "samples": f"by the weights' moving average in {config.num_sampling_steps} steps, from the same seeds of noise",
-        "what it does not say": "how good the pictures of an autoencoder are: latents that hold less are easier. Read "
-        "it beside the report of mg-benchmark",
+        "samples": f"from the weights' moving average, in {config.num_sampling_steps} steps, with the same noise seeds",
+        "what it does not say": "how good an autoencoder's pictures are: latents that hold less are easier. Read it "
+        "along with the report of mg-benchmark",
     }
 
 

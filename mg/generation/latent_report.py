@@ -1,6 +1,6 @@
-"""The report of `mg.generation.latent_benchmark`: one HTML file that opens from disk, with a table, plots and samples.
+"""The report of `mg.generation.latent_benchmark`: a standalone HTML file with a table, plots and samples.
 
-Its content is latent_report.html beside this file, in the page that `mg.evaluation.page` makes.
+Its content is latent_report.html next to this file, in a page made by `mg.evaluation.page`.
 """
 
 from html import escape
@@ -18,12 +18,12 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def write_report(path: Path, results: dict[str, dict], protocol: dict[str, str], folder: Path) -> None:
-    """Write the report, whole or not at all.
+    """Write the report atomically.
 
     Args:
-        results: of each autoencoder by its label.
-        protocol: how they came about.
-        folder: what the results' samples lie below.
+        results: autoencoder label -> results.
+        protocol: how they were measured.
+        folder: folder that the samples' paths are relative to.
     """
     good = {label: result for label, result in results.items() if "error" not in result}
     content = html_template("mg.generation", "latent_report.html").substitute(
@@ -31,7 +31,7 @@ def write_report(path: Path, results: dict[str, dict], protocol: dict[str, str],
         table=_table(results),
         failures=_failures(results),
         legend=legend(list(results)),
-        plots=_plots(results) if good else nothing("No autoencoder was trained on."),
+        plots=_plots(results) if good else nothing("No training succeeded."),
         samples=_samples(good, folder) or nothing("There are no samples."),
         protocol=definitions(protocol),
     )
@@ -68,7 +68,7 @@ def _plots(results: dict[str, dict]) -> str:
     updates = max(result.get("updates", 0) for result in results.values())
 
     def curve(name: str) -> list[list[Point]]:
-        """A line for each autoencoder, also for one that failed, whose colour and shape are kept for it."""
+        """A line per autoencoder, also for failed ones, to keep colours and shapes consistent."""
         lines = []
         for label, result in results.items():
             shares = [(step, loss / result["baseline"]) for step, loss in result.get(name, [])]
@@ -102,7 +102,7 @@ def _plots(results: dict[str, dict]) -> str:
 
 
 def _samples(results: dict[str, dict], folder: Path) -> str:
-    """A row of clips for each seed."""
+    """A row of clips per seed."""
     sections = []
     by_seed = zip_longest(*(result["samples"] for result in results.values()))
     for number, files in enumerate(by_seed):

@@ -1,8 +1,8 @@
 """Mask strategies: which frames of a clip are given, from which reference, and how freely they may change.
 
-A strategy is a text of groups, `loop,reference,start,target,length,edit` joined by `;`. Missing numbers of a group are
-those of 0,0,0,0,1,0: "0" puts the first frame of the first reference at the beginning of the first clip. All but the
-last count latent frames.
+A strategy is a string of groups `loop,reference,start,target,length,edit` joined by `;`. Missing numbers default to
+those of 0,0,0,0,1,0: "0" puts the first frame of the first reference at the start of the first clip. Start, target and
+length are in latent frames.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ class Insertion(NamedTuple):
     """One group of a strategy.
 
     Attributes:
-        loop: the clip in which it applies.
-        reference: which of the prompt's references is taken.
-        start: its first latent frame taken; a negative one counts from its end.
-        target: the latent frame of the clip where that goes; a negative one counts from its end.
-        length: how many latent frames.
-        edit: 0 keeps them as they are, 1 generates them anew, in between they are noised that far.
+        loop: the clip that it applies to.
+        reference: which of the prompt's references to use.
+        start: the first latent frame of the reference to use; negative counts from its end.
+        target: the latent frame of the clip to put it at; negative counts from the clip's end.
+        length: number of latent frames.
+        edit: 0 keeps them as they are, 1 generates them from scratch, in between they are noised that far.
     """
 
     loop: int = 0
@@ -35,7 +35,7 @@ def parse_mask_strategy(text: str | None) -> list[Insertion]:
     """The groups of a strategy; none for "" and None.
 
     Raises:
-        ValueError: a group that is none; the message says which.
+        ValueError: a malformed group; the message says which.
     """
     return [_parse_group(group, text) for group in text.split(";")] if text and text.strip() else []
 
@@ -43,7 +43,7 @@ def parse_mask_strategy(text: str | None) -> list[Insertion]:
 def _parse_group(group: str, text: str) -> Insertion:
     def wrong(what: str) -> ValueError:
         names = ",".join(Insertion._fields)
-        return ValueError(f"mask_strategy {text!r}: {what}; a group is {names}, numbers with commas between")
+        return ValueError(f"mask_strategy {text!r}: {what}; a group is {names}, numbers separated by commas")
 
     numbers = group.split(",")
     if len(numbers) > len(Insertion._fields):
@@ -57,26 +57,26 @@ def _parse_group(group: str, text: str) -> Insertion:
             raise wrong(f"{name} is {number.strip()!r}, which is not {kind}") from None
     made = Insertion(*values)
     if made.loop < 0 or made.reference < 0 or made.length < 1:
-        raise wrong(f"{group.strip()!r}: loop and reference are at least 0, length at least 1")
+        raise wrong(f"{group.strip()!r}: loop and reference must be at least 0, length at least 1")
     if not 0 <= made.edit <= 1:
         raise wrong(f"edit is {made.edit:g}, which is not between 0 and 1")
     return made
 
 
 def continuation(loop: int, reference: int, length: int, edit: float = 0.0) -> Insertion:
-    """What makes a clip go on where the one before it, a reference by now, ended."""
+    """Makes a clip continue from the end of the previous one, which is now a reference."""
     return Insertion(loop, reference, -length, 0, length, edit)
 
 
 def nearest_point(value: int, step: int, length: int) -> int:
-    """A multiple of `step` near `value`, among `length` frames: the one before it, or the one after it where that is
-    nearer and a whole step of frames follows it."""
+    """A multiple of `step` near `value`, among `length` frames: the previous one, or the next one if that is nearer
+    and followed by a whole step of frames."""
     number, rest = divmod(value, step)
     return (number + (rest > step / 2 and number < length // step - 1)) * step
 
 
 def place_among(number: int, frames: int, align: int | None = None) -> int:
-    """Where a start or a target lies among so many latent frames, see `apply_mask_strategy`."""
+    """Resolve a start or target among `frames` latent frames, see `apply_mask_strategy`."""
     at = number + frames * (number < 0)
     return nearest_point(at, align, frames) if align else at
 
@@ -89,23 +89,23 @@ def apply_mask_strategy(
     align: int | None = None,
     repeat_images: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put what a strategy takes of the references into a clip's noise.
+    """Put the frames of a strategy's references into a clip's noise.
 
-    Later groups overwrite earlier ones. Of a reference or a clip that is too short as many frames are taken as there
-    are, but an image that is to begin before its only frame is repeated, as the originals do.
+    Later groups overwrite earlier ones. If the reference or the clip is too short, only as many frames are used as
+    there are; but an image with a start before its only frame is repeated, as in the originals.
 
     Args:
         z: noise, (C, T, h, w).
         references: latents (C, t, h, w) each.
-        insertions: of the prompt; those of other loops are left out.
+        insertions: the prompt's; those for other loops are skipped.
         align: move starts and targets to multiples of this, as Open-Sora 1.2 does with 5: a chunk of its VAE.
         repeat_images: an image fills all `length` frames, as in Open-Sora 1.1; else one.
 
     Returns:
-        z with the references in it, and the frame mask (T,): 0 for a frame to be kept, 1 for one to be generated.
+        z with the references in it, and the frame mask (T,): 0 keeps a frame, 1 generates it.
 
     Raises:
-        ValueError: a reference that is not there, or none of whose frames are asked for; a target out of the clip.
+        ValueError: a missing reference, frames outside the reference, or a target outside the clip.
     """
     z, total = z.copy(), z.shape[1]
     mask = np.ones(total, np.float32)
@@ -113,15 +113,15 @@ def apply_mask_strategy(
         if made.loop != loop:
             continue
         if made.reference >= len(references):
-            raise ValueError(f"{_said(made)} takes reference {made.reference}, of which there are {len(references)}")
+            raise ValueError(f"{_said(made)} uses reference {made.reference}; there are {len(references)}")
         source = references[made.reference]
         frames = source.shape[1]
         start, target = place_among(made.start, frames, align), place_among(made.target, total, align)
         if not 0 <= target < total:
-            raise ValueError(f"{_said(made)} goes to latent frame {made.target}; the clip has {total}")
+            raise ValueError(f"{_said(made)} has its target at latent frame {made.target}; the clip has {total}")
         stop = start + made.length if repeat_images and frames == 1 else min(start + made.length, frames)
         if stop <= 0 or start >= frames:
-            raise ValueError(f"{_said(made)} takes latent frame {made.start} of a reference that has {frames}")
+            raise ValueError(f"{_said(made)} uses latent frame {made.start} of a reference that has {frames}")
         first = start if frames == 1 else max(start, 0)
         length = min(stop - first, total - target)
         taken = [min(max(first + number, 0), frames - 1) for number in range(length)]

@@ -1,8 +1,7 @@
-"""Prompts and references to clips: text encoder, network, schedule and autoencoder, and the loop over clips.
+"""Prompts and references to clips: text encoder, denoiser, schedule and autoencoder, and the loop over clips.
 
-A sample of several loops is made clip by clip. The end of each, encoded again, is the beginning of the next one, which
-loses it where they are joined, so that a sample has loop * (num_frames - P) + P frames; P is what the shared latent
-frames stand for.
+A sample with several loops is made clip by clip. Each clip starts with the re-encoded end of the previous one; these P
+shared frames are dropped when the clips are joined, so that a sample has loop * (num_frames - P) + P frames.
 """
 
 import zlib
@@ -20,7 +19,7 @@ from mg.generation.requests import Request
 from mg.plain_text import name_bytes
 from mg.text import TextEncoder
 
-IMAGE_FPS = 120  # what networks were told of images in training
+IMAGE_FPS = 120  # the frame rate that denoisers got for images in training
 
 
 class Noise(Protocol):
@@ -33,7 +32,7 @@ class Noise(Protocol):
 
 @dataclass
 class Item:
-    """One sample to be made: a request, the number of the sample, and the latents (C, t, h, w) of its references."""
+    """One sample to generate: a request, the sample's number, and the latents (C, t, h, w) of its references."""
 
     request: Request
     sample: int = 0
@@ -41,21 +40,21 @@ class Item:
 
 
 class Pipeline:
-    """Makes samples.
+    """Generates samples.
 
     Args:
-        config: the settings of a run.
+        config: the run's settings.
         codec: the autoencoder.
-        text_encoder: for captions.
-        denoiser: the network.
-        schedule: how noise becomes latents.
+        text_encoder: encodes the prompts.
+        denoiser: the denoiser.
+        schedule: turns noise into latents.
 
     Attributes:
         latent_size: frames, height and width of a clip's latents.
-        shared: frames that neighbouring clips share; 0 without loops.
+        shared: frames shared by successive clips; 0 for a single loop.
 
     Raises:
-        ValueError: a clip that the autoencoder or the loop cannot work with.
+        ValueError: a clip size that doesn't work with the autoencoder or the loop.
     """
 
     def __init__(
@@ -68,11 +67,11 @@ class Pipeline:
 
     @property
     def num_frames(self) -> int:
-        """Of a sample."""
+        """Frames of a sample."""
         return self.config.loop * (self.config.frames - self.shared) + self.shared
 
     def noise(self, items: Sequence[Item], loop: int) -> Noise:
-        """The noise of a loop: a sample's depends on the seed, its prompt, its number and the loop alone."""
+        """The noise of a loop; a sample's noise only depends on the seed, its prompt, its number and the loop."""
         seeds = [(self.config.seed, prompt_number(item.request.prompt), item.sample, loop) for item in items]
         return SampleNoise(seeds, (self.codec.in_channels, *self.latent_size))
 
@@ -83,18 +82,18 @@ class Pipeline:
         noise: Callable[[Sequence[Item], int], Noise] | None = None,
         on_latents: Callable[[int, np.ndarray], None] | None = None,
     ) -> list[np.ndarray]:
-        """A batch of samples.
+        """Generate a batch of samples.
 
         Args:
             progress: wraps the steps of each loop, such as `tqdm`.
-            noise: in place of `self.noise`.
-            on_latents: is told every loop's number and latents (B, C, T, h, w).
+            noise: used instead of `self.noise`.
+            on_latents: called with each loop's number and latents (B, C, T, h, w).
 
         Returns:
             (3, num_frames, H, W) in fp32 each, about [-1, 1]: not clipped.
 
         Raises:
-            ValueError: a strategy that does not fit its references, or frames that are not finite.
+            ValueError: a mask strategy that does not fit its references, or frames that are not finite.
         """
         config, shared = self.config, self.shared
         references = [list(item.references) for item in items]
@@ -129,7 +128,7 @@ class Pipeline:
         return [np.concatenate(clips, axis=1) for clips in videos]
 
     def conditions(self, texts: list[str]) -> Mapping[str, Any]:
-        """What the network is told of each sample."""
+        """The denoiser's inputs for each sample."""
         config, (height, width) = self.config, self.config.size
         y, mask = self.text_encoder.encode(texts)
         known = {
@@ -143,7 +142,7 @@ class Pipeline:
         return {"y": y, **({} if mask is None else {"mask": mask}), **extra}
 
     def null(self) -> Mapping[str, Any]:
-        """What stands in place of a caption where there is none."""
+        """The inputs that replace a caption for guidance."""
         return {"y": self.denoiser.null_caption}
 
     def _continuation(self, loop: int, reference: int):
@@ -151,10 +150,10 @@ class Pipeline:
 
 
 def shared_frames(config: GenerateConfig, codec: LatentCodec) -> int:
-    """How many frames neighbouring clips of a sample share; 0 where there is one clip.
+    """How many frames successive clips of a sample share; 0 for a single clip.
 
     Raises:
-        ValueError: latent frames that are no whole chunks, or no fewer than a clip has.
+        ValueError: latent frames that are not whole chunks, or not fewer than a clip has.
     """
     if config.loop == 1:
         return 0
@@ -168,5 +167,5 @@ def shared_frames(config: GenerateConfig, codec: LatentCodec) -> int:
 
 
 def prompt_number(prompt: str) -> int:
-    """What stands for a prompt in the seeds of its noise."""
+    """The number that represents a prompt in the seeds of its noise."""
     return zlib.crc32(name_bytes(prompt))

@@ -1,7 +1,7 @@
 """References: the images and videos that a mask strategy takes frames from.
 
-Each is scaled to cover the clip's size and cropped in the middle. Of a video only the frames that strategies ask for
-are read, and those that the autoencoder sees together with them.
+Each is scaled to cover the clip's size and centre-cropped. Of a video only those frames are read that the strategy
+needs or that the autoencoder encodes together with them.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from mg.generation.codec import LatentCodec
 from mg.generation.masks import Insertion, place_among
 from mg.plain_text import one_line
 
-TIMEOUT = 30  # seconds that a server may be silent
+TIMEOUT = 30  # seconds without an answer from a server
 
 
 def find_reference(reference: str, folder: Path) -> Path:
-    """The file of a reference; of a URL a copy in `folder`, which is downloaded if it is not there.
+    """The file of a reference; for a URL its copy in `folder`, downloaded if missing.
 
     Raises:
         ValueError: there is no such file, or it cannot be downloaded.
@@ -37,7 +37,7 @@ def find_reference(reference: str, folder: Path) -> Path:
             raise ValueError(f"reference_path: {reference}: no such file")
         return path
     name = Path(urlsplit(reference).path).name or "reference"
-    path = folder / f"{hashlib.sha256(reference.encode()).hexdigest()[:16]}_{name[-100:]}"  # no two URLs share one
+    path = folder / f"{hashlib.sha256(reference.encode()).hexdigest()[:16]}_{name[-100:]}"  # unique per URL
     if path.is_file():
         return path
     try:
@@ -65,13 +65,13 @@ def read_reference(
 
     Args:
         size: height and width.
-        insertions: those that take this reference.
-        codec: what will encode them.
-        align: as for `apply_mask_strategy`.
+        insertions: those that use this reference.
+        codec: the autoencoder that will encode them.
+        align: as in `apply_mask_strategy`.
 
     Returns:
-        uint8 (T, H, W, 3), the number of the first among all frames, and how many there are in all, as far as the
-        strategy asks.
+        uint8 (T, H, W, 3), the index of the first one among all frames, and the total number of frames, as far as the
+        strategy needs it.
 
     Raises:
         VideoError: a file that cannot be read.

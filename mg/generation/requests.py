@@ -1,4 +1,4 @@
-"""What a run is asked for, prompt by prompt, found out and checked before anything is loaded."""
+"""A run's requests, one per prompt, parsed and checked before anything is loaded."""
 
 import logging
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ class Request:
 
     Attributes:
         index: its number in the list or file.
-        prompt: without the JSON suffix.
-        texts: of each loop, with scores, to be encoded.
+        prompt: the prompt without its JSON suffix.
+        texts: the text to encode for each loop, with scores.
         references: paths or URLs.
         mask_strategy: as given.
-        insertions: what that says.
+        insertions: the parsed mask strategy.
     """
 
     index: int
@@ -37,8 +37,8 @@ def read_requests(config: GenerateConfig) -> list[Request]:
     """The prompts of a config from start_index to end_index.
 
     Raises:
-        ValueError, OSError: a file that cannot be read, lists of other lengths than the prompts, a prompt whose suffix,
-            loops, references or strategy are wrong: the message says which.
+        ValueError, OSError: a file that cannot be read, lists whose length differs from the prompts', or a prompt with
+            an invalid suffix, loops, references or mask strategy; the message says which.
     """
     prompts = _prompts(config)
     references = _beside_prompts("reference_path", config.reference_path, len(prompts))
@@ -57,12 +57,12 @@ def read_requests(config: GenerateConfig) -> list[Request]:
 def sample_name(
     index: int, prompt: str, sample: int = 0, num_sample: int = 1, name: str | None = None, prompt_as_path: bool = False
 ) -> str:
-    """What a sample's file is called, without suffix: sample_0003, of several samples of a prompt sample_0003-1.
+    """A sample's file name without suffix: sample_0003, or sample_0003-1 with several samples per prompt.
 
     Args:
         index: the prompt's number in its list or file.
-        name: in place of "sample"; with `prompt_as_path` it stands in front of the prompt.
-        prompt_as_path: the prompt is the name, as far as one can be.
+        name: used instead of "sample"; with `prompt_as_path` it precedes the prompt.
+        prompt_as_path: use the prompt as the name, as far as possible.
     """
     suffix = f"-{sample}" if num_sample > 1 else ""
     if prompt_as_path:
@@ -71,13 +71,13 @@ def sample_name(
 
 
 def name_of(config: GenerateConfig, request: Request, sample: int) -> str:
-    """What a sample's file is called, without suffix."""
+    """A sample's file name without suffix."""
     named = (config.num_sample, config.sample_name, config.prompt_as_path)
     return sample_name(request.index, request.prompt, sample, *named)
 
 
 def check_names(config: GenerateConfig, requests: Sequence[Request]) -> None:
-    """Raise ValueError where the samples of two requests that differ would have one name, by prompt_as_path."""
+    """Raise ValueError if prompt_as_path would give samples of two different requests the same name."""
     named: dict[str, Request] = {}
     for request in requests:
         name = name_of(config, request, 0)
@@ -92,7 +92,7 @@ def check_names(config: GenerateConfig, requests: Sequence[Request]) -> None:
 def _prompts(config: GenerateConfig) -> list[str]:
     if config.prompt is not None:
         if not config.prompt:
-            raise ValueError("prompt is an empty list; it must hold prompts, or be null for prompt_path")
+            raise ValueError("prompt is an empty list; it must have prompts, or be null to use prompt_path")
         return config.prompt
     if config.prompt_path is None:
         raise ValueError("prompt or prompt_path must be given")
@@ -100,11 +100,13 @@ def _prompts(config: GenerateConfig) -> list[str]:
 
 
 def _beside_prompts(name: str, values: Sequence[str | None] | None, count: int) -> list[str]:
-    """A list beside the prompts; "" where there is nothing."""
+    """A list parallel to the prompts; "" for missing values."""
     if values is None:
         return [""] * count
     if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} entries for {count} prompts; it must have one for each, or null")
+        raise ValueError(
+            f"{name} has {len(values)} entries for {count} prompts; it must have one per prompt, or be null"
+        )
     return [value or "" for value in values]
 
 
@@ -114,9 +116,9 @@ def _read_request(config: GenerateConfig, index: int, prompt: str, reference: st
     paths = [path.strip() for path in reference.split(";") if path.strip()]
     insertions = parse_mask_strategy(strategy)
     if paths and not insertions:
-        raise ValueError(f"reference_path is {reference!r} without a mask_strategy, which says where it goes")
+        raise ValueError(f"reference_path is {reference!r} without a mask_strategy to place it")
     if config.refuses_masks and (insertions or config.loop > 1):
-        asked = "a mask_strategy is given" if insertions else f"loop is {config.loop}, and clips go on by a frame mask"
+        asked = "a mask_strategy is given" if insertions else f"loop is {config.loop}, which needs frame masks"
         raise ValueError(f"{asked}, but {config.refuses_masks}")
     for made in insertions:
         if made.loop >= config.loop:
@@ -124,11 +126,11 @@ def _read_request(config: GenerateConfig, index: int, prompt: str, reference: st
             _logger.warning(
                 "prompt %d: mask_strategy %r has a group for loop %d, but %s", index, strategy, made.loop, loops
             )
-        there = len(paths) + made.loop * (config.loop > 1)  # of the clips made before its loop, too
+        there = len(paths) + made.loop * (config.loop > 1)  # earlier clips are references, too
         if made.reference >= there:
             listed = f"are {len(paths)} references" if len(paths) != 1 else "is 1 reference"
             raise ValueError(
-                f"mask_strategy {strategy!r} takes reference {made.reference}, but there {listed}, counted from 0"
+                f"mask_strategy {strategy!r} uses reference {made.reference}, but there {listed}, counted from 0"
             )
     if config.text_encoder.type == "classes":
         texts = [_checked_class(parts.text, config)] * config.loop
@@ -142,5 +144,5 @@ def _checked_class(text: str, config: GenerateConfig) -> str:
     count = config.text_encoder.num_classes
     if not text.strip().isdecimal() or (count is not None and int(text) >= count):
         last = "" if count is None else f", from 0 to {count - 1}"
-        raise ValueError(f"it is {text!r}; where text_encoder.type is classes, prompts are numbers of classes{last}")
+        raise ValueError(f"it is {text!r}; with text_encoder.type classes, prompts are class numbers{last}")
     return text.strip()

@@ -1,4 +1,4 @@
-"""What a folder of samples holds: samples.jsonl, a line for each, the failed ones too, whenever a run was killed."""
+"""The index of a folder of samples: samples.jsonl, one line per sample, failed ones included, even in a killed run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ class Row:
     """One sample.
 
     Attributes:
-        name: of its file, without suffix.
-        prompt: without its JSON suffix.
-        status: ok, or error: then `error` says why, in one line.
-        settings: all that the sample depends on.
-        file: below the folder; a .png for a single frame, else an .mp4.
+        name: its file name without suffix.
+        prompt: the prompt without its JSON suffix.
+        status: ok or error; `error` is then the reason, in one line.
+        settings: everything that the sample depends on.
+        file: relative to the folder; a .png for a single frame, else an .mp4.
         frames, height, width, fps: of the file.
-        pictures: of its references, below the folder.
-        seconds: that it took, its share of a batch.
+        pictures: pictures of its references, relative to the folder.
+        seconds: the time it took, as its share of a batch.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Row:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """The samples of a folder by name; none where there is no index."""
+    """The samples of a folder by name; empty if there is no index."""
     return read_lines(folder / INDEX_FILE, Row)
 
 
 def record(folder: Path, rows: Iterable[Row]) -> None:
-    """Put rows into a folder's index, in place of those of their names."""
+    """Write rows to a folder's index, replacing those with the same names."""
     put_lines(folder / INDEX_FILE, rows, Row, lambda row: row.name)

@@ -1,9 +1,9 @@
-"""What a denoiser is told by text: encoders of prompts, cleaning of captions, stored embeddings.
+"""Text conditioning of denoisers: text encoders, caption cleaning, stored embeddings.
 
 encoder = create_text_encoder("t5", "t5-v1_1-xxl", model_max_length=200, dtype="bf16")
 y, mask = encoder.encode([clean_caption("A cat, www.cats.com", times=2)])    # (1, 1, 200, 4096), (1, 200)
 
-encoder = open_embeddings("outputs/embeddings")     # what mg-encode-text stored: the same, without the weights
+encoder = open_embeddings("outputs/embeddings")     # stored by mg-encode-text: the same without the weights
 y, mask = encoder.encode(["a cat,"])
 """
 

@@ -1,11 +1,11 @@
-"""Cleaning of captions, as DeepFloyd IF, PixArt and Open-Sora clean prompts before T5 reads them.
+"""Caption cleaning, as DeepFloyd IF, PixArt and Open-Sora clean prompts for T5.
 
-What web pages leave in captions goes: links, tags, numbers of articles, names of files. The steps and their order are
-the original's, oddities included, since released models were asked in such words; where it repeats itself, or a step
-can find nothing, that is left out.
+It removes the leftovers of web pages: links, tags, article numbers, file names. The steps and their order are the
+original's, oddities included, since released models expect prompts cleaned this way; only repeated steps and steps that
+can never match are left out.
 
-ftfy (extra `text`) mends broken encodings and unusual letters; a caption of plain ASCII, which it would leave as it is,
-takes none.
+ftfy (extra `text`) repairs broken encodings and unusual characters; plain ASCII, which it wouldn't change, doesn't need
+it.
 """
 
 import html
@@ -27,22 +27,22 @@ def _steps(*steps: tuple[str, str]) -> tuple[Step, ...]:
 
 
 _LINKS = _steps(
-    ("<person>", "person"),  # a stand-in for names in some data sets, and no tag
+    ("<person>", "person"),  # a placeholder for names in some data sets, not a tag
     (rf"\b(?:https?:(?:/{{1,3}}|[a-zA-Z0-9%])|{_SITE})", ""),
     (rf"\b(?:www:(?:/{{1,3}}|[a-zA-Z0-9%])|{_SITE})", ""),
 )
 _SIGNS = _steps(
-    (r"@\w+\b", ""),  # names of users
-    ("[\u31c0-\u9fff]+", ""),  # Chinese characters, and enclosed ones
+    (r"@\w+\b", ""),  # user names
+    ("[\u31c0-\u9fff]+", ""),  # Chinese characters, including enclosed ones
     (f"[{_DASHES}]+", "-"),
     ("[`\u00b4«»“”¨]", '"'),
     ("[\u2018\u2019]", "'"),
     ("&quot;?", ""),
     ("&amp", ""),
-    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # addresses of machines
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses
     (r"\d:\d\d\s+$", ""),
     (r"\\n", " "),
-    (r"#\d{1,3}\b", ""),  # numbers of articles, down to the next file name
+    (r"#\d{1,3}\b", ""),  # article numbers, up to the file names below
     (r"#\d{5,}\b", ""),
     (r"\b\d{6,}\b", ""),
     (rf"\S+\.(?:{_FILES})", ""),
@@ -52,7 +52,7 @@ _SIGNS = _steps(
     (r"\s+\.\s+", " "),
 )
 _JOINTS = re.compile("[-_]")
-_PLAIN = re.compile(r"[\t\n\r -%'-~]*")  # which ftfy and HTML's unescaping leave as it is
+_PLAIN = re.compile(r"[\t\n\r -%'-~]*")  # unchanged by ftfy and HTML unescaping
 _WORDS = _steps(
     (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # jc6640
     (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),  # jc6640vc
@@ -63,11 +63,11 @@ _WORDS = _steps(
     (rf"\b(?:{_FILES})(\simages?)?", ""),
     (r"\bpage\s+\d+\b", ""),
     (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),  # j2d1a2a
-    (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),  # 1920x1080, by a Latin, a Cyrillic x or a cross
+    (r"\b\d+\.?\d*[x\u0445\u00d7]\d+\.?\d*\b", ""),  # 1920x1080, with a Latin or Cyrillic x or a multiplication sign
     (r"\b\s+:\s+", ": "),
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
-    (r"^[\"']([\w\W]+)[\"']$", r"\1"),  # one pair of quotes around all
+    (r"^[\"']([\w\W]+)[\"']$", r"\1"),  # quotes around the whole text
     (r"^['_,\-:;]", ""),
     (r"['_,\-:+]$", ""),
     (r"^\.\S+$", ""),
@@ -75,13 +75,13 @@ _WORDS = _steps(
 
 
 def clean_caption(text: str, times: int = 1) -> str:
-    """A caption without what web pages leave in captions, in lower case; "" where nothing is left, as of Chinese.
+    """A caption without leftovers of web pages, in lower case; "" if nothing is left, as for Chinese.
 
     Args:
-        times: how often it is cleaned; Open-Sora cleans prompts twice, and the second time finds more.
+        times: how often to clean it; Open-Sora cleans prompts twice, and the second pass finds more.
 
     Raises:
-        ValueError: the caption takes ftfy, which is not installed.
+        ValueError: the caption needs ftfy, which is not installed.
     """
     for _ in range(times):
         text = _clean(text)
@@ -108,7 +108,7 @@ def _mended(text: str) -> str:
     try:
         import ftfy
     except ImportError:
-        raise ValueError("cleaning captions of other letters than ASCII's takes ftfy: pip install ftfy") from None
+        raise ValueError("cleaning captions that are not plain ASCII needs ftfy: pip install ftfy") from None
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
@@ -120,14 +120,14 @@ def _without_tags(text: str) -> str:
 
 
 class _Text(HTMLParser):
-    """The text of a page, as BeautifulSoup has it by this parser: without tags, comments, scripts, styles."""
+    """The text of a page as BeautifulSoup extracts it with this parser: without tags, comments, scripts, styles."""
 
     _SILENT = ("script", "style", "template")
 
     def __init__(self):
         super().__init__(convert_charrefs=False)
         self.parts: list[str] = []
-        self._within: list[str] = []  # silent tags that are open
+        self._within: list[str] = []  # open silent tags
 
     def handle_starttag(self, tag, attrs):
         if tag in self._SILENT:

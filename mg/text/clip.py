@@ -1,7 +1,7 @@
 """The text tower of CLIP (arXiv 2103.00020): a causal transformer over at most 77 tokens.
 
-The defaults are openai/clip-vit-base-patch32, which DiT's text condition is read with in Open-Sora 1.0. Names of layers
-are transformers', and so are those of a checkpoint.
+The defaults are openai/clip-vit-base-patch32, which encodes the text for DiT in Open-Sora 1.0. Layer names, and so the
+names in a checkpoint, are transformers'.
 """
 
 import mindspore as ms
@@ -22,23 +22,23 @@ CLIP_CONFIG = {
     "max_position_embeddings": 77,
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
-    "eos_token_id": 2,  # as released, and not the end token's number: see `pooled_positions`
+    "eos_token_id": 2,  # as released, though not the end token's ID: see `pooled_positions`
 }
 ACTIVATIONS = ("quick_gelu", "gelu")
-_MASKED = -1e9  # added to scores; after fp32's softmax nothing is left of it
+_MASKED = -1e9  # added to scores; exactly 0 after the softmax in fp32
 
 
 def pooled_positions(ids: np.ndarray, eos_token_id: int) -> np.ndarray:
-    """Where the state lies that stands for a text, (B, L) -> (B,): at the first end token.
+    """The position of a text's pooled state, (B, L) -> (B,): the first end token.
 
-    The released config gives 2 as its number, which is another token's. What is meant then is the highest number that
-    there is, and its first place, padding being the same token.
+    The released config gives the end token's ID as 2, which is another token's. The end token is then the highest ID,
+    at its first position, since padding is the same token.
     """
     return np.argmax(ids if eos_token_id == 2 else ids == eos_token_id, axis=-1)
 
 
 class LayerNorm(nn.Cell):
-    """Over the last axis, in fp32; by its parts, since MindSpore's operator is compiled on Ascend for every shape."""
+    """LayerNorm over the last axis, in fp32; written out, since Ascend compiles MindSpore's operator per shape."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__()
@@ -92,7 +92,7 @@ class Layer(nn.Cell):
 
 
 class Embeddings(nn.Cell):
-    """A vector for every token, and one for its place."""
+    """Token plus position embeddings."""
 
     def __init__(self, config: dict):
         super().__init__()
@@ -127,12 +127,12 @@ class Tower(nn.Cell):
 
 
 class CLIPTextTower(nn.Cell):
-    """Numbers of tokens to the states after the last norm.
+    """Token IDs to the states after the final norm.
 
     Args:
         config: overrides of `CLIP_CONFIG`.
-        max_length: tokens of a text.
-        dtype: of the weights of products and of the products, fp32 | fp16 | bf16.
+        max_length: tokens per text.
+        dtype: fp32 | fp16 | bf16, of matrix products and their weights.
     """
 
     default_config = CLIP_CONFIG
@@ -151,6 +151,6 @@ class CLIPTextTower(nn.Cell):
         set_precision(self, dtype)
 
     def construct(self, ids):
-        """ids (B, L) int32 -> (B, L, hidden_size) float32, L = max_length; there is no mask: padding stands after what
-        is read, and a token sees none that stands after it."""
+        """ids (B, L) int32 -> (B, L, hidden_size) float32, L = max_length. There is no mask: padding follows the text,
+        and attention is causal."""
         return self.text_model(ids)

@@ -1,7 +1,7 @@
-"""Prompts to what a denoiser reads of them: T5's states, CLIP's pooled state, or the number of a class.
+"""Prompts to a denoiser's text input: T5's states, CLIP's pooled state, or a class number.
 
-A prompt is encoded alone, whatever it is asked for with, and laid out to the same length: so one graph is compiled, and
-what it becomes depends on no other prompt.
+Prompts are encoded one at a time and padded to the same length, so that only one graph is compiled and the result
+doesn't depend on other prompts.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ _logger = logging.getLogger(__name__)
 
 
 class TextEncoder:
-    """Base of all.
+    """Base class of the text encoders.
 
     Attributes:
         type: t5 | clip | classes.
-        output_dim: D, the width of what is given; 0 where that is numbers of classes.
-        model_max_length: L, the most tokens that a prompt has.
-        has_mask: there is padding after prompts, and a mask that says so.
-        config: every setting that the weights depend on.
-        tokenizer: where there are tokens.
+        output_dim: D, the output width; 0 for class numbers.
+        model_max_length: L, the maximum number of tokens in a prompt.
+        has_mask: whether prompts are padded, with a mask.
+        config: all settings that the weights depend on.
+        tokenizer: not set for classes.
     """
 
     type: str
@@ -44,12 +44,12 @@ class TextEncoder:
     tokenizer: Tokenizer
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Prompts to what a denoiser takes as y and mask.
+        """Encode prompts to a denoiser's y and mask.
 
         Returns:
-            y: (B, 1, L, D) float32, rows after a prompt's tokens being zeros; CLIP's is (B, 1, 1, D), and of classes
-                there are the numbers, (B,) int32.
-            mask: (B, L) bool, which rows are tokens; None where there is no padding.
+            y: (B, 1, L, D) float32, with zeros after a prompt's tokens; (B, 1, 1, D) for CLIP, and (B,) int32, the
+                class numbers, for classes.
+            mask: (B, L) bool, True at tokens; None if there is no padding.
 
         Raises:
             ValueError: a prompt that cannot be encoded; the message names it.
@@ -98,10 +98,10 @@ class CLIPTextEncoder(TextEncoder):
 
 
 class ClassLabels(TextEncoder):
-    """Prompts that are numbers of classes; the number that stands for none of them is `num_classes`.
+    """Prompts that are class numbers; `num_classes` itself stands for no class.
 
     Args:
-        num_classes: 1000 are ImageNet's, which DiT was trained on.
+        num_classes: number of classes; 1000 for ImageNet, which DiT was trained on.
     """
 
     type = "classes"
@@ -116,7 +116,7 @@ class ClassLabels(TextEncoder):
         for prompt in prompts:
             if not (prompt.strip().isdecimal() and int(prompt) <= self.num_classes):
                 raise ValueError(
-                    f"the prompt is {prompt!r}; it must be the number of a class, 0 to {self.num_classes - 1}, or "
+                    f"the prompt is {prompt!r}; it must be a class number, 0 to {self.num_classes - 1}, or "
                     f"{self.num_classes} for none"
                 )
         return np.array([int(prompt) for prompt in prompts], np.int32), None
@@ -124,16 +124,16 @@ class ClassLabels(TextEncoder):
 
 def _finite(prompt: str, states: np.ndarray) -> np.ndarray:
     if not np.isfinite(states).all():
-        raise ValueError(f"what {prompt!r} is encoded to is not finite; with dtype fp16, try bf16 or fp32")
+        raise ValueError(f"the embedding of {prompt!r} is not finite; with dtype fp16, try bf16 or fp32")
     return states
 
 
-# Making them.
+# Creating them.
 
 _NETWORKS: dict[str, type[T5Encoder] | type[CLIPTextTower]] = {"t5": T5Encoder, "clip": CLIPTextTower}
 _ENCODERS = {"t5": T5TextEncoder, "clip": CLIPTextEncoder}
 _LENGTHS = {"t5": 120, "clip": 77}
-_PARTS = {"t5": ("shared", "encoder"), "clip": ("text_model",)}  # what names of parameters begin with
+_PARTS = {"t5": ("shared", "encoder"), "clip": ("text_model",)}  # first parts of parameter names
 _MODEL_TYPES = {"t5": ("t5", "mt5"), "clip": ("clip", "clip_text_model")}
 TYPES = (*_ENCODERS, "classes")
 
@@ -150,15 +150,15 @@ def create_text_encoder(
 
     Args:
         type: t5 | clip | classes.
-        from_pretrained: folder or file of the weights, in any format that `mg.checkpoints` reads; the config.json
-            beside them is the default config then. Without one the weights are random.
-        model_max_length: tokens that a prompt is laid out to; by default 120 for T5 and 77 for CLIP.
-        dtype: fp32 | fp16 | bf16, of the weights of products, which takes their memory, and of the products.
-        tokenizer: file or folder of the tokenizer; by default it is looked for where the weights are.
+        from_pretrained: folder or file of the weights, in any format that `mg.checkpoints` reads; the config.json next
+            to them is the default config then. Without it the weights are random.
+        model_max_length: tokens that a prompt is padded to; by default 120 for T5 and 77 for CLIP.
+        dtype: fp32 | fp16 | bf16, of matrix products and, also in memory, of their weights.
+        tokenizer: file or folder of the tokenizer; by default it is looked for next to the weights.
         config: overrides of the config, under transformers' names; for classes: num_classes.
 
     Raises:
-        ValueError: an unknown type or key, or a tokenizer that is not there, cannot be read or does not fit.
+        ValueError: an unknown type or key, or a tokenizer that is missing, cannot be read or does not fit.
         CheckpointError: weights that cannot be read or do not fit.
     """
     if type not in TYPES:
@@ -167,9 +167,9 @@ def create_text_encoder(
         return ClassLabels(**merge_config({"num_classes": 1000}, config, type))
     length = _LENGTHS[type] if model_max_length is None else model_max_length
     if length < 2:
-        raise ValueError(f"model_max_length is {length}; it must be at least 2: a token, and the one that ends a text")
+        raise ValueError(f"model_max_length is {length}; it must be at least 2: a token, and the end token")
     if from_pretrained is None and tokenizer is None:
-        raise ValueError(f"a text encoder of type {type} must be given from_pretrained, or at least a tokenizer")
+        raise ValueError(f"a text encoder of type {type} needs from_pretrained, or at least a tokenizer")
     runtime.block_on_cpu()
     with contextlib.ExitStack() as stack:
         state = None
@@ -186,7 +186,7 @@ def create_text_encoder(
 
 
 def _folder_of_weights(path: Path) -> Path:
-    """A whole pipeline's folder means that of its text encoder."""
+    """In a pipeline's folder, the text encoder's subfolder."""
     return path / "text_encoder" if (path / "text_encoder").is_dir() else path
 
 
@@ -198,7 +198,7 @@ def _network(type: str, state: StateDict | None, length: int, dtype: str, config
     network = _NETWORKS[type]
     stored = _stored_config(type, state) if state is not None else {}
     merged = merge_config(network.default_config, {**stored, **config}, type)
-    # Random numbers in place of the large one's weights would take as long to draw as these to read.
+    # Initialising the large one randomly would take as long as reading its weights.
     with contextlib.nullcontext() if state is None else no_init_parameters():
         built = network(merged, length, dtype)
     if state is not None:
@@ -210,27 +210,27 @@ def _network(type: str, state: StateDict | None, length: int, dtype: str, config
 
 
 def _stored_config(type: str, state: StateDict) -> dict:
-    """The config that lies beside the weights, as far as it is ours."""
+    """The keys we know in the config next to the weights."""
     if state.config_file is None:
         return {}
     stored = read_config(state.config_file)
-    if "text_config" in stored and isinstance(stored["text_config"], dict):  # of both halves of CLIP
+    if "text_config" in stored and isinstance(stored["text_config"], dict):  # the config of both halves of CLIP
         stored = {**stored["text_config"], "model_type": stored.get("model_type")}
     kind = stored.get("model_type")
     if kind is not None and kind not in _MODEL_TYPES[type]:
         raise CheckpointError(
-            f"{state.config_file}: describes a model of type {kind!r}; a text encoder of type {type} is made of "
+            f"{state.config_file}: describes a model of type {kind!r}; a text encoder of type {type} must be "
             f"{' or '.join(_MODEL_TYPES[type])}"
         )
-    older = {"feed_forward_proj": "relu"} if type == "t5" else {}  # what version 1.0 does not mention
+    older = {"feed_forward_proj": "relu"} if type == "t5" else {}  # not stated in version 1.0's config
     return {key: value for key, value in {**older, **stored}.items() if key in _NETWORKS[type].default_config}
 
 
 def _load(type: str, network: nn.Cell, state: StateDict) -> None:
-    """Take the weights, a tensor at a time: the file is never in memory whole.
+    """Load the weights tensor by tensor, so that the whole file is never in memory.
 
     Raises:
-        CheckpointError: names and shapes that are not the network's, or numbers that are not finite.
+        CheckpointError: names or shapes that do not match the network's, or values that are not finite.
     """
     parameters = dict(network.parameters_and_names())
     sources = _sources(type, state)
@@ -250,9 +250,9 @@ def _load(type: str, network: nn.Cell, state: StateDict) -> None:
 
 
 def _sources(type: str, state: Mapping) -> dict[str, str]:
-    """Our name of every parameter -> the file's."""
+    """Our name of each parameter -> the file's."""
     sources = dict(own_part(state, _PARTS[type]).sources)
-    if type == "t5" and "encoder.embed_tokens.weight" in sources:  # the same table, under its other name
+    if type == "t5" and "encoder.embed_tokens.weight" in sources:  # the same table under its other name
         sources.setdefault("shared.weight", sources["encoder.embed_tokens.weight"])
     if type == "clip" and not any(name.startswith("text_model.") for name in sources):  # newer files of transformers
         inner = own_part(state, ("embeddings", "encoder", "final_layer_norm"))

@@ -1,7 +1,7 @@
-"""What the two text encoders share: linear layers of any width, tables of embeddings, attention over several heads.
+"""The layers that the two text encoders share: linear layers, embedding tables, multi-head attention.
 
-A text encoder is never trained here, and the large one has 4.8 billion parameters: the weights of products are kept in
-the precision that they are multiplied in, all others in fp32. What blocks add up stays in fp32.
+Text encoders are never trained here, and the large one has 4.8 billion parameters: weights of matrix products are
+stored in the products' precision, all others in fp32. The residual stream stays in fp32.
 """
 
 import mindspore as ms
@@ -16,7 +16,7 @@ class Dense(PrecisionCell):
     """A linear layer over the last axis. (B, L, in) -> (B, L, out)
 
     Args:
-        dtype: fp32 | fp16 | bf16, in which the weight is kept.
+        dtype: fp32 | fp16 | bf16, in which the weight is stored.
     """
 
     def __init__(self, in_channels: int, channels: int, dtype: str = "fp32", bias: bool = False):
@@ -24,7 +24,7 @@ class Dense(PrecisionCell):
         kept = runtime.PRECISIONS["fp32" if dtype == "fp16" and self.leaves_fp16 else dtype]
         self.weight = Parameter(initializer(Normal(in_channels**-0.5), (channels, in_channels), kept), name="weight")
         self.bias = Parameter(initializer("zeros", (channels,)), name="bias") if bias else None
-        self.product = ops.MatMul(transpose_b=True)  # no copy of the weight, as a transpose would be
+        self.product = ops.MatMul(transpose_b=True)  # a transpose would copy the weight
 
     def construct(self, x):
         b, length, channels = x.shape
@@ -35,18 +35,18 @@ class Dense(PrecisionCell):
 
 
 class WideDense(Dense):
-    """A linear layer whose sums leave the range of fp16."""
+    """A linear layer whose sums exceed the range of fp16."""
 
     leaves_fp16 = True
 
 
 class Embedding(nn.Cell):
-    """Rows of a table by number, in fp32. (...) -> (..., channels)"""
+    """Looks up rows of a table, in fp32. (...) -> (..., channels)"""
 
     def __init__(self, rows: int, channels: int):
         super().__init__()
         self.weight = Parameter(initializer(Normal(1.0), (rows, channels)), name="weight")
-        # Ascend has aclnn's operator; the other, which runs on CPUs, is compiled there for every shape.
+        # On Ascend this is an aclnn operator; the one for CPUs would be compiled there for every shape.
         self.on_ascend = runtime.device() == "ascend"
 
     def construct(self, numbers):
@@ -56,9 +56,9 @@ class Embedding(nn.Cell):
 
 
 class MultiHeadAttention(PrecisionCell):
-    """softmax(scale * q k^T + bias) v for every head; the softmax in fp32.
+    """softmax(scale * q k^T + bias) v for every head, with the softmax in fp32.
 
-    q, k, v (B, L, heads * D), and a bias that fits (B, heads, L, L) -> (B, L, heads * D)
+    q, k, v (B, L, heads * D) and a bias that broadcasts to (B, heads, L, L) -> (B, L, heads * D)
     """
 
     def __init__(self, heads: int, scale: float):

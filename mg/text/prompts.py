@@ -1,9 +1,9 @@
-"""What a line of a prompt file says, after Open-Sora 1.1 and 1.2.
+"""The syntax of lines in a prompt file, after Open-Sora 1.1 and 1.2.
 
-a cat on a roof{"reference_path": "cat.png", "mask_strategy": "0"}     references and strategy at the end, as JSON
-|0|a white jeep|2|a red jeep                                           another text from loop 2 on
+a cat on a roof{"reference_path": "cat.png", "mask_strategy": "0"}     references and mask strategy at the end, as JSON
+|0|a white jeep|2|a red jeep                                           a different text from loop 2 on
 
-Here and not in `mg.generation`, since a text is encoded without all that, whether now or to be stored.
+This is here instead of in `mg.generation`, since encoding texts needs it too, whether to generate or to store them.
 """
 
 import itertools
@@ -18,7 +18,7 @@ _KEYS = ("reference_path", "mask_strategy")
 
 
 class Parts(NamedTuple):
-    """A prompt without its JSON suffix, and what stood there; "" where nothing did."""
+    """A prompt without its JSON suffix, and the suffix's values; "" for missing ones."""
 
     text: str
     reference_path: str
@@ -26,28 +26,28 @@ class Parts(NamedTuple):
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a file, one in each line; blank lines are prompts, too.
+    """The prompts of a file, one per line; blank lines are prompts, too.
 
     Raises:
-        ValueError: a file that is not there, is no text, or is empty.
+        ValueError: a file that is missing, isn't text, or is empty.
     """
     path = Path(path)
     if not path.exists() or path.is_dir():
-        raise ValueError(f"prompt_path: {path}: no such file; it must hold a prompt in each line")
+        raise ValueError(f"prompt_path: {path}: no such file; it must have one prompt per line")
     try:
         lines = split_lines(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"prompt_path: {path}: not a text in UTF-8 ({error})") from None
     if not lines:
-        raise ValueError(f"prompt_path: {path}: holds no prompt; there must be one in each line")
+        raise ValueError(f"prompt_path: {path}: no prompts; there must be one per line")
     return [line.strip() for line in lines]
 
 
 def split_suffix(prompt: str) -> Parts:
-    """Take the JSON suffix off a prompt: all from the first { on, with the keys reference_path and mask_strategy.
+    """Split off a prompt's JSON suffix: everything from the first {, with keys reference_path and mask_strategy.
 
     Raises:
-        ValueError: what stands there is no such JSON.
+        ValueError: the suffix is not such JSON.
     """
     text, brace, _ = prompt.partition("{")
     if not brace:
@@ -64,15 +64,15 @@ def split_suffix(prompt: str) -> Parts:
     values = {key: "" if found.get(key) is None else found[key] for key in _KEYS}
     for key, value in values.items():
         if not isinstance(value, str):
-            raise ValueError(f"{key} in the JSON after a prompt is {value!r}; it must be a text")
+            raise ValueError(f"{key} in the JSON after a prompt is {value!r}; it must be a string")
     return Parts(text, **values)
 
 
 def texts_from(prompt: str) -> dict[int, str]:
-    """The texts of |0|text|2|text by the loop from which on they hold; a prompt without |n| holds from 0 on.
+    """The texts of |0|text|2|text by the first loop that uses them; a prompt without |n| is used from loop 0 on.
 
     Raises:
-        ValueError: numbers that do not begin with 0 and rise.
+        ValueError: numbers that do not start with 0 and increase.
     """
     if not re.match(r"\s*\|\s*\d+\s*\|", prompt):
         return {0: prompt}
@@ -80,7 +80,7 @@ def texts_from(prompt: str) -> dict[int, str]:
     starts, texts = [int(number) for number in pieces[1::2]], [text.strip() for text in pieces[2::2]]
     if starts[0] != 0 or any(later <= earlier for earlier, later in itertools.pairwise(starts)):
         numbers = ", ".join(f"|{start}|" for start in starts)
-        raise ValueError(f"prompt {_short(prompt)}: its loops are {numbers}; they must begin with |0| and rise")
+        raise ValueError(f"prompt {_short(prompt)}: its loops are {numbers}; they must start with |0| and increase")
     return dict(zip(starts, texts))
 
 
@@ -93,11 +93,11 @@ def split_loops(prompt: str, loop: int) -> list[str]:
 def append_scores(
     text: str, aes: float | None = None, flow: float | None = None, camera_motion: str | None = None
 ) -> str:
-    """Add the scores that Open-Sora 1.2 was trained with, where the text has none of that name yet.
+    """Append the scores that Open-Sora 1.2 was trained with, unless the text already has one of that name.
 
     Args:
-        aes: aesthetic score, 4 to 7; 6.5 is what the released config asks for.
-        flow: how much moves.
+        aes: aesthetic score, 4 to 7; the released config uses 6.5.
+        flow: motion score, the amount of motion.
         camera_motion: pan left, zoom in, static, ...
     """
     scores = {

@@ -1,8 +1,8 @@
-"""Prompts, or the captions of a CSV, as a folder of embeddings that takes the text encoder's place; see mg.text.stored.
+"""Encodes prompts, or the captions of a CSV, to a folder of embeddings that replaces the text encoder; see
+mg.text.stored.
 
-T5-XXL's weights are 19 GB in fp32, and beside a training step there is no place for them. Texts are encoded one by one
-and shared out to the ranks by their place. The same command again goes on where a run was stopped, on any number of
-ranks.
+T5-XXL's weights are 19 GB in fp32, too much to have in memory during training. Texts are encoded one by one and divided
+among the ranks by position. Running the same command again continues a stopped run, on any number of ranks.
 """
 
 import json
@@ -30,7 +30,7 @@ from mg.text.prompts import append_scores, read_prompts, split_suffix, texts_fro
 from mg.text.stored import PREFIX, SETTINGS_FILE, TENSOR, Row
 
 _logger = logging.getLogger(__name__)
-_SECONDS = 600  # that a shard is open at most: what a killed run loses
+_SECONDS = 600  # after which a shard is finished: what a killed run loses at most
 
 
 @dataclass
@@ -40,10 +40,10 @@ class TextEncoderConfig:
     Args:
         from_pretrained: folder or file of its weights.
         type: t5 or clip.
-        model_max_length: tokens of a text; by default 120 for T5 and 77 for CLIP.
-        dtype: precision of products, and of the weights in memory.
-        tokenizer: file or folder of its tokenizer; by default it is looked for where the weights are.
-        config: keys to lay over the config beside the weights.
+        model_max_length: tokens per text; by default 120 for T5 and 77 for CLIP.
+        dtype: precision of matrix products, and of the weights in memory.
+        tokenizer: file or folder of its tokenizer; by default it is looked for next to the weights.
+        config: overrides of the config next to the weights.
     """
 
     from_pretrained: str
@@ -69,18 +69,19 @@ class EncodeTextConfig:
         csv_path: a CSV or a parquet file with a column `caption` or `text`.
         aes: aesthetic score to append to prompts, as mg-generate does: Open-Sora 1.2 samples with 6.5.
         flow: motion score to append to prompts.
-        camera_motion: to append to prompts.
-        output_path: folder to write to; the same command again goes on there.
+        camera_motion: camera motion to append to prompts.
+        output_path: folder to write to; running the same command again continues there.
         clean: clean texts as Open-Sora cleans prompts, twice; by default prompts are cleaned and captions of a CSV are
-            not, as Open-Sora's inference and training have them.
-        embeddings_dtype: precision of the numbers stored.
-        shard_size: MB of a shard; a shard is also finished after ten minutes, so that a killed run loses no more.
-        retry_failed: try again those that could not be encoded before.
-        device: auto takes ascend, gpu or cpu, the first that is there.
-        mode: graph compiles once, pynative runs op by op; auto takes pynative on a CPU.
+            not, as in Open-Sora's inference and training.
+        embeddings_dtype: precision of the stored embeddings.
+        shard_size: size of a shard in MB; a shard is also finished after ten minutes, so that a killed run loses no
+            more than that.
+        retry_failed: retry texts that failed before.
+        device: auto uses ascend, gpu or cpu, the first that is there.
+        mode: graph compiles once, pynative runs op by op; auto uses pynative on a CPU.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting out of range.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -112,7 +113,7 @@ class EncodeTextConfig:
         require(self.shard_size >= 1, self, "shard_size", "at least 1")
         for name in ("aes", "flow", "camera_motion"):
             no_csv = self.csv_path is None or getattr(self, name) is None
-            require(no_csv, self, name, "left out with csv_path: scores are appended to prompts alone")
+            require(no_csv, self, name, "left out with csv_path: scores are only appended to prompts")
         given = [name for name in ("prompt", "prompt_path", "csv_path") if getattr(self, name)]
         if len(given) != 1:
             said = f"{' and '.join(given)} are" if given else "none is"
@@ -120,14 +121,14 @@ class EncodeTextConfig:
 
     @property
     def cleaned(self) -> int:
-        """How often texts are cleaned."""
+        """How often each text is cleaned."""
         return 2 if (self.csv_path is None if self.clean is None else self.clean) else 0
 
 
 @dataclass
 class EncodeTextReport:
-    """What a rank did: the number of texts and of its own, of those that it encoded, and of those whose embeddings were
-    there; and all that failed, now or before, with the reason."""
+    """What a rank did: the numbers of all texts, of its own, of those it encoded, and of those already there; and all
+    that failed, now or before, with the reasons."""
 
     texts: int
     mine: int
@@ -137,14 +138,14 @@ class EncodeTextReport:
 
 
 def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -> EncodeTextReport:
-    """Encode this rank's texts, text i of those that differ being rank i % world_size's, into `config.output_path`.
+    """Encode this rank's texts into `config.output_path`: of the distinct texts, number i is rank i % world_size's.
 
-    A text that cannot be encoded becomes a line with an error; the others go on. One for which there was no room, in
-    memory or on disk, is tried again by the next run.
+    A text that cannot be encoded gets an index line with the error, and the run continues. One that failed for lack of
+    memory or disk space is tried again by the next run.
 
     Raises:
-        ValueError, OSError: texts or a checkpoint that cannot be used, a folder that cannot be written or was made with
-            other settings.
+        ValueError, OSError: texts or a checkpoint that cannot be used, or a folder that cannot be written to or was
+            made with other settings.
     """
     texts = read_texts(config)
     encoder = config.text_encoder.create()
@@ -188,11 +189,11 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
 
 
 def read_texts(config: EncodeTextConfig) -> list[str]:
-    """The texts that are to be encoded, each once, as the encoder is given them: prompts without the JSON after them,
-    a text for each |n|, with scores.
+    """The distinct texts to encode, as the encoder receives them: prompts without their JSON suffix, a text for each
+    |n|, with scores.
 
     Raises:
-        ValueError, OSError: a file that cannot be read, or holds no text; a prompt whose JSON or loops are wrong.
+        ValueError, OSError: a file that cannot be read or has no texts, or a prompt with invalid JSON or loops.
     """
     if config.csv_path is not None:
         texts = [row.caption for row in read_index(config.csv_path)]
@@ -212,13 +213,13 @@ def read_texts(config: EncodeTextConfig) -> list[str]:
 
 
 def _states(encoder: TextEncoder, text: str) -> np.ndarray:
-    """What a text is encoded to, without padding, (1, tokens, D)."""
+    """A text's embedding without padding, (1, tokens, D)."""
     y, mask = encoder.encode([text])
     return y[0] if mask is None else y[0][:, mask[0]]
 
 
 def _settings(config: EncodeTextConfig, encoder: TextEncoder) -> dict:
-    """What all embeddings of a folder share."""
+    """The settings that all embeddings of a folder share."""
     checkpoint = Path(config.text_encoder.from_pretrained)
     return {
         "encoder": {
@@ -238,8 +239,8 @@ def _settings(config: EncodeTextConfig, encoder: TextEncoder) -> dict:
 
 
 def _settle(folder: Path, settings: dict) -> None:
-    """Write embeddings.json, or make sure that it says the same, where there are embeddings already. Where the
-    checkpoint lies does not matter, its hash does."""
+    """Write embeddings.json or, if there are embeddings already, check that it has the same settings. The checkpoint's
+    path may differ, its hash may not."""
     path = folder / SETTINGS_FILE
     with locked(folder / ".lock"):
         if read_rows(folder, Row):

@@ -1,11 +1,11 @@
-"""A folder of what texts are encoded to, read in place of a text encoder:
+"""A folder of stored text embeddings, read instead of running a text encoder:
 
-    embeddings.json                          what all of them share: encoder, checkpoint and its hash, lengths, cleaning
-    index.jsonl                              one line per text, those that could not be encoded too
+    embeddings.json                          shared settings: encoder, checkpoint and its hash, lengths, cleaning
+    index.jsonl                              one line per text, also for those that failed
     embeddings-RRRRR-NNNNN.safetensors       shard N of rank R: the embeddings of many texts
 
-In a shard the embedding of a text stands as (1, tokens, D) under a hash of the text. Padding is not stored: what it was
-encoded to means nothing. `mg.text.store` writes such a folder; see `mg.data.shards` for what holds of all such.
+In a shard the embedding of a text is stored as (1, tokens, D) under a hash of the text. Padding is not stored, since
+its embeddings are meaningless. `mg.text.store` writes such a folder; see `mg.data.shards` for the general format.
 """
 
 import hashlib
@@ -23,20 +23,20 @@ from mg.text.captions import clean_caption
 from mg.text.encoders import TextEncoder
 
 SETTINGS_FILE, PREFIX, TENSOR = "embeddings.json", "embeddings", "y"
-_SHOWN = 80  # characters of a text that a message spells out
+_SHOWN = 80  # characters of a text shown in a message
 
 
 @dataclass
 class Row:
-    """One text of a folder: a line of its index.
+    """One text: a line of the folder's index.
 
     Attributes:
-        name: the text, as the encoder was given it.
-        status: ok, or error: then `error` says why, in one line, and the rest is empty.
-        shard: the file that holds its embedding.
+        name: the text, as the encoder received it.
+        status: ok or error; `error` is then the reason, in one line, and the rest is empty.
+        shard: the file with its embedding.
         tensors: y -> its key in the shard.
         shape: (1, tokens, D).
-        again: with an error, that the next run tries it by itself: it was not the text's fault.
+        again: with an error, whether the next run retries it automatically: it was not the text's fault.
     """
 
     name: str
@@ -56,23 +56,23 @@ class Row:
 
 
 def open_embeddings(folder: str | Path) -> "StoredEmbeddings":
-    """The embeddings of a folder that `mg-encode-text` wrote, by their texts.
+    """Open a folder of embeddings that `mg-encode-text` wrote.
 
     Raises:
-        DataError, CheckpointError: no such folder, or one without an index that can be read.
+        DataError, CheckpointError: no such folder, or one without a readable index.
     """
     folder = Path(folder)
     if not (folder / SETTINGS_FILE).is_file():
-        raise DataError(f"{folder}: holds no embeddings of texts, there is no {SETTINGS_FILE}")
+        raise DataError(f"{folder}: no text embeddings here, {SETTINGS_FILE} is missing")
     return StoredEmbeddings(folder)
 
 
 class StoredEmbeddings(TextEncoder):
-    """Takes the place of the text encoder that the embeddings are of, for the texts that are there.
+    """Replaces the text encoder that the embeddings were made with, for the stored texts.
 
     Attributes:
-        settings: what embeddings.json holds.
-        failed: texts that could not be encoded -> why.
+        settings: the contents of embeddings.json.
+        failed: texts that could not be encoded -> the reason.
     """
 
     def __init__(self, folder: Path):
@@ -83,7 +83,7 @@ class StoredEmbeddings(TextEncoder):
             self.output_dim, self.model_max_length = int(settings["output_dim"]), int(settings["model_max_length"])
             self.has_mask, self._cleaned = bool(settings["has_mask"]), int(settings["cleaned"])
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{folder / SETTINGS_FILE}: does not describe embeddings of texts ({error})") from None
+            raise DataError(f"{folder / SETTINGS_FILE}: does not describe text embeddings ({error})") from None
         rows = read_rows(folder, Row)
         self.failed = {row.name: row.error for row in rows.values() if row.status != OK}
         self._rows = {row.name: row for row in rows.values() if row.status == OK}
@@ -102,8 +102,8 @@ class StoredEmbeddings(TextEncoder):
         """The embedding of one text -> (tokens, D), float32.
 
         Raises:
-            DataError: it is not there.
-            CheckpointError: a shard that is missing or damaged, in one line that names it and the key.
+            DataError: the text is not stored.
+            CheckpointError: a missing or damaged shard; the message is one line that names it and the key.
         """
         row = self._row(text)
         if row is None:
@@ -113,7 +113,7 @@ class StoredEmbeddings(TextEncoder):
         return self._shards.read(row.shard, row.tensors[TENSOR], row.shape, 0, row.shape[1])[0]
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
-        """As the encoder's own; a text that is not there is an error, see `read`."""
+        """Like the encoder's own; a text that is not stored is an error, see `read`."""
         length = self.model_max_length if self.has_mask else 1
         y = np.zeros((len(prompts), 1, length, self.output_dim), np.float32)
         mask = np.zeros((len(prompts), length), bool)
@@ -124,6 +124,6 @@ class StoredEmbeddings(TextEncoder):
         return y, mask if self.has_mask else None
 
     def _row(self, text: str) -> Row | None:
-        """That of the text itself or, where cleaned texts are stored, of what cleaning leaves of it."""
+        """The row of the text itself or, if the stored texts are cleaned, of the cleaned text."""
         row = self._rows.get(text)
         return row if row or not self._cleaned else self._rows.get(clean_caption(text, self._cleaned))

@@ -1,7 +1,7 @@
-"""The encoder of T5 (arXiv 1910.10683): tokens to one vector each, of every size, version 1.0 and 1.1.
+"""The T5 encoder (arXiv 1910.10683): one vector per token; any size, versions 1.0 and 1.1.
 
-The defaults are T5 v1.1 XXL, which Open-Sora, PixArt and DeepFloyd IF read their prompts with. Names of layers are
-transformers', and so are those of a checkpoint.
+The defaults are T5 v1.1 XXL, which Open-Sora, PixArt and DeepFloyd IF encode prompts with. Layer names, and so the
+names in a checkpoint, are transformers'.
 """
 
 import mindspore as ms
@@ -15,7 +15,7 @@ from mg.text.layers import Dense, Embedding, MultiHeadAttention, WideDense
 T5_CONFIG = {
     "vocab_size": 32128,
     "d_model": 4096,
-    "d_kv": 64,  # channels of a head
+    "d_kv": 64,  # channels per head
     "d_ff": 10240,
     "num_layers": 24,
     "num_heads": 64,
@@ -25,18 +25,18 @@ T5_CONFIG = {
     "feed_forward_proj": "gated-gelu",  # version 1.0: relu
 }
 FEED_FORWARDS = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
-_MASKED = -1e9  # added to scores; after fp32's softmax nothing is left of it
+_MASKED = -1e9  # added to scores; exactly 0 after the softmax in fp32
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """The number of the bias that a query gives to a key, by how far apart they are -> (query, key), int32.
+    """The relative position bucket of each query and key -> (query, key), int32.
 
-    Half of the buckets are for keys before the query and at it, half for those after it. Of each half, the first half
-    counts tokens one by one, the rest covers distances that grow by a factor, up to `max_distance` and all beyond. The
-    logarithm is in fp32, as in the original: where a distance is just at the edge of a bucket its rounding decides.
+    Half of the buckets are for keys at or before the query, half for keys after it. In each half, the first half are
+    for single distances, the rest for distances that grow logarithmically, up to `max_distance` and beyond. The
+    logarithm is in fp32, as in the original: its rounding decides for distances at the edge of a bucket.
     """
     position = np.arange(length)
-    offset = position[None, :] - position[:, None]  # of the key from the query
+    offset = position[None, :] - position[:, None]  # from the query to the key
     half, distance = buckets // 2, np.abs(offset)
     exact = half // 2
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
@@ -46,7 +46,7 @@ def relative_position_buckets(length: int, buckets: int, max_distance: int) -> n
 
 
 class RMSNorm(nn.Cell):
-    """x / sqrt(mean of x^2 + eps) * weight over the last axis, in fp32; no mean is taken off, and nothing is added."""
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in fp32, without subtracting the mean and without bias."""
 
     def __init__(self, channels: int, eps: float):
         super().__init__()
@@ -58,7 +58,7 @@ class RMSNorm(nn.Cell):
 
 
 class SelfAttention(nn.Cell):
-    """Attention without scaling: the weights have it in them. The first block's has the bias of all blocks."""
+    """Attention without scaling, which the weights include. The first block's has the position bias for all blocks."""
 
     def __init__(self, config: dict, dtype: str, has_bias: bool):
         super().__init__()
@@ -74,9 +74,9 @@ class SelfAttention(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """wo(f(wi x)), or with a gate wo(f(wi_0 x) * wi_1 x), the activation in fp32.
+    """wo(f(wi x)) or, gated, wo(f(wi_0 x) * wi_1 x), with the activation in fp32.
 
-    GELU is the exact one where there is no gate, and with one its form by tanh: so are the released models.
+    GELU is exact without a gate and the tanh approximation with one, as in the released models.
     """
 
     def __init__(self, config: dict, dtype: str):
@@ -132,7 +132,7 @@ class Block(nn.Cell):
 
 
 class Stack(nn.Cell):
-    """The blocks, and the norm after them."""
+    """The blocks and the final norm."""
 
     def __init__(self, config: dict, dtype: str):
         super().__init__()
@@ -146,12 +146,12 @@ class Stack(nn.Cell):
 
 
 class T5Encoder(nn.Cell):
-    """Numbers of tokens to the states after the last layer.
+    """Token IDs to the states after the final norm.
 
     Args:
         config: overrides of `T5_CONFIG`.
-        max_length: tokens of a text, which its positions are laid out for.
-        dtype: of the weights of products and of the products, fp32 | fp16 | bf16.
+        max_length: tokens per text, which the position buckets are computed for.
+        dtype: fp32 | fp16 | bf16, of matrix products and their weights.
     """
 
     default_config = T5_CONFIG
@@ -172,13 +172,13 @@ class T5Encoder(nn.Cell):
     def construct(self, ids, mask):
         """ids (B, L) int32, mask (B, L) float32: 1 for tokens, 0 for padding -> (B, L, d_model) float32, L = max_length
 
-        Rows of padding are given too, and mean nothing.
+        Padding rows are included, and are meaningless.
         """
         b, length = ids.shape
         bias = self.position_bias() + (1.0 - mask).reshape(b, 1, 1, length) * _MASKED
         return self.encoder(self.shared(ids), bias)
 
     def position_bias(self):
-        """What every layer adds to the scores of its heads, (1, heads, L, L)."""
+        """The bias that every layer adds to its heads' scores, (1, heads, L, L)."""
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
         return table(self.buckets).transpose(2, 0, 1).expand_dims(0)

@@ -1,9 +1,9 @@
-"""Texts to numbers of tokens, offline, by the files that released text encoders come with.
+"""Texts to token IDs, offline, with the files that come with released text encoders.
 
-    t5      tokenizer.json, by the tokenizers package, or spiece.model, by sentencepiece (extra `text`)
-    clip    tokenizer.json, or vocab.json and merges.txt, by the tokenizers package
+    t5      tokenizer.json with the tokenizers package, or spiece.model with sentencepiece (extra `text`)
+    clip    tokenizer.json, or vocab.json and merges.txt, with the tokenizers package
 
-What these files say of cutting and filling up is not used: it is done here, alike for all.
+The truncation and padding settings in these files are ignored: both are done here, the same way for all.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ import numpy as np
 
 from mg.plain_text import one_line
 
-_CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>")  # what begins a text, ends it and fills it up
+_CLIP_MARKS = ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>")  # start, end, padding
 
 
 class Tokens(NamedTuple):
-    """Numbers of a text's tokens, cut and filled up to a length, (L,) int32; and how many are the text's."""
+    """A text's token IDs, cut or padded to a length, (L,) int32; and how many are not padding."""
 
     ids: np.ndarray
     used: int
@@ -29,14 +29,14 @@ class Tokenizer:
     """Texts to `Tokens`.
 
     Args:
-        encode: a text -> the numbers of its tokens, without any that begin or end a text.
-        size: how many tokens there are.
-        start: the number that begins a text; None for none.
-        end: the number that ends a text, also one that was cut.
-        padding: the number that fills up what is left after a text.
+        encode: a text -> its token IDs, without start and end tokens.
+        size: vocabulary size.
+        start: ID of the start token; None for none.
+        end: ID of the end token, which also ends texts that were cut.
+        padding: ID of the padding token.
 
     Attributes:
-        file: what it was read from.
+        file: the file it was read from.
     """
 
     file: Path
@@ -46,16 +46,16 @@ class Tokenizer:
         self.start, self.end, self.padding = start, end, padding
 
     def __call__(self, text: str, length: int) -> Tokens:
-        """A text in at most `length` tokens, the last of which ends it."""
+        """A text as at most `length` tokens including the end token, padded to `length`."""
         before = [] if self.start is None else [self.start]
-        # A lone surrogate, which is no letter, would stop either package.
+        # A lone surrogate, which is not a character, would make either package fail.
         numbers = self._encode(text.encode("utf-8", "replace").decode())
         found = [*before, *numbers[: length - len(before) - 1], self.end]
         return Tokens(np.array(found + [self.padding] * (length - len(found)), np.int32), len(found))
 
 
 class _Reader(NamedTuple):
-    """Files that a tokenizer is made of, the package that it takes, and what makes it."""
+    """A tokenizer's files, the package that reads them, and the function that does."""
 
     files: tuple[str, ...]
     package: str
@@ -63,15 +63,15 @@ class _Reader(NamedTuple):
 
 
 def open_tokenizer(kind: str, path: str | Path) -> Tokenizer:
-    """The tokenizer of a text encoder.
+    """Open the tokenizer of a text encoder.
 
     Args:
         kind: t5 | clip.
-        path: a file, or a folder: the files are looked for in it, in `tokenizer` below it, and in `tokenizer` beside
-            it, as a pipeline of diffusers has them.
+        path: a file, or a folder: the files are looked for in it, in its subfolder `tokenizer`, and in `tokenizer` next
+            to it, as in a diffusers pipeline.
 
     Raises:
-        ValueError: there are no such files, they cannot be read, or the package that they take is not installed.
+        ValueError: there are no such files, they cannot be read, or the package that reads them is not installed.
     """
     found = _find(Path(path), _READERS[kind])
     if not found:
@@ -79,10 +79,10 @@ def open_tokenizer(kind: str, path: str | Path) -> Tokenizer:
         raise ValueError(f"{path}: there is no tokenizer; put {wanted}, which the weights come with, there")
     file, reader = next((pair for pair in found if find_spec(pair[1].package)), found[0])
     if find_spec(reader.package) is None:
-        raise ValueError(f"{file}: takes the {reader.package} package to be read: pip install {reader.package}")
+        raise ValueError(f"{file}: reading it needs the {reader.package} package: pip install {reader.package}")
     try:
         tokenizer = reader.read(file)
-    except Exception as error:  # these packages raise whatever they like
+    except Exception as error:  # these packages raise all kinds of exceptions
         said = one_line(error)[:200]
         raise ValueError(f"{file}: not a tokenizer for {kind} that can be read ({said})") from None
     tokenizer.file = file
@@ -90,7 +90,7 @@ def open_tokenizer(kind: str, path: str | Path) -> Tokenizer:
 
 
 def _find(path: Path, readers: list[_Reader]) -> list[tuple[Path, _Reader]]:
-    """The first files of tokenizers that a path means, with what reads them."""
+    """The tokenizer files that a path refers to, each with its reader."""
     if path.is_file():
         named = [reader for reader in readers if path.name in reader.files]
         like = [reader for reader in readers if path.suffix == Path(reader.files[0]).suffix]
@@ -128,7 +128,7 @@ def _clip_of_json(file: Path) -> Tokenizer:
 
 
 def _clip_of_vocabulary(file: Path) -> Tokenizer:
-    """Byte-pair encoding of lower-case words, of which the last part is another than the same in the middle."""
+    """Byte-pair encoding of lower-case words; a word's last piece has other tokens than pieces inside it."""
     from tokenizers import Regex, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import BPE

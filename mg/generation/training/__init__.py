@@ -1,1 +1,1 @@
-"""The training of a denoiser: a task for `mg.training.trainer`, on latents that are encoded as they come or stored."""
+"""Denoiser training: a task for `mg.training.trainer`, on stored latents or latents encoded during training."""
