@@ -503,7 +503,7 @@ def test_a_config_that_cannot_be_is_one_line(name, config, said):
             {"frame_mask": MASK[:, :2]},
             "(B, T), (2, 3) for these latents; this one is (2, 2)",
         ),
-        ("iddpm", {}, {"frame_mask": MASK + 0.5}, "values lie between 0, keep, and 1, generate"),
+        ("iddpm", {}, {"frame_mask": MASK + 0.5}, "values must be between 0 (keep) and 1 (generate)"),
         ("iddpm", {}, {"noise": None}, "iddpm needs noise in its steps"),
         ("iddpm", {}, {"noise": lambda step, purpose: np.zeros(3)}, "the noise of step 0 has the shape (3,)"),
         ("iddpm", {"learn_sigma": False}, {}, "answers with 8 channels, not 4, for latents of 4; learn_sigma is False"),

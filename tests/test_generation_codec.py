@@ -89,7 +89,7 @@ def test_latent_frames_stand_for_frames_as_each_model_counts_them():
     assert counts["tae"].frames_of(2) == 16 and counts["dc_ae"].frames_of(2) == 8
     assert counts["hunyuan_vae"].frames_of(3) == 9  # the first frame has a latent of its own
     assert counts["temporal_vae"].frames_of(10) == 34 and counts["temporal_vae"].chunk == (17, 5)
-    with pytest.raises(ValueError, match="makes 5 of 17 frames at once; it must be a multiple of 5"):
+    with pytest.raises(ValueError, match="turns 17 frames into 5 at once; it must be a multiple of 5"):
         counts["temporal_vae"].frames_of(4)
 
 

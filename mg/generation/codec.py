@@ -51,8 +51,8 @@ class LatentCodec:
         return (frames, self._latent_frames(frames)) if frames else None
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
-        """Frames, height and width of the latents of a clip (T, H, W). H and W are rounded down to whole latents, as in the
-        released networks' training; `pixel_size` is the decoded size.
+        """Frames, height and width of the latents of a clip (T, H, W). H and W are rounded down to whole latents, as in
+        the released networks' training; `pixel_size` is the decoded size.
 
         Raises:
             ValueError: a clip smaller than one latent.
