@@ -46,7 +46,7 @@ def test_json_of_another_kind_is_one_line(suffix):
 @pytest.mark.parametrize("case", PROMPTS["loops"])
 def test_the_texts_of_loops(case):
     if case["prompt"].startswith("|1|"):  # the originals take the whole line for a text
-        with pytest.raises(ValueError, match=r"begin with \|0\|"):
+        with pytest.raises(ValueError, match=r"start with \|0\|"):
             split_loops(case["prompt"], case["loop"])
     else:
         assert split_loops(case["prompt"], case["loop"]) == case["v12"]
@@ -55,7 +55,7 @@ def test_the_texts_of_loops(case):
 def test_numbers_of_loops_must_rise_and_may_be_of_loops_that_do_not_come():
     assert split_loops("|0|a|2|b|9|c", 3) == ["a", "a", "b"]
     assert split_loops("a | b", 2) == ["a | b"] * 2
-    with pytest.raises(ValueError, match="must start with |0| and increase"):
+    with pytest.raises(ValueError, match=r"must start with \|0\| and increase"):
         split_loops("|0|a|2|b|2|c", 3)
 
 

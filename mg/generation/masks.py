@@ -113,7 +113,7 @@ def apply_mask_strategy(
         if made.loop != loop:
             continue
         if made.reference >= len(references):
-            raise ValueError(f"{_said(made)} uses reference {made.reference}; there are {len(references)}")
+            raise ValueError(f"{_said(made)} uses reference {made.reference}, of which there are {len(references)}")
         source = references[made.reference]
         frames = source.shape[1]
         start, target = place_among(made.start, frames, align), place_among(made.target, total, align)

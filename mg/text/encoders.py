@@ -219,7 +219,7 @@ def _stored_config(type: str, state: StateDict) -> dict:
     kind = stored.get("model_type")
     if kind is not None and kind not in _MODEL_TYPES[type]:
         raise CheckpointError(
-            f"{state.config_file}: describes a model of type {kind!r}; a text encoder of type {type} must be "
+            f"{state.config_file}: describes a model of type {kind!r}; a text encoder of type {type} needs weights of "
             f"{' or '.join(_MODEL_TYPES[type])}"
         )
     older = {"feed_forward_proj": "relu"} if type == "t5" else {}  # not stated in version 1.0's config
