@@ -2,7 +2,7 @@
 mg.text.stored.
 
 T5-XXL's weights are 19 GB in fp32, too much to have in memory during training. Texts are encoded one by one and divided
-among the ranks by position. Running the same command again continues a stopped run, on any number of ranks.
+among the workers by position. Running the same command again continues a stopped run, on any number of workers.
 """
 
 import json
@@ -127,7 +127,7 @@ class EncodeTextConfig:
 
 @dataclass
 class EncodeTextReport:
-    """What a rank did: the numbers of all texts, of its own, of those it encoded, and of those already there; and all
+    """What a worker did: the numbers of all texts, of its own, of those it encoded, and of those already there; and all
     that failed, now or before, with the reasons."""
 
     texts: int
@@ -138,7 +138,7 @@ class EncodeTextReport:
 
 
 def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -> EncodeTextReport:
-    """Encode this rank's texts into `config.output_path`: of the distinct texts, number i is rank i % world_size's.
+    """Encode this worker's texts into `config.output_path`: of the distinct texts, number i is rank i % world_size's.
 
     A text that cannot be encoded gets an index line with the error, and the run continues. One that failed for lack of
     memory or disk space is tried again by the next run.
