@@ -1,6 +1,6 @@
-# Sourced by quickstart.sh, test.sh and lint.sh from the repository's root.
+# Sourced by quickstart.sh, test.sh and lint.sh in the repository's root.
 
-# An active virtual environment is used as it is; else .venv is made, once.
+# Use the active virtual environment as it is; otherwise create .venv, once.
 use_environment() {
     if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
         environment=given
@@ -21,8 +21,8 @@ use_environment() {
     source .venv/bin/activate
 }
 
-# install FILE [pip's options]: the pins of a requirements file into our own environment, unless they are there; into a
-# given one only what is missing, whatever its version: on an Ascend host MindSpore must stay the one that fits CANN.
+# install FILE [pip options]: installs the pins of a requirements file into our own .venv, if they have changed. Into an
+# active environment only missing packages are installed: on an Ascend host MindSpore must stay the one that fits CANN.
 install() {
     local file=$1 stamp="${VIRTUAL_ENV:-}/.mg-$1"
     shift

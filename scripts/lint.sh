@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What CI asks of the code's form: ruff's findings, its format, mypy's types. All three, or those named:
-# ./scripts/lint.sh [check] [format] [types]. Makes .venv and installs what is missing; needs no MindSpore.
+# CI's static checks: ruff check, ruff format, mypy. Runs all three, or those named:
+# ./scripts/lint.sh [check] [format] [types]. Creates .venv and installs missing packages; doesn't need MindSpore.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -13,7 +13,7 @@ for step in "$@"; do
         check) ruff check . ;;
         format) ruff format --check . ;;
         types) mypy ;;
-        *) echo "error: $step is none of check, format, types" >&2 && exit 2 ;;
+        *) echo "error: $step is not one of check, format, types" >&2 && exit 2 ;;
     esac || failed=1
 done
 exit $failed

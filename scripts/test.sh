@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The tests, from a fresh clone. Makes .venv and installs what is missing.
+# Runs the tests, from a fresh clone on. Creates .venv and installs missing packages.
 #
-#     ./scripts/test.sh                       the quick tier: at least one proof of everything that is promised
+#     ./scripts/test.sh                       the quick tests: every contract at least once
 #     ./scripts/test.sh --all                 every test: full-size models, long runs, several workers
 #     ./scripts/test.sh tests/test_x.py ...   arguments go to pytest
 #
-# Two processes share the tests (-n 0: one), with a thread each: MindSpore compiles on one core in any case.
+# Two processes share the tests (-n 0: one), with one thread each: MindSpore compiles on one core anyway.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests of what depends on Python's version, on each of the other Pythons that are promised and installed here, as
-# python3.X or by pyenv. Makes .venv-3.X, without torch: what is compared with it is compared by test.sh.
+# Runs the tests that depend on the Python version, on each other supported Python installed here, as python3.X or by
+# pyenv. Creates .venv-3.X, without torch: test.sh runs the comparisons with it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests="config models_by_name convert_checkpoint buckets tiling data_video clips metrics checkpoint_files report data_index
