@@ -31,8 +31,8 @@ def require_same(worker: Runtime, parts: dict[str, Iterable[bytes]]) -> None:
         different = " and ".join(name for name in parts if other[name] != first[name])
         if different:
             raise WorkersError(
-                f"worker {rank} does not match worker 0: its {different} differ; give all workers the same command, the "
-                "same files, and one shared output_path"
+                f"worker {rank} does not match worker 0: its {different} differ; give all workers the same command, "
+                "the same files, and one shared output_path"
             )
 
 
