@@ -249,7 +249,7 @@ def test_what_an_engine_lacks_is_one_line(image_vae, monkeypatch):
     with pytest.raises(ValueError, match="bf16', which onnxruntime does not run"):
         load(image_vae.folder, precision="bf16")
     for engine in ENGINES:
-        with pytest.raises(ValueError, match="tf32', which takes .*device cuda"):
+        with pytest.raises(ValueError, match="tf32', which needs .*device cuda"):
             load(image_vae.folder, engine, precision="tf32")
     with pytest.raises(ValueError, match="OpenVINO runs only on CPUs here"):
         load(image_vae.folder, "openvino", device="cuda")
