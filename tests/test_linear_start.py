@@ -91,7 +91,7 @@ def test_a_run_starts_from_its_first_clips_and_resumes_to_the_bit(tmp_path):
             ["--model.name=tae", *NARROW, "--data.sample_n_frames=8"],
             "model.linear_start is 4; a linear start is not for this TAE: ch_mult must",
         ),
-        (["--model.from_pretrained=x.ckpt"], "linear_start is 4; it must be 0 where the weights start from x.ckpt"),
+        (["--model.from_pretrained=x.ckpt"], "linear_start is 4; it must be 0 if the weights start from x.ckpt"),
     ],
 )
 def test_where_there_is_nothing_to_fit_the_run_says_so(tmp_path, options, reason):

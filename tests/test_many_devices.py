@@ -88,7 +88,7 @@ def test_the_first_worker_alone_writes_and_shows_a_bar(group):
     assert [record["step"] for record in read_records(group / "graph")] == [0, 1, 2]
     for rank, bars in ((0, True), (1, False)):
         said = (group / "logs" / f"worker_{rank}.log").read_text()
-        assert ("3/3 [" in said) == bars and ("trained parameters" not in said)  # its INFO lines need a command line
+        assert ("3/3 [" in said) == bars and ("trainable parameters" not in said)  # its INFO lines need a command line
 
 
 @pytest.mark.full

@@ -258,9 +258,7 @@ def test_a_resumed_run_says_how_its_data_have_changed_and_does_not_go_on_unasked
     (tmp_path / "train.csv").write_text("\n".join(["video,caption", *rows]) + "\n")
     with pytest.raises(TrainingError) as error:
         short_run(output, *options, "--max_steps=2", "--resume")
-    assert f"step_000001 was trained on: {message}. Give the CSV as it was, or --resume_changed_data" in str(
-        error.value
-    )
+    assert f"step_000001 was trained on: {message}. Restore the CSV, or pass --resume_changed_data" in str(error.value)
     assert str(tmp_path / "train.csv") in str(error.value) and len(read_records(output)) == 1
 
 
@@ -450,7 +448,7 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
         (["--loss.perceptual_weight", "1"], "mg-convert-lpips"),
         (["--loss.latent_weight=1"], "loss.latent_weight is 1.0; it must be 0, two_convs has no first stage"),
         (["--loss.identity_weight=1"], "loss.identity_weight is 1.0; it must be 0, two_convs has no first stage"),
-        (["--loss.pixel_weight=0"], "loss.pixel_weight is 0.0; it must be above 0 where latent_weight and identity"),
+        (["--loss.pixel_weight=0"], "loss.pixel_weight is 0.0; it must be above 0 if latent_weight and identity"),
         (["--loss.pixel_weight=0", "--discriminator.ndf=4"], "pixel_weight is 0.0; it must be above 0 with a discrim"),
         (["--model.freeze=[decodr]"], "names 'decodr', which two_convs doesn't have; its parts are encoder, decoder"),
         (["--model.freeze=[encoder, decoder]"], "must leave some of two_convs to train"),

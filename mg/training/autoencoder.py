@@ -56,7 +56,7 @@ class ModelConfig:
     def __post_init__(self):
         require(self.linear_start >= 0, self, "linear_start", "at least 0")
         given = self.linear_start and self.from_pretrained
-        require(not given, self, "linear_start", f"0 where the weights start from {self.from_pretrained}")
+        require(not given, self, "linear_start", f"0 if the weights start from {self.from_pretrained}")
 
 
 @dataclass(kw_only=True)
@@ -183,7 +183,7 @@ def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
     judged = config.discriminator is not None
     require_model(loss.pixel_weight > 0 or not judged, "pixel_weight", "above 0 with a discriminator")
     trains = loss.pixel_weight > 0 or loss.latent_weight > 0 or loss.identity_weight > 0
-    require_model(trains, "pixel_weight", "above 0 where latent_weight and identity_weight are 0")
+    require_model(trains, "pixel_weight", "above 0 if latent_weight and identity_weight are 0")
 
 
 def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:

@@ -129,7 +129,7 @@ class OptimizerConfig:
                 self.warmup_steps == 0, self, "warmup_steps", f"0 with schedule {self.schedule}, which climbs itself"
             )
         if self.nesterov:
-            require(self.optimizer_options()["momentum"] > 0, self, "nesterov", "false where momentum is 0")
+            require(self.optimizer_options()["momentum"] > 0, self, "nesterov", "false if momentum is 0")
 
     def optimizer_options(self) -> dict[str, Any]:
         """The options of its optimizer."""

@@ -58,7 +58,7 @@ class UpdateResult:
 
 @dataclass(frozen=True)
 class StepResult(UpdateResult):
-    """What an update of the autoencoder reports, and that of the discriminator if it was updated too.
+    """What an update of the autoencoder reports, and the discriminator's result if it was updated too.
 
     Attributes:
         loss, terms: means over the update's batches.

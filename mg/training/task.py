@@ -76,7 +76,7 @@ class RunConfig:
             require(getattr(self, name) >= 0, self, name, "at least 0")
         if self.plugin is not None:
             for section in self._optimizers():
-                wanted = f"none of {', '.join(OF_WHOLE)} with plugin {self.plugin}: their steps take whole parameters"
+                wanted = f"none of {', '.join(OF_WHOLE)} with plugin {self.plugin}: their steps need whole parameters"
                 require(section.name not in OF_WHOLE, section, "name", wanted)
 
     def _optimizers(self) -> list[OptimizerConfig]:
