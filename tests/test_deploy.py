@@ -359,7 +359,7 @@ def test_a_folder_that_is_no_whole_export_is_named(image_vae, tmp_path):
     settings = folder / "deploy.json"
     good = json.loads(settings.read_text())
     settings.write_text(json.dumps({**good, "version": 2}))
-    with pytest.raises(ValueError, match="deploy.json: its version is 2; 1 can be read"):
+    with pytest.raises(ValueError, match="deploy.json: its version is 2; only 1 can be read"):
         load(folder)
     settings.write_text(json.dumps({**good, "networks": None}))
     with pytest.raises(ValueError, match="deploy.json: does not describe an exported model"):
