@@ -51,7 +51,7 @@ def kernel(primitive: str, inputs: list[Tensor], outputs: list[Tensor], kind: st
         ("refused", "refused: MaxPool"),
         ("on_host", "on the host: Cholesky"),
         ("too_wide", "convolution_width: Conv2D with 4 x 4097 pixels; at most 100000 x 4096"),
-        ("grouped", "convolution_groups: Conv2D with 2 groups of 8 channels to 8; there may be 1, or one for each"),
+        ("grouped", "convolution_groups: Conv2D with 2 groups of 8 channels to 8; must be 1, or one per channel"),
     ],
 )
 def test_a_fault_that_is_there_for_certain_is_found(check, name, said):
@@ -125,7 +125,7 @@ def test_a_saved_graph_is_read_with_types_shapes_and_kinds(tmp_path):
     [
         ("TypeError: Ascend operator selection failed info: node is Default/MaxPool-op0\n", "refused: MaxPool", True),
         ("Traceback\n  ValueError: not this one\nmindspore.Error: no group\n", "mindspore.Error: no group", False),
-        ("", "it ended without a word", False),
+        ("", "it ended without an error message", False),
     ],
 )
 def test_a_graph_that_is_not_there_is_a_failure_with_its_last_error(tmp_path, log, failure, refused):
@@ -258,14 +258,14 @@ def test_every_model_is_checked_in_both_sizes():
 
 
 def test_what_there_is_not_to_check_is_named():
-    with pytest.raises(ValueError, match="there is no part 'encoder' to check; there are encode, encode_image"):
+    with pytest.raises(ValueError, match="unknown part 'encoder'; it must be one of encode, encode_image"):
         graphs(["tae"], ["encoder"])
 
 
 @pytest.mark.parametrize(
     "patch, said",
     [
-        (("platform.machine", lambda: "aarch64"), "x86-64 Linux alone, and this is Linux on aarch64"),
+        (("platform.machine", lambda: "aarch64"), "only runs on x86-64 Linux, and this is Linux on aarch64"),
         (("mg.ascend.stand_ins.version", lambda _: "2.11.0"), "MindSpore 2.10.0, and this is 2.11.0"),
         (
             ("shutil.which", lambda tool: None if tool == "nm" else tool),

@@ -249,9 +249,9 @@ def test_what_an_engine_lacks_is_one_line(image_vae, monkeypatch):
     with pytest.raises(ValueError, match="bf16', which onnxruntime does not run"):
         load(image_vae.folder, precision="bf16")
     for engine in ENGINES:
-        with pytest.raises(ValueError, match="tf32', which takes .*device cuda"):
+        with pytest.raises(ValueError, match="tf32', which needs .*device cuda"):
             load(image_vae.folder, engine, precision="tf32")
-    with pytest.raises(ValueError, match="OpenVINO runs on CPUs here"):
+    with pytest.raises(ValueError, match="OpenVINO runs only on CPUs here"):
         load(image_vae.folder, "openvino", device="cuda")
     for wrong in ({"engine": "tensorrt"}, {"precision": "fp16"}, {"device": "gpu"}, {"threads": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; it must be"):
@@ -284,7 +284,7 @@ def test_fp32_on_cuda_is_no_tf32_and_tiles_too_large_are_named(image_vae, monkey
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: opened.append(FakeCuda(*a, **k)) or opened[-1])
     vae = load(image_vae.folder, precision=precision)
     assert preloaded and [session.providers[0][1]["use_tf32"] for session in opened] == [int(precision == "tf32")] * 2
-    with pytest.raises(MemoryError, match=r"decoder.onnx: the memory does not hold tiles of \d+x\d+x\d+; .*--size"):
+    with pytest.raises(MemoryError, match=r"decoder.onnx: not enough memory for tiles of \d+x\d+x\d+; .*--size"):
         vae.decode(image_vae.z)
 
 
@@ -353,13 +353,13 @@ def copy_of(image_vae, folder: Path) -> Path:
 
 
 def test_a_folder_that_is_no_whole_export_is_named(image_vae, tmp_path):
-    with pytest.raises(OSError, match=f"{tmp_path}: no exported model, there is no deploy.json"):
+    with pytest.raises(OSError, match=f"{tmp_path}: not an exported model, there is no deploy.json"):
         load(tmp_path)
     folder = copy_of(image_vae, tmp_path)
     settings = folder / "deploy.json"
     good = json.loads(settings.read_text())
     settings.write_text(json.dumps({**good, "version": 2}))
-    with pytest.raises(ValueError, match="deploy.json: its version is 2; 1 can be read"):
+    with pytest.raises(ValueError, match="deploy.json: its version is 2; only 1 can be read"):
         load(folder)
     settings.write_text(json.dumps({**good, "networks": None}))
     with pytest.raises(ValueError, match="deploy.json: does not describe an exported model"):
@@ -388,7 +388,7 @@ def test_an_export_that_fails_does_not_look_whole(image_vae, tmp_path, monkeypat
     monkeypatch.setitem(export._WRITERS, "onnx", fail)
     with pytest.raises(OSError, match="No space left on device.*encoder.onnx"):
         export.export_model(image_vae.model, folder, frames=2, size=16)
-    with pytest.raises(OSError, match="no exported model"):
+    with pytest.raises(OSError, match="not an exported model"):
         load(folder)
 
 
@@ -396,7 +396,7 @@ def test_a_folder_of_other_things_is_left_alone(image_vae, tmp_path):
     from mg.deploy.export import export_model
 
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="holds other things than an export, thesis.tex"):
+    with pytest.raises(ValueError, match="contains something other than an export, thesis.tex"):
         export_model(image_vae.model, tmp_path, frames=2, size=16)
     assert (tmp_path / "thesis.tex").read_text() == "x"
 
@@ -404,11 +404,11 @@ def test_a_folder_of_other_things_is_left_alone(image_vae, tmp_path):
 @pytest.mark.parametrize(
     "name, tiles, message",
     [
-        ("tae", {"frames": 12}, "frames is 12; tae takes a multiple of 8, or 1 for images"),
-        ("hunyuan_vae", {"frames": 16}, "frames is 16; hunyuan_vae takes a multiple of 4, and 1 more, or 1 for images"),
-        ("temporal_vae", {"frames": 16}, "frames is 16; temporal_vae takes its micro_frame_size, 17, or 1 for images"),
+        ("tae", {"frames": 12}, "frames is 12; tae needs a multiple of 8, or 1 for images"),
+        ("hunyuan_vae", {"frames": 16}, "frames is 16; hunyuan_vae needs a multiple of 4, plus 1, or 1 for images"),
+        ("temporal_vae", {"frames": 16}, "frames is 16; temporal_vae needs its micro_frame_size, 17, or 1 for images"),
         ("temporal_vae", {"encode_overlap": 4}, "encode_overlap is 4; it must be 0"),
-        ("dc_ae", {"size": 100}, "size is 100; dc_ae takes a multiple of 32"),
+        ("dc_ae", {"size": 100}, "size is 100; dc_ae needs a multiple of 32"),
         ("tae", {"encode_overlap": 32}, "encode_overlap is 32; it must be a multiple of 8 from 0 to 24"),
     ],
 )

@@ -212,7 +212,7 @@ def test_a_device_whose_numbers_are_not_the_cpus_fails_the_check(row, code, said
     [
         ("--models teo", "it must be some of tae, dc_ae"),
         ("--jobs 0", "jobs is 0; it must be at least 1"),
-        ("--static ascend --models teo", "there is no model 'teo' to check; there are tae, dc_ae"),
+        ("--static ascend --models teo", "unknown model 'teo'; it must be one of tae, dc_ae"),
     ],
 )
 def test_what_cannot_be_checked_is_one_line(options, said, monkeypatch):

@@ -85,13 +85,13 @@ def test_a_run_starts_from_its_first_clips_and_resumes_to_the_bit(tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--model.name=two_convs"], "model.linear_start is 4; it must be 0, two_convs is no TAE"),
-        (["--model.name=tae", *NARROW], "data.sample_n_frames is 4; a linear start takes a multiple of 8"),
+        (["--model.name=two_convs"], "model.linear_start is 4; it must be 0, two_convs is not a TAE"),
+        (["--model.name=tae", *NARROW], "data.sample_n_frames is 4; a linear start needs a multiple of 8"),
         (
             ["--model.name=tae", *NARROW, "--data.sample_n_frames=8"],
             "model.linear_start is 4; a linear start is not for this TAE: ch_mult must",
         ),
-        (["--model.from_pretrained=x.ckpt"], "linear_start is 4; it must be 0 where the weights start from x.ckpt"),
+        (["--model.from_pretrained=x.ckpt"], "linear_start is 4; it must be 0 if the weights start from x.ckpt"),
     ],
 )
 def test_where_there_is_nothing_to_fit_the_run_says_so(tmp_path, options, reason):

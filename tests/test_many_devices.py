@@ -88,7 +88,7 @@ def test_the_first_worker_alone_writes_and_shows_a_bar(group):
     assert [record["step"] for record in read_records(group / "graph")] == [0, 1, 2]
     for rank, bars in ((0, True), (1, False)):
         said = (group / "logs" / f"worker_{rank}.log").read_text()
-        assert ("3/3 [" in said) == bars and ("trained parameters" not in said)  # its INFO lines need a command line
+        assert ("3/3 [" in said) == bars and ("trainable parameters" not in said)  # its INFO lines need a command line
 
 
 @pytest.mark.full
@@ -127,10 +127,10 @@ def test_a_run_goes_on_with_another_number_of_workers_and_says_what_changes(grou
     short_run(tmp_path / "run", *options, "--data.batch_size=2")
     file = "checkpoints/step_000004/model.safetensors"
     assert_close(read_state_dict(tmp_path / "run" / file), read_state_dict(group / "whole" / file))
-    assert "resuming with other batches than before, workers 2 -> 1: the order" in caplog.text
+    assert "resuming with different batches than before, workers 2 -> 1: the order" in caplog.text
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
     records = short_run(tmp_path / "run", *options, "--max_steps=5")
-    assert "workers 2 -> 1, clips per update 2 -> 1, updates in all 4 -> 5: the order" in caplog.text
+    assert "workers 2 -> 1, clips per update 2 -> 1, total updates 4 -> 5: the order" in caplog.text
     assert [record["step"] for record in records] == list(range(5))
 
 
@@ -139,7 +139,7 @@ def test_workers_say_to_each_other_what_they_must_agree_on(group):
     for rank in (0, 1):
         said = json.loads((group / f"rank_{rank}.json").read_text())
         assert said["gathered"] == ["a", "ab"] and said["nothing"]
-        assert said["different"].startswith("worker 1 has not what worker 0 has: its parameters differ; give all")
+        assert said["different"].startswith("worker 1 does not match worker 0: its parameters differ; give all")
         assert said["bad_files"] == ["first_0", "first_1", "second_0", "second_1"]
         assert said["stopped"].startswith("4 of 9 files could not be used")
 

@@ -235,7 +235,7 @@ def test_an_option_that_is_not_given_is_the_papers():
         (dict(name="adamw", momentum=0.9), "momentum is 0.9; it must be null with name adamw"),
         (dict(name="lion", beta3=0.9), "beta3 is 0.9; it must be null with name lion"),
         (dict(name="lamb", nesterov=True), "nesterov is True; it must be false with name lamb"),
-        (dict(name="sgd", nesterov=True), "nesterov is True; it must be false where momentum is 0"),
+        (dict(name="sgd", nesterov=True), "nesterov is True; it must be false if momentum is 0"),
         (dict(name="momentum", momentum=1.0), "momentum is 1.0; it must be at least 0 and below 1"),
         (dict(name="adan", eps=0.0), "eps is 0.0; it must be above 0"),
     ],

@@ -189,7 +189,7 @@ def test_what_fails_in_wandb_is_one_warning_and_ends_no_training(tmp_path, data,
     broken_from(1)
     options = [*data, "--mode=pynative", "--max_steps=3", "--wandb"]
     assert len(short_run(tmp_path / "lost", *options)) == 3
-    assert caplog.text.count("wandb failed, and the run goes on without it: Connection lost") == 1
+    assert caplog.text.count("wandb failed, the run continues without it: Connection lost") == 1
     assert len(wandb.runs[0].logged) == 1 and wandb.runs[0].exit_code is None
     assert len(list((tmp_path / "lost" / "previews").iterdir())) == 1
 
@@ -199,7 +199,7 @@ def test_what_fails_in_wandb_is_one_warning_and_ends_no_training(tmp_path, data,
     run.begin()
     run.add(0, {"loss": 1.0})
     run.close()
-    assert caplog.messages == ["wandb failed, and the run goes on without it: no room"]
+    assert caplog.messages == ["wandb failed, the run continues without it: no room"]
 
 
 @pytest.mark.parametrize("found", [None, ModuleType("wandb")])  # no package; or a folder that is called so

@@ -121,6 +121,6 @@ def test_shards_are_equal_parts_that_make_up_the_whole(monkeypatch, workers):
 @pytest.mark.parametrize("section", ["optim", "optim_discriminator"])
 @pytest.mark.parametrize("name", ["lamb", "muon"])
 def test_what_takes_whole_parameters_is_refused(section, name):
-    message = f"name is {name}; it must be none of lamb, muon with plugin zero2: their steps take whole parameters"
+    message = f"name is {name}; it must be none of lamb, muon with plugin zero2: their steps need whole parameters"
     with pytest.raises(ValueError, match=message):
         TrainConfig(csv_path="train.csv", plugin="zero2", **{section: OptimizerConfig(name=name)})

@@ -232,7 +232,7 @@ def test_resuming_with_other_settings_is_one_clear_line(finished, data, changed,
 def test_settings_that_may_change_are_named_when_they_do(tmp_path, data, caplog):
     short_run(tmp_path, *data, "--max_steps=1")
     short_run(tmp_path, *data, "--max_steps=2", "--optim.lr=0.5", "--resume")
-    assert "resuming with other settings than before: optim.lr 0.01 -> 0.5, max_steps 1 -> 2" in caplog.text
+    assert "resuming with different settings than before: optim.lr 0.01 -> 0.5, max_steps 1 -> 2" in caplog.text
     assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
 
 
@@ -245,7 +245,7 @@ ROWS = ["0.mp4,moving", "1.mp4,moving", "2.mp4,moving", "still.png,moving"]
         (ROWS[:2], "2 rows gone (2.mp4, still.png)"),
         ([*ROWS, "0.mp4,again"], "1 row new (0.mp4)"),
         ([*ROWS[:3], "still.png,stands"], "1 row edited (still.png)"),
-        (ROWS[::-1], "the rows stand in another order"),
+        (ROWS[::-1], "the rows are in another order"),
         (
             [ROWS[3], "a/3.mp4,b", ROWS[0]],
             "2 rows gone (1.mp4, 2.mp4), 1 row new (a/3.mp4), the others in another order",
@@ -258,9 +258,7 @@ def test_a_resumed_run_says_how_its_data_have_changed_and_does_not_go_on_unasked
     (tmp_path / "train.csv").write_text("\n".join(["video,caption", *rows]) + "\n")
     with pytest.raises(TrainingError) as error:
         short_run(output, *options, "--max_steps=2", "--resume")
-    assert f"step_000001 was trained on: {message}. Give the CSV as it was, or --resume_changed_data" in str(
-        error.value
-    )
+    assert f"step_000001 was trained on: {message}. Restore the CSV, or pass --resume_changed_data" in str(error.value)
     assert str(tmp_path / "train.csv") in str(error.value) and len(read_records(output)) == 1
 
 
@@ -277,7 +275,7 @@ def test_a_run_goes_on_with_changed_data_where_it_is_told_to(trained, tmp_path, 
     shutil.copytree(trained[0], output)
     (tmp_path / "train.csv").write_text("\n".join(["video,caption", *ROWS[1:]]) + "\n")
     assert len(short_run(output, *options, "--max_steps=2", "--resume", "--resume_changed_data")) == 2
-    assert "resuming with other data than before: 1 row gone (0.mp4)" in caplog.text
+    assert "resuming with different data than before: 1 row gone (0.mp4)" in caplog.text
     caplog.clear()
     assert len(short_run(output, *options, "--max_steps=3", "--resume")) == 3  # they are the run's own now
     assert "data" not in caplog.text
@@ -307,7 +305,7 @@ def test_rows_that_come_twice_are_told_apart():
     a, b, c = ["a", "1"], ["a", "2"], ["b", "1"]
     for before, now, said in (
         ([a, b], [a, b], ""),
-        ([a, b], [b, a], "the rows stand in another order"),
+        ([a, b], [b, a], "the rows are in another order"),
         ([a, a], [a], "1 row gone (a)"),
         ([a, a, c], [a, b, c], "1 row edited (a)"),
         ([a, b, c], [c, b], "1 row gone (a), the others in another order"),
@@ -415,7 +413,7 @@ def test_updates_that_are_not_finite_are_counted_and_passed_over(tmp_path, data,
     assert [record["loss"] is None for record in records] == [False, False, True, True, False, True, False, False]
     climb = [0.0025, 0.005, 0.0075, 0.0075, 0.0075, 0.01, 0.01, 0.01]  # an update left out does not move the rate on
     assert [record["lr"] for record in records] == pytest.approx(climb)
-    assert "3 of 8 updates left out" in caplog.text
+    assert "3 of 8 updates skipped" in caplog.text
     assert all(np.isfinite(value).all() for value in weights(tmp_path).values())
 
 
@@ -450,11 +448,11 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
         (["--loss.perceptual_weight", "1"], "mg-convert-lpips"),
         (["--loss.latent_weight=1"], "loss.latent_weight is 1.0; it must be 0, two_convs has no first stage"),
         (["--loss.identity_weight=1"], "loss.identity_weight is 1.0; it must be 0, two_convs has no first stage"),
-        (["--loss.pixel_weight=0"], "loss.pixel_weight is 0.0; it must be above 0 where latent_weight and identity"),
+        (["--loss.pixel_weight=0"], "loss.pixel_weight is 0.0; it must be above 0 if latent_weight and identity"),
         (["--loss.pixel_weight=0", "--discriminator.ndf=4"], "pixel_weight is 0.0; it must be above 0 with a discrim"),
-        (["--model.freeze=[decodr]"], "names 'decodr', which two_convs has not; its parts are encoder, decoder"),
+        (["--model.freeze=[decodr]"], "names 'decodr', which two_convs doesn't have; its parts are encoder, decoder"),
         (["--model.freeze=[encoder, decoder]"], "must leave some of two_convs to train"),
-        (["--model.spatial_from_pretrained=x"], "is x; it must be null, two_convs has one half only"),
+        (["--model.spatial_from_pretrained=x"], "is x; it must be null, two_convs has only one stage"),
         (["--max_steps", "0"], "max_steps is 0; it must be at least 1"),
         (["--discriminator.ndff", "4"], "unknown option 'discriminator.ndff'; did you mean 'discriminator.ndf'?"),
         (["--discriminator.ndf", "few"], "discriminator.ndf is 'few'; it must be a whole number"),

@@ -1,4 +1,4 @@
-"""The check: a graph at a time, what is selected for it, and what is wrong with that.
+"""The check: for each graph, which kernels are selected and what is wrong with them.
 
 with Check() as check:
     for finding in check.all(graphs(models=["tae"])):
@@ -20,22 +20,22 @@ from pathlib import Path
 from mg.ascend import kernels, liveness, rules, stand_ins
 from mg.ascend.graphs import TRAINED, Graph
 
-# Of a table whose rows are findings.
+# Columns of the table of findings.
 TITLES = ("graph", "aclnn", "aclop", "host", "refused", "rules", "launches per parameter", "GB", "")
-_SHOWN = 3  # faults of a graph that its row says
-_ROOT = Path(__file__).parents[2]  # that the process which compiles is to import mg from
+_SHOWN = 3  # faults shown in a graph's row
+_ROOT = Path(__file__).parents[2]  # where the compiling process imports mg from
 _RULES = {rule.__name__ for rule in rules.RULES}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of a graph.
+    """The findings for a graph.
 
     Attributes:
-        parameters: how many an update moves; 0 for other graphs.
-        faults: why the graph will not do, with how often.
-        unlisted: kernels of the kind aclop that are no exceptions, by primitive.
-        memory: bytes on the device at most, see `mg.ascend.liveness`; 0 where there is no graph.
+        parameters: how many an update changes; 0 for other graphs.
+        faults: what is wrong with the graph, with counts.
+        unlisted: aclop kernels that are not listed as exceptions, by primitive.
+        memory: peak bytes on the device, see `mg.ascend.liveness`; 0 if there is no graph.
     """
 
     graph: Graph
@@ -50,13 +50,13 @@ class Finding:
         return not self.faults and not self.unlisted
 
     def lines(self) -> list[str]:
-        """Every fault, with how often where it is more than once, the most frequent first; then what is unlisted."""
+        """Every fault, with its count if above 1, the most frequent first; then the unlisted kernels."""
         said = [f"{fault} ({times})" if times > 1 else fault for fault, times in self.faults.most_common()]
         unlisted = ", ".join(f"{primitive} {times}" for primitive, times in self.unlisted.most_common())
         return said + ([f"aclop: {unlisted}"] if unlisted else [])
 
     def row(self) -> str:
-        """A row of a table in Markdown, under TITLES."""
+        """A row of a Markdown table with the columns TITLES."""
         selected = [self.selection.count(kind).total() for kind in ("aclnn", "aclop", "host")]
         broken = sum(times for fault, times in self.faults.items() if fault.partition(":")[0] in _RULES)
         launches = f"{len(self.selection.kernels) / self.parameters:.1f}" if self.parameters else "-"
@@ -70,13 +70,13 @@ class Finding:
 
 
 class Check:
-    """Compiles graphs for an Ascend that is not there, each in a process of its own.
+    """Compiles graphs for a simulated Ascend, each in its own process.
 
     Args:
-        folder: for stand-ins, logs and saved graphs, which then stay there; by default one that goes at the end.
+        folder: for stand-ins, logs and saved graphs, which are kept; by default a temporary one.
 
     Raises:
-        ValueError: on entering, if this machine cannot do it, or the folder holds something.
+        ValueError: on entering, if this machine cannot run the check or the folder is not empty.
     """
 
     def __init__(self, folder: Path | None = None):
@@ -86,7 +86,7 @@ class Check:
         self._temporary = tempfile.TemporaryDirectory(prefix="mg_ascend_")
         self.folder = (self._given or Path(self._temporary.name)).absolute()
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} is not empty; graphs are kept in a folder of their own")
+            raise ValueError(f"{self.folder} is not empty; give a new or empty folder for the graphs")
         self._home = stand_ins.make(self.folder)
         return self
 
@@ -94,7 +94,7 @@ class Check:
         self._temporary.cleanup()
 
     def all(self, graphs: Sequence[Graph], jobs: int = 1) -> Iterator[Finding]:
-        """Check graphs, so many at a time; findings come in their order."""
+        """Check graphs, `jobs` at a time; findings come in the same order."""
         with ThreadPoolExecutor(jobs) as threads:
             yield from threads.map(self.one, graphs)
 
@@ -105,7 +105,7 @@ class Check:
         environment = stand_ins.environment(self._home) | kernels.LOGGING | {"MS_DEV_SAVE_GRAPHS_PATH": str(saved)}
         environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, "-m", "mg.ascend.graphs", str(graph), str(self.folder)]
-        with open(saved / "log", "w+b") as file:  # MindSpore leaves files where it runs
+        with open(saved / "log", "w+b") as file:  # MindSpore leaves files in the working directory
             subprocess.run(command, env=environment, cwd=saved, stdout=file, stderr=subprocess.STDOUT)
             file.seek(0)
             log = file.read().decode(errors="replace")
@@ -118,7 +118,7 @@ class Check:
 
 
 def judge(graph: Graph, selection: kernels.Selection, parameters: int = 0, memory: int = 0) -> Finding:
-    """What is wrong with a graph that has these kernels, updates so many parameters and takes so many bytes."""
+    """Find what is wrong with a graph, given its kernels, the parameters it updates and the bytes it needs."""
     faults = Counter(fault for kernel in selection.kernels for fault in rules.breaks(kernel))
     faults.update({f"on the host: {primitive}": times for primitive, times in selection.count("host").items()})
     if selection.failure:

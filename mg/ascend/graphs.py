@@ -1,8 +1,8 @@
-"""Every graph that a device is given, by name: MODEL/PART/PRECISION/SIZE, as in tae/encode/bf16/small.
+"""Every graph that runs on a device, by name: MODEL/PART/PRECISION/SIZE, e.g. tae/encode/bf16/small.
 
     python -m mg.ascend.graphs tae/encode/bf16/small WEIGHTS      # in the environment of `mg.ascend.stand_ins`
 
-compiles one. No parameter has data, so that the released models take no memory, and no video is anything but zeros.
+compiles one. Parameters have no data, so that the released models need no memory, and all videos are zeros.
 """
 
 import sys
@@ -37,13 +37,13 @@ from mg.training.step import Adversary, TrainStep
 
 MODELS = tuple(SIZES["small"])
 INFERENCE = ("encode", "encode_image", "decode", "decode_image")
-# `checkpointed` is `accumulate` with gradient checkpointing; `compete` is it against a discriminator.
+# `checkpointed` is `accumulate` with gradient checkpointing, `compete` with a discriminator.
 TRAINING = ("accumulate", "accumulate_image", "checkpointed", "compete", "reduce", "update", "update_with_ema")
 TEXT = {"t5": T5Encoder, "clip": CLIPTextTower}
-# Of a network that denoises: `given` has frames that are given, `flash` flash attention, `gradient` is that of its
-# output, with gradient checkpointing, and `train` all of a batch's part in a training step, with frames that are given.
+# Of a denoiser: `given` has given frames, `flash` uses flash attention, `gradient` is the gradient of its output,
+# with gradient checkpointing, and `train` a batch's whole part in a training step, with given frames.
 DENOISING = ("denoise", "denoise_given", "denoise_flash", "gradient", "train")
-# What does not depend on the autoencoder, and so is compiled with none or a small one.
+# Graphs that do not depend on the autoencoder, and so are compiled without one or with a small one.
 APART = {
     "discriminator": ("judge", "judge_vanilla", "track", "reduce", "update"),
     "optimizer": tuple(OPTIMIZERS),
@@ -54,7 +54,7 @@ APART = {
     **dict.fromkeys(TEXT, ("encode",)),
 }
 CONTROLS = ("refused", "on_host", "too_wide", "grouped")
-TRAINED = "parameters trained: "  # what `main` says, and how many
+TRAINED = "parameters trained: "  # printed by `main`, followed by the number
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Graph:
     """A graph's name in its parts.
 
     Attributes:
-        model: of MODELS, or another thing that has graphs: of APART, or "control".
-        part: of INFERENCE, TRAINING or DENOISING, or what APART has; of CONTROLS.
+        model: one of MODELS, a key of APART, or "control".
+        part: one of INFERENCE or TRAINING, of the key's parts in APART, or of CONTROLS.
         dtype: fp32 | fp16 | bf16.
         size: small | full.
     """
@@ -84,10 +84,10 @@ class Graph:
 def graphs(
     models: Sequence[str] = (), parts: Sequence[str] = (), dtypes: Sequence[str] = (), sizes: Sequence[str] = ()
 ) -> list[Graph]:
-    """All graphs but the controls, or those of some models, parts, precisions and sizes.
+    """All graphs except the controls, or only those of some models, parts, precisions and sizes.
 
     Raises:
-        ValueError: a name that there is not.
+        ValueError: an unknown name.
     """
     found = [
         Graph(model, part, dtype, size)
@@ -101,16 +101,16 @@ def graphs(
         known = list(dict.fromkeys(getattr(graph, name) for graph in found))
         for value in chosen:
             if value not in known:
-                raise ValueError(f"there is no {name} {value!r} to check; there are {', '.join(known)}")
+                raise ValueError(f"unknown {name} {value!r}; it must be one of {', '.join(known)}")
         found = [graph for graph in found if not chosen or getattr(graph, name) in chosen]
     return found
 
 
 def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
-    """Whether a graph is the same as one of another part, precision or size."""
+    """Whether a graph equals one of another part, precision or size."""
     if (model == "dit" and part == "denoise_given") or (part == "denoise_flash" and dtype == "fp32"):
         return True
-    if part == "train" and size != "small":  # `gradient` and the loss make it up
+    if part == "train" and size != "small":  # `gradient` and the loss cover it
         return True
     if model in ("optimizer", "loss_scale", "diffusion_loss"):
         return dtype != "fp32" or size != "small"
@@ -119,7 +119,7 @@ def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
 
 
 class Built(NamedTuple):
-    """A cell, what it is called with, and how many parameters it trains."""
+    """A cell, its inputs, and how many parameters it trains."""
 
     cell: nn.Cell
     inputs: tuple[Tensor, ...]
@@ -130,7 +130,7 @@ def build(graph: Graph, weights: Path) -> Built:
     """The cell that a graph is compiled from.
 
     Args:
-        weights: a folder for files of weights, which are zeros.
+        weights: a folder for weight files, which are all zeros.
     """
     if graph.model == "control":
         return _control(graph.part)
@@ -162,7 +162,7 @@ def build(graph: Graph, weights: Path) -> Built:
 
 
 class _Encode(nn.Cell):
-    """What `encode` runs on the device, and sampling as a training step does it."""
+    """What `encode` runs on the device, plus sampling as in a training step."""
 
     def __init__(self, model: VideoAutoencoder):
         super().__init__()
@@ -196,14 +196,14 @@ class _Adjust(nn.Cell):
 
 
 def _model(graph: Graph) -> tuple[VideoAutoencoder, Tensor]:
-    """The model, and the clip or image that a graph is about."""
+    """The model, and the clip or image of a graph."""
     size = SIZES[graph.size][graph.model]
     frames = 1 if graph.part.endswith("image") else size.frames
     return create_model(graph.model, None, graph.dtype, **size.config), _zeros(1, 3, frames, size.pixels, size.pixels)
 
 
 def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights: Path) -> Built:
-    """A part of `TrainStep`, the only function here that knows what it is made of."""
+    """A part of `TrainStep`; the only function here that knows its internals."""
     part, adversary = graph.part, None
     settings: dict[str, Any] = {"weight_decay": 0.01}
     if graph.model == "optimizer":
@@ -241,7 +241,7 @@ def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights:
 
 
 class _Gradient(nn.Cell):
-    """The gradient of what a cell gives, for all of its parameters that are trained."""
+    """The gradient of a cell's output with respect to all of its trainable parameters."""
 
     def __init__(self, cell: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -254,7 +254,7 @@ class _Gradient(nn.Cell):
 
 
 def _denoising(graph: Graph) -> Built:
-    """A network that denoises, with the guided and the unguided half in one batch of two."""
+    """A denoiser, with the guided and the unguided half in one batch of two."""
     (t, h, w), config = DENOISERS[graph.size][graph.model]
     flash, gradient = graph.part == "denoise_flash", graph.part in ("gradient", "train")
     network = create_denoiser(graph.model, None, graph.dtype, gradient, **config, enable_flash_attn=flash)
@@ -269,7 +269,7 @@ def _denoising(graph: Graph) -> Built:
 
 
 def _denoiser_step(network: Denoiser, graph: Graph, inputs: tuple) -> Built:
-    """A part of `DenoiserStep`, the only function here that knows what it is made of."""
+    """A part of `DenoiserStep`; the only function here that knows its internals."""
     schedule = create_schedule("rflow" if graph.model == "stdit3" else "iddpm")
     x, _, y, mask, _, *sizes = inputs
     t = Tensor(schedule.draw_t(np.random.default_rng(0), 2))
@@ -290,7 +290,7 @@ def _all_terms(model: VideoAutoencoder, clip: Tensor, weights: Path) -> LossConf
 
 
 def _lpips_weights(net: str, folder: Path) -> str:
-    """A file of zeros in place of the weights of LPIPS, which is loaded where it is built."""
+    """A file of zeros instead of the weights of LPIPS, which loads them when it is built."""
     file = folder / f"lpips_{net}.safetensors"
     if not file.exists():
         backbone = BACKBONES[net]
@@ -301,7 +301,7 @@ def _lpips_weights(net: str, folder: Path) -> str:
 
 
 class _Denoiser(nn.Cell):
-    """A network in form only."""
+    """A minimal network with a denoiser's interface."""
 
     def __init__(self):
         super().__init__()
@@ -313,7 +313,7 @@ class _Denoiser(nn.Cell):
 
 
 class _DiffusionLoss(nn.Cell):
-    """What a schedule makes of a network's answer."""
+    """A schedule's loss of a network's output."""
 
     def __init__(self, schedule: Schedule):
         super().__init__()
@@ -324,7 +324,7 @@ class _DiffusionLoss(nn.Cell):
 
 
 def _diffusion_loss(name: str) -> Built:
-    """Its gradient, with frames that are given."""
+    """The gradient of a schedule's loss, with given frames."""
     schedule, latents = create_schedule(name), _zeros(2, 4, 5, 6, 8)
     t = Tensor(schedule.draw_t(np.random.default_rng(0), 2))
     return Built(_Gradient(_DiffusionLoss(schedule)), (latents, t, latents, Tensor(np.ones((2, 5), np.bool_))))
@@ -345,7 +345,7 @@ class _Convolution(nn.Cell):
 
 
 def _control(name: str) -> Built:
-    """A graph that has one fault for certain."""
+    """A graph with one known fault."""
     if name == "refused":
         return Built(nn.MaxPool2d(2, 2), (_zeros(1, 8, 8, 8).astype(ms.bfloat16),))
     if name == "on_host":
@@ -360,8 +360,8 @@ def _zeros(*shape: int) -> Tensor:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compile one. Where a kernel of the kind aclop was selected the process may crash behind the selection, since
-    there is no CANN that could build it."""
+    """Compile one graph. If an aclop kernel was selected the process may crash after the selection, since there is no
+    CANN to build it."""
     name, weights = arguments
     graph = Graph(*name.split("/"))
     runtime.setup("ascend")

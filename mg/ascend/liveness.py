@@ -1,9 +1,9 @@
-"""How much memory a graph takes on the device: what has to be there at once, by the kernel graph that MindSpore saved.
+"""How much memory a graph needs on the device: its peak live memory, from the kernel graph that MindSpore saved.
 
-Parameters and constants are there all the time. What a kernel gives is there from its call to the last call that reads
-it, through views and tuples too, and to the end if the graph returns it. Calls are taken in the order in which they are
-saved. MindSpore launches them breadth first, which makes up to 4% in training steps at full size. What a kernel needs
-beside its outputs is not known here, nor what an allocator wastes.
+Parameters and constants are live all the time. A kernel's output is live from its call to the last call that reads it,
+also through views and tuples, and to the end if the graph returns it. Calls are assumed to run in the order in which
+they are saved. MindSpore launches them breadth first, a difference of up to 4% in training steps at full size. What a
+kernel needs besides its outputs, and what an allocator wastes, is not known here.
 """
 
 import math
@@ -18,8 +18,8 @@ from mg.ascend.kernels import Selection, Tensor, tensors
 _BYTES = {"Bool": 1, "Int8": 1, "UInt8": 1, "Int16": 2, "UInt16": 2, "Float16": 2, "BFloat16": 2}
 _BYTES |= {"Int32": 4, "UInt32": 4, "Float32": 4, "Int64": 8, "UInt64": 8, "Float64": 8}
 _PARAMETER = re.compile(r"^%para\d+_\S+: (<.*?>)", re.MULTILINE)
-# %3(name) = PrimFunc_Concat(%1, %2, I64(1)) primitive_attrs: ..., and below it : (what goes in) -> (what comes out). A
-# constant among the arguments takes several lines.
+# %3(name) = PrimFunc_Concat(%1, %2, I64(1)) primitive_attrs: ..., and below it : (inputs) -> (outputs). A constant
+# among the arguments takes several lines.
 _CALL = re.compile(
     r"^  (%\d+)\(.*?\) = (?:\w+::)?(?:PrimFunc_)?(\w+)\(((?s:.*?))\)(?: (?:\{instance|primitive_|cnode_).*)?\n"
     r" +: \(.*\) -> \((.*)\)$",
@@ -29,7 +29,7 @@ _RETURN = re.compile(r"^  Return\((.*)\)", re.MULTILINE)
 _NAME = re.compile(r"%para\d+_[^,() ]+|%\d+")
 _CONSTANT = re.compile(r"Tensor\(shape=\[([\d, ]*)\], dtype=(\w+), value=")
 _ITEM = re.compile(r"I64\((\d+)\)$")
-_ELSEWHERE = re.compile(r"\bis_(?:parameter|inplace|view_output)\b")  # an output that lies in an input's memory
+_ELSEWHERE = re.compile(r"\bis_(?:parameter|inplace|view_output)\b")  # an output that shares an input's memory
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ _Value: TypeAlias = "_Buffer | tuple[_Value, ...]"
 
 
 def peak(graphs: Sequence[Path], selection: Selection) -> int:
-    """Bytes that the largest of these saved graphs takes, for which these kernels were selected; 0 without a graph."""
+    """Peak bytes of the largest of these saved graphs, given the selected kernels; 0 without a graph."""
     computing = {kernel.primitive for kernel in selection.kernels if kernel.kind != "view"}
     return max((_peak(graph.read_text(errors="replace"), computing) for graph in graphs), default=0)
 
@@ -53,8 +53,8 @@ def peak(graphs: Sequence[Path], selection: Selection) -> int:
 def _peak(graph: str, computing: Collection[str]) -> int:
     values: dict[str, _Value] = {}
     born: dict[_Buffer, int] = {}
-    read: dict[_Buffer, int] = {}  # by which call last
-    constants = set()  # equal ones are one tensor, and nearly all are zeros
+    read: dict[_Buffer, int] = {}  # the last call that reads it
+    constants = set()  # equal ones share a tensor, and nearly all are zeros
     calls = _CALL.findall(graph)
     for time, (node, primitive, arguments, outputs) in enumerate(calls):
         inputs = tuple(values.get(name, ()) for name in _NAME.findall(arguments))
@@ -85,10 +85,10 @@ def _peak(graph: str, computing: Collection[str]) -> int:
 
 
 def _passed_on(primitive: str, arguments: str, inputs: tuple[_Value, ...]) -> _Value:
-    """What a call gives that moves no data, as a view, Load or Depend: its first input, but for tuples."""
+    """The result of a call that moves no data, e.g. a view, Load or Depend: its first input, except for tuples."""
     if primitive == "MakeTuple":
         return inputs
-    if primitive == "UpdateState" or not inputs:  # what comes after what, and no data
+    if primitive == "UpdateState" or not inputs:  # only orders calls, no data
         return ()
     item, first = _ITEM.search(arguments), inputs[0]
     if primitive == "TupleGetItem" and item and isinstance(first, tuple) and int(item[1]) < len(first):

@@ -1,7 +1,7 @@
-"""What kernels must not be asked for on Ascend, beyond what the selection of kernels looks at, which is types alone.
+"""Limits of kernels on Ascend that kernel selection does not check, since it only looks at types.
 
-Each rule says what is wrong with a kernel, or None, and where its limit comes from. CANN's documents are those of its
-operator libraries (gitcode.com/cann: ops-nn, ops-math) for the Atlas A2 series, the 910B.
+Each rule returns what is wrong with a kernel, or None, and documents where its limit comes from. CANN's documents are
+those of its operator libraries (gitcode.com/cann: ops-nn, ops-math) for the Atlas A2 series, the 910B.
 """
 
 import math
@@ -9,22 +9,22 @@ from collections.abc import Callable
 
 from mg.ascend.kernels import Kernel, Tensor
 
-# Kernels of the kind aclop that are taken nevertheless, each with a reason: what is here does not fail a graph. CANN
-# compiles an aclop kernel anew for every shape that it meets, in seconds each, so the first clip of every shape waits.
+# aclop kernels that are accepted, each with a reason: they do not fail a graph. CANN compiles an aclop kernel again for
+# every new shape, which takes seconds each, so the first clip of every shape waits.
 ACLOP_INFERENCE: dict[str, str] = {
-    "StandardNormal": "the noise of a sample, drawn once a clip",
+    "StandardNormal": "noise for sampling, drawn once per clip",
 }
 ACLOP_TRAINING: dict[str, str] = ACLOP_INFERENCE | {
-    "AddN": "gradients that meet where a value is used twice: MindSpore adds them so, two or three at once",
-    "TensorMove": "copies that MindSpore makes by itself where a value is read and written",
-    "Assign": "the discriminator's statistics, and optimizers other than AdamW, of shapes that no clip changes",
+    "AddN": "sums of gradients of a value that is used twice: MindSpore adds two or three at once with it",
+    "TensorMove": "copies that MindSpore inserts where a value is read and written",
+    "Assign": "the discriminator's statistics, and optimizers other than AdamW; their shapes do not depend on the clip",
     "AssignAdd": "counts and moments of optimizers other than AdamW",
     "AssignSub": "moments of optimizers other than AdamW",
-    "Gather": "the learning rate of an update, where it is looked up, and what tables of noise hold for each sample",
+    "Gather": "lookups of an update's learning rate, and of each sample in the noise schedule's tables",
     "SGD": "the step of nn.SGD",
 }
 
-# The most kernels that an update may launch for each parameter.
+# The most kernels that an update may launch per parameter.
 LAUNCHES_PER_PARAMETER = 3
 
 Rule = Callable[[Kernel], str | None]
@@ -48,9 +48,9 @@ def convolution_width(kernel: Kernel) -> str | None:
 
 
 def convolution_groups(kernel: Kernel) -> str | None:
-    """Groups are one, or as many as there are channels in and out. MindSpore's document of ops.Conv2D ("on Ascend only
-    group convolution in depthwise convolution scenarios is supported"); CANN's Conv3DV2 takes 1 or all input channels,
-    and ops.Conv3D 1 alone."""
+    """Groups are 1, or as many as input and output channels. MindSpore's document of ops.Conv2D ("on Ascend only
+    group convolution in depthwise convolution scenarios is supported"); CANN's Conv3DV2 allows 1 or all input channels,
+    and ops.Conv3D only 1."""
     shapes = _convolution(kernel)
     if shapes is None:
         return None
@@ -58,12 +58,12 @@ def convolution_groups(kernel: Kernel) -> str | None:
     groups = channels // weight
     if groups == 1 or (groups == channels == out_channels and kernel.primitive not in _UNGROUPED):
         return None
-    allowed = "1" if kernel.primitive in _UNGROUPED else "1, or one for each"
-    return f"{groups} groups of {channels} channels to {out_channels}; there may be {allowed}"
+    allowed = "1" if kernel.primitive in _UNGROUPED else "1, or one per channel"
+    return f"{groups} groups of {channels} channels to {out_channels}; must be {allowed}"
 
 
 def convolution_kernel(kernel: Kernel) -> str | None:
-    """At most 255 pixels a side. CANN's prototype of Conv2D; aclnnConvolution takes 511."""
+    """At most 255 pixels per side. CANN's prototype of Conv2D; aclnnConvolution allows 511."""
     shapes = _convolution(kernel)
     if shapes is None or max(shapes[1].shape[-2:]) <= 255:
         return None
@@ -71,8 +71,8 @@ def convolution_kernel(kernel: Kernel) -> str | None:
 
 
 def convolution_values(kernel: Kernel) -> str | None:
-    """Fewer than 2^31 values a tensor, and at most 1000000 along any axis. CANN's prototypes of Conv2D and Conv3D ("the
-    correctness of the operator cannot be guaranteed"); its document of aclnnConvolution."""
+    """Fewer than 2^31 values per tensor, and at most 1000000 along any axis. CANN's prototypes of Conv2D and Conv3D
+    ("the correctness of the operator cannot be guaranteed"); its document of aclnnConvolution."""
     if _convolution(kernel) is None:
         return None
     for tensor in (*kernel.inputs, *kernel.outputs):
@@ -82,16 +82,16 @@ def convolution_values(kernel: Kernel) -> str | None:
 
 
 def pool_dtype(kernel: Kernel) -> str | None:
-    """No maximum pooling in bf16. CANN's document of aclnnMaxPool: on A2 "no BFLOAT16"; MaxPoolWithMask takes it."""
+    """No maximum pooling in bf16. CANN's document of aclnnMaxPool: on A2 "no BFLOAT16"; MaxPoolWithMask supports it."""
     if kernel.primitive in ("MaxPool", "MaxPoolGrad") and kernel.inputs[0].dtype == "BFloat16":
-        return "bf16; fp16 or fp32 are taken"
+        return "bf16; use fp16 or fp32"
     return None
 
 
 def pieces(kernel: Kernel) -> str | None:
-    """At most 63 tensors in and out of an aclop kernel of any number, which MindSpore's passes for GE cut it into
-    (AddnFission, ConcatFission, PackFission, SplitFission), and the passes for single kernels do not. aclnn's Cat and
-    Stack cut by themselves."""
+    """At most 63 inputs or outputs of a variadic aclop kernel. MindSpore's passes for GE split larger ones
+    (AddnFission, ConcatFission, PackFission, SplitFission), but its passes for single kernels don't. aclnn's Cat and
+    Stack split themselves."""
     most = max(len(kernel.inputs), len(kernel.outputs))
     if kernel.kind == "aclop" and most > 63:
         return f"{most} tensors; at most 63"
@@ -105,12 +105,12 @@ def rank(kernel: Kernel) -> str | None:
 
 
 def norm_groups(kernel: Kernel) -> str | None:
-    """At most 8000 channels a group, and 240000 in all. CANN's document of aclnnGroupNormBackward."""
+    """At most 8000 channels per group, and 240000 in total. CANN's document of aclnnGroupNormBackward."""
     if kernel.primitive != "GroupNormGrad":
         return None
     channels, groups = kernel.inputs[1].shape[1], kernel.inputs[2].shape[1]
     if channels > 240_000 or channels > 8000 * groups:
-        return f"{channels} channels in {groups} groups; at most 8000 a group"
+        return f"{channels} channels in {groups} groups; at most 8000 per group"
     return None
 
 
@@ -127,7 +127,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def breaks(kernel: Kernel) -> list[str]:
-    """What rules say against a kernel, each in a line that begins with the rule's name."""
+    """The rules that a kernel breaks, one line each, starting with the rule's name."""
     said = ((rule.__name__, rule(kernel)) for rule in RULES)
     return [f"{name}: {kernel.primitive} with {text}" for name, text in said if text is not None]
 
@@ -138,14 +138,14 @@ def _convolution(kernel: Kernel) -> tuple[Tensor, Tensor] | None:
     inputs, outputs = kernel.inputs, kernel.outputs
     if kernel.primitive in _FORWARD:
         return inputs[0], inputs[1]
-    if kernel.primitive in ("ConvolutionGrad", "ConvolutionStrGrad"):  # of gradient, image and weight
+    if kernel.primitive in ("ConvolutionGrad", "ConvolutionStrGrad"):  # inputs: gradient, image, weight
         return inputs[1], inputs[2]
-    if kernel.primitive == "Conv2DBackpropInput":  # of gradient and weight to image
+    if kernel.primitive == "Conv2DBackpropInput":  # gradient, weight -> image
         return outputs[0], inputs[1]
-    if kernel.primitive == "Conv3DBackpropInput":  # of weight and gradient to image
+    if kernel.primitive == "Conv3DBackpropInput":  # weight, gradient -> image
         return outputs[0], inputs[0]
-    if kernel.primitive == "Conv2DBackpropFilter":  # of gradient and image to weight
+    if kernel.primitive == "Conv2DBackpropFilter":  # gradient, image -> weight
         return inputs[1], outputs[0]
-    if kernel.primitive == "Conv3DBackpropFilter":  # of image and gradient to weight
+    if kernel.primitive == "Conv3DBackpropFilter":  # image, gradient -> weight
         return inputs[0], outputs[0]
     return None

@@ -1,6 +1,6 @@
-"""Every autoencoder in sizes to check it in: the smallest that has its kinds of layers, and the released one at the
-clips of its configs; and between them one that is narrow, but as deep as the released one, so that it sees such a frame
-as that one does. And every network that denoises, small and as released."""
+"""The sizes in which every autoencoder is checked: the smallest with all its kinds of layers, and the released one with
+the clips of its configs; in between, a narrow one that is as deep as the released one, so that it sees frames the same
+way. Also every denoiser and text encoder, small and as released."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ class Size:
 
     Attributes:
         frames, pixels: of the clip, T and both H and W.
-        config: overrides of the model's default config, which is the released one.
+        config: overrides of the model's default config, the released one.
     """
 
     frames: int
@@ -44,7 +44,7 @@ SMALL = {
     ),
     "image_vae": Size(4, 32, {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}),
 }
-# A clip, or a tile, of configs/ each; images have no clip there, and come in fours.
+# A clip, or tile, as in configs/; images have no clip there, and are batched in fours.
 FULL = {
     "tae": Size(32, 256),
     "dc_ae": Size(32, 256),
@@ -53,8 +53,8 @@ FULL = {
     "image_vae": Size(4, 256),
 }
 SIZES = {"small": SMALL, "full": FULL}
-# The networks that denoise, and their latents, (T, H, W): the smallest with an odd width, and the released ones at the
-# videos of their configs, 16 frames of 256x256 or 240x426 and 51 of 240x426.
+# The denoisers and their latents, (T, H, W): the smallest with an odd width, and the released ones with the videos of
+# their configs, 16 frames of 256x256 or 240x426 and 51 of 240x426.
 _SMALL_DENOISER = {"hidden_size": 96, "depth": 2, "num_heads": 4, "caption_channels": 32, "model_max_length": 12}
 DENOISERS: dict[str, dict[str, tuple[tuple[int, int, int], dict[str, Any]]]] = {
     "small": {
@@ -88,10 +88,10 @@ NARROW = {
 
 @dataclass(frozen=True)
 class TextSize:
-    """A text encoder, and a text of so many tokens.
+    """A text encoder, and a text of `length` tokens.
 
     Attributes:
-        config: overrides of the default config, which is the released one.
+        config: overrides of the default config, the released one.
     """
 
     length: int

@@ -1,7 +1,7 @@
 """Empty stand-ins for CANN's libraries, so that MindSpore's Ascend plugin can be loaded without them.
 
-The plugin is linked to CANN's libraries and looks for more of their functions as it starts. One library of functions
-that do nothing has them all, and libraries of CANN's names refer to it.
+The plugin is linked to CANN's libraries and looks up more of their functions when it starts. One library has all of
+these as functions that do nothing, and libraries with CANN's names link to it.
 """
 
 import ctypes
@@ -24,9 +24,9 @@ _LIBRARIES = (
     "opapi platform profapi runtime"
 )
 _ALL = "libstand_ins.so"
-# Functions that report success by 0; others, constructors among them, give back what they are called with.
+# Functions that report success by 0; others, including constructors, return their argument.
 _SUCCESS = re.compile("acl|Acl|PTA|Can|Init|UnInit|Release|Set|rt|Hccl|hal|Msprof")
-_STATUS = "_ZN2ge13StatusFactory8InstanceEv"  # which has to be written out
+_STATUS = "_ZN2ge13StatusFactory8InstanceEv"  # needs a real definition
 _WRITTEN_OUT = """
 #include <map>
 #include <string>
@@ -44,9 +44,9 @@ StatusFactory *StatusFactory::Instance() {
 
 
 def missing() -> str | None:
-    """What the check cannot do without and this machine lacks, in one line; None where it has all."""
+    """What the check needs but this machine lacks, in one line; None if nothing."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return f"it runs on x86-64 Linux alone, and this is {platform.system()} on {platform.machine()}"
+        return f"it only runs on x86-64 Linux, and this is {platform.system()} on {platform.machine()}"
     try:
         found = version("mindspore")
     except PackageNotFoundError:
@@ -63,10 +63,10 @@ def make(folder: Path) -> Path:
     """Build the stand-ins.
 
     Args:
-        folder: where they go, into a folder of the name that the plugin looks for.
+        folder: where they go, into a subfolder with the name that the plugin looks for.
 
     Returns:
-        The stand-in for CANN's own folder, to be given to `environment`.
+        The stand-in for CANN's own folder, for `environment`.
 
     Raises:
         ValueError: this machine cannot build or use them.
@@ -91,7 +91,7 @@ def make(folder: Path) -> Path:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """The variables under which a process finds the stand-ins in place of CANN, and simulates a device."""
+    """Environment variables for a process to load the stand-ins instead of CANN, and simulate a device."""
     plugin = _plugin()
     shared = plugin / "ascend" / "ms_kernels_symmetric_memory" / "shmem"
     paths = [home / "lib64", plugin / "ascend", shared / "memfabric_hybrid" / "lib", shared / "shmem" / "lib"]
@@ -107,12 +107,12 @@ def environment(home: Path) -> dict[str, str]:
 
 def _plugin() -> Path:
     spec = find_spec("mindspore")
-    assert spec is not None and spec.origin is not None  # `missing` has seen to it
+    assert spec is not None and spec.origin is not None  # checked by `missing`
     return Path(spec.origin).parent / "lib" / "plugin"
 
 
 def _wanted() -> list[str]:
-    """Every symbol that a stand-in has to have."""
+    """Every symbol that the stand-ins must define."""
     plugin = _plugin()
     linked = [
         plugin.parent / "libmindspore_ge_backend.so",
@@ -125,21 +125,21 @@ def _wanted() -> list[str]:
     ]
     asked = set().union(*(_symbols(library, "--undefined-only") for library in linked))
     there = set().union(*(_symbols(library, "--defined-only") for library in [*linked, *plugin.parent.glob("*.so*")]))
-    opened = Path(__file__).with_name("symbols.txt").read_text().split()  # as it starts, beyond those it is linked to
+    opened = Path(__file__).with_name("symbols.txt").read_text().split()  # looked up at startup, not linked
     process = [ctypes.CDLL(None), ctypes.CDLL("libstdc++.so.6")]  # Python's own and the system's
     wanted = asked - there - {_STATUS} | set(opened)
     return sorted(symbol for symbol in wanted if not any(hasattr(library, symbol) for library in process))
 
 
 def _symbols(library: Path, which: str) -> set[str]:
-    """The symbols of a library, but those of a version, which are the system's."""
+    """The symbols of a library, except versioned ones, which are the system's."""
     listing = subprocess.run(["nm", "-D", which, str(library)], capture_output=True, text=True, check=True).stdout
     rows = [line.split() for line in listing.splitlines()]
     return {row[-1] for row in rows if row[-2] not in "wv" and "@" not in row[-1]}
 
 
 def _definition(number: int, symbol: str) -> str:
-    """C of a symbol that does nothing."""
+    """C code for a symbol that does nothing."""
     if symbol.startswith(("_ZTV", "_ZTI", "_ZTS", "_ZTT")):  # C++'s tables of a class
         return f'char object{number}[512] __asm__("{symbol}") __attribute__((aligned(16))) = {{0}};\n'
     value = "0" if _SUCCESS.match(symbol) else "self"

@@ -1,6 +1,6 @@
-"""Models as ONNX graphs at one tile's size, run by onnxruntime or OpenVINO behind the same `encode` and `decode`.
+"""Models as ONNX graphs at the size of one tile, run by onnxruntime or OpenVINO with the same `encode` and `decode`.
 
-    from mg.deploy import load                      # takes neither MindSpore nor a model
+    from mg.deploy import load                      # needs neither MindSpore nor a model
 
     vae = load("outputs/tae_onnx", engine="openvino")
     z, mean, logvar = vae.encode(x)                 # numpy arrays

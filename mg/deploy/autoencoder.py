@@ -1,13 +1,13 @@
-"""An exported model behind the interface of `mg.models.autoencoder`, on numpy arrays, without MindSpore.
+"""An exported model with the interface of `mg.models.autoencoder`, on numpy arrays, without MindSpore.
 
     vae = load("outputs/tae_onnx", engine="openvino")
     z, mean, logvar = vae.encode(x)                      # x (B, 3, T, H, W) in [-1, 1], of any length and size
     y = vae.decode(z, num_target_frames=x.shape[2])      # or vae(x)
 
-Its networks take one shape each, a tile's, so everything is cut into tiles, as the model cuts it after `enable_tiling`
-with the same settings. A tile that would be cut short moves back where tiles overlap. Where they do not, or where a
-clip is smaller than a tile, the tile is filled by repeating its last frame, row and column, and the result is cropped;
-norms see what it was filled with, so there results differ a little from the model's.
+Each network accepts one shape, that of a tile, so everything is cut into tiles, as the model does after
+`enable_tiling` with the same settings. If tiles overlap, a last tile that would be too short is moved back. If they
+don't, or if a clip is smaller than a tile, the tile is padded by repeating its last frame, row and column, and the
+result is cropped; norms see the padding, so there the results differ slightly from the model's.
 """
 
 import json
@@ -27,14 +27,14 @@ FORMAT = 1
 
 @dataclass
 class Network:
-    """One graph, open for running, and the shapes of its input and output."""
+    """One loaded graph, and the shapes of its input and output."""
 
     run: Run
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
 
     def on_tile(self, tile: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Run a tile that may be smaller than the network's, clip by clip, and crop the results to `shape`."""
+        """Run a tile, padded if it is smaller than the network's, clip by clip; crop the results to `shape`."""
         tile = fill(tile, [full - size for full, size in zip(self.input_shape[2:], tile.shape[2:])])
         _, _, t, h, w = shape
         return np.concatenate([self.run(np.ascontiguousarray(clip[None]))[:, :, :t, :h, :w] for clip in tile])
@@ -50,15 +50,15 @@ def load(
     """Open a folder that `mg-export` wrote.
 
     Args:
-        folder: it holds deploy.json and the networks.
+        folder: holds deploy.json and the networks.
         engine: onnxruntime | openvino.
-        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that has it.
-        device: auto | cpu | cuda, the last with onnxruntime; auto takes CUDA where onnxruntime finds it.
-        threads: of the CPU; by default as the engine chooses.
+        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that supports it.
+        device: auto | cpu | cuda, the last with onnxruntime; auto uses CUDA if onnxruntime finds it.
+        threads: CPU threads; by default the engine chooses.
 
     Raises:
-        ValueError, OSError: a folder that is no such export, an engine that is not there, or what it cannot do here.
-            Tiles that a GPU's memory does not hold are a MemoryError when they run.
+        ValueError, OSError: the folder is not an export, or the engine is not installed or lacks support for an option.
+            Tiles that do not fit into a GPU's memory raise MemoryError when they run.
     """
     folder = Path(folder)
     described = _read_settings(folder)
@@ -76,14 +76,14 @@ def load(
 def _read_settings(folder: Path) -> dict:
     path = folder / SETTINGS_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no exported model, there is no {SETTINGS_FILE}; mg-export writes one")
+        raise FileNotFoundError(f"{folder}: not an exported model, there is no {SETTINGS_FILE}; mg-export writes one")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
     version = described.get("version") if isinstance(described, dict) else None
     if version != FORMAT:
-        raise ValueError(f"{path}: its version is {version}; {FORMAT} can be read. Export the model again")
+        raise ValueError(f"{path}: its version is {version}; only {FORMAT} can be read. Export the model again")
     if described.get("format") != "onnx":
         raise ValueError(f"{path}: the networks are {described.get('format')}; export the model with --format onnx")
     return described
@@ -96,10 +96,10 @@ class DeployedAutoencoder:
         name, config: of the model.
         spatial_compression, temporal_compression: pixels per latent along H and W, frames per latent along T.
         latent_channels: z.
-        frames: that the networks see at once.
-        networks: by name: encoder and decoder; of two stages spatial_encoder, temporal_encoder and so on.
+        frames: how many the networks see at once.
+        networks: by name: encoder and decoder; with two stages spatial_encoder, temporal_encoder and so on.
         sha256: of the checkpoint.
-        codec: what encodes and decodes, see `mg.codec`.
+        codec: encodes and decodes, see `mg.codec`.
     """
 
     def __init__(self, described: dict, networks: dict[str, Network]):
@@ -128,12 +128,12 @@ class DeployedAutoencoder:
 
     @property
     def tiling(self) -> TilingConfig | None:
-        """Where tiles lie."""
+        """How clips are cut into tiles."""
         return self.codec.tiling
 
     @property
     def chunk(self) -> int | None:
-        """Frames that are encoded independently of all others; None where all go together."""
+        """How many frames are encoded independently of all others; None if they all are encoded together."""
         return self.geometry.chunk
 
     def encode(self, x: np.ndarray, seed: int | Sequence[int] | None = None) -> Encoded:
@@ -141,12 +141,12 @@ class DeployedAutoencoder:
 
         Args:
             x: (B, 3, T, H, W) in [-1, 1], of any size; an image is T = 1.
-            seed: take z as a sample of the posterior, by noise that depends on this and a latent's place alone; None
-                takes the mean, as does a model without a posterior.
+            seed: sample z from the posterior, with noise that depends only on this and a latent's position; None uses
+                the mean, as does a model without a posterior.
 
         Raises:
-            ValueError: another shape, values that are no floating-point numbers, or more than one frame where the
-                networks were exported for images.
+            ValueError: another shape, values that aren't floating-point, or more than one frame although the networks
+                were exported for images.
         """
         return self.codec.encode(x, seed=seed)
 
@@ -159,11 +159,11 @@ class DeployedAutoencoder:
         return self.codec.reconstruct(x)
 
     def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
-        """`encode` of a video that is read piece by piece: see `mg.codec.Codec.encode_stream`."""
+        """`encode` for a video that is read piece by piece, see `mg.codec.Codec.encode_stream`."""
         return self.codec.encode_stream(read, num_frames, seed)
 
     def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
-        """`decode` of latents that are read piece by piece: see `mg.codec.Codec.decode_stream`."""
+        """`decode` for latents that are read piece by piece, see `mg.codec.Codec.decode_stream`."""
         return self.codec.decode_stream(read, num_latents, num_target_frames)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -187,7 +187,7 @@ class DeployedAutoencoder:
         return TwoStageCodec(whole, spatial, encoder, lambda z: decoder(z, False), tiling, shift, scale)
 
     def _functions(self, prefix: str, geometry: Geometry) -> tuple[Encoder, Decoder]:
-        """Encoder and decoder of a tile, of the networks of this prefix and a geometry of their own."""
+        """Encoder and decoder of a tile: the networks with this prefix, and their geometry."""
         encoder, decoder = self.networks[f"{prefix}encoder"], self.networks[f"{prefix}decoder"]
         return (
             lambda x: encoder.on_tile(x, geometry.latent_shape(x.shape)),

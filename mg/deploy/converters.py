@@ -1,7 +1,7 @@
-"""MindSpore's operators as ONNX ones: a table of functions, and the walk through a graph.
+"""Converts MindSpore's operators to ONNX: a table of functions, and the walk through a graph.
 
-A converter is given the `Builder`, the node, and what the node's inputs became there, and returns what its output
-became. It may rely on shapes: all are known.
+A converter gets the `Builder`, the node and its converted inputs, and returns the converted output. All shapes are
+known.
 """
 
 import math
@@ -19,11 +19,11 @@ _CONVERTERS: dict[str, Callable] = {}
 
 
 class Builder(GraphBuilder):
-    """What converters write to.
+    """The builder that converters write to.
 
     Attributes:
         upsampling: which values are doubled.
-        with_bias: the result of a convolution without bias -> a function that makes it with one.
+        with_bias: the result of a convolution without bias -> a function that adds the convolution with one.
     """
 
     def __init__(self):
@@ -33,17 +33,17 @@ class Builder(GraphBuilder):
 
 
 def convert(graph: Graph, input_name: str, output_name: str):
-    """A graph as an `onnx.ModelProto`.
+    """Convert a graph to an `onnx.ModelProto`.
 
     Args:
-        input_name, output_name: what to call its input and its output.
+        input_name, output_name: names for its input and output.
 
     Raises:
-        ExportError: an operator that has no converter, by name.
+        ExportError: an operator has no converter; the message names it.
     """
     missing = sorted({node.op for node in graph.nodes} - _CONVERTERS.keys())
     if missing:
-        raise ExportError(f"no ONNX converter for MindSpore's {', '.join(missing)}; mg/deploy/converters.py has them")
+        raise ExportError(f"no ONNX converter for MindSpore's {', '.join(missing)}; add it to mg/deploy/converters.py")
     builder = Builder()
     made: dict[str, Any] = {graph.input: builder.input(input_name, graph.input_shape)}
 
@@ -57,7 +57,7 @@ def convert(graph: Graph, input_name: str, output_name: str):
         results = results if isinstance(results, list) else [results]
         for name, shape, result in zip(node.outputs, node.shapes, results):
             if result is not None and builder.shape(result) != shape:
-                raise ExportError(f"{node.op}: its shape became {builder.shape(result)}; MindSpore says {shape}")
+                raise ExportError(f"{node.op}: its shape became {builder.shape(result)}, in MindSpore it is {shape}")
             made[name] = result
     return builder.model(resolved(graph.output), output_name)
 
@@ -108,9 +108,9 @@ def _concat(g: Builder, node: Node, parts, axis):
 
 
 def _repeated_edges(g: Builder, parts, axis: int):
-    """Parts in a row that are a value and repeats of its first and last slice, as one Pad; None where they are not.
+    """One Pad for parts that are a value between repeats of its first and last slice; None if they aren't.
 
-    A value that is such a Pad itself takes part: there is one for all axes.
+    If the value is itself such a Pad, they are merged: there is one for all axes.
     """
     x = max(parts, key=lambda part: g.shape(part)[axis])
     length, at = g.shape(x)[axis], next(i for i, part in enumerate(parts) if part is x)
@@ -130,7 +130,7 @@ def _repeated_edges(g: Builder, parts, axis: int):
 
 
 def _is_slice(g: Builder, part, x, axis: int, index: int) -> bool:
-    """Whether a value is x's slice of one sample at `index` along `axis`."""
+    """Whether `part` is x's slice of one sample at `index` along `axis`."""
     cut = g.producer(part, "Slice")
     if cut is None or cut.input[0] != x:
         return False
@@ -174,11 +174,11 @@ def _strided_slice(g: Builder, node: Node, x, begin, end, step, begin_mask, end_
         else:
             starts[i] = 0 if begin_mask >> i & 1 else starts[i]
             stops[i] = length if end_mask >> i & 1 else stops[i]
-    return g.reshape(_cut(g, x, starts, stops, steps), node.shapes[0])  # which takes away what shrank
+    return g.reshape(_cut(g, x, starts, stops, steps), node.shapes[0])  # drops the shrunk axes
 
 
 def _cut(g: Builder, x, starts, stops, steps):
-    """x[starts:stops:steps], the first axes; only those that it shortens are named."""
+    """x[starts:stops:steps] along the first axes; the Slice only names axes that it shortens."""
     shape = list(g.shape(x))
     ranges = [slice(*part).indices(length) for part, length in zip(zip(starts, stops, steps), shape)]
     if any(step < 1 for _, _, step in ranges):
@@ -188,7 +188,7 @@ def _cut(g: Builder, x, starts, stops, steps):
         return x
     for axis in cut:
         shape[axis] = len(range(*ranges[axis]))
-    if min(shape[axis] for axis in cut) > 1:  # not an edge that is to be repeated
+    if min(shape[axis] for axis in cut) > 1:  # not an edge to be repeated
         doubled = g.upsampling.cut(x, set(cut), lambda small: _cut(g, small, starts, stops, steps))
         if doubled is not None:
             return doubled
@@ -198,7 +198,7 @@ def _cut(g: Builder, x, starts, stops, steps):
 
 # Arithmetic.
 
-_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}  # what changes nothing, on the right
+_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}  # right operands that change nothing
 
 
 @_converts("Add", "Sub", "Mul", "Div", "Adds", "Subs", "Muls", "Divs", "RealDiv")
@@ -224,8 +224,8 @@ def _scaled_binary(g: Builder, node: Node, x, y, alpha):
 
 
 def _add_to_convolution(g: Builder, x, bias):
-    """A constant per channel as the bias of the convolution that gives x, perhaps reshaped behind the channels; None
-    where that is not what is added."""
+    """Fold a per-channel constant into the bias of the convolution that computes x, which may be reshaped after the
+    channels; None if it isn't one."""
     if isinstance(x, np.ndarray) or not isinstance(bias, np.ndarray):
         return None
     shape, conv = g.shape(x), x
@@ -279,7 +279,7 @@ def _softmax(g: Builder, node: Node, x, axis):
 
 @_converts("Cast")
 def _cast(g: Builder, node: Node, x, *_):
-    if not isinstance(x, np.ndarray):  # a network in fp32 casts constants alone
+    if not isinstance(x, np.ndarray):  # a network in fp32 casts only constants
         raise ExportError("Cast: only networks in fp32 can be exported")
     return x.astype(np.float32)
 
@@ -356,7 +356,7 @@ def _conv(g: Builder, x, weight, shape, strides, dilations, before, behind, grou
 
 
 def _depthwise(g: Builder, x, weight, shape, strides, dilations, before, behind, group, *bias):
-    """A depthwise convolution in space and time as the sum over its kernel's frames of one in space.
+    """A depthwise convolution in space and time as a sum of convolutions in space, one per frame of the kernel.
 
     onnxruntime's own for 5-D tensors takes 2 to 7 times as long (3 and 5 frames); in OpenVINO the sum takes 1.5 times.
     """
@@ -384,7 +384,7 @@ def _per_axis(value, dims: int) -> list[int]:
 
 
 def _absorb_zeros(g: Builder, x, before: list[int], behind: list[int]):
-    """x without the zeros that were put around it in space and time; they are added to the pads."""
+    """x without the zeros concatenated to it in space and time; they are added to the pads."""
     joined = g.producer(x, "Concat")
     if joined is None:
         return x
@@ -408,14 +408,14 @@ def _bias_add(g: Builder, node: Node, x, bias, *_):
 
 @_converts("GroupNorm")
 def _group_norm(g: Builder, node: Node, x, groups, gamma, beta, eps):
-    """Mean and squared deviations of short rows of a group, joined; then one gain and one bias.
+    """Mean and squared deviations per short row of a group, combined over rows; then one gain and one bias.
 
-    InstanceNormalization sums a group in one go, and of the 8 million values of a large tile is off by 2e-4.
+    InstanceNormalization sums a group at once, and is off by 2e-4 for the 8 million values of a large tile.
     """
     shape, row = node.shapes[0], _row(node.shapes[0][-1])
     rows = (shape[0], groups, math.prod(shape[1:]) // groups // row, row)
     of_groups = (shape[0], groups, 1, 1)
-    # On the axes that x had before it was reshaped for the norm, so that the reshape behind it falls away.
+    # On the axes that x had before it was reshaped for the norm, so that the reshape after it drops out.
     source = g.producer(x, "Reshape")
     full = g.shape(g.operand(source, 0)) if source is not None else shape
     if full[:2] != shape[:2]:
@@ -440,7 +440,7 @@ def _group_norm(g: Builder, node: Node, x, groups, gamma, beta, eps):
 
 
 def _row(length: int) -> int:
-    """The most values, up to 2**12, that `length` is a multiple of."""
+    """The largest divisor of `length` up to 2**12."""
     return next(row for row in range(min(length, 2**12), 0, -1) if length % row == 0)
 
 

@@ -1,21 +1,21 @@
-"""How much work an ONNX graph is."""
+"""Operation counts of ONNX graphs."""
 
 import math
 import os
 
-_SMALL = 1024  # values of a constant up to which shapes may depend on it
+_SMALL = 1024  # constants up to this many values may determine shapes
 
 
 def operations(model) -> int:
     """Floating-point operations of an ONNX graph: 2 per multiply-add of its convolutions and matrix products.
 
-    What is done per value, norms and activations, is not counted.
+    Elementwise work, norms and activations, is not counted.
 
     Args:
-        model: a file, whose external data is not read, or an `onnx.ModelProto`.
+        model: a file (external data is not read) or an `onnx.ModelProto`.
 
     Raises:
-        ValueError: a shape that cannot be inferred, naming the node.
+        ValueError: a shape cannot be inferred; the message names the node.
     """
     import onnx
 
@@ -26,7 +26,7 @@ def operations(model) -> int:
 
 
 class _Shapes(dict):
-    """Name of a value -> its shape; one that is not known is an error."""
+    """Name of a value -> its shape; an unknown one is an error."""
 
     def of(self, name: str, node) -> tuple[int, ...]:
         if name not in self:
@@ -43,7 +43,7 @@ def _shapes(model) -> _Shapes:
     bare.graph.node.extend(model.graph.node)
     bare.graph.output.extend(model.graph.output)
     bare.graph.value_info.extend(model.graph.value_info)
-    for constant in model.graph.initializer:  # weights stay behind: the copy is for shapes, and protobuf ends at 2 GB
+    for constant in model.graph.initializer:  # without weights: only shapes are needed, and protobuf is limited to 2 GB
         if math.prod(constant.dims) <= _SMALL and not constant.external_data:
             bare.graph.initializer.append(constant)
         else:

@@ -1,4 +1,4 @@
-"""What runs an ONNX graph: onnxruntime or OpenVINO, one network of one input and one output at a time."""
+"""Engines that run an ONNX graph, onnxruntime and OpenVINO: networks with one input and one output."""
 
 import logging
 import os
@@ -16,24 +16,24 @@ ENGINES = ("onnxruntime", "openvino")
 PRECISIONS = ("fp32", "tf32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
-# What norms and softmax are made of, and hardly anything else is, by OpenVINO's names: in fp32 under bf16 too, as in
-# the models themselves.
+# OpenVINO's names of the operators that norms and softmax, and hardly anything else, consist of: kept in fp32 under
+# bf16, as in the models themselves.
 _KEPT_IN_FP32 = {"SoftMax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divide"}
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 def opener(engine: str, precision: str, device: str, threads: int | None) -> Callable[[Path], Run]:
-    """A function that opens a graph's file for running.
+    """Return a function that loads a graph's file.
 
     Args:
         engine: onnxruntime | openvino.
-        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that has it.
-        device: auto | cpu | cuda, the last with onnxruntime; auto takes CUDA where onnxruntime finds it.
-        threads: of the CPU; by default as the engine chooses.
+        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that supports it.
+        device: auto | cpu | cuda, the last with onnxruntime; auto uses CUDA if onnxruntime finds it.
+        threads: CPU threads; by default the engine chooses.
 
     Raises:
-        ValueError: an engine that is not installed, or what it cannot do here.
+        ValueError: the engine is not installed, or does not support an option here.
     """
     choices = (("engine", engine, ENGINES), ("precision", precision, PRECISIONS), ("device", device, DEVICES))
     for name, value, known in choices:
@@ -50,25 +50,25 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
     except ImportError as error:
         raise ValueError(_not_installed("onnxruntime", error)) from None
     if precision == "bf16":
-        raise ValueError("precision is 'bf16', which onnxruntime does not run here. Take engine openvino, or fp32")
+        raise ValueError("precision is 'bf16', which onnxruntime does not run here. Use engine openvino, or fp32")
     cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and device != "cpu"
     if device == "cuda" and not cuda:
         raise ValueError(
             "device is 'cuda', but this onnxruntime has no CUDA: pip uninstall onnxruntime, "
-            "pip install onnxruntime-gpu[cuda,cudnn]. Or take device cpu"
+            "pip install onnxruntime-gpu[cuda,cudnn]. Or use device cpu"
         )
     if precision == "tf32" and not cuda:
-        raise ValueError("precision is 'tf32', which takes device cuda. Take fp32")
+        raise ValueError("precision is 'tf32', which needs device cuda. Use fp32")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
     providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
     if cuda:
-        onnxruntime.preload_dlls()  # NVIDIA's libraries out of their wheels, where those are installed
+        onnxruntime.preload_dlls()  # NVIDIA's libraries from their wheels, if installed
         settings = {
-            "use_tf32": int(precision == "tf32"),  # by default it is 1: fp32 would be TF32
-            "arena_extend_strategy": "kSameAsRequested",  # by powers of two, the default, takes 1.4 times the memory
+            "use_tf32": int(precision == "tf32"),  # 1, the default, would run fp32 as TF32
+            "arena_extend_strategy": "kSameAsRequested",  # the default, powers of two, takes 1.4 times the memory
         }
         providers.insert(0, ("CUDAExecutionProvider", settings))
 
@@ -78,7 +78,7 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
             if device == "cuda":
                 raise ValueError(
                     "device is 'cuda', but onnxruntime cannot start it here: it needs an NVIDIA driver, and the CUDA "
-                    "and cuDNN that it was built for: pip install onnxruntime-gpu[cuda,cudnn]. Or take device cpu"
+                    "and cuDNN that it was built for: pip install onnxruntime-gpu[cuda,cudnn]. Or use device cpu"
                 )
             _logger.warning("onnxruntime cannot start CUDA here; %s runs on the CPU", path.name)
         name = session.get_inputs()[0].name
@@ -86,11 +86,11 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
         def run(x: np.ndarray) -> np.ndarray:
             try:
                 return session.run(None, {name: x})[0]
-            except Exception as error:  # onnxruntime has no class of its own for it
+            except Exception as error:  # onnxruntime has no exception class for it
                 if "Failed to allocate memory" not in str(error):
                     raise
                 raise MemoryError(
-                    f"{path.name}: the memory does not hold tiles of {'x'.join(map(str, x.shape[2:]))}; export the "
+                    f"{path.name}: not enough memory for tiles of {'x'.join(map(str, x.shape[2:]))}; export the "
                     "model again with a smaller --size or fewer --frames"
                 ) from error
 
@@ -105,15 +105,15 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
     except ImportError as error:
         raise ValueError(_not_installed("openvino", error)) from None
     if device == "cuda":
-        raise ValueError("device is 'cuda'; OpenVINO runs on CPUs here. Take engine onnxruntime, or device cpu")
+        raise ValueError("device is 'cuda'; OpenVINO runs only on CPUs here. Use engine onnxruntime, or device cpu")
     if precision == "tf32":
-        raise ValueError("precision is 'tf32', which takes engine onnxruntime and device cuda. Take fp32")
+        raise ValueError("precision is 'tf32', which needs engine onnxruntime and device cuda. Use fp32")
     core = openvino.Core()
     with _whole_instruction_set():
         can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in can:
         name = core.get_property("CPU", "FULL_DEVICE_NAME")
-        raise ValueError(f"precision is 'bf16', which this CPU ({name}) has no instructions for; take fp32")
+        raise ValueError(f"precision is 'bf16', which this CPU ({name}) has no instructions for; use fp32")
     settings: dict[str, str | int] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
@@ -129,7 +129,7 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
         request = _opened(path, compile_model).create_infer_request()
 
         def run(x: np.ndarray) -> np.ndarray:
-            return request.infer([x])[0].copy()  # the next run writes where this one's result lies
+            return request.infer([x])[0].copy()  # the next run overwrites this one's result
 
         return run
 
@@ -138,8 +138,8 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
 
 @contextmanager
 def _whole_instruction_set() -> Iterator[None]:
-    """Without the limit that `import mg` sets for MindSpore's oneDNN. OpenVINO's reads it once, when it is first asked
-    what the CPU can do; within the limit it is slower, and has no bf16 softmax."""
+    """Lift the limit that `import mg` sets for MindSpore's oneDNN. OpenVINO's oneDNN reads it once, when it is first
+    asked what the CPU can do; with the limit it is slower, and has no bf16 softmax."""
     limit = os.environ.pop("ONEDNN_MAX_CPU_ISA", None) if "MG_LIMITS_ONEDNN" in os.environ else None
     try:
         yield
@@ -149,8 +149,8 @@ def _whole_instruction_set() -> Iterator[None]:
 
 
 def _norms_in_fp32(core, model):
-    """The model with its norms and softmax marked, so that OpenVINO leaves them in fp32. It takes marks from its own
-    files alone: the model goes through one."""
+    """The model with its norms and softmax marked so that OpenVINO keeps them in fp32. Marks can only be set in
+    OpenVINO's own files, so the model is saved to one and read back."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
@@ -174,10 +174,10 @@ def _not_installed(engine: str, error: ImportError) -> str:
 
 
 def _opened(path: Path, open_file: Callable):
-    """What `open_file` gives; whatever it raises names the file."""
+    """Call `open_file`; any error it raises names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; export the model again")
     try:
         return open_file()
-    except Exception as error:  # each engine has errors of its own kinds
+    except Exception as error:  # every engine has its own exceptions
         raise ValueError(f"{path}: cannot be opened ({' '.join(str(error).split())[:300]})") from error

@@ -1,11 +1,11 @@
 """A model's networks as files that other engines run, in a folder:
 
     deploy.json            the model, its config and the SHA-256 of its checkpoint; tiles; files and shapes of networks
-    encoder.onnx, decoder.onnx      or, of a model in two stages, spatial_encoder.onnx, temporal_encoder.onnx, ...
+    encoder.onnx, decoder.onnx      or, for a two-stage model, spatial_encoder.onnx, temporal_encoder.onnx, ...
 
-Each network takes the shape of one tile. deploy.json goes first and comes last, so that what is half written is not
-taken for an export. An .onnx file holds its weights; of one above 2 GB they lie beside it, in NAME.onnx.data. Of a
-MindIR file above 1 GB they lie in NAME_variables, beside NAME_graph.mindir.
+Each network accepts the shape of one tile. deploy.json is deleted first and written last, so that a half-written folder
+is not mistaken for an export. An .onnx file contains its weights; above 2 GB they are next to it, in NAME.onnx.data.
+For a MindIR file above 1 GB they are in NAME_variables, next to NAME_graph.mindir.
 """
 
 import json
@@ -35,8 +35,8 @@ class ExportConfig:
     """Export a model's networks at the size of one tile.
 
     Args:
-        ckpt_path: the checkpoint, file or folder, with its config beside it.
-        model: whose weights they are, where neither the config nor their names say.
+        ckpt_path: the checkpoint, file or folder, with its config next to it.
+        model: which model the weights belong to, if neither the config nor their names tell.
         target: folder to write to.
         frames: of a tile; by default the model's own. 1 is for images.
         size: height and width of a tile in pixels; by default the model's own, or 256.
@@ -59,7 +59,7 @@ class ExportConfig:
 
 
 def export(config: ExportConfig) -> dict:
-    """Write the folder that `config` says; see `export_model`."""
+    """Write the folder that `config` describes; see `export_model`."""
     if not Path(config.ckpt_path).exists():
         raise FileNotFoundError(f"{config.ckpt_path}: no such checkpoint{where_from(config.ckpt_path)}")
     model = from_pretrained(config.ckpt_path, config.model)
@@ -82,16 +82,16 @@ def export_model(
     """Write the networks of a model in fp32.
 
     Args:
-        target: a folder; one that holds other things than an export is refused.
+        target: a folder; it must contain nothing but an earlier export.
         checkpoint: the SHA-256 of the weights.
         format: onnx | mindir.
-        others: as `ExportConfig` has them.
+        others: as in `ExportConfig`.
 
     Returns:
-        What deploy.json holds.
+        The contents of deploy.json.
 
     Raises:
-        ValueError: tiles that do not fit the model, an operator without a converter, a folder of other things.
+        ValueError: tiles don't fit the model, an operator has no converter, or the folder contains other things.
     """
     if format not in _WRITERS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(_WRITERS)}")
@@ -127,7 +127,7 @@ def export_model(
             described["networks"][name] = {"file": file.name, "input": shape, "output": output}
             _logger.info("%s: %s -> %s", file, tuple(shape), tuple(output))
     finally:
-        for parameter, before in names:  # a network around the model has put its own name before theirs
+        for parameter, before in names:  # a network around the model has prefixed them with its own name
             parameter.name = before
     with atomic_write(target / SETTINGS_FILE) as partial:
         partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -135,13 +135,15 @@ def export_model(
 
 
 def _clear(target: Path) -> None:
-    """Make the folder ready: what there is of an earlier export goes, deploy.json first."""
+    """Prepare the folder: delete an earlier export, deploy.json first."""
     target.mkdir(parents=True, exist_ok=True)
     there = sorted(path.name for path in target.iterdir())
     suffixes = (".onnx", ".onnx.data", ".mindir", "_variables")
     others = [name for name in there if name != SETTINGS_FILE and not name.endswith(suffixes)]
     if others:
-        raise ValueError(f"--target {target}: holds other things than an export, {others[0]}; give an empty folder")
+        raise ValueError(
+            f"--target {target}: contains something other than an export, {others[0]}; give an empty folder"
+        )
     (target / SETTINGS_FILE).unlink(missing_ok=True)
     for name in there:
         if name.endswith("_variables"):
@@ -175,7 +177,7 @@ def _write_mindir(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple
 
 
 def _export_mindir(network: nn.Cell, shape: tuple[int, ...], path: Path) -> Path:
-    """`mindspore.export` to `path`.mindir; above 1 GB MindSpore puts the weights apart, beside `path`_graph.mindir."""
+    """`mindspore.export` to `path`.mindir; above 1 GB MindSpore stores weights separately from `path`_graph.mindir."""
     ms.export(network, ms.Tensor(np.zeros(shape, np.float32)), file_name=str(path), file_format="MINDIR")
     whole = path.with_name(f"{path.name}.mindir")
     return whole if whole.exists() else path.with_name(f"{path.name}_graph.mindir")

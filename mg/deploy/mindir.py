@@ -1,4 +1,4 @@
-"""What a MindIR file says: MindSpore's compiled graph as a list of operators, with constants and weights in place."""
+"""Reads a MindIR file: MindSpore's compiled graph as a list of operators, with constants and weights filled in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ _NOTHING = (AttributeProto.UMONAD, AttributeProto.IOMONAD, AttributeProto.NONE)
 
 
 class ExportError(ValueError):
-    """A network that cannot be exported; the message names the operator."""
+    """A network that cannot be exported; messages name the operator."""
 
 
 @dataclass
 class Value:
-    """A tensor that is known when the graph runs."""
+    """A tensor that is only known when the graph runs."""
 
     name: str
 
@@ -37,9 +37,9 @@ class Node:
 
     Attributes:
         op: the primitive's name, e.g. Conv2D.
-        inputs: `Value`s, numpy arrays (weights and constant tensors), and plain constants; tuples of all these.
+        inputs: `Value`s, numpy arrays (weights and constant tensors) and plain constants, or tuples of these.
         attributes: of the primitive.
-        outputs: names of what it gives; several for an operator that gives a tuple.
+        outputs: names of its outputs; several if the operator returns a tuple.
         shapes: of the outputs.
     """
 
@@ -52,7 +52,7 @@ class Node:
 
 @dataclass
 class Graph:
-    """Operators in the order in which they can run, and the network's input and output."""
+    """Operators in an order in which they can run, and the network's input and output."""
 
     nodes: list[Node]
     input: str
@@ -64,11 +64,11 @@ def read_graph(path: Path, weight: Callable[[str], np.ndarray]) -> Graph:
     """Read the graph of a network with one input and one output.
 
     Args:
-        path: X.mindir, or where weights lie beside the graph, X_graph.mindir.
-        weight: gives a parameter by its name in the network.
+        path: X.mindir, or if weights are stored separately, X_graph.mindir.
+        weight: returns a parameter by its name in the network.
 
     Raises:
-        ExportError: a graph that is more than a row of operators.
+        ExportError: the graph is more than a list of operators.
     """
     model = ModelProto()
     model.ParseFromString(path.read_bytes())
@@ -76,7 +76,7 @@ def read_graph(path: Path, weight: Callable[[str], np.ndarray]) -> Graph:
     if model.functions or len(graph.input) != 1 or len(graph.output) != 1:
         raise ExportError(
             f"the graph has {len(model.functions)} functions, {len(graph.input)} inputs and {len(graph.output)} "
-            "outputs; only one without functions, of one input and one output, can be exported"
+            "outputs; only one without functions, with one input and one output, can be exported"
         )
     source = graph.input[0]
     primitives = {primitive.name: primitive for primitive in model.primitives}
@@ -93,7 +93,7 @@ def read_graph(path: Path, weight: Callable[[str], np.ndarray]) -> Graph:
         primitive = primitives.get(proto.op_type.removeprefix("REF::"))
         op = primitive.op_type if primitive else proto.op_type
         inputs = [values[key] for key in proto.input]
-        if op in ("Load", "Depend"):  # these order side effects, of which there are none
+        if op in ("Load", "Depend"):  # these order side effects; there are none
             values[name] = inputs[0]
         elif op == "UpdateState":
             values[name] = None
@@ -112,7 +112,7 @@ def read_graph(path: Path, weight: Callable[[str], np.ndarray]) -> Graph:
 
 
 def output_shape(path: Path) -> tuple[int, ...]:
-    """The shape of what the network in a MindIR file gives."""
+    """The output shape of the network in a MindIR file."""
     model = ModelProto()
     model.ParseFromString(path.read_bytes())
     return tuple(model.graph.output[0].tensor[0].dims)
@@ -135,19 +135,21 @@ def _constant(item) -> Any:
 
 
 def _integer(item) -> int:
-    """A number on its own, or one that stands in a tuple."""
+    """A number, alone or in a tuple."""
     return item.ints[0] if item.ints else item.i
 
 
 def _tensor(proto) -> np.ndarray:
     if proto.data_type not in _DTYPES:
-        raise ExportError(f"a constant has data type {TensorProto.DataType.Name(proto.data_type)}, which is not known")
+        raise ExportError(
+            f"a constant has data type {TensorProto.DataType.Name(proto.data_type)}, which is not supported"
+        )
     values = np.frombuffer(proto.raw_data, _DTYPES[proto.data_type])
     return values.reshape(tuple(proto.dims))
 
 
 def _shapes(item) -> tuple[int, ...] | list[tuple[int, ...]]:
-    """The shape of an operator's output, or a list of them where it gives a tuple."""
+    """The shape of an operator's output, or a list of them if it returns a tuple."""
     if item.type in _SEQUENCES:
         return [tuple(value.tensors[0].dims) for value in item.values]
     return tuple(item.tensors[0].dims)

@@ -1,4 +1,4 @@
-"""The networks of a model that another engine runs, each at the shape of one tile."""
+"""The networks of a model that an engine runs, each at the shape of one tile."""
 
 from dataclasses import replace
 
@@ -13,9 +13,9 @@ class _Network(nn.Cell):
     """One of a model's functions as a cell.
 
     Args:
-        model: whose it is; part of the cell, so that its parameters are.
-        function: the name of a method of the model's, or of one of its cells'.
-        settings: further arguments of it.
+        model: part of the cell, so that the cell has its parameters.
+        function: the name of a method of `model`.
+        settings: further arguments of that method.
     """
 
     def __init__(self, model: nn.Cell, function: str, *settings):
@@ -28,15 +28,15 @@ class _Network(nn.Cell):
 
 
 def networks_of(model: VideoAutoencoder, frames: int, size: int) -> dict[str, tuple[nn.Cell, tuple[int, ...]]]:
-    """What `encode` and `decode` of a tile run, by name, each with the shape of its input.
+    """The networks that `encode` and `decode` of a tile run, by name, each with its input shape.
 
     Args:
-        frames, size: of a tile, as `tiling_of` has checked them.
+        frames, size: of a tile, as checked by `tiling_of`.
     """
     rows, channels = size // model.spatial_compression, model.config["in_channels"]
     if isinstance(model, OpenSoraVAE):
         c, between = model.temporal_compression, model.config["spatial_latent_channels"]
-        images = min(model.config["micro_batch_size"] or frames, frames)  # that the spatial half sees at once
+        images = min(model.config["micro_batch_size"] or frames, frames)  # that the spatial stage sees at once
         latents, half = -(-frames // c), model.temporal_vae
         return {
             "spatial_encoder": (_Network(model, "encode_frames"), (1, channels, images, size, size)),
@@ -65,17 +65,17 @@ def tiling_of(
     decode_overlap: int | None,
     spatial_overlap: int | None,
 ) -> tuple[TilingConfig, int, int]:
-    """Where the tiles of an export lie, and the frames and the size of one; what is None is as in `default_tiling`.
+    """The tiling of an export, and the frames and size of a tile; None defaults to `default_tiling`.
 
-    Overlaps that are not given have the share of a tile that they have there, in whole latents.
+    Overlaps that are None get the same share of a tile as there, in whole latents.
 
     Raises:
-        ValueError: a size that does not fit the model, naming the field.
+        ValueError: a size does not fit the model; the message names the field.
     """
     default, c, s, lead = model.default_tiling, model.temporal_compression, model.spatial_compression, model.lead
     size = default.spatial_tile or 256 if size is None else size
     if size <= 0 or size % s:
-        raise ValueError(f"size is {size}; {model.name} takes a multiple of {s}")
+        raise ValueError(f"size is {size}; {model.name} needs a multiple of {s}")
     times = {}
     if isinstance(model, OpenSoraVAE):
         frames = _chunk_frames(model, frames)
@@ -84,8 +84,8 @@ def tiling_of(
         if frames != 1 or c == 1:
             tile = frames - lead
             if tile <= 0 or tile % c:
-                wanted = f"a multiple of {c}, and {lead} more" if lead else f"a multiple of {c}"
-                raise ValueError(f"frames is {frames}; {model.name} takes {wanted}, or 1 for images")
+                wanted = f"a multiple of {c}, plus {lead}" if lead else f"a multiple of {c}"
+                raise ValueError(f"frames is {frames}; {model.name} needs {wanted}, or 1 for images")
             for side, overlap in (("encode", encode_overlap), ("decode", decode_overlap)):
                 share = getattr(default, f"{side}_overlap") / getattr(default, f"{side}_tile")
                 times[f"{side}_tile"] = tile
@@ -93,7 +93,7 @@ def tiling_of(
     if not times:
         for name, overlap in (("encode_overlap", encode_overlap), ("decode_overlap", decode_overlap)):
             if overlap:
-                raise ValueError(f"{name} is {overlap}; it must be 0, time is not cut into tiles here")
+                raise ValueError(f"{name} is {overlap}; it must be 0, there are no tiles in time here")
         times = {"encode_tile": 0, "encode_overlap": 0, "decode_tile": 0, "decode_overlap": 0}
     tiling = replace(default, spatial_tile=size, spatial_overlap=spatial_overlap, last="shift", **times)
     tiling.encode_axes(c, s, lead)
@@ -104,7 +104,7 @@ def _chunk_frames(model: OpenSoraVAE, frames: int | None) -> int:
     """Frames of a chunk, or 1 for images."""
     chunk = model.config["micro_frame_size"]
     if chunk is None:
-        raise ValueError(f"{model.name} with micro_frame_size null takes clips as a whole, not in tiles of one length")
+        raise ValueError(f"{model.name} with micro_frame_size null encodes whole clips, not tiles of one length")
     if frames not in (None, 1, chunk):
-        raise ValueError(f"frames is {frames}; {model.name} takes its micro_frame_size, {chunk}, or 1 for images")
+        raise ValueError(f"frames is {frames}; {model.name} needs its micro_frame_size, {chunk}, or 1 for images")
     return chunk if frames is None else frames

@@ -1,4 +1,4 @@
-"""Builds an ONNX graph of known shapes: constants are folded, reshapes and transposes in a row become one."""
+"""Builds an ONNX graph of known shapes: folds constants, and merges consecutive reshapes and transposes."""
 
 import itertools
 import math
@@ -11,13 +11,13 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 OPSET = 18
-_LARGEST = 2**31 - 2**20  # bytes that protobuf puts into one file, with room for the graph itself
+_LARGEST = 2**31 - 2**20  # bytes of weights that fit into one protobuf file, with room for the graph itself
 
 
 class GraphBuilder:
-    """Operators are added one by one, in an order in which they can run; each is given names of values or arrays.
+    """Operators are added one by one, in an order in which they can run; their inputs are names of values or arrays.
 
-    What is computed from arrays alone is an array again. Values that nothing needs stay out of the model.
+    Anything computed only from arrays is an array again. Unused values are left out of the model.
 
     Attributes:
         shapes: of every value, by name.
@@ -25,7 +25,7 @@ class GraphBuilder:
 
     def __init__(self):
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._nodes: dict[str, onnx.NodeProto] = {}  # by the names of their outputs
+        self._nodes: dict[str, onnx.NodeProto] = {}  # by output name
         self._constants: dict[str, np.ndarray] = {}
         self._names: dict[Any, str] = {}  # of constants
         self._numbers = itertools.count()
@@ -38,22 +38,22 @@ class GraphBuilder:
         return value.shape if isinstance(value, np.ndarray) else self.shapes[value]
 
     def producer(self, value: str | np.ndarray, op: str) -> onnx.NodeProto | None:
-        """The node that gives a value, if it is an `op`."""
+        """The node that computes a value, if it is an `op`."""
         node = None if isinstance(value, np.ndarray) else self._nodes.get(value)
         return node if node is not None and node.op_type == op else None
 
     def operand(self, node: onnx.NodeProto, i: int) -> Any:
-        """What a node was given: the name of a value, a str, or an array."""
+        """An input of a node: the name of a value, or an array."""
         return self._constants.get(node.input[i], node.input[i])
 
     def add(self, op: str, *inputs: str | np.ndarray, shape: Sequence[int], **attributes) -> str | np.ndarray:
-        """One operator of one output."""
+        """Add an operator with one output."""
         return self.add_several(op, *inputs, shapes=[shape], **attributes)[0]
 
     def add_several(
         self, op: str, *inputs: str | np.ndarray, shapes: Sequence[Sequence[int]], **attributes
     ) -> list[str | np.ndarray]:
-        """One operator with an output for each of `shapes`."""
+        """Add an operator with one output for each of `shapes`."""
         outputs = [f"{op}_{next(self._numbers)}" for _ in shapes]
         if all(isinstance(value, np.ndarray) for value in inputs):
             return _computed(helper.make_node(op, [f"i{i}" for i in range(len(inputs))], outputs, **attributes), inputs)
@@ -65,7 +65,7 @@ class GraphBuilder:
         return outputs
 
     def reshape(self, x: str | np.ndarray, shape: Sequence[int]) -> str | np.ndarray:
-        """As few reshapes as can be: of two in a row the second alone, and none to the same shape."""
+        """Reshape; of two in a row only the second is kept, and none to the same shape."""
         shape = _whole_shape(self.shape(x), shape)
         before = self.producer(x, "Reshape")
         if before is not None and self.shape(x) != shape:
@@ -75,7 +75,7 @@ class GraphBuilder:
         return self.add("Reshape", x, np.array(shape, np.int64), shape=shape)
 
     def transpose(self, x: str | np.ndarray, order: Sequence[int]) -> str | np.ndarray:
-        """Two in a row are one; one that moves axes of length 1 alone is a reshape."""
+        """Transpose; two in a row are merged, and one that only moves axes of length 1 is a reshape."""
         before = self.producer(x, "Transpose")
         if before is not None:
             first = list(helper.get_node_attr_value(before, "perm"))
@@ -88,7 +88,7 @@ class GraphBuilder:
         return self.add("Transpose", x, shape=shape, perm=list(order))
 
     def model(self, output: str, output_name: str) -> onnx.ModelProto:
-        """The model that computes `output` from the inputs. It is given `output_name`."""
+        """The model that computes `output` from the inputs, renamed to `output_name`."""
         needed: set[str] = set()
         order: list[onnx.NodeProto] = []
         todo = [output]
@@ -97,7 +97,7 @@ class GraphBuilder:
             if node is not None and node.name not in needed:
                 needed.add(node.name)
                 todo += node.input
-        for node in self._nodes.values():  # in the order in which they came
+        for node in self._nodes.values():  # in the order in which they were added
             if node.name in needed and (not order or order[-1] is not node):
                 order.append(node)
         nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
@@ -124,18 +124,18 @@ class GraphBuilder:
         )
 
     def _name(self, array: np.ndarray) -> str:
-        """The name of a constant; small ones of equal content share one, large ones that are the same object."""
+        """The name of a constant; small ones share a name if equal, large ones if they are the same object."""
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= 1024 else id(array)
         if key not in self._names:
             name = f"constant_{next(self._numbers)}"
             self._names[key], self._constants[name] = name, np.ascontiguousarray(array).reshape(array.shape)
             if array.size > 1024:
-                self._names[(id(array), "kept")] = array  # so that its id stays its own
+                self._names[(id(array), "kept")] = array  # so that its id is not reused
         return self._names[key]
 
 
 def write_model(model: onnx.ModelProto, path) -> None:
-    """Write a model into one file; where protobuf allows none of that size, its weights beside it, in `path`.data."""
+    """Write a model into one file; if that is too large for protobuf, the weights go next to it, in `path`.data."""
     if sum(math.prod(tensor.dims) * 4 for tensor in model.graph.initializer) < _LARGEST:
         path.write_bytes(model.SerializeToString())
     else:
@@ -143,7 +143,7 @@ def write_model(model: onnx.ModelProto, path) -> None:
 
 
 def _computed(node: onnx.NodeProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What a node gives for arrays."""
+    """The outputs of a node for arrays."""
     graph = helper.make_graph(
         [node],
         "constants",
@@ -158,6 +158,6 @@ def _computed(node: onnx.NodeProto, inputs: Sequence[np.ndarray]) -> list[np.nda
 
 
 def _whole_shape(old: tuple[int, ...], new: Sequence[int]) -> tuple[int, ...]:
-    """`new` with the length that -1 stands for."""
+    """`new` with -1 replaced by the length it stands for."""
     known = math.prod(length for length in new if length != -1)
     return tuple(math.prod(old) // known if length == -1 else length for length in new)

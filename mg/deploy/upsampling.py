@@ -1,8 +1,8 @@
-"""Nearest neighbour by 2, and convolutions behind it, which are convolutions of fewer taps on the small grid.
+"""Nearest-neighbour upsampling by 2 followed by a convolution, as convolutions with fewer taps on the small grid.
 
-Of a kernel of 3 that slides over samples that all stand twice, two taps always meet the same sample. So what comes out
-at even places is a convolution of 2 taps of the samples as they were, at odd places another one: along H and W that
-makes 16 products of 36, along T, H and W 64 of 216.
+When a kernel of 3 slides over repeated samples, two of its taps always see the same sample. So the outputs at even
+positions are a convolution of 2 taps over the original samples, those at odd positions another one: along H and W this
+needs 16 products instead of 36, along T, H and W 64 instead of 216.
 """
 
 import itertools
@@ -17,26 +17,26 @@ from mg.deploy.onnx_graph import GraphBuilder
 
 @dataclass(frozen=True)
 class Doubled:
-    """A value whose samples all stand twice along `axes`; `small` has them once."""
+    """A value whose samples are all repeated along `axes`; `small` has each of them once."""
 
     small: str
     axes: frozenset[int]
 
 
 class Upsampling:
-    """Knows which values of a graph are doubled, and carries that through reshapes, transposes and slices."""
+    """Tracks which values of a graph are doubled, through reshapes, transposes and slices."""
 
     def __init__(self, builder: GraphBuilder):
         self.g = builder
         self._doubled: dict[str, Doubled] = {}
-        self._stacked: dict[str, tuple[str, int]] = {}  # a value next to itself along a new axis
+        self._stacked: dict[str, tuple[str, int]] = {}  # a value stacked with itself along a new axis
 
     def note_stack(self, stacked: str, x: str, axis: int) -> None:
         """`stacked` is x twice, along a new axis."""
         self._stacked[stacked] = (x, axis)
 
     def reshape(self, x, shape: Sequence[int]):
-        """The reshaped value if doubling explains it, or stays what it is; else None."""
+        """The reshaped value if it is doubled, by this reshape or before; else None."""
         if isinstance(x, np.ndarray):
             return None
         if x in self._stacked:
@@ -72,20 +72,20 @@ class Upsampling:
         return self.repeat(self.g.transpose(known.small, order), axes)
 
     def cut(self, x, axes: set[int], slice_of: Callable):
-        """A slice along `axes` of more than one sample if x is doubled along others, too; else None."""
+        """A slice of more than one sample along `axes` if x is doubled along other axes too; else None."""
         known = None if isinstance(x, np.ndarray) else self._doubled.get(x)
         if known is None or not known.axes - axes:
             return None
         return self.repeat(slice_of(self.repeat(known.small, known.axes & axes)), known.axes - axes)
 
     def repeat(self, small: str, axes: frozenset[int] | set[int]) -> str:
-        """Every sample twice along `axes`."""
+        """Repeat every sample along `axes`."""
         if not axes:
             return small
         g, y, left = self.g, small, set(axes)
         *outer, h, w = g.shape(small)
         rank = len(outer) + 2
-        if {rank - 2, rank - 1} <= left:  # the one operator that engines have for it
+        if {rank - 2, rank - 1} <= left:  # the one operator for it in engines
             images = int(np.prod(outer))
             y = g.add(
                 "Resize",
@@ -109,13 +109,13 @@ class Upsampling:
         return y
 
     def convolution(self, x, weight, shape: Sequence[int], pads: np.ndarray, plain: bool, bias: Sequence = ()):
-        """A convolution of a doubled value, on the small grid; None where there is nothing to save.
+        """A convolution of a doubled value, on the small grid; None if that saves nothing.
 
         Args:
             shape: of the result.
-            pads: zeros before and behind, (2, spatial axes).
+            pads: zeros before and after, (2, spatial axes).
             plain: stride, dilation and group are 1.
-            bias: none or one array.
+            bias: empty, or one array.
         """
         g = self.g
         edged = g.producer(x, "Pad")
@@ -127,7 +127,7 @@ class Upsampling:
         if known is None or not plain or not isinstance(weight, np.ndarray) or min(known.axes) < 2:
             return None
         axes = sorted(known.axes)
-        zeros = np.concatenate([np.zeros((2, 2), np.int64), pads], axis=1)  # of all axes, as `edges`
+        zeros = np.concatenate([np.zeros((2, 2), np.int64), pads], axis=1)  # for all axes, like `edges`
         for axis in axes:
             either = {(*edges[:, axis].tolist(), *zeros[:, axis].tolist())}
             if weight.shape[axis] != 3 or not either <= {(1, 1, 0, 0), (0, 0, 1, 1)}:
@@ -138,7 +138,7 @@ class Upsampling:
             kernel, part_edges, part_zeros = weight, edges.copy(), zeros.copy()
             for axis, odd in zip(axes, phase):
                 kernel = _two_taps(kernel, axis, odd)
-                part_edges[odd ^ 1, axis] = part_zeros[odd ^ 1, axis] = 0  # the even look back, the odd ahead
+                part_edges[odd ^ 1, axis] = part_zeros[odd ^ 1, axis] = 0  # even positions look back, odd ones ahead
             y = known.small
             if part_edges.any():
                 padded = [n + a + b for n, a, b in zip(g.shape(y), *part_edges.tolist())]
@@ -155,7 +155,7 @@ class Upsampling:
         return self._interleave(parts, axes)
 
     def _interleave(self, parts: dict[tuple[int, ...], str], axes: list[int]) -> str:
-        """Even and odd samples along `axes`, by phase, in their places."""
+        """Interleave the even and odd samples along `axes`, given by phase."""
         g = self.g
         rank = len(g.shape(next(iter(parts.values()))))
         if axes[-2:] == [rank - 2, rank - 1]:
@@ -183,11 +183,11 @@ class Upsampling:
 
 
 def _two_taps(kernel: np.ndarray, axis: int, odd: int) -> np.ndarray:
-    """What 3 taps are at even or odd places of samples that stand twice."""
+    """The 2 taps that 3 taps amount to at even or odd positions of repeated samples."""
     first, middle, last = np.moveaxis(kernel, axis, 0)
     return np.stack([first + middle, last] if odd else [first, middle + last], axis)
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many items two rows begin with in common."""
+    """Length of the common prefix of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))

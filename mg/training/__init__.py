@@ -1,1 +1,1 @@
-"""Training: one compiled step, a loop around it, and runs that resume where they were killed."""
+"""Training: one compiled step, a loop around it, and runs that resume after a kill."""

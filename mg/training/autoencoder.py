@@ -1,4 +1,4 @@
-"""The training of an autoencoder: its config, and what its runs do that others do not."""
+"""Autoencoder training: the config, and what is specific to these runs."""
 
 import logging
 from collections.abc import Sequence
@@ -32,16 +32,16 @@ class ModelConfig:
     """The autoencoder.
 
     Args:
-        name: which model, see `mg.models.list_models`; by default the one that the weights are of, else tae.
+        name: which model, see `mg.models.list_models`; by default the one the weights belong to, else tae.
         from_pretrained: weights to start from, a file or folder; null starts from random ones.
-        spatial_from_pretrained: weights of the spatial half of a model of two, an image VAE's file or folder; they
-            are laid over those of from_pretrained.
-        linear_start: so many clips of the first batches, of which a TAE without weights to start from takes its first
-            ones, see `mg.models.tae.linear_start`; 0 starts from random ones.
-        freeze: parts of the model whose parameters stay as they are, e.g. [spatial_vae].
+        spatial_from_pretrained: weights for the spatial stage of a two-stage model, an image VAE's file or folder;
+            they replace those of from_pretrained.
+        linear_start: clips from the first batches that a TAE's initial weights are fitted to, if it has no weights to
+            start from, see `mg.models.tae.linear_start`; 0 starts from random ones.
+        freeze: parts of the model whose parameters are not trained, e.g. [spatial_vae].
         config: overrides of the model's config.
-        dtype: precision of convolutions and products; parameters, norms and losses stay in fp32.
-        disc_off_grad_ckpt: leave what stands before the decoder's last convolution out of grad_checkpoint.
+        dtype: precision of convolutions and matrix products; parameters, norms and losses stay in fp32.
+        disc_off_grad_ckpt: exclude the norm before the decoder's last convolution from grad_checkpoint.
     """
 
     name: str | None = None
@@ -56,7 +56,7 @@ class ModelConfig:
     def __post_init__(self):
         require(self.linear_start >= 0, self, "linear_start", "at least 0")
         given = self.linear_start and self.from_pretrained
-        require(not given, self, "linear_start", f"0 where the weights start from {self.from_pretrained}")
+        require(not given, self, "linear_start", f"0 if the weights start from {self.from_pretrained}")
 
 
 @dataclass(kw_only=True)
@@ -65,14 +65,14 @@ class TrainConfig(RunConfig):
 
     Args:
         csv_path: the videos and images to train on, a CSV with a column `video` or `path`.
-        video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
+        video_folder: folder that the CSV's paths are relative to, by default the one the CSV is in.
         model: the autoencoder.
         loss: the autoencoder's loss.
         discriminator: the discriminator of adversarial training, stage 2; null trains without, stage 1.
-        gen_loss_config: the generator loss, of the autoencoder; only with a discriminator.
+        gen_loss_config: the autoencoder's generator loss; only with a discriminator.
         disc_loss_config: the discriminator's loss.
         optim_discriminator: the discriminator's optimizer.
-        preview_clips: how many clips are drawn at every checkpoint beside their reconstructions, below previews/;
+        preview_clips: how many clips are drawn along with their reconstructions at every checkpoint, in previews/;
             by default 2 with wandb, which shows them, else none.
     """
 
@@ -107,7 +107,7 @@ class TrainConfig(RunConfig):
 
 
 class AutoencoderTask(Task):
-    """Trains an autoencoder to give back what it is shown, with or without a discriminator."""
+    """Trains an autoencoder to reconstruct its input, with or without a discriminator."""
 
     config: TrainConfig
     model: VideoAutoencoder
@@ -117,7 +117,7 @@ class AutoencoderTask(Task):
         super().__init__(config)
         self.source = config.csv_path
         self._previews: Previews | None = None
-        # Against a discriminator, which judges every frame, lengths are not aligned.
+        # Lengths are not aligned with a discriminator, which judges every frame.
         self._aligned = config.data.random_frames and config.discriminator is None
 
     def read_rows(self):
@@ -163,13 +163,13 @@ class AutoencoderTask(Task):
 
 
 def _generators(seed: int, step: int, first: int, count: int) -> Sequence[np.random.Generator]:
-    """One for each clip of a batch, of which the first has the place `first` over all workers."""
-    # The tail tells them from the loader's, which have four numbers, or other tails.
+    """One for each clip of a batch; the first clip has index `first` in the global batch."""
+    # The last number keeps the seeds distinct from the loader's, which have four numbers or another last one.
     return [np.random.default_rng((seed, step, place, 0, 3)) for place in range(first, first + count)]
 
 
 def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
-    """Raise TrainingError where the model has not what the loss is of."""
+    """Raise TrainingError if the model lacks what the loss compares."""
 
     def require_model(holds: bool, name: str, wanted: str) -> None:
         if not holds:
@@ -178,30 +178,34 @@ def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
     loss = config.loss
     require_model(model.has_posterior or not loss.kl_weight, "kl_weight", f"0, {model.name} has no posterior")
     for name in ("latent_weight", "identity_weight"):
-        no_target = f"0, {model.name} has no first stage whose latents could be compared with"
+        no_target = f"0, {model.name} has no first stage whose latents could be compared"
         require_model(model.has_target or not getattr(loss, name), name, no_target)
     judged = config.discriminator is not None
     require_model(loss.pixel_weight > 0 or not judged, "pixel_weight", "above 0 with a discriminator")
     trains = loss.pixel_weight > 0 or loss.latent_weight > 0 or loss.identity_weight > 0
-    require_model(trains, "pixel_weight", "above 0 where latent_weight and identity_weight are 0")
+    require_model(trains, "pixel_weight", "above 0 if latent_weight and identity_weight are 0")
 
 
 def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:
-    """Lay an image VAE's weights over the spatial half's; resumed, that has those of the checkpoint."""
+    """Load an image VAE's weights into the spatial stage; a resumed run has those of the checkpoint."""
     if not hasattr(model, "spatial_vae"):
-        raise TrainingError(f"model.spatial_from_pretrained is {path}; it must be null, {model.name} has one half only")
+        raise TrainingError(
+            f"model.spatial_from_pretrained is {path}; it must be null, {model.name} has only one stage"
+        )
     if not resumed:
         model.spatial_vae.load_weights(path)
 
 
 def _start_linear(model: VideoAutoencoder, rows: Sequence[IndexRow], config: TrainConfig) -> None:
-    """Fit a TAE's straight path to clips of the first batches: to the same ones in every worker."""
+    """Fit a TAE's straight path to clips from the first batches, the same ones on every worker."""
     if not isinstance(model, TemporalAutoencoder):
-        raise TrainingError(f"model.linear_start is {config.model.linear_start}; it must be 0, {model.name} is no TAE")
+        raise TrainingError(
+            f"model.linear_start is {config.model.linear_start}; it must be 0, {model.name} is not a TAE"
+        )
     whole = model.temporal_compression
     if config.data.sample_n_frames % whole:  # else no clip would ever come
         raise TrainingError(
-            f"data.sample_n_frames is {config.data.sample_n_frames}; a linear start takes a multiple of {whole}"
+            f"data.sample_n_frames is {config.data.sample_n_frames}; a linear start needs a multiple of {whole}"
         )
     loader = ClipLoader(rows, config.data, config.seed, grid=model.spatial_compression)
     with closing(loader.batches()) as batches:
@@ -211,11 +215,11 @@ def _start_linear(model: VideoAutoencoder, rows: Sequence[IndexRow], config: Tra
         model.start_linear(clips)
     except ValueError as error:
         raise TrainingError(f"model.linear_start is {config.model.linear_start}; {error}") from error
-    _logger.info("the straight path fitted to %d clips", len(clips))
+    _logger.info("fitted the straight path to %d clips", len(clips))
 
 
 def _adversary(config: TrainConfig, resumed: bool, world_size: int) -> Adversary | None:
-    """The discriminator and its settings in stage 2; resumed, its weights come from the checkpoint."""
+    """The discriminator and its settings in stage 2; in a resumed run its weights come from the checkpoint."""
     if config.discriminator is None:
         return None
     settings = replace(config.discriminator, from_pretrained=None) if resumed else config.discriminator

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: a folder each, there whole or not at all, the newest few kept.
+"""Checkpoints of a run: one folder each, written atomically; only the newest few are kept.
 
     step_000100/
-      model.safetensors, config.json    what `from_pretrained` reads; the moving average where the run keeps one
+      model.safetensors, config.json    what `from_pretrained` reads; the moving average if the run keeps one
       discriminator.safetensors         in adversarial training: what `discriminator.from_pretrained` reads
-      state.safetensors, state.json     what an exact resume needs besides
+      state.safetensors, state.json     the rest of what an exact resume needs
 
-A folder is filled under a hidden name and renamed when all of it is on disk; one that is dropped is renamed first.
+A folder is filled under a hidden name and renamed once all of it is on disk; before deletion it is renamed too.
 """
 
 import json
@@ -24,16 +24,16 @@ from mg.training.step import Step
 
 _logger = logging.getLogger(__name__)
 
-_EMA = "ema."  # of the moving averages' names in a step's state
+_EMA = "ema."  # prefix of the moving averages' names in a step's state
 
 
 def save_checkpoint(root: Path, model: StoredModel, train_step: Step, run: dict, keep: int) -> Path:
-    """Write a checkpoint below `root` and drop all but the newest `keep` (0 keeps all).
+    """Write a checkpoint in `root` and delete all but the newest `keep` (0 keeps all).
 
-    Where workers share the step's state out, the others must ask for it once meanwhile: `train_step.state()`.
+    If workers shard the step's state, the others must call `train_step.state()` once meanwhile.
 
     Args:
-        run: JSON values that the loop wants back; its `step`, the updates done, names the folder.
+        run: JSON values for `load_checkpoint` to return; its `step`, the updates done, names the folder.
 
     Raises:
         OSError: it cannot be written; the older checkpoints are still there.
@@ -68,14 +68,14 @@ def save_checkpoint(root: Path, model: StoredModel, train_step: Step, run: dict,
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """The checkpoints below `root`, the oldest first."""
+    """The checkpoints in `root`, oldest first."""
     found = ((path, re.fullmatch(r"step_(\d+)", path.name)) for path in root.glob("step_*"))
     steps = {path: int(match[1]) for path, match in found if match}
     return sorted(steps, key=steps.__getitem__)
 
 
 def read_run(path: Path) -> dict:
-    """What `run` held when the checkpoint at `path` was saved.
+    """The `run` that was saved with the checkpoint at `path`.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -87,10 +87,10 @@ def read_run(path: Path) -> dict:
 
 
 def load_checkpoint(path: Path, model: StoredModel, train_step: Step) -> dict:
-    """Put model and training back where they were at `path`; returns what `run` held.
+    """Restore the model and training state from `path`; returns the saved `run`.
 
     Raises:
-        CheckpointError: the files are not those of a run with these networks and settings.
+        CheckpointError: the files are not from a run with these networks and settings.
     """
     run = read_run(path)
     ours = {"model": model.name, **model.config}
@@ -104,7 +104,7 @@ def load_checkpoint(path: Path, model: StoredModel, train_step: Step) -> dict:
         there, here = ("one", "none") if train_step.discriminator is None else ("none", "one")
         raise CheckpointError(
             f"{path}: its discriminator is not this run's ({there} there and {here} here); resume with the settings "
-            "that it was trained with, or begin a new stage from it: --model.from_pretrained, in another output_path"
+            "that it was trained with, or start a new stage from it: --model.from_pretrained, in another output_path"
         )
     model.load_weights(path / "model.safetensors")
     if train_step.discriminator is not None:
@@ -128,12 +128,12 @@ def load_checkpoint(path: Path, model: StoredModel, train_step: Step) -> dict:
 
 
 def _raw_parameters(train_step: Step) -> dict[str, Parameter]:
-    """The model's own, which model.safetensors lacks where it holds the moving averages."""
+    """The model's own parameters, if model.safetensors holds the moving averages instead."""
     updater = train_step.updater
     return {f"parameters.{p.name}": p for p in updater.parameters} if updater.averages else {}
 
 
 def _remove_leftovers(root: Path) -> None:
     for path in [*root.glob(".step_*.partial"), *root.glob(".step_*.dropped")]:
-        _logger.info("removing %s, left by a run that was killed", path)
+        _logger.info("removing %s, left by a killed run", path)
         shutil.rmtree(path)

@@ -1,6 +1,6 @@
-"""What a run was trained on, kept with its state, and how the data differ from that where it is resumed.
+"""The data of a run, recorded with its state, and how they differ when it is resumed.
 
-The order of the rows decides what every update sees: with other rows a resumed run is not the run that was begun.
+The order of the rows decides what every update sees: with other rows, a resumed run is not the run that was started.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ _SHOWN = 3  # names of each kind in a message
 
 
 def note_rows(rows: Iterable[IndexRow]) -> list[list[str]]:
-    """Of each row its name, and a checksum of all that the index says of it."""
+    """Each row's name, and a checksum of everything the index has about it."""
     noted = []
     for row in rows:
         said = json.dumps([row.name, row.caption, row.num_frames, row.height, row.width, row.fps])
@@ -23,8 +23,8 @@ def note_rows(rows: Iterable[IndexRow]) -> list[list[str]]:
 
 
 def describe_changes(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> str:
-    """How noted rows differ, in words: how many are gone, new, edited, and whether the others stand in another order;
-    "" where they do not differ."""
+    """How noted rows differ, in words: how many are gone, new or edited, and whether the others are in another order;
+    "" if they do not differ."""
     old, new = Counter(name for name, _ in before), Counter(name for name, _ in now)
     gone, added, kept = old - new, new - old, old & new
     unlike = Counter(map(tuple, before)) - Counter(map(tuple, now))
@@ -32,12 +32,12 @@ def describe_changes(before: Sequence[Sequence[str]], now: Sequence[Sequence[str
     kinds = [(gone, "gone"), (added, "new"), (edited, "edited")]
     changes = [f"{_count(names)} {what} ({_some(names)})" for names, what in kinds if names]
     if _common(before, kept) != _common(now, kept) or (not changes and before != now):
-        changes.append(f"{'the others' if changes else 'the rows stand'} in another order")
+        changes.append(f"{'the others' if changes else 'the rows are'} in another order")
     return ", ".join(changes)
 
 
 def _common(rows: Sequence[Sequence[str]], kept: Counter) -> list[str]:
-    """The names of the rows that stand in both, in their order."""
+    """The names of the rows that are in both, in their order."""
     left, names = Counter(kept), []
     for name, _ in rows:
         if left[name]:

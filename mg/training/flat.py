@@ -1,7 +1,7 @@
-"""The values of a network's parameters, or one for each of them, in a few flat tensors that take a kernel each.
+"""A network's parameters, or per-parameter values such as gradients, in a few flat tensors: one kernel each.
 
-A network has some hundred parameters, most of them small: with a kernel for each of them a sum over batches, a norm or
-a message to the other workers is hundreds of launches.
+A network has a few hundred parameters, most of them small: with one kernel each, a sum over batches, a norm or a
+message to the other workers is hundreds of launches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
-ROW = 4096  # sums of millions of values in one go lose digits on a CPU; of rows, and then of their sums, they do not
-LARGEST = 2**24  # values of a flat tensor, 64 MB: what is done to one needs room for another one, and not for all
-MOST = 31  # parameters of a flat tensor: with the zeros behind them as many tensors as CANN's Cat joins, 32
+ROW = 4096  # summing millions of values at once loses digits on a CPU; summing rows, then their sums, does not
+LARGEST = 2**24  # values of a flat tensor, 64 MB: operations on it need room for one more of these, not for all
+MOST = 31  # parameters of a flat tensor: with the zeros after them 32 tensors, as many as CANN's Cat joins
 
 _flatten = ops.MultitypeFuncGraph("flatten")
 _part = ops.MultitypeFuncGraph("part")
@@ -31,12 +31,12 @@ def _part_of_tensor(values, parameter, begin):
 
 
 class Flat(nn.Cell):
-    """The layout of one flat tensor, (rows, ROW) in fp32: parameters' values one behind another, and then zeros.
+    """The layout of one flat tensor, (rows, ROW) in fp32: parameters' values one after the other, then zeros.
 
-    `join`, `split` and `square_sum` are made to be compiled, the others run on the host.
+    `join`, `split` and `square_sum` are meant to be compiled, the others run on the host.
 
     Args:
-        parameters: of a network, of which this tensor has those from `first` to `last`, without it.
+        parameters: of a network; this tensor holds those from `first` up to but excluding `last`.
     """
 
     def __init__(self, parameters: Sequence[Parameter], first: int, last: int):
@@ -52,37 +52,37 @@ class Flat(nn.Cell):
         self.map = ops.HyperMap()
 
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Of tensors for all of the network's parameters those from `first` to `last`"""
+        """Join tensors, given one per parameter of the network, into this flat tensor."""
         return ops.cat(self.map(_flatten, tensors[self.first : self.last]) + self.padding).reshape(self.rows, ROW)
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """Tensors of the parameters' shapes"""
+        """Split a flat tensor into tensors of the parameters' shapes."""
         return self.map(ops.partial(_part, flat.reshape(-1)), self.parameters, self.begins)
 
     def square_sum(self, flat: Tensor) -> Tensor:
         return flat.square().sum(-1).sum()
 
     def zeros(self) -> Tensor:
-        return initializer("zeros", (self.rows, ROW))  # takes no memory until it is needed
+        return initializer("zeros", (self.rows, ROW))  # needs no memory until it is used
 
     def values(self) -> Tensor:
-        """The parameters' own."""
+        """The parameters' own values."""
         return self.from_arrays({p.name: p.asnumpy() for p in self.parameters})
 
     def to_arrays(self, flat: Tensor) -> dict[str, np.ndarray]:
-        """The parts by the names of their parameters, as views of the tensor."""
+        """The parts by parameter name, as views of the tensor."""
         pieces = np.split(flat.asnumpy().reshape(-1)[: self.total], self.begins[1:])
         return {p.name: piece.reshape(p.shape) for p, piece in zip(self.parameters, pieces)}
 
     def from_arrays(self, parts: Mapping[str, np.ndarray]) -> Tensor:
-        """What `to_arrays` takes apart."""
+        """The inverse of `to_arrays`."""
         values = np.zeros(self.rows * ROW, np.float32)
         np.concatenate([np.ravel(parts[p.name]) for p in self.parameters], out=values[: self.total])
         return Tensor(values.reshape(self.rows, ROW), ms.float32)
 
 
 def flats(parameters: Sequence[Parameter], largest: int | None = None) -> list[Flat]:
-    """Layouts for all of a network's parameters, in their order; a parameter is never divided.
+    """Layouts for all of a network's parameters, in their order; a parameter is never split.
 
     Args:
         largest: values of a flat tensor, by default `LARGEST`.

@@ -1,8 +1,7 @@
-"""What a run says of itself: a progress bar, log.jsonl, validation.jsonl, speed.jsonl, TensorBoard scalars, and a loss
-curve as PNG.
+"""A run's logs: a progress bar, log.jsonl, validation.jsonl, speed.jsonl, TensorBoard scalars, and a loss curve (PNG).
 
-What a run computes is a function of its config, and stands in log.jsonl and validation.jsonl; how long it took is not,
-and stands apart.
+What a run computes is a function of its config and goes to log.jsonl and validation.jsonl; timings are not, and are
+kept separately.
 """
 
 import json
@@ -29,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 VALIDATION_FILE = "validation.jsonl"
 
-# What the curve may be of, and its unit: the first of these that a run's loss has.
+# What the curve shows, and its unit: the first of these that a run's loss has.
 MEASURES = {
     "l1": "mean absolute error, pixels in [-1, 1]",
     "l2": "mean squared error, pixels in [-1, 1]",
@@ -39,7 +38,7 @@ MEASURES = {
 
 
 class Tracker(Protocol):
-    """A service that follows a run beside the files here, as mg.training.wandb_run does. None of its methods raises."""
+    """A service that records a run in addition to these files, e.g. mg.training.wandb_run. Its methods never raise."""
 
     def begin(self) -> None: ...
     def add(self, step: int, scalars: dict[str, float]) -> None: ...
@@ -48,11 +47,10 @@ class Tracker(Protocol):
 
 
 class RunLog:
-    """Writes the scalars of every update below `folder`; on resume, drops those at and after `start_step`.
+    """Writes the scalars of every update to `folder`; on resume, drops those from `start_step` on.
 
-    A scalar that is not finite stands in a log as null, and is no point in TensorBoard. There is a validation.jsonl
-    once something is validated. As a context manager it is
-    closed at the end, and tells the trackers whether the run failed.
+    A non-finite scalar is null in a log and omitted from TensorBoard. validation.jsonl exists only once something has
+    been validated. As a context manager it closes itself at the end, and tells the trackers whether the run failed.
     """
 
     def __init__(self, folder: Path, start_step: int, total_steps: int, trackers: Sequence[Tracker] = ()):
@@ -63,10 +61,10 @@ class RunLog:
         self._validation_log: _JsonLines | None = None
         self._points: dict[str, list] = {name: [] for name in MEASURES}
         self._validation_points: list[tuple[int, float]] = []
-        # A kill may take points that were not written yet: they come from log.jsonl again.
+        # A kill may lose points that were not written yet: they are restored from log.jsonl.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         (folder / "tensorboard").mkdir()
-        # Not SummaryWriter, whose thread dies when the disk is full, and then the process waits for it forever.
+        # Not SummaryWriter: when the disk is full its thread dies, and the process waits for it forever.
         self._board = EventsWriter(str(folder / "tensorboard" / "events"))
         for record in self._log.kept:
             self._draw(record)
@@ -86,7 +84,7 @@ class RunLog:
         self.close(failed=kind is not None)
 
     def add(self, step: int, scalars: dict[str, float], speed: dict[str, float] | None = None) -> None:
-        """Record update number `step`, counted from 0; `speed` is what SpeedMeter.scalars gives."""
+        """Record update number `step`, counted from 0; `speed` is what SpeedMeter.scalars returns."""
         record, measured = {"step": step, **_finite(scalars)}, {"step": step, **(speed or {})}
         self._log.add(record)
         self._draw(record)
@@ -104,7 +102,7 @@ class RunLog:
         self._bar.update()
 
     def validate(self, step: int, scalars: dict[str, float]) -> None:
-        """Record what was measured after `step` updates, the `loss` among it."""
+        """Record what was measured after `step` updates, including the `loss`."""
         record = {"step": step, **_finite(scalars)}
         self._opened_validation_log().add(record)
         self._draw_validation(record)
@@ -114,17 +112,17 @@ class RunLog:
         self.say(f"update {step}: validation loss {scalars['loss']:.4f}")
 
     def add_image(self, step: int, name: str, path: Path) -> None:
-        """Show the trackers a picture that was drawn at update number `step`."""
+        """Send the trackers a picture that was drawn at update number `step`."""
         for tracker in self._trackers:
             tracker.add_image(step, name, path)
 
     def say(self, line: str, level: int = logging.INFO) -> None:
-        """A line in the log, above the bar."""
+        """Log a line, above the bar."""
         with self._bar.external_write_mode(file=sys.stderr):
             _logger.log(level, line)
 
     def save(self) -> None:
-        """See all of it to the disk, and draw the curve so far: a checkpoint must not be ahead of the log."""
+        """Flush everything to disk and draw the curve so far: a checkpoint must not be ahead of the log."""
         for log in self._logs():
             log.save()
         with naming(self.folder / "tensorboard"):
@@ -175,7 +173,7 @@ class RunLog:
 
 
 class _JsonLines:
-    """A file of a record per update or measurement, of which those before `start_step` are kept."""
+    """A file with one record per update or measurement; only those before `start_step` are kept."""
 
     def __init__(self, path: Path, start_step: int):
         self.path = path
@@ -201,12 +199,12 @@ def _finite(scalars: dict[str, float]) -> dict[str, float | None]:
 
 
 def _under(group: str, record: dict) -> dict:
-    """A record as TensorBoard and others show it, apart from the losses of updates."""
+    """A record with names of its own group, so that TensorBoard and others show it apart from the losses."""
     return {name if name == "step" else f"{group}/{name}": value for name, value in record.items()}
 
 
 def read_log(path: Path, before_step: int) -> list[dict]:
-    """The records of a log up to `before_step`; a last line that a kill cut short is passed over."""
+    """The records of a log before `before_step`; a last line that a kill cut short is skipped."""
     records = []
     for line in split_lines(path.read_text(encoding="utf-8")) if path.exists() else []:
         try:
@@ -221,8 +219,8 @@ def read_log(path: Path, before_step: int) -> list[dict]:
 def draw_curve(
     points: list[tuple[int, float]], unit: str, path: Path, validation: Sequence[tuple[int, float]] = ()
 ) -> None:
-    """A measure over the updates, (update, value) each, with its running mean, and the validation loss after so many
-    updates, as a PNG."""
+    """Plot a measure over the updates with its running mean, and the validation loss, as a PNG; points are
+    (update, value)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Settings of an optimizer and of its learning rate, and which of them take which options."""
+"""Settings of an optimizer and its learning rate, and which options each optimizer and schedule accepts."""
 
 import importlib
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mg.config import require
 
-# The options of each optimizer and what they are where none are given: those of its paper.
+# The options of each optimizer and their defaults, those of its paper.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
     "lion": {"beta1": 0.9, "beta2": 0.99},
@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "muon": {"momentum": 0.95, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8},
 }
 
-# The same of each schedule; what is None must be given.
+# The same for each schedule; None means required.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "constant": {},
     "cosine_decay": {},
@@ -34,41 +34,41 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cyclic": {"num_cycles": 1, "cycle_decay": 1.0},
 }
 
-OF_WHOLE = ("lamb", "muon")  # whose steps depend on all of a parameter, so that no part of it can be updated alone
+OF_WHOLE = ("lamb", "muon")  # their steps depend on the whole parameter, so a shard of it cannot be updated
 
-_OF_MANY = ("beta1", "beta2", "eps")  # given in nearly every config, so they must not stand in another optimizer's way
+_OF_MANY = ("beta1", "beta2", "eps")  # set in nearly every config, so other optimizers ignore them
 
 
 @dataclass
 class OptimizerConfig:
-    """One network's optimizer and learning rate. What is null is as usual for its optimizer or schedule.
+    """One network's optimizer and learning rate. Options that are null get the optimizer's or schedule's default.
 
     Args:
         name: adamw | lion | adan | nadam | sgd | momentum | lamb | muon; momentum is sgd with a momentum of 0.9.
         lr: the highest learning rate.
-        min_lr: the lowest, once warmed up: what a decay ends at.
+        min_lr: the lowest after the warm-up, where a decay ends.
         schedule: of the learning rate after the warm-up: constant | cosine_decay | linear_decay | polynomial_decay |
             exponential_decay | step_decay | multi_step_decay | cosine_restarts | one_cycle | cyclic.
         warmup_steps: updates over which the rate climbs linearly from 0 to lr.
-        decay_steps: exponential_decay, step_decay: updates in which the rate falls by decay_rate, evenly or at once.
-        decay_rate: exponential_decay, step_decay, multi_step_decay: what the rate is multiplied by.
-        milestones: multi_step_decay: the updates after which it falls, counted from the run's beginning.
-        power: polynomial_decay: of the share of the run that is left.
+        decay_steps: exponential_decay, step_decay: updates in which the rate falls by decay_rate, gradually or at once.
+        decay_rate: exponential_decay, step_decay, multi_step_decay: factor on the rate.
+        milestones: multi_step_decay: the updates after which the rate falls, counted from the start of the run.
+        power: polynomial_decay: exponent on the remaining share of the run.
         num_cycles: cosine_restarts, cyclic: cycles in the run.
-        cycle_decay: cosine_restarts, cyclic: what a cycle's highest rate is multiplied by for the next.
+        cycle_decay: cosine_restarts, cyclic: factor on the highest rate from one cycle to the next.
         pct_start: one_cycle: share of the run in which the rate climbs.
-        beta1: adamw, lion, adan, nadam, lamb: decay of the mean of the gradients; muon: of biases' and norms'.
+        beta1: adamw, lion, adan, nadam, lamb: decay of the mean of the gradients; muon: the same, for biases and norms.
         beta2: adamw, nadam, lamb, muon: decay of the mean of their squares; adan: of the mean of their changes; lion:
-            of the mean that the next update sees, beta1 being that of this one.
+            of the mean kept for the next update (beta1 is for the current one).
         beta3: adan: decay of the mean of squares.
         eps: adamw, adan, nadam, lamb, muon: added to the root of the mean of squares.
-        momentum: sgd, momentum, muon: what is kept of the last update's direction.
-        nesterov: sgd, momentum: look ahead by the momentum, as Nesterov does.
-        weight_decay: of weights, not of biases and norms.
-        clip_norm: longest global norm of a gradient; 0 does not clip.
-        loss_scale: dynamic | none | auto; auto is dynamic for fp16 alone.
+        momentum: sgd, momentum, muon: share of the last update's direction that is kept.
+        nesterov: sgd, momentum: use Nesterov momentum.
+        weight_decay: for weights, not for biases and norms.
+        clip_norm: largest global gradient norm; 0 does not clip.
+        loss_scale: dynamic | none | auto; auto is dynamic only for fp16.
         init_loss_scale: where the dynamic loss scale starts.
-        max_skipped: so many updates in a row with a non-finite loss or gradient end the run.
+        max_skipped: this many updates in a row with a non-finite loss or gradient end the run.
     """
 
     name: Literal["adamw", "lion", "adan", "nadam", "sgd", "momentum", "lamb", "muon"] = "adamw"
@@ -129,14 +129,14 @@ class OptimizerConfig:
                 self.warmup_steps == 0, self, "warmup_steps", f"0 with schedule {self.schedule}, which climbs itself"
             )
         if self.nesterov:
-            require(self.optimizer_options()["momentum"] > 0, self, "nesterov", "false where momentum is 0")
+            require(self.optimizer_options()["momentum"] > 0, self, "nesterov", "false if momentum is 0")
 
     def optimizer_options(self) -> dict[str, Any]:
-        """The options that its optimizer takes."""
+        """The options of its optimizer."""
         return self._options(OPTIMIZERS[self.name])
 
     def schedule_options(self) -> dict[str, Any]:
-        """The options that its schedule takes."""
+        """The options of its schedule."""
         return self._options(SCHEDULES[self.schedule])
 
     def _options(self, taken: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class OptimizerConfig:
         return {name: taken[name] if value is None else value for name, value in given.items()}
 
     def _require_fitting(self, choice: str, table: dict[str, dict[str, Any]]) -> None:
-        """Raise ValueError where an option is given that the choice does not take, or none that it needs."""
+        """Raise ValueError if an option is given that the choice does not accept, or a required one is missing."""
         chosen = getattr(self, choice)
         require(chosen in table, self, choice, f"one of {', '.join(table)}")
         for name in dict.fromkeys(name for options in table.values() for name in options):
@@ -163,7 +163,7 @@ class OptimConfig(OptimizerConfig):
 
     Args:
         accumulation: batches whose gradients are averaged for one update.
-        ema_decay: of the moving average of the parameters; 0 keeps none.
+        ema_decay: decay of the moving average of the parameters; 0 disables it.
     """
 
     accumulation: int = 1
@@ -176,7 +176,7 @@ class OptimConfig(OptimizerConfig):
 
 
 def import_mindcv(module: str, asked_for: str) -> ModuleType:
-    """A module of mindcv, imported only where it is asked for: all of mindcv's networks come with it.
+    """A module of mindcv, imported only when needed, because it pulls in all of mindcv's networks.
 
     Raises:
         ValueError: mindcv is not installed.

@@ -1,8 +1,8 @@
-"""The optimizers behind `optim.name`.
+"""The optimizers that `optim.name` selects.
 
-AdamW runs in a kernel of the device's for each parameter, Lion is mindcv's, SGD MindSpore's own, as in mindcv. Where
-mindcv's is not what the paper says, or runs on no CPU, the update is written here in plain operators. All take
-gradients that are unscaled and clipped, and decay weights, but neither biases nor norms.
+AdamW runs one device kernel per parameter, Lion is mindcv's, SGD is MindSpore's own, as in mindcv. Where mindcv's
+differs from the paper or does not run on a CPU, the update is written here in plain operators. All expect unscaled,
+clipped gradients, and decay weights but not biases and norms.
 """
 
 import math
@@ -19,13 +19,13 @@ from mg.training.optim import OptimizerConfig, import_mindcv
 
 
 def create_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, rates: Sequence[float]) -> "Optimizer":
-    """The optimizer that a config names.
+    """Create the optimizer that a config names.
 
     Args:
         rates: the learning rate of every update.
 
     Raises:
-        ValueError: it is mindcv's, and mindcv is not installed.
+        ValueError: it needs mindcv, which is not installed.
     """
     adamw = AscendAdamW if runtime.device() == "ascend" else AdamW
     others = {"lion": Lion, "adan": Adan, "nadam": NAdam, "sgd": SGD, "momentum": SGD, "lamb": LAMB, "muon": Muon}
@@ -33,15 +33,15 @@ def create_optimizer(parameters: Sequence[Parameter], config: OptimizerConfig, r
 
 
 class Optimizer(nn.Cell):
-    """Base of the optimizers: the next update's numbers, from `next_update`, then the update with them.
+    """Base of the optimizers: `next_update` returns the numbers that the next update is called with.
 
     Args:
         rates: the learning rate of every update.
 
     Attributes:
-        options: of this optimizer, those given and the others.
+        options: of this optimizer, with defaults filled in.
         weights: the parameters that decay.
-        each_decay: of every parameter.
+        each_decay: weight decay of every parameter.
         global_step: updates made so far, (1,).
     """
 
@@ -56,21 +56,21 @@ class Optimizer(nn.Cell):
         self.map = ops.HyperMap()
 
     def next_update(self) -> tuple[float, tuple[Tensor, ...]]:
-        """The next update's learning rate, and what it is called with beside the gradients."""
+        """The next update's learning rate, and its inputs other than the gradients."""
         updates = int(self.global_step.asnumpy().item())
         lr = self.rates[updates]
         return lr, self.inputs(self.numbers(lr, updates + 1))
 
     def numbers(self, lr: float, step: int) -> tuple[float, ...]:
-        """What update `step`, counted from 1, is called with; computed in 64 bits: 1 - beta2 has few digits in 32."""
+        """The inputs of update `step`, counted from 1; in 64 bits, because 1 - beta2 has few digits in 32."""
         raise NotImplementedError
 
     def inputs(self, numbers: Sequence[float]) -> tuple:
-        """Numbers in the form in which the compiled update takes them without being compiled anew."""
+        """Numbers in a form that the compiled update accepts without being recompiled."""
         return tuple(Tensor(number, ms.float32) for number in numbers)
 
     def count(self) -> None:
-        """Note that an update was made."""
+        """Count an update."""
         self.global_step.set_data(Tensor(self.global_step.asnumpy() + 1))
 
     def state(self) -> list[Parameter]:
@@ -81,7 +81,7 @@ class Optimizer(nn.Cell):
         raise NotImplementedError
 
     def zeros(self, prefix: str) -> ParameterTuple:
-        """Parameters for what is kept of the gradients, of names of this optimizer's own."""
+        """Parameters for the optimizer's state, with its prefix in their names."""
         return self.parameters.clone(prefix=prefix, init="zeros")
 
 
@@ -99,13 +99,13 @@ _fused_adam = ops.Adam()
 
 @_adam.register(*["Tensor"] * 8)
 def _adam_kernel(rate, beta1, beta2, eps, parameter, moment1, moment2, gradient):
-    # The kernel corrects its rate by powers of the betas, but not eps; with zeros as powers it takes both as they are.
+    # The kernel corrects its rate by powers of the betas, but not eps; with zeros as powers it corrects neither.
     return _fused_adam(parameter, moment1, moment2, 0.0, 0.0, rate, beta1, beta2, eps, gradient)
 
 
 class AdamW(Optimizer):
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), a kernel for each parameter; written in plain operators it kept
-    17 times the parameters' memory on a CPU.
+    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), one kernel per parameter; in plain operators it used 17 times
+    the parameters' memory on a CPU.
 
     Attributes:
         moments1, moments2: running means of the gradients and of their squares.
@@ -120,7 +120,7 @@ class AdamW(Optimizer):
         return [*self.moments1, *self.moments2, self.global_step]
 
     def numbers(self, lr, step):
-        """The rate and eps, both corrected for moments that began at zero, and what is kept of a weight that decays."""
+        """The rate and eps, both corrected for moments that start at zero, and the factor that decays weights."""
         beta1, beta2, eps = self.options.values()
         root = math.sqrt(1 - beta2**step)
         return lr * root / (1 - beta1**step), eps * root, 1 - lr * self.weight_decay
@@ -139,15 +139,15 @@ _fused_adamw = AdamWKernel()
 @_ascend_adam.register("Tuple", "Tensor", "Number", "Number", *["Tensor"] * 4)
 def _ascend_adam_kernel(constants, step, rate, decay, parameter, moment1, moment2, gradient):
     beta1, beta2, eps = constants
-    # In the place of the largest square so far, which it takes with AMSGrad alone, stands what has the right shape.
+    # The largest square so far is only used with AMSGrad; any tensor of the right shape will do.
     return _fused_adamw(
         parameter, moment1, moment2, moment2, gradient, step, rate, beta1, beta2, decay, eps, False, False
     )
 
 
 class AscendAdamW(AdamW):
-    """The same in the kernel of Ascend's that decays weights and corrects both moments and eps itself; there is none
-    for a CPU, and Adam's on Ascend is compiled for every shape when it is first seen."""
+    """AdamW in Ascend's kernel, which itself decays weights and corrects both moments and eps. It has no CPU version,
+    and Adam's kernel on Ascend is compiled for every new shape."""
 
     def numbers(self, lr, step):
         return lr, step - 1  # the kernel counts from 0
@@ -163,7 +163,7 @@ class AscendAdamW(AdamW):
 
 
 class _Borrowed(Optimizer):
-    """Base of those that MindSpore or mindcv have: they know the rates, and count the updates themselves.
+    """Base of the optimizers from MindSpore and mindcv: they hold the rates and count the updates themselves.
 
     Attributes:
         inner: the optimizer.
@@ -181,7 +181,7 @@ class _Borrowed(Optimizer):
         self.global_step = self.inner.global_step
 
     def make(self, groups: list[dict], rates: list[float]) -> nn.Optimizer:
-        """The optimizer over parameters that decay and others that do not."""
+        """The optimizer over groups of parameters that decay and that do not."""
         raise NotImplementedError
 
     def numbers(self, lr, step):
@@ -195,7 +195,7 @@ class _Borrowed(Optimizer):
 
 
 class Lion(_Borrowed):
-    """Lion (Chen et al., arXiv:2302.06675): steps by the sign of a mean of the gradients; weights decay beside it."""
+    """Lion (Chen et al., arXiv:2302.06675): steps by the sign of a mean of the gradients; weight decay is decoupled."""
 
     def make(self, groups, rates):
         return import_mindcv("optim.lion", "optimizer lion").Lion(groups, rates, **self.options)
@@ -205,9 +205,9 @@ class Lion(_Borrowed):
 
 
 class SGD(_Borrowed):
-    """Stochastic gradient descent, with momentum or without; the decay is part of the gradient.
+    """Stochastic gradient descent, with or without momentum; the decay is part of the gradient.
 
-    It is nn.SGD for both of mindcv's names: the Nesterov momentum of nn.Momentum is not the documented one on a CPU.
+    Both of mindcv's names map to nn.SGD: on a CPU, the Nesterov momentum of nn.Momentum is not the documented one.
     """
 
     def make(self, groups, rates):
@@ -235,9 +235,9 @@ def _adan_update(numbers, parameter, mean, change, square, last, gradient):
 
 
 class Adan(Optimizer):
-    """Adan (Xie et al., arXiv:2208.06677) as its authors' code has it: means from zero, corrected for that.
+    """Adan (Xie et al., arXiv:2208.06677) as in its authors' code: means start at zero and are bias-corrected.
 
-    mindcv's takes the betas for their complements in places, corrects nothing, and decays every parameter.
+    mindcv's swaps betas with their complements in places, corrects nothing, and decays every parameter.
 
     Attributes:
         means, changes, squares: running means of the gradients, of their changes, and of squares of both.
@@ -257,7 +257,7 @@ class Adan(Optimizer):
         return (
             1 / (1 + lr * self.weight_decay),
             *(1 - beta1, 1 - beta2, 1 - beta3, beta2),
-            float(step > 1),  # the first gradient is no change
+            float(step > 1),  # there is no change at the first gradient
             lr / (1 - beta1**step),
             lr * beta2 / (1 - beta2**step),
             1 / math.sqrt(1 - beta3**step),
@@ -287,7 +287,7 @@ def _nadam_update(numbers, decay, parameter, mean, square, gradient):
 
 
 class _Moments(Optimizer):
-    """Base of those with two moments and a decay of each parameter's own.
+    """Base of the optimizers with two moments and a weight decay per parameter.
 
     Attributes:
         means, squares: running means of the gradients and of their squares.
@@ -306,7 +306,7 @@ class _Moments(Optimizer):
 class NAdam(_Moments):
     """NAdam (Dozat, 2016): Adam with a Nesterov momentum that climbs to beta1; the decay is part of the gradient.
 
-    mindcv's takes every update's momentum for the next one's.
+    mindcv's uses every update's momentum as the next one's.
     """
 
     prefix = "nadam"
@@ -347,9 +347,9 @@ def _lamb_update(numbers, decay, parameter, mean, square, gradient):
 
 
 class LAMB(_Moments):
-    """LAMB (You et al., arXiv:1904.00962): Adam, whose step is as long as the parameter, times the rate.
+    """LAMB (You et al., arXiv:1904.00962): Adam with steps scaled to the parameter's norm, times the rate.
 
-    A parameter that is all zeros takes Adam's step. mindcv's is nn.Lamb, which has no CPU kernel and is deprecated.
+    A parameter that is all zeros gets Adam's step. mindcv's is nn.Lamb, which has no CPU kernel and is deprecated.
     """
 
     prefix = "lamb"
@@ -376,7 +376,7 @@ def _muon_update(numbers, parameter, direction, gradient):
 
 
 def _orthogonal(x: Tensor) -> Tensor:
-    """About the matrix whose singular vectors are x's and whose singular values are 1. (R, C) -> (R, C)
+    """Approximately the matrix with x's singular vectors and singular values of 1. (R, C) -> (R, C)
 
     Five of the paper's Newton-Schulz iterations, which bring every singular value between 0.7 and 1.2.
     """
@@ -390,14 +390,14 @@ def _orthogonal(x: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum whose step is made orthogonal.
+    """Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon): momentum with orthogonalized steps.
 
-    A weight is a matrix here, (out, in * taps); a step moves all that it does by the rate, so layers of every width
-    learn at one pace. Biases and norms take Adam's steps.
+    A weight is a matrix here, (out, in * taps); a step changes its effect in all directions by the rate, so layers of
+    every width learn at the same pace. Biases and norms get Adam's steps.
 
     Attributes:
-        directions: of the weights, sums of gradients that fade.
-        means, squares: of the others, running means of the gradients and of their squares.
+        directions: decaying sums of the weights' gradients.
+        means, squares: running means of the others' gradients and of their squares.
     """
 
     def __init__(self, parameters, config, rates):
@@ -412,7 +412,7 @@ class Muon(Optimizer):
         return [*self.directions, *self.means, *self.squares, self.global_step]
 
     def numbers(self, lr, step):
-        """The weights' rate and what is kept of one; Adam's rate and eps, as AdamW's."""
+        """The weights' rate and decay factor; Adam's rate and eps, as in AdamW."""
         root = math.sqrt(1 - self.options["beta2"] ** step)
         adams = lr * root / (1 - self.options["beta1"] ** step), self.options["eps"] * root
         return lr, 1 - lr * self.weight_decay, *adams

@@ -1,4 +1,4 @@
-"""Reconstructions of a few clips, always the same, drawn while the model learns."""
+"""Reconstructions of a few fixed clips, drawn during training."""
 
 from itertools import chain
 from pathlib import Path
@@ -11,20 +11,20 @@ from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image
 from mg.models.autoencoder import VideoAutoencoder
 
-_FRAMES = 8  # of a clip that are drawn
-_SEARCHED = 100  # steps in which clips are looked for
+_FRAMES = 8  # drawn per clip
+_SEARCHED = 100  # steps that are searched for clips
 
 
 class Previews:
-    """Draws the first clips that a run trains on, and what the model makes of them.
+    """Draws the first clips that a run trains on, and their reconstructions.
 
-    They are those of the run's first steps on the first worker, and so fixed by the config; images only where there are
-    too few videos. Nothing that training depends on is touched: no generator, no statistics, no count of bad files.
+    The clips are those of the first worker's first steps, and so are fixed by the config; images are used only if there
+    are too few videos. Nothing that training depends on changes: no generator, no statistics, no count of bad files.
 
     Args:
         folder: where the pictures go.
         loader: of the run.
-        count: clips, at most.
+        count: most clips to draw.
     """
 
     def __init__(self, folder: Path, loader: ClipLoader, count: int):
@@ -32,12 +32,12 @@ class Previews:
         self._clips: list[np.ndarray] | None = None
 
     def draw(self, model: VideoAutoencoder, step: int) -> Path | None:
-        """Write step_N.png, which has two rows for each clip: up to eight frames of it, evenly spaced, and below them
-        their reconstructions from the posterior's mean. None where there is no clip to draw."""
+        """Write step_N.png, which has two rows per clip: up to eight of its frames, evenly spaced, and below them their
+        reconstructions from the posterior's mean. None if there is no clip to draw."""
         if self._clips is None:
             self._clips = _first_clips(self.loader, self.count)
         strips = []
-        for x in self._clips:  # one by one, at the memory of one; (3, T, H, W)
+        for x in self._clips:  # one by one, to save memory; (3, T, H, W)
             y = model(Tensor(x[None])).asnumpy()[0]
             strips += [_strip(x), _strip(y)]
         if not strips:
@@ -50,7 +50,7 @@ class Previews:
 
 
 def _first_clips(loader: ClipLoader, count: int) -> list[np.ndarray]:
-    """Clips (3, T, H, W) of different rows, from the first steps on."""
+    """Clips (3, T, H, W) of different rows, from the first steps."""
     if not count:
         return []
     steps = range(min(loader.steps_per_epoch, _SEARCHED))

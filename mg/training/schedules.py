@@ -1,4 +1,4 @@
-"""Learning rates of a run, one for each update: a climb from 0, and then what `optim.schedule` says."""
+"""Learning rates of a run, one per update: a warm-up from 0, then `optim.schedule`."""
 
 import math
 
@@ -8,7 +8,7 @@ from mg.training.optim import OptimizerConfig, import_mindcv
 def learning_rates(config: OptimizerConfig, total_steps: int) -> list[float]:
     """The learning rate of every update, (total_steps,).
 
-    A warm-up's first is not 0, nor is the last of a cosine, linear or polynomial decay.
+    Neither the first rate of a warm-up nor the last of a cosine, linear or polynomial decay is 0.
     """
     warmup = min(config.warmup_steps, total_steps)
     if config.schedule not in ("constant", "cosine_decay", "linear_decay", "polynomial_decay"):
@@ -24,7 +24,7 @@ def learning_rates(config: OptimizerConfig, total_steps: int) -> list[float]:
             "constant": 1.0,
             "cosine_decay": 0.5 * (1.0 + math.cos(math.pi * progress)),
             "linear_decay": 1.0 - progress,
-            "polynomial_decay": (1.0 - progress) ** power,  # mindcv's knows no min_lr
+            "polynomial_decay": (1.0 - progress) ** power,  # mindcv's has no min_lr
         }
         return config.min_lr + (config.lr - config.min_lr) * left[config.schedule]
 
@@ -32,8 +32,8 @@ def learning_rates(config: OptimizerConfig, total_steps: int) -> list[float]:
 
 
 def _mindcv_rates(config: OptimizerConfig, warmup: int, total_steps: int) -> list[float]:
-    """The rates after the warm-up, (total_steps - warmup,). What mindcv calls an epoch is here an update, or as many
-    of them as one decay takes."""
+    """The rates after the warm-up, (total_steps - warmup,). A mindcv epoch is one update here, or the updates of one
+    decay."""
     schedules = import_mindcv("scheduler.dynamic_lr", f"schedule {config.schedule}")
     options, after = config.schedule_options(), total_steps - warmup
     if config.schedule == "exponential_decay":

@@ -1,11 +1,11 @@
-"""Optimizer states, gradients and moving averages shared out to the workers: ZeRO, stage 2 (arXiv 1910.02054).
+"""Optimizer states, gradients and moving averages sharded over the workers: ZeRO stage 2 (arXiv 1910.02054).
 
-Every worker has all parameters, and of each a shard, an equal part of its values: that is what it gathers gradients
-for, and what it updates. A batch's gradients go to the workers by ReduceScatter, and the updated shards come to all of
-them by AllGather, in flat tensors both.
+Every worker has all parameters, and a shard of each, an equal part of its values: it gathers gradients for its shards
+and updates them. ReduceScatter sends a batch's gradients to the workers, and AllGather sends the updated shards to all
+of them, both in flat tensors.
 
-MindSpore's own, `AutoParallel.hsdp`, is for a whole training step in a single graph on Ascend; here the host looks at
-the gradients' norm between the parts of a step, and everything is tested on CPUs. Its collectives are these.
+MindSpore's own, `AutoParallel.hsdp`, needs the whole training step in a single graph on Ascend; here the host checks
+the gradient norm between the parts of a step, and everything is tested on CPUs. The collectives are the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from mg.collectives import AllGather, Group, ReduceScatter
 from mg.models.layers.layout import zeros_behind
 from mg.training.flat import LARGEST, ROW, Flat, flats
 
-_SUFFIX = ".shard"  # of the names of shards, and so of what optimizers keep of them
+_SUFFIX = ".shard"  # of the shards' names, and so of their optimizer states
 
 _spread = ops.MultitypeFuncGraph("spread")
 _take_back = ops.MultitypeFuncGraph("take_back")
@@ -32,7 +32,7 @@ def _spread_over_workers(workers, x):
 
 @_take_back.register("Tensor", "Tensor", "Tensor", "Number")
 def _take_parameter_back(whole, parameter, shard, begin):
-    # Products are in one piece, which views are not, and made by a kernel that CANN brings; copies of views are not.
+    # A product is contiguous, unlike a view, and CANN ships its kernel precompiled, unlike the one that copies views.
     values = (mint.narrow(whole, 1, begin, shard.size) * 1.0).reshape(-1)
     if values.size > parameter.size:
         values = mint.narrow(values, 0, 0, parameter.size) * 1.0
@@ -40,13 +40,13 @@ def _take_parameter_back(whole, parameter, shard, begin):
 
 
 class Shards(nn.Cell):
-    """This worker's shards of a network's parameters; shards of one parameter are as long on all workers.
+    """This worker's shards of a network's parameters; a parameter's shards have the same length on all workers.
 
-    `scatter` and `gather` are made to be compiled, the others run on the host, and on all workers at the same time.
+    `scatter` and `gather` are meant to be compiled, the others run on the host, on all workers at the same time.
 
     Attributes:
-        own: the shards, in the order of the parameters; (1, values) of a weight, (values,) of a bias or a norm, as
-            optimizers tell one from the other by its axes.
+        own: the shards, in the order of the parameters; (1, values) for a weight, (values,) for a bias or a norm, as
+            optimizers tell them apart by the number of axes.
         flats: their layout.
     """
 
@@ -61,8 +61,8 @@ class Shards(nn.Cell):
         self.map = ops.HyperMap()
 
     def scatter(self, flat: Flat, gradients: Sequence[Tensor]) -> Tensor:
-        """Of gradients for all of the network's parameters, this worker's shards of their mean over the workers, in a
-        flat tensor."""
+        """Average the gradients of the network's parameters over the workers; returns this worker's shards, in a flat
+        tensor."""
         parts = self.map(ops.partial(_spread, self.workers), gradients[flat.first : flat.last])
         rest = flat.rows * ROW - flat.total
         if rest:
@@ -71,7 +71,7 @@ class Shards(nn.Cell):
         return self.reduce(joined) * (1.0 / self.workers)
 
     def gather(self, flat: Flat, joined: Tensor) -> None:
-        """Set a flat tensor's parameters to what the workers have made of their shards.
+        """Set a flat tensor's parameters to the shards that the workers have updated.
 
         Args:
             joined: this worker's, `flat.join(own)`.
@@ -81,12 +81,12 @@ class Shards(nn.Cell):
         self.map(ops.partial(_take_back, whole), parameters, flat.parameters, flat.begins)
 
     def take(self) -> None:
-        """Set the shards to what the parameters are."""
+        """Set the shards from the parameters."""
         for parameter, shard in zip(self.parameters, self.own):
             shard.set_data(Tensor(self.shard(parameter.asnumpy()), ms.float32))
 
     def shard(self, values: np.ndarray) -> np.ndarray:
-        """This worker's of one parameter, or of what is like it."""
+        """This worker's shard of a parameter, or of an array of its shape."""
         each = -(-values.size // self.workers)
         part = np.zeros(each, np.float32)
         own = values.reshape(-1)[self.rank * each : (self.rank + 1) * each]
@@ -94,8 +94,8 @@ class Shards(nn.Cell):
         return part.reshape(1, each) if values.ndim > 1 else part
 
     def split(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """This worker's shards, by their names, of arrays that have the names of parameters, or what an optimizer calls
-        what it keeps of each; what is no parameter's, as a number of updates, stays as it is."""
+        """This worker's shards, by their names, of arrays named like a parameter or like an optimizer's state of one;
+        anything that isn't per parameter, e.g. an update count, is unchanged."""
         sharded = {name: self._of(name) is not None for name in arrays}
         return {
             name + _SUFFIX * sharded[name]: self.shard(values) if sharded[name] else values
@@ -103,7 +103,7 @@ class Shards(nn.Cell):
         }
 
     def join(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What `split` took apart."""
+        """The inverse of `split`."""
         joined = {}
         for name, values in arrays.items():
             whole = name.removesuffix(_SUFFIX)
@@ -115,7 +115,7 @@ class Shards(nn.Cell):
         return whole.reshape(-1)[: parameter.size].reshape(parameter.shape)
 
     def _of(self, name: str) -> Parameter | None:
-        """The parameter whose name this is, or the rest of this behind an optimizer's prefix."""
+        """The parameter of this name, or of the rest of it after an optimizer's prefix."""
         return self.by_name.get(name, self.by_name.get(name.partition(".")[2]))
 
     def _shard(self, parameter: Parameter) -> Parameter:

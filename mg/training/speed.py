@@ -1,8 +1,8 @@
-"""How fast a run trains, what share of the time it waits for data, and how much memory it takes.
+"""How fast a run trains, how much of the time it waits for data, and how much memory it uses.
 
-The speed is that of the last `WINDOW` updates. An update with the first batch of a shape is none of them: it compiles
-the step, or loads kernels, which says nothing of those that follow. Nor does the time count that lies between updates,
-in which logs and checkpoints are written.
+The speed is averaged over the last `WINDOW` updates. Updates with the first batch of a shape are excluded: they compile
+the step or load kernels, which says nothing about later ones. The time between updates, when logs and checkpoints are
+written, does not count either.
 """
 
 import os
@@ -15,11 +15,11 @@ from mg import runtime
 from mg.data.loader import Batch
 
 WINDOW = 50
-WAITS = 0.2  # share of the time spent waiting for data from which on a run says so
+WAITS = 0.2  # share of the time spent waiting for data above which a run warns
 
 
 class _Update(NamedTuple):
-    """Seconds that an update took, those of them in which it waited for its batches, and frames of all workers."""
+    """Seconds that an update took, seconds of them spent waiting for batches, and frames of all workers."""
 
     seconds: float
     waiting: float
@@ -35,11 +35,11 @@ class SpeedMeter:
                 ...
             meter.end()
 
-    Each worker waits for its own data; where others wait longer, that is part of the time in which it computes.
+    Each worker waits for its own data; if others wait longer, that counts as its compute time.
 
     Args:
         world_size: workers that share the batches; the frames are those of all.
-        clock: seconds, from any point in time.
+        clock: returns seconds, from any starting point.
     """
 
     def __init__(self, world_size: int = 1, clock: Callable[[], float] = time.perf_counter):
@@ -50,11 +50,11 @@ class SpeedMeter:
         self.begin()
 
     def begin(self) -> None:
-        """An update begins."""
+        """Start an update."""
         self._begun, self._waiting, self._frames, self._typical = self._clock(), 0.0, 0, True
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of the update, with the time until each of them is there, and its frames, counted."""
+        """The batches of the update, counting the time until each of them arrives, and its frames."""
         batches = iter(batches)
         while True:
             asked = self._clock()
@@ -69,13 +69,13 @@ class SpeedMeter:
             yield batch
 
     def end(self) -> None:
-        """The update is made."""
+        """Finish the update."""
         if self._typical:
             self._recent.append(_Update(self._clock() - self._begun, self._waiting, self._frames))
 
     def scalars(self) -> dict[str, float]:
-        """frames_per_second, steps_per_second (updates), data_wait, a share of the time, and peak_memory_gb, of
-        the device or on a CPU of the process; what is not known yet, or nowhere on this machine, is missing."""
+        """frames_per_second, steps_per_second (updates), data_wait (share of the time) and peak_memory_gb (of the
+        device, or on a CPU of the process); anything not known yet, or not available on this machine, is missing."""
         scalars = {}
         if self._recent:
             seconds, waiting, frames = map(sum, zip(*self._recent))
@@ -89,7 +89,7 @@ class SpeedMeter:
         return scalars
 
     def describe(self) -> str:
-        """The same in words, with what they are of."""
+        """The same in words, with what was measured."""
         words, scalars = [], self.scalars()
         if self._recent:
             frames, steps, wait = (scalars[name] for name in ("frames_per_second", "steps_per_second", "data_wait"))
@@ -102,10 +102,10 @@ class SpeedMeter:
         return ", ".join(words)
 
     def warning(self, num_workers: int) -> str | None:
-        """Where data is too slow, what to do about it; once in a run, when a whole window of updates shows it.
+        """Advice if data is too slow; once per run, when a whole window of updates shows it.
 
         Args:
-            num_workers: that read.
+            num_workers: workers that read data.
         """
         wait = self.scalars().get("data_wait", 0.0)
         if self._has_warned or len(self._recent) < WINDOW or wait < WAITS:

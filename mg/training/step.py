@@ -1,18 +1,17 @@
-"""One training step, in compiled parts: gradients of a batch, compiled for every shape, and the update, once.
+"""One training step in compiled parts: the gradients of a batch, compiled for every shape, and the update, only once.
 
-The gradients of all parameters are gathered in a few flat buffers, so accumulation over batches costs no second path,
-and all that is done to them before the optimizer takes them apart costs a few kernels. Between the parts the host looks
-at the loss and at their norm: where either is not finite the update is left out, and nothing has changed but the loss
-scale.
+The gradients of all parameters are gathered in a few flat buffers, so accumulating over batches needs no separate code
+path, and everything done before the optimizer splits them costs only a few kernels. Between the parts the host checks
+the loss and the gradient norm: if either is not finite, the update is skipped and only the loss scale changes.
 
-In adversarial training each batch has the autoencoder's gradients first, with the generator loss among its losses and
-the discriminator frozen, and then the discriminator's, on the same reconstruction. Which of the two there are is the
-host's choice, by the number of the update. Autoencoder and discriminator are updated alike, each by an `Updater`.
+In adversarial training each batch computes the autoencoder's gradients first, with the generator loss added and the
+discriminator frozen, and then the discriminator's, on the same reconstruction. The host decides by the number of the
+update which of the two run. Autoencoder and discriminator are updated the same way, each by an `Updater`.
 
-Of several workers each has a part of the global batch, and an update is the one that a single worker would make of all
-of it: the gradients, the discriminator's statistics and the adaptive weight are those of the global batch, and so is
-all that is reported. They may share out what an update takes beside the parameters, see `mg.training.shards`; then all
-of them must ask for states, averages or gradients at the same time.
+With several workers, each has a part of the global batch, and an update is the one that a single worker would make from
+all of it: the gradients, the discriminator's statistics, the adaptive weight and everything reported are those of the
+global batch. Workers may shard what an update needs besides the parameters, see `mg.training.shards`; then all of them
+must ask for states, averages or gradients at the same time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +46,8 @@ class UpdateResult:
 
     Attributes:
         grad_norm: before clipping.
-        updated: whether the parameters moved; they stay where the loss or a gradient is not finite.
-        loss_scale, lr: that it was made with.
+        updated: whether the parameters changed; they don't if the loss or a gradient is not finite.
+        loss_scale, lr: used for this update.
     """
 
     grad_norm: float
@@ -59,10 +58,10 @@ class UpdateResult:
 
 @dataclass(frozen=True)
 class StepResult(UpdateResult):
-    """What an update of the autoencoder reports, and of the discriminator if it was updated too.
+    """What an update of the autoencoder reports, and the discriminator's result if it was updated too.
 
     Attributes:
-        loss, terms: means over its batches.
+        loss, terms: means over the update's batches.
     """
 
     loss: float
@@ -72,7 +71,7 @@ class StepResult(UpdateResult):
 
 @dataclass(frozen=True)
 class Adversary:
-    """What adversarial training adds: the discriminator, both networks' losses from it, and its optimizer."""
+    """What adversarial training adds: the discriminator, its loss and the generator loss, and its optimizer."""
 
     discriminator: NLayerDiscriminator3D
     gen_loss: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
@@ -81,17 +80,17 @@ class Adversary:
 
 
 class Updater:
-    """Gradients of one network that add up, and the updates that follow from them.
+    """Accumulates the gradients of one network and updates its parameters.
 
     Args:
-        parameters: the network's trained ones.
-        total_steps: updates of the whole run, for the learning rate's schedule.
-        dtype: of the network; fp16 has its loss scaled.
+        parameters: the network's trainable ones.
+        total_steps: updates of the whole run, for the learning rate schedule.
+        dtype: of the network; the loss is scaled for fp16.
         world_size: workers whose gradients are averaged.
-        sharers: those of them that share out optimizer states, gradients and averages; None: each has the whole.
+        sharers: the workers that shard optimizer states, gradients and averages; None if each has the whole.
 
     Attributes:
-        shards: this worker's, None where it has the whole.
+        shards: this worker's, None if it has the whole.
         flats: the layouts of the next two, each a list of flat tensors.
         gradients: the buffers, for the loss times `loss_scale()`.
         averages: moving averages of the parameters, empty without EMA.
@@ -123,13 +122,13 @@ class Updater:
         self._update = _Update(self.flats, self.optimizer, self.gradients, self.averages, ema_decay, self.shards)
 
     def update(self, finite: bool = True) -> UpdateResult:
-        """Move the parameters by the gradients gathered since the last update, and forget those.
+        """Update the parameters with the gradients gathered since the last update, and clear those.
 
         Args:
-            finite: whether their losses were; else the update is left out.
+            finite: whether their losses were; if not, the update is skipped.
         """
         scale = float(self.loss_scale().asnumpy())
-        lr, settings = self.optimizer.next_update()  # an update left out does not count
+        lr, settings = self.optimizer.next_update()  # a skipped update does not count
         norm = float(self._reduce().asnumpy()) / scale
         finite = finite and bool(np.isfinite(norm))
         if finite:
@@ -144,35 +143,35 @@ class Updater:
         return UpdateResult(norm, finite, scale, lr)
 
     def gathered(self) -> dict[str, np.ndarray]:
-        """The gradients gathered since the last update by the names of their parameters."""
+        """The gradients gathered since the last update, by parameter name."""
         return {name: gradient.copy() for name, gradient in self._join(self._to_arrays(self.gradients)).items()}
 
     def gather(self, gradients: Mapping[str, np.ndarray]) -> None:
-        """Take these gradients in place of those gathered."""
+        """Replace the gathered gradients with these."""
         own = self._split(gradients)
         for flat, buffer in zip(self.flats, self.gradients):
             buffer.set_data(flat.from_arrays(own))
 
     def forget(self) -> None:
-        """Leave out the gradients gathered since the last update."""
+        """Clear the gradients gathered since the last update."""
         for flat, buffer in zip(self.flats, self.gradients):
             buffer.set_data(flat.zeros().init_data())
 
     def averaged(self) -> dict[str, np.ndarray]:
-        """The moving averages by the names of their parameters; {} without EMA."""
+        """The moving averages, by parameter name; {} without EMA."""
         return self._join(self._to_arrays(self.averages))
 
     def loss_scale(self) -> Tensor:
         return Tensor(1.0, ms.float32) if self.scaler is None else self.scaler.scale_value.value()
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that an exact resume needs beside the network's own parameters."""
+        """Everything an exact resume needs besides the network's own parameters."""
         averages = {f"ema.{name}": average for name, average in self.averaged().items()}
         return self._join({name: p.asnumpy() for name, p in self._kept().items()}) | averages
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take what `state` of another gave, under the same names and of the same shapes; the network's parameters are
-        there already."""
+        """Load what `state` returned, with the same names and shapes; the network's parameters must already be
+        loaded."""
         own = self._split(state)
         for name, parameter in self._kept().items():
             parameter.set_data(Tensor(own[name], parameter.dtype))
@@ -184,7 +183,7 @@ class Updater:
             self.shards.take()
 
     def held(self) -> int:
-        """Bytes that gradients, averages and the optimizer's state take on this worker."""
+        """Bytes of gradients, averages and optimizer state on this worker."""
         shards = () if self.shards is None else self.shards.own
         return sum(p.nbytes for p in (*self.gradients, *self.averages, *self._kept().values(), *shards))
 
@@ -211,22 +210,22 @@ class Updater:
 
 
 class Step:
-    """Gradients of one network that add up over batches, and the updates that follow from them.
+    """Accumulates the gradients of one network over batches, and updates its parameters.
 
-    A subclass has `accumulate`, which leaves a batch's gradients in the updater's buffers, and what it reports of it
-    in `_reports`.
+    A subclass defines `accumulate`, which adds a batch's gradients to the updater's buffers and its report to
+    `_reports`.
 
     Args:
         model: put into training mode.
-        total_steps: updates of the whole run, for the learning rate's schedule.
+        total_steps: updates of the whole run, for the learning rate schedule.
         dtype: of the model.
         world_size: workers that share the batches.
-        sharers: those of them that share out optimizer states, gradients and averages; None: each has the whole.
+        sharers: the workers that shard optimizer states, gradients and averages; None if each has the whole.
 
     Attributes:
-        done: updates made or left out so far.
+        done: updates made or skipped so far.
         updater: of the model.
-        discriminator, discriminator_updater: of an adversary, None without.
+        discriminator, discriminator_updater: of an adversary; None without one.
     """
 
     discriminator: NLayerDiscriminator3D = None
@@ -248,14 +247,14 @@ class Step:
         parameters = model.trainable_params()
         self.updater = Updater(parameters, config, total_steps, dtype, world_size, config.ema_decay, sharers)
         self.share = 1 / config.accumulation
-        self._reports: list[tuple[tuple[str, ...], Tensor]] = []  # of each batch: names of terms, and their values
+        self._reports: list[tuple[tuple[str, ...], Tensor]] = []  # of each batch: the terms' names and values
 
     def accumulate(self, *inputs) -> None:
         """Add a batch's gradients."""
         raise NotImplementedError
 
     def update(self) -> StepResult:
-        """Move the parameters by the gradients gathered since the last update, and forget those."""
+        """Update the parameters with the gradients gathered since the last update, and clear those."""
         values: dict[str, list] = {}
         for names, report in self._reports:
             for name, value in zip(names, report.asnumpy()):
@@ -264,7 +263,7 @@ class Step:
         if self.world_size > 1:
             over_all = self.over_workers(Tensor(list(means.values()), ms.float32)).asnumpy()
             means = dict(zip(means, over_all.tolist()))
-        # What all workers share tells of the loss of each: the mean over all is finite only where they all are.
+        # One check covers all workers: the mean over them is finite only if all their losses are.
         result = self.updater.update(np.isfinite(means["loss"]))
         discriminator = self._update_others(means, result)
         self._reports = []
@@ -272,30 +271,30 @@ class Step:
         return StepResult(**vars(result), loss=means.pop("loss"), terms=means, discriminator=discriminator)
 
     def state(self) -> dict[str, np.ndarray]:
-        """All that an exact resume needs beside the networks' own parameters."""
+        """Everything an exact resume needs besides the networks' own parameters."""
         return self.updater.state()
 
     def load_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Take what `state` of another gave, under the same names and of the same shapes."""
+        """Load what `state` returned, with the same names and shapes."""
         self.updater.load_state(state)
 
     def _update_others(self, means: dict[str, float], result: UpdateResult) -> UpdateResult | None:
-        """What else an update moves."""
+        """Make the other updates of this step."""
         return None
 
     def _scale(self, updater: Updater) -> Tensor:
-        """What a batch's loss is multiplied by: its share in the update's, and the loss scale."""
+        """The factor on a batch's loss: its share of the update, times the loss scale."""
         return updater.loss_scale() * self.share
 
 
 class TrainStep(Step):
-    """The step of an autoencoder under a loss.
+    """The training step of an autoencoder.
 
     Args:
-        model, config, total_steps, dtype, sharers: as of `Step`.
+        model, config, total_steps, dtype, sharers: as in `Step`.
         loss: of the autoencoder.
-        world_size: workers; the adversary's discriminator must have been made for as many.
-        adversary: trains a discriminator, and the model against it; what it begins with depends on `done`.
+        world_size: workers; the adversary's discriminator must have been made for the same number.
+        adversary: trains a discriminator, and the model against it; when each starts depends on `done`.
     """
 
     def __init__(
@@ -337,9 +336,8 @@ class TrainStep(Step):
         Args:
             x: (B, 3, T, H, W) in [-1, 1].
             noise: standard normal, of the latents' shape.
-            generators: one for each video, which draws what the discriminator's dropout leaves out of it; None leaves
-                out nothing.
-            valid: (T,), which frames count, where the model has aligned them; not with an adversary.
+            generators: one per video, for the discriminator's dropout masks; None disables dropout.
+            valid: (T,), which frames count, if the model has aligned them; not with an adversary.
         """
         video, noise = Tensor(x), Tensor(noise)
         valid = None if valid is None else Tensor(valid)
@@ -372,12 +370,12 @@ class TrainStep(Step):
             self.discriminator_updater.load_state(own)
 
     def _update_others(self, means, result):
-        """The discriminator's, and its statistics."""
+        """Update the discriminator and its statistics."""
         judged = self.adversary is not None and self.done >= self.adversary.disc_loss.disc_start
         discriminator = self.discriminator_updater.update(np.isfinite(means["disc"])) if judged else None
         moved = {self.updater: result.updated, self.discriminator_updater: judged and discriminator.updated}
         for updater, statistics in self._statistics:
-            if moved[updater]:  # statistics of numbers that are not finite must not stay either
+            if moved[updater]:  # statistics that are not finite must not be kept either
                 self._track(*statistics)
         self._statistics = []
         return discriminator
@@ -386,7 +384,7 @@ class TrainStep(Step):
         return () if generators is None else tuple(map(Tensor, self.discriminator.draw_masks(shape, generators)))
 
 
-# The parts hold parameters of the networks and must not rename them, as a Cell does with those below: auto_prefix.
+# The parts hold parameters of the networks and must not rename them, as a Cell does with its children: auto_prefix.
 
 
 class Gather(nn.Cell):
@@ -397,15 +395,15 @@ class Gather(nn.Cell):
         self.flats, self.gathered, self.shards = updater.flats, updater.gradients, updater.shards
 
     def gather(self, gradients):
-        for index in range(len(self.flats) - 1, -1, -1):  # in the order in which the backward pass has them
+        for index in range(len(self.flats) - 1, -1, -1):  # the order in which the backward pass produces them
             flat = self.flats[index]
             joined = flat.join(gradients) if self.shards is None else self.shards.scatter(flat, gradients)
             self.gathered[index].copy_(self.gathered[index] + joined)
 
 
 class _Accumulate(Gather):
-    """The autoencoder's gradients under its loss. Returns the loss and its terms, a vector, and the reconstruction if
-    it is `judged`; where neither the loss nor a judge sees pixels none are made."""
+    """The autoencoder's gradients under its loss. Returns a vector of the loss and its terms, and the reconstruction if
+    it is `judged`; pixels are decoded only if the loss or a discriminator needs them."""
 
     def __init__(self, model, loss, updater, judged):
         super().__init__(updater)
@@ -428,9 +426,9 @@ class _Accumulate(Gather):
 
 
 class _Compete(Gather):
-    """The autoencoder's gradients under its loss and the generator loss, of which `AdaptiveBalance` makes one.
+    """The autoencoder's gradients under its loss and the generator loss, combined by `AdaptiveBalance`.
 
-    Returns the loss and its terms, a vector, the reconstruction, and the discriminator's statistics of it.
+    Returns a vector of the loss and its terms, the reconstruction, and the discriminator's statistics on it.
     """
 
     def __init__(self, model, loss, adversary, updater, world_size):
@@ -463,7 +461,7 @@ class _Compete(Gather):
 class _Judge(Gather):
     """The discriminator's gradients on videos and their reconstructions.
 
-    Returns its loss and mean logits, a vector, and its statistics of either.
+    Returns a vector of its loss and mean logits, and its statistics on both.
     """
 
     terms = ("disc", "logits_real", "logits_fake")
@@ -489,7 +487,7 @@ class _Judge(Gather):
 
 
 class _Track(nn.Cell):
-    """Move the discriminator's running statistics."""
+    """Update the discriminator's running statistics."""
 
     def __init__(self, discriminator):
         super().__init__(auto_prefix=False)
@@ -500,7 +498,8 @@ class _Track(nn.Cell):
 
 
 class _Reduce(nn.Cell):
-    """The gathered gradients, averaged over the workers; returns their norm. Shards of them are averages already."""
+    """Averages the gathered gradients over the workers, unless they are shards, which are already averages; returns the
+    norm."""
 
     def __init__(self, flats, gathered, world_size, sharded):
         super().__init__(auto_prefix=False)
@@ -520,7 +519,7 @@ class _Reduce(nn.Cell):
 
 
 class _Update(nn.Cell):
-    """Optimizer step, moving average, and zeros for the next gradients; of shards, then all parameters of them."""
+    """Optimizer step, moving average, and zeroed gradient buffers; with shards, also gathers the whole parameters."""
 
     def __init__(self, flats, optimizer, gathered, averages, ema_decay, shards):
         super().__init__(auto_prefix=False)
@@ -534,7 +533,7 @@ class _Update(nn.Cell):
         for flat, gathered in zip(self.flats, self.gathered):
             scaled = gathered * factor
             gradients = gradients + flat.split(scaled)
-            gathered.copy_(scaled * 0.0)  # they are finite; zeros would be constants, as large as all parameters
+            gathered.copy_(scaled * 0.0)  # they are finite; zeros would be a constant as large as all parameters
         self.optimizer(gradients, *settings)
         for index in range(len(self.flats)):
             flat, averaged = self.flats[index], len(self.averages) > 0

@@ -1,4 +1,4 @@
-"""What a run trains: the settings that all runs share, and what the runs of different models differ in, a `Task`."""
+"""What a run trains: the settings that all runs share, and `Task`, where runs of different models differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,35 +19,35 @@ from mg.training.step import Step, StepResult
 
 
 class TrainingError(ValueError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """A training run, of whatever model.
+    """A training run of any model.
 
     Args:
-        output_path: folder for all that the run writes.
-        grad_checkpoint: recompute activations in the backward pass: less memory, a third more time.
-        plugin: zero2: several devices share out optimizer states, gradients and moving averages, each updating its
-            part of the parameters; null: each has the whole.
+        output_path: folder for everything the run writes.
+        grad_checkpoint: gradient checkpointing: less memory, a third more time.
+        plugin: zero2: devices shard optimizer states, gradients and moving averages, each updating its part of the
+            parameters; null: each has the whole.
         optim: the model's optimizer.
         data: clips and batches.
         epochs: passes over the data.
-        max_steps: updates after which the run ends, whatever epochs says.
+        max_steps: most updates in the run, even if epochs would allow more.
         ckpt_save_interval: epochs between checkpoints.
-        ckpt_save_steps: updates between checkpoints, in place of ckpt_save_interval.
+        ckpt_save_steps: updates between checkpoints, instead of ckpt_save_interval.
         ckpt_max_keep: how many of the newest checkpoints are kept; 0 keeps all.
-        resume: go on from the newest checkpoint in output_path, if there is one.
-        resume_changed_data: go on though the rows of the CSV are not those that the checkpoint was trained on: from
-            there on the run is another one.
-        wandb: log to Weights & Biases too, which takes the package wandb; without an account, offline.
-        seed: of the parameters, the order of the data, crops and noise.
-        device: auto takes ascend, gpu or cpu, the first that is there.
+        resume: continue from the newest checkpoint in output_path, if there is one.
+        resume_changed_data: resume even if the rows of the CSV are not those that the checkpoint was trained on, which
+            makes it a different run.
+        wandb: log to Weights & Biases too, which needs the package wandb; offline if there is no account.
+        seed: for the parameters, the order of the data, crops and noise.
+        device: auto picks the first available of ascend, gpu and cpu.
         mode: graph compiles once per shape, pynative runs op by op.
-        jit_level: how far the graph is fused: O0, O1, or O2 (Ascend only).
-        deterministic: on Ascend, have every kernel give the same bits each time, so that a run that was killed resumes
-            to the bit there too; false is faster.
+        jit_level: how much of the graph is fused: O0, O1, or O2 (Ascend only).
+        deterministic: on Ascend, use kernels that return the same bits each time, so that a killed run resumes
+            bit-exactly there too; false is faster.
     """
 
     output_path: str = "outputs/train"
@@ -76,14 +76,14 @@ class RunConfig:
             require(getattr(self, name) >= 0, self, name, "at least 0")
         if self.plugin is not None:
             for section in self._optimizers():
-                wanted = f"none of {', '.join(OF_WHOLE)} with plugin {self.plugin}: their steps take whole parameters"
+                wanted = f"none of {', '.join(OF_WHOLE)} with plugin {self.plugin}: their steps need whole parameters"
                 require(section.name not in OF_WHOLE, section, "name", wanted)
 
     def _optimizers(self) -> list[OptimizerConfig]:
         return [self.optim]
 
     def sharers(self, worker: runtime.Runtime) -> Group | None:
-        """The workers that share out what an update takes; None if each has the whole."""
+        """The workers that shard what an update needs; None if each has the whole."""
         return None if self.plugin is None else Group.of(worker)
 
     def task(self) -> "Task":
@@ -92,14 +92,14 @@ class RunConfig:
 
 
 class Task:
-    """One run's model, data and step; `mg.training.trainer.train` calls the methods in the order of this class.
+    """One run's model, data and step; `mg.training.trainer.train` calls the methods in the order they are defined here.
 
     Attributes:
         config: the run's.
-        source: what the rows are read from, for messages.
-        model, loader: what is trained and what on, from `build` on.
-        step: the gradients of batches and the updates that follow from them, from `begin` on.
-        worker: this process, and whom it shares tokens with, from `build` on.
+        source: where the rows are read from, for messages.
+        model, loader: what is trained and its data; set by `build`.
+        step: computes gradients and makes the updates; set by `begin`.
+        worker: this process, and the ones it shares tokens with; set by `build`.
     """
 
     source: str
@@ -112,10 +112,10 @@ class Task:
         self.config = config
 
     def find_checkpoint(self) -> Path | None:
-        """The checkpoint that the run goes on from; None where it begins.
+        """The checkpoint that the run resumes from; None for a new run.
 
         Raises:
-            TrainingError: there is one, but the run is not to go on.
+            TrainingError: there is one, but `resume` is not set.
         """
         output = Path(self.config.output_path)
         newest = next(reversed(list_checkpoints(output / "checkpoints")), None)
@@ -126,41 +126,41 @@ class Task:
         return newest
 
     def read_rows(self) -> list[IndexRow]:
-        """What is trained on."""
+        """The data to train on."""
         raise NotImplementedError
 
     def build(self, rows: Sequence[IndexRow], worker: runtime.Runtime, newest: Path | None) -> None:
         """Make the model and the loader.
 
         Args:
-            newest: the checkpoint that the run goes on from, whose weights the model gets later.
+            newest: the checkpoint that the run resumes from; its weights are loaded later.
         """
         raise NotImplementedError
 
     def begin(self, total: int, resumed: bool) -> None:
-        """Make the step, of a run of so many updates."""
+        """Make the step, for a run of `total` updates."""
         raise NotImplementedError
 
     def prepare(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        """What `step.accumulate` is given of a batch; it is compiled for every shape of the first of these."""
+        """The inputs of `step.accumulate` for a batch; it is compiled for every shape of the first one."""
         raise NotImplementedError
 
     def remark(self, step: int, result: StepResult) -> str | None:
-        """A line to say after update number `step`, if any."""
+        """A line to log after update number `step`, if any."""
         return None
 
     def draw(self, step: int) -> Path | None:
-        """A picture of what the model has learnt after `step` updates, if any."""
+        """A picture of the model's output after `step` updates, if any."""
         return None
 
     def validate(self, step: int) -> dict[str, float] | None:
-        """The `loss` after `step` updates on clips that nothing is learnt from, and whatever else is told of it; None
-        where it is not measured now. All workers ask at the same time, before the first update and after every one."""
+        """The `loss` after `step` updates on clips that are not trained on, and any further scalars; None if it is not
+        due. All workers call this at the same time, before the first update and after every one."""
         return None
 
 
 def freeze(model: StoredModel, parts: list[str]) -> None:
-    """Train nothing whose name begins with one of `parts`.
+    """Freeze the parameters whose names begin with one of `parts`.
 
     Raises:
         TrainingError: the model has no such part, or nothing is left to train.
@@ -169,7 +169,7 @@ def freeze(model: StoredModel, parts: list[str]) -> None:
         parameters = [p for name, p in model.named_weights() if f"{name}.".startswith(f"{part}.")]
         if not parameters:
             there = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in model.named_weights()))
-            raise TrainingError(f"model.freeze names {part!r}, which {model.name} has not; its parts are {there}")
+            raise TrainingError(f"model.freeze names {part!r}, which {model.name} doesn't have; its parts are {there}")
         for parameter in parameters:
             parameter.requires_grad = False
     if not model.trainable_params():

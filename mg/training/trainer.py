@@ -1,10 +1,10 @@
 """The training loop of every model.
 
-A run is a pure function of its config: the clip at place i of the global batch of step s, its noise and its dropout
-depend on (seed, s, i) alone. So a run that was killed resumes from its newest checkpoint with the very losses that it
-would have had, and several workers make the updates that one worker makes with a batch as large as all of theirs.
+A run is a pure function of its config: the clip at index i of the global batch of step s, its noise and its dropout
+depend only on (seed, s, i). So a killed run resumes from its newest checkpoint with exactly the losses it would have
+had, and several workers make the same updates as one worker with their combined batch.
 
-What is trained, and on what, is the task of a config, see `mg.training.task`.
+The model and its data come from the config's task, see `mg.training.task`.
 """
 
 import json
@@ -33,9 +33,9 @@ _logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Where a run stands: updates done, and those of each network that were left out, in all and last in a row; and
-    what its steps depend on: the workers, clips per update (of images there may be others; None in buckets), and
-    updates in all."""
+    """Progress of a run: updates done and, for each network, updates skipped in total and most recently in a row; also
+    what its steps depend on: workers, clips per update (may differ for images; None with buckets) and total
+    updates."""
 
     step: int = 0
     skipped: int = 0
@@ -47,7 +47,7 @@ class Progress:
     total: int | None = None
 
     def count(self, result: StepResult) -> None:
-        """Move on by an update."""
+        """Count one update."""
         self.step += 1
         self.skipped += not result.updated
         self.skipped_in_a_row = 0 if result.updated else self.skipped_in_a_row + 1
@@ -57,13 +57,13 @@ class Progress:
 
 
 def train(config: RunConfig) -> Path | None:
-    """Train as `config` says; returns the weights of the end, `<model>.ckpt` in the output folder.
+    """Run the training that `config` describes; returns the final weights, `<model>.ckpt` in the output folder.
 
-    Of several workers the first one writes all files, and the others return None.
+    With several workers, the first one writes all files and the others return None.
 
     Raises:
-        ValueError: a config, file or data set that training cannot work with, or a run that diverged.
-        OSError: a file that cannot be written.
+        ValueError: a config, file or data set is unusable for training, or the run diverged.
+        OSError: a file cannot be written.
     """
     task, output = config.task(), Path(config.output_path)
     trackers = [WandbRun(output, to_dict(config), config.resume)] if config.wandb else []
@@ -110,14 +110,14 @@ def train(config: RunConfig) -> Path | None:
             _validate(task, progress)
             for _ in updates:
                 if is_saved():
-                    step.state()  # to give the first worker its part
+                    step.state()  # a collective: the first worker needs this one's part
                 _validate(task, progress)
             step.updater.averaged()
             return None
         _say_what_changes(begun, progress)
         _write_config(output / "config.json", config, progress.step)
         _logger.info(
-            "%s: %.1fM trained parameters, %d rows, updates %d to %d of %d x %s, %s mode on %s",
+            "%s: %.1fM trainable parameters, %d rows, updates %d to %d of %d x %s, %s mode on %s",
             model.name,
             sum(p.size for p in step.updater.parameters) / 1e6,
             len(rows),
@@ -149,7 +149,7 @@ def train(config: RunConfig) -> Path | None:
                 _validate(task, progress, log)
     for left_out, whose in ((progress.skipped, ""), (progress.disc_skipped, " of the discriminator")):
         if left_out:
-            message = "%d of %d updates%s left out: their loss or gradient was not finite"
+            message = "%d of %d updates%s skipped: their loss or gradient was not finite"
             _logger.warning(message, left_out, total, whose)
     if loader.bad_files:
         first = printable(next(iter(loader.bad_files)))
@@ -160,7 +160,7 @@ def train(config: RunConfig) -> Path | None:
 
 
 def _updates(task: Task, progress: Progress, meter: SpeedMeter) -> Generator[StepResult, None, None]:
-    """Make the updates that are left, timed by `meter`; `progress` moves on before the result of each is given out."""
+    """Make the remaining updates, timed by `meter`; `progress` counts each one before its result is yielded."""
     config, loader, step = task.config, task.loader, task.step
     per_update, first = config.optim.accumulation, progress.step
     shapes: set[tuple] = set()
@@ -196,7 +196,7 @@ def _updates(task: Task, progress: Progress, meter: SpeedMeter) -> Generator[Ste
 
 
 def _validate(task: Task, progress: Progress, log: RunLog | None = None) -> None:
-    """Measure what is due. It comes behind the checkpoint: a run that goes on from there measures it again."""
+    """Validate if it is due. This runs after the checkpoint, so a run resumed from it validates again."""
     with runtime.CtrlC() as ctrl_c:
         measured = task.validate(progress.step)
         ctrl_c.check()
@@ -205,7 +205,7 @@ def _validate(task: Task, progress: Progress, log: RunLog | None = None) -> None
 
 
 def _scalars(result: StepResult, progress: Progress) -> dict[str, float]:
-    """What the log has of an update; of the discriminator only if it was updated."""
+    """The scalars logged for an update; the discriminator's only if it was updated."""
 
     def of(update: UpdateResult) -> dict[str, float]:
         return {"grad_norm": update.grad_norm, "lr": update.lr, "loss_scale": update.loss_scale}
@@ -218,12 +218,12 @@ def _scalars(result: StepResult, progress: Progress) -> dict[str, float]:
 
 
 def _compare_data(checkpoint: Path, noted: list[list[str]], config: RunConfig, source: str) -> None:
-    """Raise TrainingError where the rows are not those of the run, unless it may go on; then say how they differ."""
+    """Raise TrainingError if the rows are not those of the run, or only warn if `resume_changed_data` is set."""
     before = read_run(checkpoint).get("data")
     if before is None:
         _logger.warning(
-            "%s does not say which data it was trained on, as older versions did not: whether the rows of %s have "
-            "changed since is not known, and the run goes on",
+            "%s does not say which data it was trained on (it is from an older version): the run continues without "
+            "checking whether the rows of %s have changed since",
             checkpoint,
             source,
         )
@@ -231,11 +231,11 @@ def _compare_data(checkpoint: Path, noted: list[list[str]], config: RunConfig, s
     changes = one_line(describe_changes(before, noted))
     if changes and not config.resume_changed_data:
         raise TrainingError(
-            f"{source}: its rows are not those that {checkpoint} was trained on: {changes}. Give the CSV as "
-            "it was, or --resume_changed_data to go on with these rows: from there on the run is another one"
+            f"{source}: its rows are not those that {checkpoint} was trained on: {changes}. Restore the "
+            "CSV, or pass --resume_changed_data to continue with these rows, which makes it a different run"
         )
     if changes:
-        _logger.warning("resuming with other data than before: %s", changes)
+        _logger.warning("resuming with different data than before: %s", changes)
 
 
 def _progress(run: dict) -> Progress:
@@ -243,7 +243,7 @@ def _progress(run: dict) -> Progress:
 
 
 def _say_what_changes(before: Progress, now: Progress) -> None:
-    """Warn where a resumed run is not, from here on, the run that was begun."""
+    """Warn if a resumed run will differ from the one that was started."""
 
     def changes(**values: str) -> list[str]:
         pairs = {words: (getattr(before, name), getattr(now, name)) for name, words in values.items()}
@@ -251,22 +251,22 @@ def _say_what_changes(before: Progress, now: Progress) -> None:
 
     if changed := changes(workers="workers", clips="clips per update"):
         _logger.warning(
-            "resuming with other batches than before, %s: the order of the rows is another one from here on, so that "
-            "some may come twice in this epoch and others not at all. The learning rate goes on by the number of the "
-            "update; a decay ends with the last.",
-            ", ".join([*changed, *changes(total="updates in all")]),
+            "resuming with different batches than before, %s: the order of the rows changes from here on, so some may "
+            "come twice in this epoch and others not at all. The learning rate still follows the number of the update; "
+            "a decay ends with the last one.",
+            ", ".join([*changed, *changes(total="total updates")]),
         )
 
 
 def _write_config(path: Path, config: RunConfig, start: int) -> None:
-    """Write the run's settings, and say which of them differ from those that it was begun with."""
+    """Write the run's settings, and warn about those that differ from the ones it was started with."""
     settings = json.loads(json.dumps(to_dict(config)))
     if start and path.is_file():
         before, now = _flat(json.loads(path.read_text())), _flat(settings)
         changed = [key for key in now if not key.startswith("resume") and before.get(key) != now[key]]
         if changed:
             changes = ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in changed)
-            _logger.warning("resuming with other settings than before: %s", changes)
+            _logger.warning("resuming with different settings than before: %s", changes)
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(settings, indent=2) + "\n")
 

@@ -1,8 +1,8 @@
-"""A run's scalars and previews in Weights & Biases, https://docs.wandb.ai, by the package `wandb`, which is optional.
+"""A run's scalars and previews in Weights & Biases, https://docs.wandb.ai, through the optional package `wandb`.
 
-Its own environment variables hold: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and so on. Without an account, or where the
-service cannot be reached, the run is kept below the output folder, and `wandb sync` uploads it later. What fails there
-ends no training: the run goes on without it.
+Its environment variables apply: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY and so on. Without an account, or if the
+service cannot be reached, the run is stored in the output folder, and `wandb sync` uploads it later. Failures there
+never end the training: the run continues without it.
 """
 
 import importlib
@@ -20,23 +20,23 @@ from mg.plain_text import one_line
 
 _logger = logging.getLogger(__name__)
 
-# What wandb reads once, unless the user has set it.
+# Settings that wandb reads once, unless the user has set them.
 _DEFAULTS = {
     "WANDB_PROJECT": "mg",
-    "WANDB_SILENT": "true",  # it says little here that is not said in a line of ours
+    "WANDB_SILENT": "true",  # its output here mostly repeats our own log
     "WANDB_CONSOLE": "off",  # a copy of the terminal would be mostly progress bar
-    "WANDB_INIT_TIMEOUT": "30",  # seconds until a service that does not answer is given up
-    "WANDB_FINISH_TIMEOUT": "600",  # seconds for the last uploads; what is left then lies on the disk
+    "WANDB_INIT_TIMEOUT": "30",  # seconds to wait for a service that does not answer
+    "WANDB_FINISH_TIMEOUT": "600",  # seconds for the last uploads; the rest stays on disk
 }
 
 
 class WandbRun:
-    """A run in wandb, the same one from the first update to the last: a resumed run finds its id in the output folder.
+    """A run in wandb. A resumed run continues the same one: its id is in the output folder.
 
     Args:
         folder: of the run's output; wandb's files go to `wandb/` in it.
-        settings: the run's config, shown beside its curves.
-        resume: go on in the run that the folder holds, if it holds one.
+        settings: the run's config, shown next to its curves.
+        resume: continue the run in the folder, if there is one.
 
     Raises:
         ValueError: the package is not installed.
@@ -48,7 +48,7 @@ class WandbRun:
         self._run: Any = None
 
     def begin(self) -> None:
-        """Start the run, or go on with it; offline where it cannot be online."""
+        """Start or continue the run; offline if it cannot be online."""
         path = self.folder / "wandb" / "run_id.txt"
         run_id = path.read_text().strip() if self.resume and path.is_file() else secrets.token_hex(4)
         with atomic_write(path) as partial:
@@ -71,7 +71,7 @@ class WandbRun:
             self._tell(lambda: self._run.log({"step": step, name: self._wandb.Image(str(path))}))
 
     def close(self, failed: bool = False) -> None:
-        """End the run, when all of it is uploaded."""
+        """End the run once everything is uploaded."""
         if self._run is not None:
             self._tell(lambda: self._run.finish(exit_code=int(failed)))
         self._run = None
@@ -80,11 +80,11 @@ class WandbRun:
         reason = ""
         try:
             run = self._wandb.init(**options)
-        except Exception as error:  # no account, no answer, an id that was deleted there, ...
+        except Exception as error:  # no account, no answer, an id deleted there, ...
             reason = f" ({one_line(error)[:200]})"
             self._wandb.teardown()  # which still holds the id
             run = self._wandb.init(**options, mode="offline")
-        # Not wandb's own count of steps, which must grow: a killed run makes its last updates again.
+        # Not wandb's own step count, which must grow: a killed run repeats its last updates.
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
         self._run = run
@@ -98,15 +98,15 @@ class WandbRun:
     def _tell(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # whatever it is: the training is worth more
+        except Exception as error:  # of any kind: the training matters more
             self._run = None
-            _logger.warning("wandb failed, and the run goes on without it: %s", one_line(error)[:200])
+            _logger.warning("wandb failed, the run continues without it: %s", one_line(error)[:200])
 
 
 def _import():
     try:
         wandb = importlib.import_module("wandb")
-        missing = None if hasattr(wandb, "init") else "found a folder of that name"  # that another run left, say
+        missing = None if hasattr(wandb, "init") else "found a folder of that name"  # e.g. from another run
     except ImportError as error:
         missing = str(error)
     if missing:
@@ -119,7 +119,7 @@ def _import():
 
 @contextmanager
 def _nobody_to_ask() -> Iterator[None]:
-    """Let standard input be empty: wandb would ask a terminal for an account, and wait."""
+    """Make standard input empty: wandb would ask for an account on a terminal, and wait."""
     before = sys.stdin
     with open(os.devnull) as sys.stdin:
         try:

@@ -1,4 +1,4 @@
-"""What the workers of a run keep in common, beside their gradients."""
+"""What the workers of a run share besides their gradients."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ class WorkersError(ValueError):
 
 
 def require_same(worker: Runtime, parts: dict[str, Iterable[bytes]]) -> None:
-    """Compare by hash what each of the workers has; `parts` by the names that a message is to call them.
+    """Check by hash that all workers have the same `parts`, which are keyed by their names for messages.
 
     Raises:
-        WorkersError: on all workers alike, where one has not what the first has.
+        WorkersError: on all workers, if one differs from the first.
     """
     if worker.world_size == 1:
         return
@@ -31,16 +31,16 @@ def require_same(worker: Runtime, parts: dict[str, Iterable[bytes]]) -> None:
         different = " and ".join(name for name in parts if other[name] != first[name])
         if different:
             raise WorkersError(
-                f"worker {rank} has not what worker 0 has: its {different} differ; give all workers the same command, "
-                "the same files, and one output_path that they share"
+                f"worker {rank} does not match worker 0: its {different} differ; give all workers the same command, "
+                "the same files, and one shared output_path"
             )
 
 
 def share_bad_files(worker: Runtime, loader: ClipLoader, known: set[str]) -> None:
-    """Let the bad files that other workers came upon count here too, so that all workers stop at the same batch.
+    """Count the bad files found by other workers here too, so that all workers stop at the same batch.
 
     Args:
-        known: those that were shared before; those that are now are added.
+        known: files that were shared before; newly shared ones are added.
     """
     found = {name: reason for name, reason in loader.bad_files.items() if name not in known}
     for content in worker.gather(json.dumps(found).encode() if found else b""):
