@@ -41,16 +41,7 @@ RESOLUTIONS = (
     "2048", "2880", "4k",
 )  # fmt: skip
 _BY_NAME = {"240p": 240 * 426, "480p": 480 * 854, "2k": 1440 * 2560, "4k": 2160 * 3840}
-_RATIOS = (
-    "2.39:1",
-    "2:1",
-    "16:9",
-    "1.85:1",
-    "5:8",
-    "3:2",
-    "4:3",
-    "1:1",
-)  # width to height; each stands for both orientations
+_RATIOS = ("2.39:1", "2:1", "16:9", "1.85:1", "5:8", "3:2", "4:3", "1:1")  # width to height, and their inverses
 
 # Why a row has no place, and what would help; the lowest of several reasons counts.
 TOO_SMALL, NO_LENGTH, STOPPED, NOT_KEPT = -1, -2, -3, -4

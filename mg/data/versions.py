@@ -1,4 +1,4 @@
-"""Whether the installed packages read files correctly. Hosts that manage their own environment may keep old versions."""
+"""Whether the installed packages read files correctly. Hosts with their own environment may keep old versions."""
 
 from functools import cache
 
