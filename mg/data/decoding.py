@@ -189,7 +189,7 @@ class AvReader(VideoReader):
                 return frames
             first, last = min(places), max(places)
             if first < 0:
-                raise VideoError(f"{self.path}: frame {first} was asked for; the first one is 0")
+                raise VideoError(f"{self.path}: frame {first} was requested; the first one is 0")
             if self._cursor is None or first < self._next:
                 self._cursor, self._next = self._frames(), 0
             cursor, self._cursor = self._cursor, None  # kept only if all goes well
@@ -197,7 +197,7 @@ class AvReader(VideoReader):
                 _, frame = next(cursor, (None, None))
                 if frame is None:
                     missing = min(index for index in places if index >= self._next)
-                    raise VideoError(f"{self.path}: frame {missing} was asked for, of {self._next}")
+                    raise VideoError(f"{self.path}: frame {missing} was requested, but there are {self._next}")
                 for place in places.get(self._next, ()):
                     frames[place] = self._picture(frame, size)
                 self._next += 1

@@ -68,7 +68,7 @@ class DecordReader(VideoReader):
         with reading(self.path, "frames do not decode"):
             for index in indices:
                 if not 0 <= index < self.num_frames:
-                    raise VideoError(f"{self.path}: frame {index} was asked for, of {self.num_frames}")
+                    raise VideoError(f"{self.path}: frame {index} was requested, but there are {self.num_frames}")
                 frames.append(resize(self._reader[int(index)].asnumpy(), height, width)[None])
         return np.concatenate(frames)
 

@@ -85,7 +85,7 @@ class Timeline:
         """What there is, in words, and how many frames of the video a clip of `num_frames` needs."""
         if self.is_regular:
             return f"{len(self)} frames", (num_frames - 1) * stride * frame_interval(self.fps, fps_max) + 1
-        return f"{len(self)} frames, of which {self.length(fps_max, stride)} are left by time", num_frames
+        return f"{len(self)} frames, of which {self.length(fps_max, stride)} remain after thinning", num_frames
 
     def length(self, fps_max: float | None, stride: int) -> int:
         """How many frames a clip of the whole video has."""
