@@ -502,7 +502,7 @@ def test_what_has_no_effect_beside_buckets_is_said(folder, caplog):
     with caplog.at_level(logging.WARNING):
         load(folder, batch_size=4, sample_n_frames=8)
         load(folder, rank=1, world_size=2, batch_size=4, buckets={"64px": {4: [1.0, 1]}})
-    said = [record.getMessage() for record in caplog.records if "instead" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "overrides" in record.getMessage()]
     assert said == [
         f"data.{name} is {value}, but data.buckets overrides it"
         for name, value in (("sample_n_frames", 8), ("batch_size", 4))

@@ -39,8 +39,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name with the same suffix, no longer than a long `path.name` itself, because file systems limit the
-    length of names."""
+    """A hidden name with the same suffix; no longer than a long `path.name`, since file systems limit names."""
     rest = f".{secrets.token_hex(4)}{path.suffix}"
     room = max(len(os.fsencode(path.name)), 64) - len(os.fsencode(rest)) - 1
     return path.with_name(f".{os.fsdecode(os.fsencode(path.stem)[: max(room, 0)])}{rest}")
