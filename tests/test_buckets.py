@@ -245,7 +245,7 @@ def test_a_wrong_bucket_is_named_with_what_would_be_right(config, message):
 
 
 def test_a_resolution_smaller_than_a_cell_of_the_models_grid_is_named():
-    with pytest.raises(DataError, match="bucket 16px: it has 256 pixels; the model takes 32 x 32 and more"):
+    with pytest.raises(DataError, match="bucket 16px: it has 256 pixels; the model needs at least 32 x 32"):
         bucket_sizes("16px", 32)
 
 
@@ -502,9 +502,9 @@ def test_what_has_no_effect_beside_buckets_is_said(folder, caplog):
     with caplog.at_level(logging.WARNING):
         load(folder, batch_size=4, sample_n_frames=8)
         load(folder, rank=1, world_size=2, batch_size=4, buckets={"64px": {4: [1.0, 1]}})
-    said = [record.getMessage() for record in caplog.records if "instead" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "overrides" in record.getMessage()]
     assert said == [
-        f"data.{name} is {value}, which data.buckets decides instead"
+        f"data.{name} is {value}, but data.buckets overrides it"
         for name, value in (("sample_n_frames", 8), ("batch_size", 4))
     ]
 
@@ -517,7 +517,7 @@ def test_files_that_cannot_be_opened_count_as_bad_before_the_first_batch(folder,
     assert sorted(take(loader, 1)[0].names) == ["v0.mp4", "v2.mp4"]
     with pytest.raises(DataError, match="2 of 4 files could not be used, more than max_bad_share = 0.2"):
         ClipLoader(rows, DataConfig(buckets={"64px": {4: [1.0, 2]}}, max_bad_share=0.2))
-    with pytest.raises(DataError, match="2 of 2 files could not be used, and no other is left"):
+    with pytest.raises(DataError, match="2 of 2 files could not be used, and none is left"):
         ClipLoader(rows[1:3], DataConfig(buckets={"64px": {4: [1.0, 2]}}, max_bad_share=1.0))
 
 

@@ -368,8 +368,8 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
     (tmp_path / "w.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     (tmp_path / "empty").mkdir()
     for name, reason in (
-        ("w.txt", "no weight file"),
-        ("w.pt", "a pointer of Git LFS"),
+        ("w.txt", "not a weight file"),
+        ("w.pt", "a Git LFS pointer"),
         ("none.ckpt", "no such file or folder"),
         ("empty", "holds no weights"),
     ):
@@ -403,7 +403,7 @@ def test_sharded_folders_are_read_and_their_shards_stay_inside(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "part-a.safetensors", "b": "part-b.safetensors"}}))
     assert_same(read_state_dict(tmp_path), tensors)
     for shards, reason in (
-        ({"a": "../part-a.safetensors"}, "must be a file beside it"),
+        ({"a": "../part-a.safetensors"}, "must be a file next to it"),
         ({"a": "part-a.safetensors", "c": "part-b.safetensors"}, "c and 0 more are in no shard"),
         ({"a": "part-z.safetensors"}, "No such file"),
         ([], "weight_map"),

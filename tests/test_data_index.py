@@ -111,8 +111,8 @@ def test_paths_that_lead_outside_are_refused(tmp_path, path):
             "video,caption\na.mp4,one, two\n",
             "line 2: there are 3 cells where the header has 2; a cell that holds a comma",
         ),
-        ("video;caption\na.mp4;x\n", "columns are separated by semicolons; they must be by commas"),
-        ('"path"\t"text"\na.mp4\tx\n', "columns are separated by tabs; they must be by commas"),
+        ("video;caption\na.mp4;x\n", "columns are separated by semicolons; use commas"),
+        ('"path"\t"text"\na.mp4\tx\n', "columns are separated by tabs; use commas"),
         ("path,text,path\na.mp4,x,b.mp4\n", "the column 'path' is there twice"),
         (",,\n", "empty"),
     ],
@@ -150,7 +150,7 @@ def test_a_row_whose_file_held_nothing_is_counted_and_no_error(tmp_path, caplog,
     good, bad = index(tmp_path, text)
     assert (good.num_frames, good.height, good.width, good.fps) == (12, 32, 64, 8)
     assert bad.name == "bad.mp4" and not (bad.num_frames and bad.height and bad.width)
-    assert "set.csv: 1 of 2 rows say that their files hold nothing: bad.mp4" in caplog.text
+    assert "set.csv: 1 of 2 rows say that their files are empty: bad.mp4" in caplog.text
 
 
 def test_files_as_pandas_and_spreadsheets_write_them(tmp_path):
@@ -198,7 +198,7 @@ def test_a_parquet_file_is_read_like_a_csv(tmp_path, caplog):
     parquet.write_table(pyarrow.table(TABLE), path)
     rows = read_index(path)
     assert facts(rows) == ROWS and rows[1].path == tmp_path / "sub" / "b.mp4"
-    assert "1 of 3 rows say that their files hold nothing: bad.mp4" in caplog.text
+    assert "1 of 3 rows say that their files are empty: bad.mp4" in caplog.text
     for change, message in {
         "path": "no column 'video' or 'path'; its columns are text, num_frames, height, width, fps, aesthetic",
         "fps": "row 2: the column 'fps' is '-3.0'; it must be a number above 0, or empty",
@@ -233,7 +233,7 @@ def test_without_pyarrow_pandas_reads_parquet_and_without_both_it_is_said_what_t
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(read_parquet=lambda _: Frame()))
     assert facts(read_index(path)) == ROWS
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(DataError, match="set.parquet: a parquet file takes pyarrow or pandas .*: pip install pyarrow"):
+    with pytest.raises(DataError, match="set.parquet: a parquet file needs pyarrow or pandas .*: pip install pyarrow"):
         read_index(path)
 
 

@@ -65,7 +65,7 @@ def test_frames_come_in_the_order_asked_for(video, backend):
     everything = reader.read(range(10))
     assert np.array_equal(reader.read([7, 2, 2, 9]), everything[[7, 2, 2, 9]])
     assert reader.read([]).shape == (0, 40, 56, 3)
-    with pytest.raises(VideoError, match="frame 10 was asked for, of 10"):
+    with pytest.raises(VideoError, match="frame 10 was requested, but there are 10"):
         reader.read([0, 10])
 
 

@@ -83,7 +83,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(row):
     next(batches)
     for worker in psutil.Process().children():
         worker.kill()
-    with pytest.raises(WorkerError, match="ended by signal 9 at .*clip.mp4; .*lower data.num_workers") as error:
+    with pytest.raises(WorkerError, match="killed by signal 9 at .*clip.mp4; .*lower data.num_workers") as error:
         for _ in range(10):  # some were read before
             next(batches)
     assert "\n" not in str(error.value)

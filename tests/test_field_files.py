@@ -130,7 +130,7 @@ def test_frames_are_thinned_by_time_where_the_rate_varies(field, suffix):
     assert fps == pytest.approx(24 * FPS / 138, rel=0.01), "plays as long as the video"
     assert clip_boxes(path, frame_stride=6)[0] == [*range(0, 30, 6), *range(30, 40)], "half a second"
     assert clip_boxes(path, frame_stride=2, fps_max=6)[0] == [*range(0, 30, 4), *range(31, 40)]
-    with pytest.raises(VideoError, match="of which 25 are left by time; 26 are needed|ends after 25 of 26 frames"):
+    with pytest.raises(VideoError, match="of which 25 remain after thinning; 26 are needed|ends after 25 of 26 frames"):
         clip_boxes(path, fps_max=6, num_frames=26)
 
 
@@ -149,7 +149,9 @@ def test_clips_of_training_are_taken_by_time_where_the_rate_varies(field):
 
 def test_a_clip_too_long_for_what_is_left_by_time_is_said(field):
     reader = ClipReader(config(fps_max=6, image_size=96, crop_size=96))
-    with pytest.raises(VideoError, match="variable.mp4: too short: 40 frames, of which 25 are left by time, 26 needed"):
+    with pytest.raises(
+        VideoError, match="variable.mp4: too short: 40 frames, of which 25 remain after thinning, 26 needed"
+    ):
         reader.read(row(field[0] / "variable.mp4"), 26, (96, 96), (0,))
 
 
@@ -177,7 +179,7 @@ def test_training_uses_what_decodes_and_says_how_much_unless_told_otherwise(fiel
         with pytest.raises(VideoError, match=rf"{name}: cut short or damaged: {count} of its \d+ frames decode"):
             open_video(folder / name).decoded()
     (counted,) = remarks.counts()
-    assert counted.endswith(f"what decodes was used (allow_partial): {len(broken)}")
+    assert counted.endswith(f"decodable frames were used (allow_partial): {len(broken)}")
     rows = [row(folder / name) for name in broken]
     for allowed in (True, False):
         loader = ClipLoader(rows, config(batch_size=len(rows), allow_partial=allowed))

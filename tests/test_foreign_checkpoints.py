@@ -115,9 +115,7 @@ def test_the_only_weight_file_of_a_folder_is_taken_and_several_are_named(tmp_pat
 
 def test_a_json_that_is_no_index_is_said_to_be_that(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match=r"config.json: is JSON, but no index of weights .* name the weights' file"
-    ):
+    with pytest.raises(CheckpointError, match=r"config.json: is JSON, but not a weight index .* name the weight file"):
         read_state_dict(tmp_path / "config.json")
 
 
@@ -148,12 +146,12 @@ def test_a_safetensors_file_is_none_of_pytorchs_whatever_its_headers_length(tmp_
     "content, reason",
     [
         (b"", "is empty"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer"),
         (b"<!DOCTYPE html><html>", "is a web page"),
         (b"\n\n<html>", "is a web page"),
         (b'{"error": "Unauthorized"}', "is JSON, not weights"),
         (b"GGUF\3\0\0\0", "is a GGUF file; safetensors, PyTorch's and MindSpore's can be read"),
-        (b"weights", "no weight file that can be read"),
+        (b"weights", "not a weight file that can be read"),
     ],
 )
 def test_what_is_no_weight_file_is_said_to_be_what_it_is(tmp_path, content, reason):
@@ -212,10 +210,10 @@ def test_of_several_state_dicts_one_is_taken_by_its_key(tmp_path):
     with pytest.raises(CheckpointError, match=r"x.pt: holds several state dicts \(model, ema\); .* mg-convert --key"):
         read_state_dict(tmp_path / "x.pt")
     assert_is_state(tmp_path / "x.pt", "ema")
-    with pytest.raises(CheckpointError, match=r"holds no dict 'emma'; what it holds is model, ema"):
+    with pytest.raises(CheckpointError, match=r"holds no dict 'emma'; it holds model, ema"):
         read_state_dict(tmp_path / "x.pt", "emma")
     write_state_dict(tmp_path / "x.safetensors", {"x": np.ones(1)})
-    with pytest.raises(CheckpointError, match="holds its tensors as they are, and no dict 'ema'"):
+    with pytest.raises(CheckpointError, match="holds its tensors directly, not in a dict 'ema'"):
         read_state_dict(tmp_path / "x.safetensors", "ema")
 
 
@@ -224,12 +222,12 @@ def test_of_several_state_dicts_one_is_taken_by_its_key(tmp_path):
     [
         (
             {"optimizer": MOMENTS, "epoch": 3},
-            r"holds no state dict; what is there is optimizer \(dict\), epoch \(int\)",
+            r"holds no state dict; it holds optimizer \(dict\), epoch \(int\)",
         ),
-        ({"w": np.ones(3), "v": np.ones(3)}, r"what is there is w \(numpy.*\), v \("),
+        ({"w": np.ones(3), "v": np.ones(3)}, r"it holds w \(numpy.*\), v \("),
         ([], "holds no state dict"),
-        (3, "holds no state dict, but an object of int"),
-        (torch.nn.Linear(2, 2), r"but an object of torch.nn.modules.linear.Linear; save its state_dict\(\)"),
+        (3, "holds no state dict, but an object of type int"),
+        (torch.nn.Linear(2, 2), r"but an object of type torch.nn.modules.linear.Linear; save its state_dict\(\)"),
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
@@ -245,7 +243,7 @@ def test_pickles_and_zips_of_other_makes_are_said_to_be_those(tmp_path):
     np.savez(tmp_path / "arrays.npz", w=np.ones(1))
     for file, reason in (
         ("script.pt", r"holds a TorchScript model; load it with torch.jit.load and save its state_dict\(\)"),
-        ("plain.pkl", "is a pickle, but none that torch.save wrote"),
+        ("plain.pkl", "is a pickle, but not one that torch.save wrote"),
         ("arrays.npz", "is a zip file, but not one of PyTorch's"),
     ):
         with pytest.raises(CheckpointError, match=f"{file}: {reason}"):

@@ -61,6 +61,6 @@ def test_what_would_not_be_whole_is_refused():
     writer.write("x", 0, array(2, 5))
     with pytest.raises(CheckpointError, match="x: 4 bytes of it were never written"):
         writer.finish()
-    with pytest.raises(CheckpointError, match="x: is there already"):
+    with pytest.raises(CheckpointError, match="x: was already added"):
         writer.add("x", (2, 6))
     assert writer.has_room({"y": (2, 6)}) and not writer.has_room({"y" * 60: (2, 6)})

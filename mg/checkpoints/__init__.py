@@ -1,8 +1,7 @@
-"""Reading and writing weights: safetensors, PyTorch's files without torch, MindSpore's .ckpt.
+"""Reading and writing weights: safetensors, PyTorch files without torch, MindSpore's .ckpt.
 
-A file from elsewhere is never trusted: nothing in it runs, no size that it claims is believed before it is checked,
-and whatever is wrong with it comes out as one CheckpointError that names the file. Files are written whole or not at
-all. Neither MindSpore nor torch is needed.
+Files are never trusted: nothing in them is executed, every size they claim is checked before it is used, and anything
+wrong raises a single CheckpointError that names the file. Writing is atomic. Neither MindSpore nor torch is needed.
 """
 
 from mg.checkpoints.atomic import atomic_write, naming, sync

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files atomically."""
 
 import contextlib
 import os
@@ -10,17 +10,17 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary file beside `path`, of the same suffix, that takes its place when the block ends well.
+    """Yield a temporary file next to `path`, with the same suffix, that replaces `path` when the block succeeds.
 
-    If the block raises, the temporary file goes and an older file at `path` stays as it was. Missing parent folders
-    are made. The file gets the mode that the umask gives, whatever mode the block left it with.
+    If the block raises, the temporary file is removed and an older file at `path` is left untouched. Missing parent
+    folders are created. The file gets the mode that the umask implies, whatever mode the block gave it.
 
     Raises:
-        OSError: the folder cannot be written, the disk is full, or `path` is a folder; it names `path`.
+        OSError: the folder cannot be written, the disk is full, or `path` is a folder; the error names `path`.
     """
     path = Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; a file was to be written there")
+        raise IsADirectoryError(f"{path} is a folder; a file should be written there")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     with naming(path, temporary):
@@ -39,8 +39,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name of the same suffix, no longer than the name itself where that is long: a file system may take no
-    more."""
+    """A hidden name with the same suffix; no longer than a long `path.name`, since file systems limit names."""
     rest = f".{secrets.token_hex(4)}{path.suffix}"
     room = max(len(os.fsencode(path.name)), 64) - len(os.fsencode(rest)) - 1
     return path.with_name(f".{os.fsdecode(os.fsencode(path.stem)[: max(room, 0)])}{rest}")
@@ -48,7 +47,7 @@ def _beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike, *stand_ins: str | os.PathLike) -> Iterator[None]:
-    """Let an OSError that names no file, as a full disk's does, or one of `stand_ins`, name `path`."""
+    """Make an OSError name `path` if it names no file (as when the disk is full) or one of `stand_ins`."""
     try:
         yield
     except OSError as error:
@@ -58,7 +57,7 @@ def naming(path: str | os.PathLike, *stand_ins: str | os.PathLike) -> Iterator[N
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on disk."""
+    """Wait until a file, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Which weights these are."""
+"""Identifying weights by hash."""
 
 import hashlib
 from functools import partial
@@ -8,7 +8,7 @@ WEIGHT_SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".json"}
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file, as sha256sum has it; of a folder, that of the names and hashes of its weights and configs."""
+    """The hash of a file, as sha256sum prints it; for a folder, one of its weights' and configs' names and hashes."""
     if path.is_file():
         digest = hashlib.sha256()
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Which file of a folder holds the weights, which describes them, and where released ones come from."""
+"""Which file in a folder holds the weights, which one describes them, and where to get released weights."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from mg.checkpoints.report import CheckpointError
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_NAMES = (  # the first that is there is taken
+_NAMES = (  # the first one found is used
     "model.safetensors",
     "model.ckpt",
     "diffusion_pytorch_model.safetensors",
@@ -18,10 +18,10 @@ _NAMES = (  # the first that is there is taken
     "pytorch_model.pt",  # Tencent's
     "pytorch_model.bin",
 )
-_BESIDE = re.compile(r"optim|sched|random_states|scaler|running_states")  # what training keeps beside the weights
-_BELOW = ("model", "vae")  # of a checkpoint of Open-Sora's training, of a diffusers pipeline
+_BESIDE = re.compile(r"optim|sched|random_states|scaler|running_states")  # what training saves next to the weights
+_BELOW = ("model", "vae")  # in an Open-Sora training checkpoint, in a diffusers pipeline
 
-# The last name of a path that shipped configs and the documents have -> where to get what is meant.
+# The last component of a path used in shipped configs and documents -> where to get it.
 _RELEASED = {
     "F32T4C128_AE.safetensors": "get it from hpcai-tech/Open-Sora-v2-Video-DC-AE on Hugging Face",
     "OpenSora-VAE-v1.2": "get it from hpcai-tech/OpenSora-VAE-v1.2 on Hugging Face",
@@ -43,19 +43,19 @@ _RELEASED = {
 
 
 def where_from(path: str | os.PathLike) -> str:
-    """How one comes by released weights that a path names, as the end of a sentence; "" for others."""
+    """How to get the released weights that a path names, as the end of a sentence; "" for other paths."""
     hint = _RELEASED.get(Path(path).name)
     return f"; {hint}" if hint else ""
 
 
 def weights_in(path: Path) -> Path:
-    """The weight file, or the index of its shards, that a path means.
+    """The weight file, or the index of its shards, that a path refers to.
 
-    In a folder that is a file of a usual name, else any `*.index.json`, else the only weight file; in the folder
+    In a folder this is a file with a usual name, else any `*.index.json`, else the only weight file; in the folder
     itself, or in `model` or `vae` below it.
 
     Raises:
-        CheckpointError: there is nothing at `path`, or no weights, or several.
+        CheckpointError: `path` does not exist, or has no weights or several weight files.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder{where_from(path)}")
@@ -71,23 +71,23 @@ def weights_in(path: Path) -> Path:
         files = [file for file in files if not _BESIDE.search(file.name)]
         if len(files) > 1:
             names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
-            raise CheckpointError(f"{folder}: holds several weight files ({names}); name the one that is meant")
+            raise CheckpointError(f"{folder}: holds several weight files ({names}); name the one to use")
         if files:
             return files[0]
     raise CheckpointError(
-        f"{path}: holds no weights; {_NAMES[0]}, {_NAMES[1]}, an index *.index.json or a single weight file "
-        f"({', '.join(WEIGHT_SUFFIXES)}) was looked for, there and in {' and '.join(_BELOW)} below it"
+        f"{path}: holds no weights; looked for {_NAMES[0]}, {_NAMES[1]}, an index *.index.json or a single weight file "
+        f"({', '.join(WEIGHT_SUFFIXES)}), there and in {' and '.join(_BELOW)} below it"
     )
 
 
 def config_of(path: Path, weights: Path) -> Path | None:
-    """The JSON file that describes the model of `weights`, which `path` means: X.json beside X.ckpt, else config.json
-    there, else in the folder `path`."""
+    """The JSON file that describes the model of `weights`, which were found at `path`: X.json next to X.ckpt, else
+    config.json there, else config.json in the folder `path`."""
     beside = [weights.with_suffix(".json"), weights.with_name("config.json"), path / "config.json"]
     return next((file for file in beside if file != weights and file.is_file()), None)
 
 
 def _indexes(folder: Path) -> list[Path]:
-    """Indexes of shards of weights, safetensors first, plain names before those of a variant."""
+    """Indexes of weight shards, safetensors first, plain names before variants."""
     found = [file for file in folder.glob("*.index.json") if not _BESIDE.search(file.name) and file.is_file()]
     return sorted(found, key=lambda file: (".safetensors" not in file.name, len(file.name), file.name))

@@ -1,11 +1,11 @@
-"""MindSpore's .ckpt: protocol buffers, one message per tensor, and at the end a CRC-32 if it was asked for.
+"""MindSpore's .ckpt: protocol buffers, one message per tensor, and an optional CRC-32 at the end.
 
     message Checkpoint { message Value { required string tag = 1; TensorProto tensor = 2; } repeated Value value = 1; }
     message TensorProto { repeated int64 dims = 1; required string tensor_type = 2; required bytes tensor_content = 3; }
 
-Read and written here rather than by MindSpore because its loader believes `dims` without looking at how many bytes
-there are and hands out foreign memory, and because its writer deletes the old file first. A tensor may lie in slices,
-consecutive values of one tag.
+Read and written here rather than by MindSpore because its loader trusts `dims` without checking the number of bytes and
+exposes foreign memory, and because its writer deletes the old file first. A tensor may be split into slices,
+consecutive values with the same tag.
 """
 
 import zlib
@@ -45,7 +45,7 @@ _LENGTH_DELIMITED = 2
 
 
 def read(source: Source) -> dict[str, StoredTensor]:
-    """The tensors of an open .ckpt, a text as an array of str. Where the file carries a CRC it is checked."""
+    """The tensors of an open .ckpt; a text becomes an array of str. The CRC is checked if the file has one."""
     end = _check_crc(source)
     if not end:
         raise CheckpointError("is empty")
@@ -63,7 +63,7 @@ def read(source: Source) -> dict[str, StoredTensor]:
 
 
 def write(file: BinaryIO, tensors: Mapping[str, np.ndarray], types: Mapping[str, str]) -> None:
-    """Write tensors in the order given, floating ones as the type of their name, and their CRC."""
+    """Write tensors in the given order, followed by their CRC; `types` has the type of each floating tensor by name."""
     crc = 0
     for name, array in tensors.items():
         code, array = encode(name, array, types[name])
@@ -80,7 +80,7 @@ def write(file: BinaryIO, tensors: Mapping[str, np.ndarray], types: Mapping[str,
 
 
 def _check_crc(source: Source) -> int:
-    """Where the messages end."""
+    """Check the CRC, if there is one, and return where the messages end."""
     end = source.size - len(_CRC_MARK) - _CRC_BYTES
     if end < 0 or source.read(end, len(_CRC_MARK)) != _CRC_MARK:
         return source.size
@@ -93,7 +93,7 @@ def _check_crc(source: Source) -> int:
 
 
 def _read_value(source: Source, start: int, end: int) -> tuple[str, str, list[int], tuple[int, int]]:
-    """One Value: tag, type, dims, and where the content lies."""
+    """One Value: tag, type, dims, and the byte range of the content."""
     tag, tensor = None, None
     for number, begin, stop in _fields(source, start, end):
         if number == 1 and stop is not None:
@@ -135,7 +135,7 @@ def _stored(source: Source, tag: str, kind: str, dims: list[int], spans: list[tu
 
 
 def _fields(source: Source, position: int, end: int) -> Iterator[tuple[int, int, int | None]]:
-    """The fields of a message: (number, start, stop) of the bytes, or (number, value, None) of a whole number."""
+    """The fields of a message: (number, start, stop) for bytes, or (number, value, None) for an integer."""
     while position < end:
         key, position = _read_varint(source, position, end)
         value, position = _read_varint(source, position, end)

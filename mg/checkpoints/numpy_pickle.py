@@ -1,7 +1,7 @@
-"""Pickles of numpy arrays in nested dicts, as JAX's users save weights, read without running anything in them.
+"""Pickles of numpy arrays in nested dicts, as JAX users save weights, read without executing anything in them.
 
-The unpickler is that of PyTorch's files: it knows plain containers and nothing that can be called. This one knows
-numpy's arrays beside them, of numbers in the bytes of the file itself, and no other kind of array.
+Based on the unpickler for PyTorch files, which knows plain containers and nothing callable. This one also knows numpy
+arrays of numbers whose bytes are in the file itself, and no other kind of array.
 """
 
 import io
@@ -38,7 +38,8 @@ def read_numpy_pickle(path: str | os.PathLike) -> dict[str, np.ndarray]:
         Floating arrays as float32, to which fp16 widens exactly; others in their own type.
 
     Raises:
-        CheckpointError: whatever is wrong, or anything but dicts of numpy arrays, in one line that names the file.
+        CheckpointError: anything goes wrong, or the file holds anything but dicts of numpy arrays; one line names the
+            file.
     """
     path = Path(path)
     with reading(path), open(path, "rb") as file:
@@ -55,15 +56,15 @@ def _collect(found: object, name: str, arrays: dict[str, np.ndarray], seen: set[
     if isinstance(found, _Array):
         arrays[name] = found.decoded(name)
     elif type(found) is dict and id(found) not in seen:
-        seen.add(id(found))  # for a dict may hold itself, or another one a thousand times
+        seen.add(id(found))  # a dict may contain itself, or another one a thousand times
         for key, value in found.items():
             _collect(value, f"{name}/{key}" if name else str(key), arrays, seen)
     else:
-        raise CheckpointError(f"{name[:200] or 'what it holds'} is neither a numpy array nor a dict of its own")
+        raise CheckpointError(f"{name[:200] or 'what it holds'} is neither a numpy array nor a dict, or repeats one")
 
 
 class _Type:
-    """A numpy.dtype as the pickle builds it: its code, then its byte order."""
+    """A numpy.dtype as the pickle builds it: first its code, then its byte order."""
 
     def __init__(self, code: object):
         self.code = code
@@ -71,7 +72,7 @@ class _Type:
 
 
 class _Array:
-    """A numpy.ndarray as the pickle builds it: empty, then with what was set in it."""
+    """A numpy.ndarray as the pickle builds it: empty at first, then with its state."""
 
     def __init__(self) -> None:
         self.state: tuple = ()
@@ -84,10 +85,10 @@ class _Array:
 
     def _decode(self, name: str) -> np.ndarray:
         if len(self.state) != 5:
-            raise CheckpointError(f"{name}: is an array of which nothing is there")
+            raise CheckpointError(f"{name}: is an array without contents")
         _, shape, kind, is_fortran, data = self.state
         if not isinstance(kind, _Type) or kind.code not in _TYPES or kind.order not in ("<", "|"):
-            raise CheckpointError(f"{name}: is an array of something else than little-endian numbers")
+            raise CheckpointError(f"{name}: is an array of something other than little-endian numbers")
         if type(shape) is not tuple or not all(type(size) is int for size in shape) or type(data) is not bytes:
             raise CheckpointError(f"{name}: is an array without a shape, or without its numbers")
         check_size(name, _TYPES[kind.code], shape, len(data))

@@ -1,4 +1,4 @@
-"""What can go wrong with weights, and the account of which names of a file a model used."""
+"""Errors about weights, and the report of which of a file's names a model used."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ _SHOWN = 3  # names that a one-line summary spells out
 
 
 class CheckpointError(ValueError):
-    """A weight file that cannot be read, or does not fit. `report` says which names, where that is the reason."""
+    """A weight file that cannot be read or doesn't fit the model. In the latter case `report` may list the names."""
 
     def __init__(self, message: str, report: "LoadReport | None" = None):
         super().__init__(message)
@@ -19,15 +19,15 @@ class CheckpointError(ValueError):
 
 @dataclass
 class LoadReport:
-    """Which names of a file a model used.
+    """Which of a file's names a model used.
 
     Attributes:
-        used: names taken.
-        missing: names that the model wants and the file lacks.
-        unexpected: names that the file holds and the model does not want.
+        used: names that were loaded.
+        missing: names that the model needs and the file lacks.
+        unexpected: names that the file has and the model doesn't need.
         mismatched: (name, shape in the file, shape wanted).
-        new: names that the file lacks because it is of an older architecture, which the model starts from; they keep
-            the values that training starts with.
+        new: names that the file lacks because it has an older architecture that the model starts from; they keep their
+            initial values.
     """
 
     used: list[str] = field(default_factory=list)
@@ -38,11 +38,11 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """The model got every parameter that it wants; names left over do not matter."""
+        """Whether the model got every parameter that it needs; names left over don't matter."""
         return not self.missing and not self.mismatched
 
     def summary(self) -> str:
-        """One line: the counts, and the first names of whatever is wrong."""
+        """One line: the counts, and the first names of each kind of problem."""
         shapes = [f"{name} {found}, wanted {wanted}" for name, found, wanted in self.mismatched]
         said = [
             f"{len(self.used)} used",
@@ -53,7 +53,7 @@ class LoadReport:
         return ", ".join(said + ([f"{len(self.new)} new{_first(self.new)}"] if self.new else []))
 
     def details(self) -> str:
-        """Every name on a line of its own, after the word for what became of it."""
+        """One line per name, starting with what happened to it."""
         lines = [f"used {name}" for name in self.used]
         lines += [f"missing {name}" for name in self.missing]
         lines += [f"mismatched {name} {found} wanted {wanted}" for name, found, wanted in self.mismatched]
@@ -63,7 +63,7 @@ class LoadReport:
 
 
 def compare_names(wanted: Mapping[str, Iterable[int]], found: Mapping[str, Iterable[int]]) -> LoadReport:
-    """Compare the parameters that a model wants with those of a file, both as name -> shape."""
+    """Compare the parameters that a model needs with those of a file, both as name -> shape."""
     report = LoadReport(unexpected=[name for name in found if name not in wanted])
     for name, shape in wanted.items():
         shape = tuple(shape)
@@ -77,7 +77,7 @@ def compare_names(wanted: Mapping[str, Iterable[int]], found: Mapping[str, Itera
 
 
 def rename(state: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
-    """Give the values of `state` our names; those that have them already, and names not in the table, pass.
+    """Rename the values of `state` to our names; names that are already ours or not in the table stay.
 
     Args:
         names: our name -> the original's.
@@ -87,7 +87,7 @@ def rename(state: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
 
 
 def rename_back(state: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
-    """Give the values of `state` the original's names, in the table's order; what is not in the table is left out.
+    """Rename the values of `state` to the original's names, in the table's order; names not in the table are dropped.
 
     Args:
         names: our name -> the original's.

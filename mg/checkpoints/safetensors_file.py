@@ -1,6 +1,6 @@
 """The safetensors format: 8 bytes of header length, a JSON header, then the tensors' bytes, without gaps.
 
-Read here rather than by the safetensors package because numpy, and so that package's numpy side, has no bfloat16.
+Read here rather than by the safetensors package because numpy, and hence that package's numpy API, has no bfloat16.
 """
 
 import json
@@ -13,11 +13,11 @@ import numpy as np
 from mg.checkpoints.report import CheckpointError
 from mg.checkpoints.tensors import Source, StoredTensor, check_size, decode, encode, item_size
 
-_MAX_HEADER = 100_000_000  # the reference implementation's bound
+_MAX_HEADER = 100_000_000  # the reference implementation's limit
 
 
 class Entry(NamedTuple):
-    """A tensor of a file: safetensors' name of its numbers, its shape, and the place of its first byte."""
+    """A tensor in a file: safetensors' name of its dtype, its shape, and the offset of its first byte."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that begins so is one: the length of a header, and the brace that it begins with."""
+    """Whether a file that begins with `head` is safetensors: a header length, then the header's opening brace."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
 
 
@@ -35,7 +35,7 @@ def read(source: Source) -> dict[str, StoredTensor]:
 
 
 def read_entries(source: Source) -> dict[str, Entry]:
-    """Where the tensors of an open safetensors file lie, every size checked."""
+    """Where the tensors of an open safetensors file are; every size is checked."""
     length = int.from_bytes(source.read(0, 8), "little")
     if length > _MAX_HEADER:
         raise CheckpointError(f"claims a header of {length} bytes: not a safetensors file")
@@ -61,7 +61,7 @@ def read_entries(source: Source) -> dict[str, Entry]:
 
 
 def read_stretch(source: Source, entry: Entry, start: int, stop: int) -> np.ndarray:
-    """[start, stop) along the second axis of a tensor, read alone; floating types as float32."""
+    """Read only [start, stop) along the second axis of a tensor; floating types as float32."""
     rows, length, *rest = entry.shape
     bytes_each = math.prod(rest) * item_size(entry.dtype)
     parts = []
@@ -74,7 +74,7 @@ def read_stretch(source: Source, entry: Entry, start: int, stop: int) -> np.ndar
 def write(
     file: BinaryIO, tensors: Mapping[str, np.ndarray], types: Mapping[str, str], metadata: Mapping[str, str] | None
 ) -> None:
-    """Write tensors in the order of their names, floating ones as the type of their name."""
+    """Write tensors in the order of their names; `types` has the type of each floating tensor by name."""
     header: dict = {"__metadata__": dict(metadata)} if metadata else {}
     position, arrays = 0, []
     for name in sorted(tensors):
@@ -83,7 +83,7 @@ def write(
         position += array.nbytes
         arrays.append(array)
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the data is aligned
+    text += b" " * (-len(text) % 8)  # to align the data
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for array in arrays:
@@ -91,7 +91,7 @@ def write(
 
 
 class PieceWriter:
-    """Writes a file tensor by tensor, and each tensor by pieces along its second axis, in the memory of a piece.
+    """Writes a file tensor by tensor, and each tensor in pieces along its second axis, with memory for one piece.
 
         writer = PieceWriter(file, "fp32", room=2**16)
         writer.add("z", (16, 40, 32, 32))
@@ -99,10 +99,10 @@ class PieceWriter:
         ...
         writer.finish()
 
-    The header, which says what no one knows before, comes last, into `room` bytes that are kept free for it in front.
+    The header, whose contents are only known at the end, is written last, into `room` bytes reserved at the beginning.
 
     Args:
-        file: open for writing, empty; unbuffered, so that what there is no room for is an error of its own piece.
+        file: open for writing, empty; unbuffered, so that a full disk fails the piece that caused it.
         dtype: of the tensors, fp32 | fp16 | bf16.
     """
 
@@ -110,16 +110,16 @@ class PieceWriter:
         self.file, self.dtype, self.room = file, dtype, room
         self.size = 0  # bytes of the tensors so far
         self._header: dict[str, dict] = {}
-        self._missing: dict[str, int] = {}  # bytes of each tensor that are yet to come
+        self._missing: dict[str, int] = {}  # bytes of each tensor that are still to be written
         self._code, one = encode("", np.zeros(1, np.float32), dtype)
         self._item = one.itemsize
-        _write_all(file, bytes(room))  # a disk that is full later has the header's room already
+        _write_all(file, bytes(room))  # so that the header still fits if the disk is full later
 
     def __len__(self) -> int:
         return len(self._header)
 
     def num_bytes(self, shape: tuple[int, ...]) -> int:
-        """What a tensor of that shape takes."""
+        """How many bytes a tensor of that shape takes."""
         return math.prod(shape) * self._item
 
     def has_room(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -131,18 +131,18 @@ class PieceWriter:
         return len(self._text(header)) <= self.room - 8
 
     def add(self, name: str, shape: tuple[int, ...]) -> None:
-        """Announce a tensor; its place is behind those before it."""
+        """Announce a tensor; it is placed after the previous ones."""
         if name in self._header:
-            raise CheckpointError(f"{name}: is there already")
+            raise CheckpointError(f"{name}: was already added")
         self._header[name] = self._entry(shape, self.size)
         self._missing[name] = self.num_bytes(shape)
         self.size += self.num_bytes(shape)
 
     def write(self, name: str, at: int, piece: np.ndarray) -> None:
-        """Write [at, at + n) along the second axis of a tensor, n being the piece's length there.
+        """Write [at, at + n) along the second axis of a tensor, where n is the piece's length on that axis.
 
         Raises:
-            CheckpointError: it does not fit there, or a number does not fit the dtype.
+            CheckpointError: the piece does not fit there, or a number does not fit the dtype.
         """
         (rows, length, *rest), begin = self._header[name]["shape"], self._header[name]["data_offsets"][0]
         if piece.shape[0] != rows or list(piece.shape[2:]) != rest or at + piece.shape[1] > length:
@@ -155,7 +155,7 @@ class PieceWriter:
         self._missing[name] -= coded.nbytes
 
     def drop(self, name: str) -> None:
-        """Take the last tensor away again."""
+        """Remove the last tensor."""
         self.size = self._header.pop(name)["data_offsets"][0]
         self._missing.pop(name)
         self.file.truncate(self.room + self.size)
@@ -164,14 +164,14 @@ class PieceWriter:
         """Write the header.
 
         Raises:
-            CheckpointError: a tensor lacks pieces, or the header is longer than the room for it.
+            CheckpointError: a tensor lacks pieces, or the header is longer than the space reserved for it.
         """
         lacking = [name for name, count in self._missing.items() if count]
         if lacking:
             raise CheckpointError(f"{lacking[0]}: {self._missing[lacking[0]]} bytes of it were never written")
         text = self._text(self._header)
         if len(text) > self.room - 8:
-            raise CheckpointError(f"a header of {len(text)} bytes does not fit into the {self.room} kept for it")
+            raise CheckpointError(f"a header of {len(text)} bytes does not fit into the {self.room} reserved for it")
         self.file.seek(0)
         _write_all(self.file, (self.room - 8).to_bytes(8, "little") + text.ljust(self.room - 8))
 

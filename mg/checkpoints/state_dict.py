@@ -1,4 +1,4 @@
-"""Weights by path: which reader a file's content takes, and which writer its name."""
+"""Weights by path: a file's content decides which reader is used, and its name decides the writer."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ from mg.checkpoints.tensors import Source, StoredTensor
 from mg.plain_text import one_line
 
 _KINDS = "safetensors, PyTorch's and MindSpore's"
-_LONGEST = 1000  # characters of a message: names in a foreign file may be of any length
+_LONGEST = 1000  # characters of a message: names in a foreign file may have any length
 _WEB_PAGE = "is a web page, not weights: what was downloaded is not the file itself"
-_STRANGERS = {  # how files begin that often stand where weights were meant
-    b"version https://git-lfs": "is a pointer of Git LFS in place of the file: git lfs pull brings it",
+_STRANGERS = {  # how other files begin that are often found where weights should be
+    b"version https://git-lfs": "is a Git LFS pointer instead of the file: run git lfs pull",
     b"<!": _WEB_PAGE,
     b"<htm": _WEB_PAGE,
     b"<?xml": _WEB_PAGE,
@@ -30,11 +30,11 @@ _STRANGERS = {  # how files begin that often stand where weights were meant
 
 
 class StateDict(Mapping):
-    """Names -> arrays of an open file; a tensor is read when it is asked for.
+    """Names -> arrays of an open file; a tensor is read when it is accessed.
 
     Attributes:
         path: what was opened, a file or folder.
-        config_file: the JSON file that describes the model, None where there is none.
+        config_file: the JSON file that describes the model, None if there is none.
     """
 
     def __init__(self, path: Path, config_file: Path | None, tensors: dict[str, tuple[Path, StoredTensor]]):
@@ -68,17 +68,17 @@ def read_state_dict(path: "str | os.PathLike | StateDict", key: str | None = Non
     """All tensors of a weight file or folder, by name.
 
     Args:
-        path: a file of safetensors, PyTorch's or MindSpore's, told by what it holds; or a folder: our own, diffusers',
-            sharded or not, or one whose `vae` or `model` folder is meant, a diffusers pipeline's and a checkpoint of
-            Open-Sora's training.
-        key: which of several state dicts of a file of PyTorch's.
+        path: a safetensors, PyTorch or MindSpore file, recognised by its content; or a folder: ours or diffusers',
+            sharded or not, or one with the weights in a `vae` or `model` folder, such as a diffusers pipeline or an
+            Open-Sora training checkpoint.
+        key: which of several state dicts in a PyTorch file.
 
     Returns:
         Floating tensors as float32, to which fp16 and bf16 widen exactly; others in their own type. Arrays may share
-        memory where the file's tensors do.
+        memory if the file's tensors do.
 
     Raises:
-        CheckpointError: whatever is wrong, in one line that names the file.
+        CheckpointError: anything goes wrong; one line names the file.
     """
     with open_state_dict(path, key) as state:
         return dict(state)
@@ -86,9 +86,9 @@ def read_state_dict(path: "str | os.PathLike | StateDict", key: str | None = Non
 
 @contextlib.contextmanager
 def open_state_dict(path: "str | os.PathLike | StateDict", key: str | None = None) -> Iterator[StateDict]:
-    """Like `read_state_dict`, but names come at once and tensors when asked for: for files larger than the memory.
+    """Like `read_state_dict`, but reads names at once and tensors on access: for files larger than memory.
 
-    What is open already is given back, so that a file is opened once, however many want to see it.
+    A StateDict that is already open is yielded as is, so that a file is opened only once for any number of users.
     """
     if isinstance(path, StateDict):
         yield path
@@ -108,12 +108,12 @@ def write_state_dict(
     metadata: Mapping[str, str] | None = None,
     exact: Collection[str] = (),
 ) -> None:
-    """Write tensors to a .safetensors or MindSpore .ckpt file, whole or not at all.
+    """Write tensors to a .safetensors or MindSpore .ckpt file, atomically.
 
     Args:
         dtype: of the floating tensors, fp32 | fp16 | bf16, rounded to nearest. Others keep their type.
         metadata: texts for the header of a .safetensors file; a .ckpt has no place for them.
-        exact: names of floating tensors that are fp32 whatever `dtype` says.
+        exact: names of floating tensors that are always fp32, regardless of `dtype`.
 
     Raises:
         CheckpointError: another suffix or dtype, or a number that does not fit `dtype`.
@@ -133,18 +133,18 @@ def write_state_dict(
 
 
 def check_finite(source: str | os.PathLike, tensors: Mapping[str, np.ndarray]) -> None:
-    """Raise CheckpointError, with their names, where weights from `source` hold numbers that are not finite."""
+    """Raise CheckpointError, naming a parameter, if weights from `source` hold numbers that are not finite."""
     bad = [name for name, array in tensors.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise CheckpointError(
-            f"{source}: {bad[0]}{more} of its {len(tensors)} parameters hold NaN or infinite numbers: nothing can be "
-            "made of these weights; take an earlier checkpoint"
+            f"{source}: {bad[0]}{more} of its {len(tensors)} parameters hold NaN or infinite numbers: these weights "
+            "are unusable; take an earlier checkpoint"
         )
 
 
 def find_config(path: str | os.PathLike) -> Path | None:
-    """The JSON file that describes the model of a weight file or folder: X.json beside X.ckpt, or else config.json."""
+    """The JSON file that describes the model of a weight file or folder: X.json next to X.ckpt, or else config.json."""
     path = Path(path)
     return config_of(path, weights_in(path))
 
@@ -173,13 +173,13 @@ def _open_file(path: Path, stack: contextlib.ExitStack, key: str | None = None) 
 
 
 def _read(source: Source, key: str | None) -> dict[str, StoredTensor]:
-    """The tensors of an open file, by the format that its first bytes are of."""
+    """The tensors of an open file, whose first bytes identify its format."""
     head = bytes(source.read(0, min(32, source.size)))
-    is_safetensors = safetensors_file.is_safetensors(head)  # asked first: the length of a header may look like others
+    is_safetensors = safetensors_file.is_safetensors(head)  # first: a header length may look like another signature
     if not is_safetensors and head.startswith(torch_pickle.SIGNATURES):
         return torch_pickle.read(source, key)
     if key is not None:
-        raise CheckpointError(f"holds its tensors as they are, and no dict {key!r}, which a file of PyTorch's may have")
+        raise CheckpointError(f"holds its tensors directly, not in a dict {key!r}; only PyTorch's files may have dicts")
     if is_safetensors:
         return safetensors_file.read(source)
     stranger = next((said for start, said in _STRANGERS.items() if head.lstrip().startswith(start)), None)
@@ -189,19 +189,19 @@ def _read(source: Source, key: str | None) -> dict[str, StoredTensor]:
         return mindspore_file.read(source)
     if not head:
         raise CheckpointError("is empty")
-    raise CheckpointError(f"is no weight file that can be read, or its beginning is damaged; {_KINDS} can")
+    raise CheckpointError(f"is not a weight file that can be read, or its beginning is damaged; {_KINDS} can")
 
 
 def _open_shards(index: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Path, StoredTensor]]:
     shards = read_config(index).get("weight_map")
     if shards is None:
-        raise CheckpointError(f"{index}: is JSON, but no index of weights with a weight_map; name the weights' file")
+        raise CheckpointError(f"{index}: is JSON, but not a weight index with a weight_map; name the weight file")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{index}: must map tensors to files under weight_map")
     tensors = {}
     for shard in sorted(set(shards.values())):
         if Path(shard).name != shard:
-            raise CheckpointError(f"{index}: shard {shard[:64]} must be a file beside it")
+            raise CheckpointError(f"{index}: shard {shard[:64]} must be a file next to it")
         tensors.update(_open_file(index.with_name(shard), stack))
     absent = sorted(shards.keys() - tensors.keys())
     if absent:
@@ -211,13 +211,13 @@ def _open_shards(index: Path, stack: contextlib.ExitStack) -> dict[str, tuple[Pa
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into one line that names it."""
+    """Turn any error while reading a file into a one-line CheckpointError that names it."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {one_line(error)[:_LONGEST]}", error.report) from error
-    except Exception as error:  # a reader of foreign bytes fails in as many ways as there are bytes
+    except Exception as error:  # reading untrusted bytes can fail in any way
         reason = one_line(f"{type(error).__name__}: {error}")[:200]
-        raise CheckpointError(f"{path}: cannot be read, it is damaged or of another format ({reason})") from error
+        raise CheckpointError(f"{path}: cannot be read: it is damaged or has another format ({reason})") from error

@@ -1,13 +1,13 @@
-"""PyTorch's files, read without torch and without running anything that is in them.
+"""PyTorch files, read without torch and without executing anything in them.
 
 Since PyTorch 1.6 such a file is a zip: `data.pkl`, a pickle of the objects in which tensors point into storages, and
-one uncompressed record per storage, `data/<key>`. Before, it was a row of pickles with the storages behind them. The
-unpickler here knows the handful of names that tensors take. Whatever else a training run leaves beside them (numpy's
-scalars, settings, states of optimizers, objects of any class) is read past: nothing is imported or called for it, and
-an inert `_Foreign` stands in its place. Unpickling is safe only as long as nothing but what is written here can be
-called. It knows the opcodes that such a file takes, too, and keys of dicts that hash in no time: else a few hundred
-bytes can name a number of gigabytes, or a tuple that takes years to hash. Tensors are views into their storages, so
-time and memory are bounded by the file.
+one uncompressed record per storage, `data/<key>`. Before that, it was a series of pickles followed by the storages. The
+unpickler here knows the few names that tensors need. Anything else that a training run saves along with them (numpy
+scalars, settings, optimizer states, objects of any class) is skipped: nothing is imported or called for it, and an
+inert `_Foreign` replaces it. Unpickling is safe only as long as nothing but the functions here can be called. The
+unpickler also accepts only the opcodes that such a file needs, and only dict keys that hash quickly: otherwise a few
+hundred bytes can encode a number of several gigabytes, or a tuple that takes years to hash. Tensors are views into
+their storages, so time and memory are bounded by the file.
 """
 
 import functools
@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 SIGNATURES = (b"PK", pickle.PROTO)  # how a file begins: a zip, a pickle
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_USUAL = frozenset(  # under these a state dict is kept
+_USUAL = frozenset(  # the keys that state dicts are stored under
     "state_dict model_state_dict model_state model module net network generator gen netG vae autoencoder ae weights "
     "params ema ema_state_dict model_ema ema_model params_ema".split()
 )
@@ -51,7 +51,7 @@ _STORAGES = {
     "UntypedStorage": "U8",
     "BoolStorage": "BOOL",
 }
-_OTHER_STORAGES = {  # bytes of a number, for they have to be stepped over
+_OTHER_STORAGES = {  # bytes per number, needed to skip them
     "torch.ComplexDoubleStorage": 16,
     "torch.ComplexFloatStorage": 8,
     "torch.QInt32Storage": 4,
@@ -80,20 +80,20 @@ _OPCODES = (
     "BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 "
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT "
     "BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID"
-).split()  # and those that the unpickler has of its own
+).split()  # and those that the unpickler implements itself
 _LARGEST = 2**63 - 1
-_ATTACKS = re.compile(  # nothing honest asks for these; they would be as inert as all else
+_ATTACKS = re.compile(  # no honest file asks for these; they would be as inert as anything else
     r"(os|posix|nt|subprocess|commands|shutil|socket|pty|runpy|ctypes)\..*"
     r"|(builtins|__builtin__)\.(eval|exec|execfile|compile|open|__import__)|torch\.load"
 )
 
 
 class _Storage(NamedTuple):
-    """A storage as the pickle names it: which, its numbers' type, how many."""
+    """A storage as the pickle names it: its key, dtype and number of elements."""
 
     key: str
     dtype: str
-    count: int  # type: ignore[assignment]  # in place of tuple.count
+    count: int  # type: ignore[assignment]  # replaces tuple.count
 
 
 class _Tensor(NamedTuple):
@@ -107,8 +107,8 @@ class _Tensor(NamedTuple):
 
 
 class _Foreign(dict):
-    """In place of a class or function that is not known here, and of all that it would make: the items that are set
-    in it, for it may be a kind of dict, and nothing else."""
+    """Replaces a class or function that is not known here, and anything it would create. Keeps only the items that are
+    set in it, since it may be a kind of dict."""
 
     __slots__ = ("kind",)
 
@@ -117,21 +117,21 @@ class _Foreign(dict):
         self.kind = kind
 
     def ignore(self, *_) -> None:
-        """In place of a list's and a set's methods."""
+        """Replaces methods of lists and sets."""
 
     append = extend = ignore
 
 
 class _Record(NamedTuple):
-    """The bytes of a storage: how many, and how to get them."""
+    """The bytes of a storage: their number, and a function that reads them."""
 
     num_bytes: int
     read: Callable[[], bytes | bytearray]
 
 
 def read(source: Source, key: str | None = None) -> dict[str, StoredTensor]:
-    """The state dict in an open file of PyTorch's: what lies under `key`, else all of it, or the one below its
-    "state_dict", "model" and the like."""
+    """The state dict in an open PyTorch file: what is under `key`, else the whole file, or the one under
+    "state_dict", "model" or a similar key."""
     is_zip = source.read(0, min(2, source.size)) == b"PK"
     found, records = _open_zip(source) if is_zip else _open_legacy(source)
     numbers: dict[tuple[str, str], np.ndarray] = {}
@@ -157,7 +157,7 @@ def _check_bounds(name: str, tensor: _Tensor, records: dict[str, _Record]) -> No
     storage = tensor.storage
     num_bytes = storage.count * item_size(storage.dtype)
     if storage.key not in records or records[storage.key].num_bytes != num_bytes:
-        raise CheckpointError(f"{name}: its storage is not there, or not of the {num_bytes} bytes announced")
+        raise CheckpointError(f"{name}: its storage is missing, or does not have the {num_bytes} bytes announced")
     if len(tensor.shape) != len(tensor.strides) or not all(
         type(number) is int and 0 <= number <= _LARGEST for number in (tensor.offset, *tensor.shape, *tensor.strides)
     ):
@@ -196,7 +196,7 @@ def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
     begins_well = source.read(0, min(1, source.size)) == pickle.PROTO
     stream = io.BytesIO(source.read(0, source.size) if begins_well else b"")
     if not begins_well or _unpickle(stream) != _LEGACY_MAGIC:
-        raise CheckpointError("is a pickle, but none that torch.save wrote, or is cut short")
+        raise CheckpointError("is a pickle, but not one that torch.save wrote, or is cut short")
     _unpickle(stream)  # protocol version
     _check_byte_order(_unpickle(stream)["little_endian"])
     seen: dict[str, _Storage] = {}
@@ -206,7 +206,7 @@ def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
     position = stream.tell()
     for key in keys:
         if type(key) is not str or key not in seen:
-            raise CheckpointError("its list of storages is not that of its tensors")
+            raise CheckpointError("its list of storages does not match its tensors")
         size = _OTHER_STORAGES.get(seen[key].dtype) or item_size(seen[key].dtype)
         num_bytes = int.from_bytes(source.read(position, 8), "little") * size
         records[key] = _Record(num_bytes, functools.partial(source.read, position + 8, num_bytes))
@@ -218,28 +218,30 @@ def _open_legacy(source: Source) -> tuple[object, dict[str, _Record]]:
 
 def _check_byte_order(little: bool) -> None:
     if not little:
-        raise CheckpointError("was written on a big-endian machine; those files cannot be read")
+        raise CheckpointError("was written on a big-endian machine; such files cannot be read")
 
 
 def _under(found: object, key: str) -> object:
     """What a file holds under `key`."""
     if not isinstance(found, dict) or not isinstance(found.get(key), dict):
         names = [name for name in found if isinstance(found[name], dict)] if isinstance(found, dict) else []
-        raise CheckpointError(f"holds no dict {key!r}; what it holds is {_listed(names) or 'none'}")
+        raise CheckpointError(f"holds no dict {key!r}; it holds {_listed(names) or 'none'}")
     return found[key]
 
 
 def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
-    """The one dict of tensors in what a file holds: itself, or what stands under a usual name, or the only one there
-    is beside what training leaves; or the joint one of an encoder's and a decoder's."""
+    """The dict of tensors in a file's object: the object itself, or the dict under a usual name, or the only one other
+    than what training leaves, or that of an encoder and a decoder combined."""
     if isinstance(found, (list, tuple)) and not isinstance(found, _Tensor):
         found = {str(i): value for i, value in enumerate(found)}
     if not isinstance(found, dict) or (isinstance(found, _Foreign) and not found):
-        raise CheckpointError(f"holds no state dict{where}, but an object of {_kind(found)}; save its state_dict()")
+        raise CheckpointError(
+            f"holds no state dict{where}, but an object of type {_kind(found)}; save its state_dict()"
+        )
     tensors = _flat(found)
     seen: dict[int, bool] = {}
     nested = {name: value for name, value in found.items() if isinstance(name, str) and _holds_tensors(value, seen)}
-    is_flat = any("." in name for name in tensors)  # a state dict already, not a count or a loss
+    is_flat = any("." in name for name in tensors)  # already a state dict, not a count or a loss
     inner = {name: value for name, value in nested.items() if name in _USUAL and not (is_flat and "ema" in name)}
     if not inner:
         inner = {name: value for name, value in nested.items() if not _LEFTOVER.search(name)}
@@ -250,24 +252,24 @@ def _state_dict(found: object, where: str = "") -> dict[str, _Tensor]:
     if inner:
         if len(inner) > 1:
             raise CheckpointError(
-                f"holds several state dicts{where} ({_listed(inner)}); take one of them: mg-convert --key NAME"
+                f"holds several state dicts{where} ({_listed(inner)}); choose one with mg-convert --key NAME"
             )
         name = next(iter(inner))
         return _state_dict(inner[name], f" under {name[:64]!r}")
     if not tensors:
         said = [f"{str(name)[:64]} ({_kind(value)})" for name, value in found.items()]
-        raise CheckpointError(f"holds no state dict{where}; what is there is {_listed(said) or 'nothing'}")
+        raise CheckpointError(f"holds no state dict{where}; it holds {_listed(said) or 'nothing'}")
     if len(found) > len(tensors):
-        _logger.debug("%d entries beside the tensors were passed over", len(found) - len(tensors))
+        _logger.debug("%d entries other than tensors were skipped", len(found) - len(tensors))
     return tensors
 
 
 def _holds_tensors(found: object, seen: dict[int, bool]) -> bool:
-    """Whether a dict has tensors, at whatever depth; each is looked into once, however many names it has."""
+    """Whether a dict has tensors at any depth; each dict is searched once, even if it has several names."""
     if not isinstance(found, dict):
         return False
     if id(found) not in seen:
-        seen[id(found)] = False  # while it is looked into, for it may hold itself
+        seen[id(found)] = False  # during the search, since it may contain itself
         seen[id(found)] = bool(_flat(found)) or any(_holds_tensors(value, seen) for value in found.values())
     return seen[id(found)]
 
@@ -286,23 +288,23 @@ def _listed(names: Iterable) -> str:
 
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None):
-    """The object of the pickle at the stream's position, which moves behind it; its storages go into `storages`."""
+    """The object of the pickle at the stream's position, which moves past it; its storages are added to `storages`."""
     return Unpickler(stream, {} if storages is None else storages).load()
 
 
-_Interpreter: Any = pickle._Unpickler  # whose inside type checkers do not know
+_Interpreter: Any = pickle._Unpickler  # type checkers don't know its internals
 
 
 class Unpickler(_Interpreter):
-    """Builds what a state dict is made of: tensors, storages, plain containers. Nothing else can be called.
+    """Builds the parts of a state dict: tensors, storages, plain containers. Nothing else can be called.
 
-    It is the standard library's interpreter in Python: the one in C lets no one see the opcodes and keys go by.
+    Based on the standard library's Python implementation: the C one cannot restrict opcodes and keys.
     """
 
     dispatch: dict = {getattr(pickle, name)[0]: _Interpreter.dispatch[getattr(pickle, name)[0]] for name in _OPCODES}
 
     def __init__(self, stream: io.BytesIO, storages: dict[str, _Storage]):
-        super().__init__(stream, encoding="latin-1")  # of Python 2's strings, which may be bytes
+        super().__init__(stream, encoding="latin-1")  # for Python 2's strings, which may be bytes
         self.storages = storages
         self.copies_left = len(stream.getbuffer())
 
@@ -310,7 +312,7 @@ class Unpickler(_Interpreter):
         try:
             return super().load()
         except KeyError as error:
-            raise CheckpointError("its pickle is damaged, or holds what no state dict does") from error
+            raise CheckpointError("its pickle is damaged, or holds something that no state dict has") from error
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -321,7 +323,7 @@ class Unpickler(_Interpreter):
         self.put(self.stack[-1], zip(items[::2], items[1::2]))
 
     def put(self, target, pairs: Iterable[tuple]) -> None:
-        """Set those items whose key takes no longer to hash than it took to read. Others are no state dict's."""
+        """Set the items whose keys take no longer to hash than to read. A state dict has no others."""
         for key, value in pairs:
             small = type(key) is int and abs(key) <= _LARGEST
             if small or type(key) in (str, bytes, float, bool, type(None)):
@@ -343,7 +345,7 @@ class Unpickler(_Interpreter):
         self.build(self.stack[-1], state)
 
     def build(self, target: object, state: object) -> None:
-        """Attributes, such as a state dict's _metadata, are passed over."""
+        """Skip attributes, such as a state dict's _metadata."""
 
     def load_empty_set(self) -> None:
         self.append(_Foreign("set"))
@@ -370,17 +372,17 @@ class Unpickler(_Interpreter):
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
 
     def made(self, by, arguments):
-        """What a class or function makes; of one that is not known here, what stands for it."""
+        """What a class or function returns; for one that is not known here, its replacement."""
         if isinstance(by, _Foreign):
             return _Foreign(by.kind)
         self.check_copy(arguments)
         return by(*arguments)
 
     def check_copy(self, items) -> None:
-        """Raise where the same items were copied again and again, so that more came out than the file holds."""
+        """Raise if items were copied so often that the copies hold more than the file."""
         self.copies_left -= len(items)
         if self.copies_left < 0:
-            raise CheckpointError("its pickle copies what it holds until no memory is left")
+            raise CheckpointError("its pickle copies its contents until no memory is left")
 
     def find_class(self, module: str, name: str):
         known = {
@@ -404,21 +406,23 @@ class Unpickler(_Interpreter):
             return _DTYPES[name]
         if _ATTACKS.fullmatch(full):
             raise CheckpointError(
-                f"its pickle asks for {full[:128]}, which is no part of a state dict; refused, nothing was run"
+                f"its pickle asks for {full[:128]}, which is not part of a state dict; refused, nothing was run"
             )
         return _Foreign(full)
 
     def persistent_load(self, pid) -> _Storage | _Foreign:
-        if pid[0] == "module" and isinstance(pid[1], _Foreign):  # a class, of a model that was saved as an object
+        if pid[0] == "module" and isinstance(pid[1], _Foreign):  # the class of a model that was saved as an object
             return pid[1]
         kind, dtype, key, _, count = pid[:5]
-        if isinstance(dtype, _Foreign):  # of complex or quantized numbers, which no model here has
+        if isinstance(dtype, _Foreign):  # complex or quantized numbers, which no model here has
             dtype = dtype.kind
         known = kind == "storage" and type(dtype) is str and type(key) is str
         if not known or type(count) is not int or not 0 <= count <= _LARGEST:
             raise CheckpointError("its pickle refers to something that is not a storage")
         if len(pid) > 5 and pid[5] is not None:
-            raise CheckpointError("holds views of storages as PyTorch 0.1 wrote them; save it again with a newer one")
+            raise CheckpointError(
+                "holds views of storages as PyTorch 0.1 wrote them; save it again with a newer version"
+            )
         storage = _Storage(key, dtype, count)
         if self.storages.setdefault(key, storage) != storage:
             raise CheckpointError(f"its pickle describes storage {key[:32]} in two ways")
@@ -439,7 +443,7 @@ class Unpickler(_Interpreter):
         return self.tensor(storage, offset, shape, strides)._replace(dtype=dtype)
 
     def tensor_of_class(self, function, kind, arguments, *_) -> _Tensor | _Foreign:
-        """Of a class of its own, or with attributes; of a class that wraps tensors, none can be built."""
+        """A tensor of its own class or with attributes; one of a class that wraps tensors cannot be built."""
         return self.made(function, arguments)
 
     def parameter(self, tensor, *_) -> _Tensor | _Foreign:

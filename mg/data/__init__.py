@@ -1,4 +1,4 @@
-"""Videos and images from a CSV index to batches. Light to import: no decoder and no MindSpore until one is used."""
+"""From a CSV index of videos and images to batches. Light to import: decoders and MindSpore load only when used."""
 
 from mg.data.errors import DataError
 

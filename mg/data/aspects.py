@@ -1,7 +1,7 @@
-"""The sizes that Open-Sora 1.x has names for: a resolution and an aspect ratio, and lengths in its own units.
+"""The named sizes of Open-Sora 1.x: a resolution with an aspect ratio, and lengths in its own units.
 
-Its models were trained on these sizes, which lie in aspects.json beside this file. They are not those that `buckets`
-computes, after Open-Sora 2.0: 240p at 9:16 is 240 x 426 here.
+Its models were trained on these sizes, which are in aspects.json next to this file. They differ from those that
+`buckets` computes following Open-Sora 2.0: 240p at 9:16 is 240 x 426 here.
 """
 
 import difflib
@@ -9,8 +9,8 @@ import json
 from functools import cache
 from importlib import resources
 
-# Height to width, as 1.x writes it (9:16 lies, 16:9 stands), and the number that its tables have for it. The last is
-# 1.85, but the original takes 25:12 for it.
+# Height to width, as 1.x writes it (9:16 is landscape, 16:9 portrait), and the number its tables use for it. The last
+# one is 1.85, but the original uses 25:12 for it.
 RATIOS = {
     "3:8": 0.38,
     "9:21": 0.43,
@@ -30,18 +30,18 @@ RATIOS = {
     "2:1": 2.00,
     "50:27": 2.08,
 }
-# Multiples of a clip of 51 frames, which is three chunks of the 1.2 VAE; seconds at 24 frames per second, about.
+# Multiples of a 51-frame clip (three chunks of the 1.2 VAE); approximate seconds at 24 frames per second.
 LENGTHS = {"1x": 51, "2x": 102, "4x": 204, "8x": 408, "16x": 816}
 LENGTHS |= {"2s": 51, "4s": 102, "8s": 204, "16s": 408, "32s": 816}
 
 
 def image_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
-    """Height and width in pixels of a resolution, 240p say, at an aspect ratio, height to width.
+    """Height and width in pixels of a resolution such as 240p at an aspect ratio (height to width).
 
-    The square resolutions (256, 512, ...) have a table of ratios of their own: the nearest one is taken.
+    The square resolutions (256, 512, ...) have their own table of ratios; the nearest one is used.
 
     Raises:
-        ValueError: a name that is none; the nearest one is named.
+        ValueError: an unknown name; the message suggests the nearest one.
     """
     sizes = _named(resolution, _resolutions(), "resolution")["sizes"]
     ratio = _named(aspect_ratio, RATIOS, "aspect_ratio")
@@ -50,20 +50,20 @@ def image_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
 
 
 def sizes_by_shape(resolution: str, grid: int = 1) -> dict[float, tuple[int, int]]:
-    """All sizes (height, width) of a resolution by height / width, as its table has them, whatever the grid.
+    """All sizes (height, width) in a resolution's table, by height / width; `grid` is ignored.
 
     Raises:
-        ValueError: a name that is none; the nearest one is named.
+        ValueError: an unknown name; the message suggests the nearest one.
     """
     sizes = _named(resolution, _resolutions(), "resolution")["sizes"]
     return {float(shape): (height, width) for shape, (height, width) in sizes.items()}
 
 
 def frame_count(length: int | str) -> int:
-    """A number of frames, or what one of `LENGTHS` stands for.
+    """A number of frames, from a number or a name in `LENGTHS`.
 
     Raises:
-        ValueError: a name that is none, or a number below 1.
+        ValueError: an unknown name, or a number below 1.
     """
     if isinstance(length, str) and not length.isdecimal():
         return _named(length, LENGTHS, "num_frames")

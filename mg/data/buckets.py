@@ -1,18 +1,19 @@
-"""Buckets: to which resolution, number of frames and aspect ratio each video or image is brought.
+"""Buckets: which resolution, number of frames and aspect ratio each video or image is converted to.
 
     {"480p": {16: [1.0, 8]}, "720p": {16: [0.5, 4]}}     resolution -> frames -> [keep_prob, batch_size]
 
-A resolution stands for a number of pixels. A video goes to the largest one that it has 0.8 of the pixels for, and there
-to the most frames that it is long enough for; with keep_prob it stays, else it goes on to the next lower resolution. So
-[0.0, null] is a stop sign: a video long enough for it is sent on, though shorter buckets of that resolution are there.
-keep_prob may be a pair, (to stay at this resolution, to stay at this number of frames): a video that the second one
-refuses goes on to fewer frames first. Images take buckets of 1 frame and no others, videos all others.
+A resolution stands for a number of pixels. A video goes to the largest resolution it has at least 0.8 of the pixels
+for, and there to the bucket with the most frames that it is long enough for. It stays with probability keep_prob, else
+it moves on to the next lower resolution. So [0.0, null] is a stop sign: a video long enough for it is sent on, even if
+that resolution has shorter buckets. keep_prob may be a pair, (to stay at this resolution, to stay at this number of
+frames): a video that the second one rejects tries fewer frames first. Images use only the buckets of 1 frame, videos
+all the others.
 
-A name may end in _ar1:1, one aspect ratio (width to height) in place of all, or in _max, the one with the most pixels.
-`4K` and `4k` are the same.
+A name may end in _ar1:1, a single aspect ratio (width to height) instead of all, or in _max, the one with the most
+pixels. `4K` and `4k` are the same.
 
-After Open-Sora, opensora/datasets/bucket.py and aspect.py: the assignment and pairs of v1.2, the sizes of v2.0. Sizes
-are computed from the number of pixels for whatever grid a model has; v1.2's tables are in `mg.data.aspects`.
+Follows Open-Sora's opensora/datasets/bucket.py and aspect.py: the assignment and pairs of v1.2, the sizes of v2.0.
+Sizes are computed from the number of pixels for any model's grid; v1.2's tables are in `mg.data.aspects`.
 """
 
 import difflib
@@ -34,20 +35,20 @@ from mg.data.errors import DataError
 
 _logger = logging.getLogger(__name__)
 
-ENOUGH_PIXELS = 0.8  # of a resolution's number, from which on a video may enter it
+ENOUGH_PIXELS = 0.8  # share of a resolution's pixels that a video needs to enter it
 RESOLUTIONS = (
     "144p", "256px", "256", "240p", "360p", "512px", "512", "480p", "768px", "720p", "1024px", "1024", "1080p", "2k",
     "2048", "2880", "4k",
 )  # fmt: skip
 _BY_NAME = {"240p": 240 * 426, "480p": 480 * 854, "2k": 1440 * 2560, "4k": 2160 * 3840}
-_RATIOS = ("2.39:1", "2:1", "16:9", "1.85:1", "5:8", "3:2", "4:3", "1:1")  # width to height; each stands for both ways
+_RATIOS = ("2.39:1", "2:1", "16:9", "1.85:1", "5:8", "3:2", "4:3", "1:1")  # width to height, and their inverses
 
-# Why a row has no place, and what would help; of several reasons the lowest counts.
+# Why a row has no place, and what would help; the lowest of several reasons counts.
 TOO_SMALL, NO_LENGTH, STOPPED, NOT_KEPT = -1, -2, -3, -4
 REASONS = {
     TOO_SMALL: f"less than {ENOUGH_PIXELS} of the pixels of the lowest resolution (add a lower one)",
-    NO_LENGTH: "no bucket of its length (add one of fewer frames, of 1 frame for images)",
-    STOPPED: "sent on by a keep_prob of 0, and taken by no lower resolution (add one)",
+    NO_LENGTH: "no bucket of its length (add one with fewer frames, or 1 frame for images)",
+    STOPPED: "sent on by a keep_prob of 0, and no lower resolution takes it (add one)",
     NOT_KEPT: "not kept by chance (raise keep_prob)",
 }
 
@@ -58,8 +59,8 @@ class Bucket:
 
     Attributes:
         resolution: its name.
-        num_frames: frames of a clip.
-        batch_size: clips per step and rank; 0 where none may enter.
+        num_frames: frames per clip.
+        batch_size: clips per step and rank; 0 if no clip may enter.
         keep_prob: probability to stay at this resolution.
         frames_prob: probability to stay at this number of frames.
     """
@@ -72,7 +73,7 @@ class Bucket:
 
 
 class Place(NamedTuple):
-    """Where rows end: a bucket and a size (height, width)."""
+    """Where rows end up: a bucket and a size (height, width)."""
 
     bucket: Bucket
     size: tuple[int, int]
@@ -82,10 +83,10 @@ class Place(NamedTuple):
 
 
 def read_buckets(config: Mapping[str, Any]) -> list[Bucket]:
-    """The buckets of a config, the largest resolution first, in it the most frames first.
+    """The buckets of a config, sorted by resolution and then number of frames, largest first.
 
     Raises:
-        DataError: a name, number of frames, probability or batch size that is none; the message names the bucket.
+        DataError: an invalid name, number of frames, probability or batch size; the message names the bucket.
     """
     example = 'buckets in the form {"256px": {16: [1.0, 4]}}: resolution, frames, [keep_prob, batch_size]'
     if not isinstance(config, Mapping) or not config:
@@ -102,8 +103,10 @@ def read_buckets(config: Mapping[str, Any]) -> list[Bucket]:
                 raise DataError(f"bucket {name}, {frames} frames: it is given twice; leave one out")
             buckets[resolution, bucket.num_frames] = bucket
     if not any(bucket.batch_size for bucket in buckets.values()):
-        raise DataError("buckets: every keep_prob is 0; at least one must be above, or nothing is left")
-    places = {resolution: place for place, (resolution, _) in enumerate(reversed(buckets))}  # of equal ones, as written
+        raise DataError("buckets: every keep_prob is 0; at least one must be above 0, or nothing is left")
+    places = {
+        resolution: place for place, (resolution, _) in enumerate(reversed(buckets))
+    }  # ties keep the config's order
     order = {name: (count_pixels(name), place) for name, place in places.items()}
     return sorted(buckets.values(), key=lambda b: (order[b.resolution], b.num_frames), reverse=True)
 
@@ -135,7 +138,7 @@ def count_pixels(resolution: str) -> int:
     """The number of pixels that a resolution's name stands for: 256px and 256 are 256 x 256, 720p is 720 x 1280.
 
     Raises:
-        DataError: a name that is none; the nearest one is named.
+        DataError: an unknown name; the message suggests the nearest one.
     """
     name, underscore, setting = resolution.lower().partition("_")
     if underscore and setting not in ("max", *(f"ar{ratio}" for ratio in _all_ratios())):
@@ -152,15 +155,15 @@ def count_pixels(resolution: str) -> int:
 
 
 def bucket_sizes(resolution: str, grid: int) -> dict[str, tuple[int, int]]:
-    """The sizes (height, width) of a resolution by aspect ratio, width to height; multiples of `grid`, about as many
-    pixels as the name says.
+    """The sizes (height, width) of a resolution by aspect ratio (width to height): multiples of `grid` with about the
+    number of pixels that the name stands for.
 
     Raises:
-        DataError: a name that is none, or fewer pixels than a cell of the grid has.
+        DataError: an unknown name, or fewer pixels than one grid cell.
     """
     pixels, (_, _, setting) = count_pixels(resolution), resolution.lower().partition("_")
     if pixels < grid * grid:
-        raise DataError(f"bucket {resolution}: it has {pixels} pixels; the model takes {grid} x {grid} and more")
+        raise DataError(f"bucket {resolution}: it has {pixels} pixels; the model needs at least {grid} x {grid}")
     sizes = {ratio: _size(pixels, _ratio(ratio), grid) for ratio in _RATIOS}
     sizes |= {_turned(ratio): size[::-1] for ratio, size in sizes.items()}
     if setting == "max":
@@ -174,7 +177,7 @@ def computed_sizes(resolution: str, grid: int) -> dict[float, tuple[int, int]]:
 
 
 def _size(pixels: int, ratio: float, grid: int) -> tuple[int, int]:
-    """Open-Sora 2.0's rule: both sides rounded down, then one of them moved by a cell if that is nearer to `pixels`."""
+    """Open-Sora 2.0's rule: round both sides down, then move one of them by a cell if that is closer to `pixels`."""
     width = max(grid, int(math.sqrt(pixels * ratio) // grid) * grid)
     height = max(grid, int(pixels / width // grid) * grid)
     nearby = [(0, 0), (-grid, 0), (grid, 0), (0, -grid), (0, grid)]
@@ -196,8 +199,8 @@ def _all_ratios() -> list[str]:
 
 
 class Sources(NamedTuple):
-    """What files hold, arrays (N,): `length`, how many frames a clip could have, after thinning and strides; `height`
-    and `width` in pixels; `still`, whether it is an image."""
+    """What N files contain, as arrays (N,): `length`, how many frames a clip could have after thinning and strides;
+    `height` and `width` in pixels; `still`, whether the file is an image."""
 
     length: np.ndarray
     height: np.ndarray
@@ -210,13 +213,13 @@ class Assignment:
 
     Args:
         config: the buckets.
-        grid: what sizes are multiples of, a model's `spatial_compression`.
+        grid: sizes are multiples of this, a model's `spatial_compression`.
         sources: the rows.
-        sizes_by_shape: of a resolution on a grid: height / width -> (height, width); by default
+        sizes_by_shape: maps a resolution and a grid to sizes, height / width -> (height, width); by default
             `computed_sizes`.
 
     Raises:
-        DataError: a config that is none.
+        DataError: the config is invalid.
     """
 
     def __init__(self, config: Mapping, grid: int, sources: Sources, sizes_by_shape: Callable | None = None):
@@ -238,7 +241,7 @@ class Assignment:
             self._resolutions.append((large_enough, options))
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """For each row the number of its place in `places`, or the reason why there is none, below 0: (N,)."""
+        """For each row the index of its place in `places`, or a negative reason why it has none: (N,)."""
         found = np.full(self._count, TOO_SMALL)
         for large_enough, options in self._resolutions:
             here = np.flatnonzero(large_enough & (found < 0))
@@ -273,10 +276,10 @@ class Assignment:
 
 
 class Groups:
-    """Rows of which each has one place, whatever is drawn; stands for an `Assignment`.
+    """A stand-in for `Assignment` in which each row has a fixed place.
 
     Args:
-        places: of each row.
+        places: the place of each row.
     """
 
     def __init__(self, places: Sequence[Place]):
@@ -296,8 +299,8 @@ def _happens(probability: float, count: int, rng: np.random.Generator) -> np.nda
 
 
 class Turn(NamedTuple):
-    """One step: its epoch and place, the numbers of all rows of that place in the order of the epoch, and which global
-    batch of them it is."""
+    """One step: its epoch and place, the indices of all rows of that place in the epoch's order, and which global batch
+    of them it is."""
 
     epoch: int
     place: Place
@@ -308,8 +311,8 @@ class Turn(NamedTuple):
 class BucketSchedule:
     """Which place each step of a run takes its global batch from; a function of (seed, step, world_size).
 
-    In an epoch each place has as many steps as its rows fill, the last one filled up by wrapping around, and none where
-    they do not fill one; the steps of all places are shuffled. Safe to use from several threads.
+    In an epoch each place has as many steps as its rows fill. The last one is filled by wrapping around; a place whose
+    rows don't fill even one step has none. The steps of all places are shuffled. Thread-safe.
 
     Raises:
         DataError: no row is left for the first epoch; the message says why.
@@ -318,7 +321,7 @@ class BucketSchedule:
     def __init__(self, assignment: Assignment | Groups, seed: int, world_size: int):
         self._assignment, self._seed, self._world_size = assignment, seed, world_size
         self._clips = np.array([place.bucket.batch_size for place in assignment.places]) * world_size
-        self._first_steps = [0]  # of the epochs
+        self._first_steps = [0]  # of each epoch
         self._epochs: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}  # the last two: see _plan
         self._lock = Lock()
         if not self.first_step(1):
@@ -349,7 +352,7 @@ class BucketSchedule:
         return self._assignment.reachable()
 
     def log(self) -> None:
-        """Say what the first epoch consists of, and what it leaves out."""
+        """Log what the first epoch consists of and what it leaves out."""
         found, _ = self._draw(0)
         counts = self._counts(found)
         for number in np.flatnonzero(self._steps(found)):
@@ -369,7 +372,7 @@ class BucketSchedule:
         return "; ".join(parts)
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
-        # The tail tells this generator from those of the loader's clips, which have four numbers.
+        # The extra number keeps this seed distinct from those of the loader's clips, which have four numbers.
         rng = np.random.default_rng((self._seed, epoch, 0, 0, 2))
         return self._assignment.draw(rng), rng
 
@@ -377,12 +380,12 @@ class BucketSchedule:
         return np.bincount(found[found >= 0], minlength=len(self._clips))
 
     def _steps(self, found: np.ndarray) -> np.ndarray:
-        """The steps of each place."""
+        """The number of steps of each place."""
         counts, clips = self._counts(found), np.maximum(self._clips, 1)
         return np.where(counts >= clips, -(-counts // clips), 0)
 
     def _plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """The rows of each place in the order in which they come, and for each step its place and its number there."""
+        """The rows of each place in order, and for each step its place and its batch number there."""
         found, rng = self._draw(epoch)
         steps, order = self._steps(found), rng.permutation(len(found))
         by_place = order[np.argsort(found[order], kind="stable")]

@@ -1,4 +1,4 @@
-"""A folder of clips that was written in full: the CSVs that list them, and a manifest that comes last."""
+"""A completely written folder of clips: the CSVs that list them, and a manifest that is written last."""
 
 import csv
 import json
@@ -15,13 +15,13 @@ def write_csv(path: Path, columns: tuple[str, ...], rows: list[tuple[str, str]])
 
 
 def finish(path: Path, manifest: dict, files: list[str]) -> None:
-    """The manifest comes last: where it stands, all the files that it lists were written in full."""
+    """Write the manifest last: if it exists, all the files it lists were written completely."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps({**manifest, "files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def is_complete(path: Path, manifest: dict) -> bool:
-    """Whether all that the manifest promises is there; if not, an old manifest goes before new files come."""
+    """Whether the manifest matches and its files exist; if not, an old manifest is removed before new files come."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         files = found.pop("files")

@@ -1,14 +1,14 @@
-"""Decoding the frames of a video, by PyAV.
+"""Decoding the frames of a video with PyAV.
 
     with AvReader(path) as video:
         frames = video.read(range(16))                       # (T, H, W, 3), by number
         for timeline in video.timelines(): ...               # or by time:
             for frame in video.clip(timeline, start=7, step=0.2, size=(256, 340)): ...
 
-Frames come in the order in which FFmpeg shows them. Reading by number decodes from the beginning, and goes on where it
-was; reading by time seeks a key frame before it, and makes sure that what follows are the frames that decoding from the
-beginning would give: it takes none that precedes that key frame, and goes further back, at last to the beginning, where
-the key frame is not the first to decode.
+Frames come in FFmpeg's display order. Reading by number decodes from the beginning, and continues where it stopped.
+Reading by time seeks to an earlier key frame, and makes sure to return the same frames as decoding from the beginning:
+it skips frames shown before that key frame, and where the key frame is not the first to decode it seeks further back,
+finally to the beginning.
 """
 
 import itertools
@@ -30,17 +30,17 @@ from mg.data.transforms import resize
 
 Reader = TypeVar("Reader", bound="VideoReader")
 
-# Seconds before a frame from which on it is looked for a key frame to decode from, one after the other.
+# How many seconds before a frame to look for a key frame to decode from; tried one after the other.
 _FURTHER_BACK = (0, 2, 10, 60)
 
 
 class VideoReader:
-    """An open video, also a context manager. What FFmpeg decodes is what there is: its frames in their order.
+    """An open video, also a context manager. Its content is what FFmpeg decodes: those frames in that order.
 
     Attributes:
         path: the file.
-        facts: what it says of itself.
-        height, width: of the frames: upright, and in square pixels unless those are switched off.
+        facts: what the file says about itself.
+        height, width: of the upright frames, in square pixels unless `square_pixels` is off.
         fps: frames per second, on average.
     """
 
@@ -53,16 +53,16 @@ class VideoReader:
     def clip(
         self, timeline: Timeline | None = None, start: int = 0, step: float = 0.0, size: tuple[int, int] | None = None
     ) -> Iterator[np.ndarray]:
-        """Frames in their order, uint8 RGB (H, W, 3), decoded one by one as they are asked for.
+        """Frames in order, uint8 RGB (H, W, 3), decoded lazily.
 
         Args:
             timeline: one of `timelines`.
-            start: begin where it has the frame of this number.
+            start: index in the timeline of the frame to begin with.
             step: seconds from one frame to the next, 0 for all frames.
-            size: height and width that each is scaled to when it is decoded; by default those of the video.
+            size: height and width that each frame is scaled to as it is decoded; by default those of the video.
 
         Raises:
-            VideoError: a frame that does not decode, or one of another size than the first.
+            VideoError: a frame doesn't decode, or differs in size from the first.
         """
         raise NotImplementedError
 
@@ -70,38 +70,38 @@ class VideoReader:
         """Decode the frames at `indices` (any order, repeats allowed) -> uint8 RGB (T, H, W, 3).
 
         Args:
-            size: height and width that each is scaled to when it is decoded; by default those of the video.
+            size: height and width that each frame is scaled to as it is decoded; by default those of the video.
 
         Raises:
-            VideoError: an index outside the video, or a frame that does not decode.
+            VideoError: an index is outside the video, or a frame doesn't decode.
         """
         raise NotImplementedError
 
     def timelines(self) -> Iterator[Timeline]:
-        """What is known of the frames: the container's word, then what costs more to find out and is more certain, and
-        at last those that decode. A function of the file alone."""
+        """What is known about the frames: first what the container says, then what is more certain but costs more to
+        find out, and finally the frames that decode. Depends only on the file."""
         raise NotImplementedError
 
     def listed(self) -> Timeline:
-        """The frames by the container's index, or where it has none of all frames, by their packets: how many there are
-        to choose from. Matroska, FLV and transport streams are read through for it."""
+        """The frames to choose from, by the container's index, or by their packets if it has no complete index.
+        Matroska, FLV and transport streams are read through for this."""
         raise NotImplementedError
 
     def decoded(self) -> Timeline:
-        """The frames that decode, which is found out by decoding all of them.
+        """The frames that decode, found by decoding all of them.
 
         Raises:
-            VideoError: the file is cut short or damaged, and that is not allowed.
+            VideoError: the file is cut short or damaged, and `allow_partial` is off.
         """
         raise NotImplementedError
 
     @property
     def num_frames(self) -> int:
-        """How many frames decode; raises as `decoded` does."""
+        """How many frames decode; raises like `decoded`."""
         return len(self.decoded())
 
     def close(self) -> None:
-        """Give the file back. Happens by itself when the reader goes out of use."""
+        """Release the file. Also happens when the reader is garbage-collected."""
 
     def __enter__(self: Reader) -> Reader:
         return self
@@ -111,10 +111,10 @@ class VideoReader:
 
 
 class AvReader(VideoReader):
-    """By PyAV.
+    """Decodes with PyAV.
 
     Args:
-        counts: this one finds out how many frames decode, for another one that says so.
+        counts: only count the frames that decode, for another reader, which does the reporting.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class AvReader(VideoReader):
         self.path, self._square_pixels, self._allow_partial = Path(path), square_pixels, allow_partial
         self._container: av.container.InputContainer | None = None
         self._cursor: Iterator[tuple[float, av.VideoFrame]] | None = None  # of `read`
-        self._next = 0  # the number of its next frame
+        self._next = 0  # number of the cursor's next frame
         self._tone_mapper: ToneMapper | None = None
         self._counts = counts
         self._damaged = self._times_start_again = False
@@ -189,15 +189,15 @@ class AvReader(VideoReader):
                 return frames
             first, last = min(places), max(places)
             if first < 0:
-                raise VideoError(f"{self.path}: frame {first} was asked for; the first one is 0")
+                raise VideoError(f"{self.path}: frame {first} was requested; the first one is 0")
             if self._cursor is None or first < self._next:
                 self._cursor, self._next = self._frames(), 0
-            cursor, self._cursor = self._cursor, None  # to be kept if all goes well
+            cursor, self._cursor = self._cursor, None  # kept only if all goes well
             while self._next <= last:
                 _, frame = next(cursor, (None, None))
                 if frame is None:
                     missing = min(index for index in places if index >= self._next)
-                    raise VideoError(f"{self.path}: frame {missing} was asked for, of {self._next}")
+                    raise VideoError(f"{self.path}: frame {missing} was requested, but there are {self._next}")
                 for place in places.get(self._next, ()):
                     frames[place] = self._picture(frame, size)
                 self._next += 1
@@ -212,19 +212,19 @@ class AvReader(VideoReader):
 
     @property
     def _rate(self) -> float:
-        return self.fps or 25.0  # FFmpeg's own guess, where a file says nothing
+        return self.fps or 25.0  # FFmpeg's own guess for a file without a rate
 
     def _rewind(self) -> None:
-        """Opened anew rather than sought: not every file can seek."""
+        """Reopen instead of seeking: not every file can seek."""
         self.close()
         self._container, self._stream = open_container(self.path)
 
     def _frames(self, start: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
-        """The frames and their times in seconds, which never fall, from the first on, or from one that comes before
-        `start`; the same ones either way.
+        """The frames and their times in seconds, never decreasing, from the first frame or from one before `start`;
+        the same frames either way.
 
         Raises:
-            VideoError: a frame does not decode, and that is not allowed; or it has another size than the first.
+            VideoError: a frame doesn't decode and `allow_partial` is off, or it differs in size from the first.
         """
         self._cursor = None
         decoded, number = self._sought(start) if start > 0 else None, None
@@ -259,8 +259,8 @@ class AvReader(VideoReader):
         return float((frame.pts - self.facts.first) * self._stream.time_base)
 
     def _sought(self, start: float) -> Iterator[av.VideoFrame] | None:
-        """What decodes from a key frame on that is shown at `start` or before; None where only reading from the
-        beginning is sure to give the same frames."""
+        """The frames decoded from a key frame shown at `start` or before; None if only reading from the beginning is
+        sure to give the same frames."""
         if self.facts.first is None:
             return None
         if self._begun is not None:
@@ -282,12 +282,11 @@ class AvReader(VideoReader):
         return None
 
     def _decode(self, target: int | None = None) -> Iterator[av.VideoFrame]:
-        """The frames that decode, from where the file is read. Packets in front of the first key frame need not.
+        """The frames that decode, from the current position. Packets before the first key frame may fail to decode.
 
         Args:
-            target: begin with a key frame shown at this time stamp or before, if it is the first that decodes; else
-                there is nothing. Frames behind it in the file but shown before it lack what they refer to, and are
-                left out.
+            target: begin with a key frame shown at this timestamp or before; yield nothing unless it is the first frame
+                to decode. Frames after it in the file but shown before it lack their reference frames and are skipped.
         """
         key = None
         packets = self._container.demux(self._stream)
@@ -297,7 +296,9 @@ class AvReader(VideoReader):
             except av.FFmpegError:
                 self._note_damage()
                 packet = None
-            if packet is not None and packet.size == 0:  # an empty chunk of AVI repeats a frame; the last one is none
+            if (
+                packet is not None and packet.size == 0
+            ):  # an empty AVI chunk repeats a frame; the flush packet isn't one
                 continue
             if packet is not None and packet.is_keyframe and key is None:
                 key = packet
@@ -340,7 +341,7 @@ class AvReader(VideoReader):
         return self.facts.turned if frame.rotation == self.facts.rotation else orientation(frame)
 
     def _picture(self, frame: av.VideoFrame, size: tuple[int, int] | None) -> np.ndarray:
-        """uint8 RGB (H, W, 3), upright, in the size that is wanted."""
+        """uint8 RGB (H, W, 3), upright, in the requested size."""
         rows_for_columns, upside_down, mirrored = self._turned(frame)
         picture = self._to_sdr(frame).to_ndarray(format="rgb24")
         if rows_for_columns:
@@ -357,12 +358,12 @@ class AvReader(VideoReader):
                 self._tone_mapper = ToneMapper(frame)
             return self._tone_mapper(frame)
         except Exception:  # an FFmpeg without the options, or a PyAV without the calls
-            remark(HDR, self.path, f"HDR ({curve}), which this FFmpeg does not map to SDR; that of PyAV 17.1 does")
+            remark(HDR, self.path, f"HDR ({curve}), which this FFmpeg does not map to SDR; the one in PyAV 17.1 does")
             return frame
 
     def _note_damage(self) -> None:
         self._damaged = True
-        if self.facts is None:  # said once the first frame is there
+        if self.facts is None:  # reported once the first frame has decoded
             return
         if not self._allow_partial:
             raise self._cut_short()
@@ -378,7 +379,7 @@ class AvReader(VideoReader):
         return f"{decoded} of its {listed} frames decode" if listed > decoded else f"{decoded} frames decode"
 
     def _packet_timeline(self) -> Timeline | None:
-        """The frames by the time stamps of all packets; None where those do not say."""
+        """The frames by the timestamps of all packets; None if those are missing or inconsistent."""
         if "packets" not in self.facts.found:
             self.facts.found["packets"] = None if self.facts.first is None else self._list_packets()
         return self.facts.found["packets"]
@@ -401,7 +402,7 @@ class AvReader(VideoReader):
         return Timeline.of([time * unit for time in shown], self._rate)
 
     def _decoded_timeline(self) -> Timeline:
-        """The frames that decode, whatever does not."""
+        """The frames that decode, skipping those that don't."""
         if "frames" not in self.facts.found:
             with AvReader(self.path, self._square_pixels, True, self.facts, counts=True) as other:
                 times = [time for time, _ in other._frames()]

@@ -1,7 +1,7 @@
-"""Decoding by decord, for the files of which a test proves that it gives FFmpeg's frames.
+"""Decoding with decord, for the kinds of files where a test proves that it returns FFmpeg's frames.
 
-It is there by choice, not by default: it reads through a whole file before its first frame, takes more memory, and was
-no faster than PyAV where it was measured (docs/performance.md).
+It is opt-in: it reads through a whole file before the first frame, needs more memory, and was no faster than PyAV when
+measured (docs/performance.md).
 """
 
 import itertools
@@ -16,8 +16,8 @@ from mg.data.probe import open_container
 from mg.data.timeline import Timeline, take
 from mg.data.transforms import resize
 
-# Containers, by FFmpeg's names, and codecs that decord reads as FFmpeg does where each key frame is one from which
-# decoding can begin, and is shown after all that precedes it: tests/test_decoders.py compares every frame.
+# Containers, by FFmpeg's names, and codecs that decord reads as FFmpeg does, provided that decoding can begin at each
+# key frame and each is shown after everything that precedes it: tests/test_decoders.py compares every frame.
 PROVED = {
     "mov": ("h264", "hevc", "mpeg4", "mpeg2video", "vp9", "mjpeg"),
     "matroska": ("h264", "hevc", "mpeg4", "mpeg2video", "vp8", "vp9", "mjpeg"),
@@ -25,10 +25,10 @@ PROVED = {
 
 
 class DecordReader(VideoReader):
-    """decord over what PyAV says of a file. It reads through all of it to begin with, and is right about fewer files.
+    """decord, guided by what PyAV knows about a file. It reads the whole file first, and is correct for fewer files.
 
     Raises:
-        VideoError: it is not proved that decord reads this file rightly.
+        VideoError: decord is not proved to read this file correctly.
     """
 
     def __init__(self, exact: AvReader):
@@ -39,13 +39,11 @@ class DecordReader(VideoReader):
             raise VideoError(f"{self.path}: decord cannot be imported here; use the backend 'av'")
         self._timeline = _proved(exact)
         if self._timeline is None:
-            raise VideoError(
-                f"{self.path}: it is not proved that decord reads such files rightly; use the backend 'av'"
-            )
+            raise VideoError(f"{self.path}: decord is not proved to read such files correctly; use the backend 'av'")
         self._reader = decord.VideoReader(str(self.path), num_threads=1)
         if len(self._reader) != len(self._timeline):
             raise VideoError(f"{self.path}: decord sees {len(self._reader)} frames; use the backend 'av'")
-        if self._reader[0].shape[2] != 3:  # it divides a padded line by the width, which may go wrong below 64
+        if self._reader[0].shape[2] != 3:  # it divides a padded line by the width, which can be wrong below 64
             raise VideoError(f"{self.path}: decord cannot read frames {self.width} wide; use the backend 'av'")
 
     def listed(self) -> Timeline:
@@ -70,7 +68,7 @@ class DecordReader(VideoReader):
         with reading(self.path, "frames do not decode"):
             for index in indices:
                 if not 0 <= index < self.num_frames:
-                    raise VideoError(f"{self.path}: frame {index} was asked for, of {self.num_frames}")
+                    raise VideoError(f"{self.path}: frame {index} was requested, but there are {self.num_frames}")
                 frames.append(resize(self._reader[int(index)].asnumpy(), height, width)[None])
         return np.concatenate(frames)
 
@@ -80,7 +78,7 @@ class DecordReader(VideoReader):
 
 
 def _proved(exact: AvReader) -> Timeline | None:
-    """The frames of a file that decord is proved to read rightly; else None."""
+    """The frames of a file that decord is proved to read correctly; else None."""
     container, stream = open_container(exact.path)
     with container:
         names, codec = container.format.name.split(","), stream.codec_context.name
@@ -105,7 +103,7 @@ def _proved(exact: AvReader) -> Timeline | None:
 
 
 def _begins_anew(packet: bytes) -> bool:
-    """Whether a packet of H.264 in mp4 or Matroska has an IDR picture, not a mere recovery point."""
+    """Whether an H.264 packet in mp4 or Matroska has an IDR picture, not just a recovery point."""
     at = 0
     while at + 4 < len(packet):
         if packet[at + 4] & 0x1F == 5:
@@ -115,8 +113,8 @@ def _begins_anew(packet: bytes) -> bool:
 
 
 def _decord():
-    """The decord module, or None where it has no wheel."""
-    with suppress(ImportError):  # where there is one, before decord: the other order aborts the process
+    """The decord module, or None if it is not installed."""
+    with suppress(ImportError):  # if installed, before decord: the other order aborts the process
         import mindspore  # noqa: F401
     try:
         import decord

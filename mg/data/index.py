@@ -1,5 +1,5 @@
-"""The index of a data set, a CSV or a parquet file: a column `video` or `path`, and optionally `caption` or `text`, and
-what is known of the files: `num_frames`, `height`, `width` and `fps`, as Open-Sora 2.0 writes them."""
+"""The index of a data set, a CSV or parquet file with a column `video` or `path`, optionally `caption` or `text`, and
+optionally facts about the files: `num_frames`, `height`, `width` and `fps`, as Open-Sora 2.0 writes them."""
 
 import codecs
 import csv
@@ -23,14 +23,14 @@ CAPTION_COLUMNS = ("caption", "text")
 SIZE_COLUMNS = ("num_frames", "height", "width")
 COLUMNS = (*PATH_COLUMNS, *CAPTION_COLUMNS, *SIZE_COLUMNS, "fps")
 
-_NOTHING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # as pandas and others write what there is not
-_NUL = "\ufdd0"  # a code point that no text has, for the one that some versions of csv do not read
+_NOTHING = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # how pandas and other tools write missing values
+_NUL = "\ufdd0"  # a code point that never occurs in text, to replace NUL, which some versions of csv cannot read
 
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One file: where it lies, its name as the index writes it, its caption ("" if there is none), and as far as the
-    index says, its frames, its height and width in pixels and its frames per second."""
+    """One file: its path, its name as the index writes it, its caption ("" if there is none), and if the index has
+    them, its number of frames, its height and width in pixels and its frames per second."""
 
     path: Path
     name: str
@@ -42,20 +42,20 @@ class IndexRow:
 
 
 def read_index(csv_path: str | os.PathLike, video_folder: str | os.PathLike | None = None) -> list[IndexRow]:
-    """Read an index: a CSV in UTF-8, with or without a byte order mark, or a .parquet file, for which pyarrow or pandas
-    has to be installed. The files themselves are not looked at.
+    """Read an index: a CSV in UTF-8, with or without a byte order mark, or a .parquet file, which requires pyarrow or
+    pandas. The files themselves are not opened.
 
-    A row that says of its file that nothing was found in it, by sizes of 0, is counted in the log and no error: what
-    reads the file will see.
+    A row with sizes of 0, meaning that a tool found nothing in its file, is counted in the log and is not an error:
+    reading the file will tell.
 
     Args:
         csv_path: the index; a CSV has a header line.
-        video_folder: the folder that the paths are relative to and must lie in; by default the index' own, and then
-            absolute paths may lie anywhere.
+        video_folder: the folder that the paths are relative to and must be inside; by default the index's own folder,
+            and then absolute paths may point anywhere.
 
     Raises:
-        DataError: no such file or folder, no path column, no row, an empty path, one that leads outside the folder, a
-            size or frame rate that is none, quotes that do not match; the message names the line.
+        DataError: no such file or folder, no path column, no row, an empty path or one that leads outside the folder,
+            an invalid size or frame rate, or unmatched quotes; the message names the line.
     """
     csv_path = Path(csv_path)
     if csv_path.is_dir():
@@ -76,9 +76,7 @@ def read_index(csv_path: str | os.PathLike, video_folder: str | os.PathLike | No
         raise DataError(f"{csv_path}: there is no row below the header")
     if empty:
         shown = ", ".join(map(printable, empty[:3])) + ", ..." * (len(empty) > 3)
-        _logger.warning(
-            "%s: %d of %d rows say that their files hold nothing: %s", csv_path, len(empty), len(rows), shown
-        )
+        _logger.warning("%s: %d of %d rows say that their files are empty: %s", csv_path, len(empty), len(rows), shown)
     return rows
 
 
@@ -86,7 +84,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV by column, each with its place, "line 2"."""
     text = _decoded(path)
     _check_separator(path, text)
-    lines = io.StringIO(text.replace("\0", _NUL), newline="")  # which end as csv ends them, not as str.splitlines does
+    lines = io.StringIO(text.replace("\0", _NUL), newline="")  # with csv's line endings, not those of str.splitlines
     limit = csv.field_size_limit(sys.maxsize)  # a caption may be of any length
     try:
         reader = csv.reader(lines, skipinitialspace=True, strict=True)
@@ -102,7 +100,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             place, ended, begun = f"line {begun}", begun > reader.line_num, reader.line_num + 1
             if ended:
                 break
-            if not any(map(str.strip, cells)):  # an empty line, or what a spreadsheet leaves below its rows
+            if not any(map(str.strip, cells)):  # an empty line, or the empty rows that spreadsheets leave at the end
                 continue
             if header is None:
                 header = _checked_header(path, [cell.strip() for cell in cells])
@@ -110,7 +108,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             if any(map(str.strip, cells[len(header) :])):
                 raise DataError(
                     f"{path}, {place}: there are {len(cells)} cells where the header has {len(header)}; a cell that "
-                    "holds a comma stands in quotes"
+                    "holds a comma must be quoted"
                 )
             yield place, dict(zip(header, cells))
         if header is None:
@@ -123,7 +121,7 @@ def _decoded(path: Path) -> str:
     """The text of a CSV file."""
     content = path.read_bytes()
     convert = "write it as UTF-8, for example by: iconv -f"
-    wide = content[:1] == b"\0" or content[1:2] == b"\0"  # in which ASCII has a byte of zeros each
+    wide = content[:1] == b"\0" or content[1:2] == b"\0"  # each ASCII character has a zero byte
     if wide or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise DataError(f"{path}: not a CSV file in UTF-8 but in UTF-16; {convert} UTF-16 -t UTF-8")
     if content.startswith(b"PAR1"):
@@ -136,17 +134,17 @@ def _decoded(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{path}, line {line}: not a CSV file in UTF-8 ({error.reason} {content[error.start]:#x}); {convert} "
-            "GB18030 -t UTF-8, or whatever it is in"
+            "GB18030 -t UTF-8, or whatever its encoding is"
         ) from None
 
 
 def _check_separator(path: Path, text: str) -> None:
-    """Raise DataError where what separates the cells of the header is no comma."""
+    """Raise DataError if the header's cells are separated by anything but commas."""
     header = next((line for line in text.splitlines() if line.strip()), "")
     for separator, name in ((",", ""), (";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
         if any(cell.strip(" '\"") in PATH_COLUMNS for cell in header.split(separator)):
             if name:
-                raise DataError(f"{path}: its columns are separated by {name}; they must be by commas")
+                raise DataError(f"{path}: its columns are separated by {name}; use commas")
             return
 
 
@@ -165,7 +163,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     try:
         names, columns = _read_parquet(path)
     except ImportError:
-        raise DataError(f"{path}: a parquet file takes pyarrow or pandas to be read: pip install pyarrow") from None
+        raise DataError(f"{path}: a parquet file needs pyarrow or pandas to be read: pip install pyarrow") from None
     except Exception as error:  # whatever the library at hand raises
         raise DataError(f"{path}: not a parquet file that can be read ({one_line(error)[:200]})") from None
     header = _checked_header(path, names)
@@ -175,11 +173,11 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], Callable[[str], list]]:
-    """The names of a parquet file's columns, and what gives a column's values."""
+    """The names of a parquet file's columns, and a function that returns a column's values."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        from pandas import read_parquet  # which may have another engine
+        from pandas import read_parquet  # it may have another engine
 
         table = read_parquet(path)
         return [str(name) for name in table.columns], lambda name: table[name].tolist()
@@ -190,14 +188,14 @@ def _read_parquet(path: Path) -> tuple[list[str], Callable[[str], list]]:
 
 
 def _text(value: Any) -> str:
-    """A value of a typed column as a CSV has it."""
+    """A value of a typed column as a CSV would write it."""
     if value is None or value != value:  # NaN, and pandas' NaT
         return ""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _row(place: str, record: dict[str, str], folder: Path, confined: bool) -> IndexRow:
-    """A row of the index; `place` says where it stands."""
+    """A row of the index; `place` names its line for error messages."""
     path_column = next(column for column in PATH_COLUMNS if column in record)
     name = record[path_column].strip()
     if not name:
@@ -212,8 +210,8 @@ def _row(place: str, record: dict[str, str], folder: Path, confined: bool) -> In
 
 
 def _number(place: str, record: dict[str, str], column: str, whole: bool) -> float | int | None:
-    """What a column says; None where it is not there or says nothing: "", nan, or 0 or -1, as tools write of a file
-    that they could not read, and of an image's frame rate."""
+    """A column's value; None if the column is missing or has no value: "", nan, or the 0 or -1 that tools write for a
+    file they could not read and for an image's frame rate."""
     text = record.get(column, "").strip()
     number = _as_number(text)
     if number in (None, 0, -1):
@@ -225,7 +223,7 @@ def _number(place: str, record: dict[str, str], column: str, whole: bool) -> flo
 
 
 def _as_number(text: str) -> float | None:
-    """A number, infinite where there is another text; None where there is nothing."""
+    """A number, infinity for any other text; None for a missing value."""
     if text.lower() in _NOTHING:
         return None
     try:

@@ -1,16 +1,17 @@
 """Batches of clips and images from an index: deterministic, resumable at any step, the same for any number of workers.
 
 The batch of global step s on rank r is a pure function of (seed, s, r, world_size): nothing depends on what was read
-before or by whom. Each step is an image step or a video step on all ranks alike, and its clips have one number of
-frames. Steps 0 .. s-1 hold exactly floor(s * image_ratio) image steps, evenly spread, so the ratio holds on any number
-of devices.
+before or by which process. Each step is an image step or a video step on all ranks, and all its clips have the same
+number of frames. Steps 0 .. s-1 contain exactly floor(s * image_ratio) image steps, evenly spread, so the ratio holds
+on any number of devices.
 
 Video steps draw from the videos, image steps from the images and from random frames of the videos. Each of these two
-pools goes through an epoch of its own: a seeded permutation in which every row comes once over all ranks, then wraps
-around to fill the last global batch.
+pools has its own epochs: a seeded permutation in which every row occurs once over all ranks, and which wraps around to
+fill the last global batch.
 
-With buckets (mg/data/buckets.py) each step is one bucket and one size on all ranks. In every epoch each row is drawn a
-place, by the seed and the epoch, and comes there once over all ranks; the batches of all places are shuffled.
+With buckets (mg/data/buckets.py) each step has one bucket and one size on all ranks. In every epoch a place is drawn
+for each row from the seed and the epoch, and the row occurs there once over all ranks; the batches of all places are
+shuffled.
 """
 
 import logging
@@ -36,7 +37,7 @@ from mg.plain_text import one_line
 
 _logger = logging.getLogger(__name__)
 
-# What buckets decide instead.
+# The options that buckets override.
 REPLACED_BY_BUCKETS = ("sample_n_frames", "image_size", "crop_size", "batch_size", "image_batch_size")
 
 
@@ -45,18 +46,18 @@ class DataConfig:
     """How rows of the index become batches.
 
     Attributes:
-        buckets: resolution -> frames -> [keep_prob, batch_size], see mg.data.buckets: these then decide, in place of
-            sample_n_frames, image_size, crop_size, batch_size and image_batch_size.
+        buckets: resolution -> frames -> [keep_prob, batch_size], see mg.data.buckets; replaces sample_n_frames,
+            image_size, crop_size, batch_size and image_batch_size.
         sample_n_frames: frames per clip on a video step.
-        random_frames: draw the number of frames of each video step from 1 to sample_n_frames, one for all its clips;
-            videos need be no longer than that.
-        sample_stride: every how many frames of the file one is taken.
+        random_frames: draw the number of frames of each video step from 1 to sample_n_frames, the same for all its
+            clips; videos need to be no longer than that.
+        sample_stride: take every n-th frame of the file.
         max_sample_stride: if set, the stride is drawn from sample_stride to this, as far as the video is long enough.
         fps_max: frame rate above which a video is thinned to every n-th frame, n = ceil(fps / fps_max); strides count
-            the frames that are left. By default no video is. Where the rate varies, both count in seconds: frames
-            come at least 1 / fps_max apart.
+            the frames that are left. By default no video is thinned. For a varying rate both count in seconds: frames
+            are at least 1 / fps_max apart.
         image_size: the shorter side is resized to this many pixels before the crop.
-        crop_size: height and width of what the model sees.
+        crop_size: height and width that the model sees.
         random_crop: crop anywhere instead of in the middle.
         flip: mirror half of the clips left to right.
         random_scale: if set, (lo, hi): the shorter side is resized to crop_size * uniform(lo, hi) instead of
@@ -64,12 +65,11 @@ class DataConfig:
         color_jitter: shuffle the channels, scale and invert them at random.
         batch_size: clips per step and rank.
         image_ratio: share of the steps that are image steps (T = 1), by default 0.2. With buckets, share of the steps
-            whose clips are cut to one frame of the videos, by default 0: images have buckets of their own.
+            whose clips are cut to a single video frame, by default 0: images have their own buckets.
         image_batch_size: images per image step and rank; by default batch_size.
-        square_pixels: scale videos of other pixels (anamorphic ones) to square pixels, as players do.
-        allow_partial: of a video that is cut short or damaged, use what decodes; else it counts as one that cannot be
-            read.
-        num_workers: processes that read ahead, a batch each; 0 reads in the caller's own, when it asks.
+        square_pixels: scale videos with non-square pixels (anamorphic ones) to square pixels, as players do.
+        allow_partial: use the frames that decode of a video that is cut short or damaged; else it counts as unreadable.
+        num_workers: processes that read ahead, one batch each; 0 reads in the calling process, on demand.
         max_bad_share: the run stops when more than this share of the files could not be read.
     """
 
@@ -115,12 +115,12 @@ class DataConfig:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of clips, where buckets do not say it."""
+        """Height and width of clips when there are no buckets."""
         return self.crop_size, self.crop_size
 
     @property
     def covers_size(self) -> bool:
-        """Frames are scaled to just cover what is cut out of them."""
+        """Whether frames are scaled to just cover the crop."""
         return self.buckets is not None
 
     def sizes_by_shape(self, resolution: str, grid: int) -> dict[float, tuple[int, int]]:
@@ -133,9 +133,9 @@ class OpenSoraDataConfig(DataConfig):
     """DataConfig with the sizes that Open-Sora 1.x trains on.
 
     Attributes:
-        frame_size: height and width of clips without buckets, in place of image_size and crop_size.
-        bucket_sizes: of buckets: open-sora, its tables, in which 240p at 9:16 is 240 x 426; or computed, multiples of
-            the autoencoder's compression.
+        frame_size: height and width of clips without buckets, instead of image_size and crop_size.
+        bucket_sizes: the sizes of buckets: open-sora, from its tables, in which 240p at 9:16 is 240 x 426; or computed,
+            multiples of the autoencoder's compression.
     """
 
     frame_size: list[int] | None = None
@@ -172,8 +172,8 @@ def _check(holds: bool, name: str, config: DataConfig, wanted: str) -> None:
 
 
 class Batch(NamedTuple):
-    """One step's data: `x` float32 (B, 3, T, H, W) in [-1, 1], T = 1 on an image step, or whatever else a reader gives;
-    the rows' names, the rows, and the frames and size of the clips."""
+    """One step's data: `x`, float32 (B, 3, T, H, W) in [-1, 1], T = 1 on an image step, unless a custom reader returns
+    something else; the rows' names, the rows, and the number of frames and size of the clips."""
 
     step: int
     epoch: int
@@ -188,8 +188,8 @@ class _Part(NamedTuple):
     """What all ranks draw at a step.
 
     Attributes:
-        pool: numbers of the rows that it draws from.
-        starts: where in the pool each clip is looked for, over all ranks.
+        pool: indices of the rows to draw from.
+        starts: position in the pool at which to look for each clip, over all ranks.
         batch_size: clips per rank.
         num_frames: of each clip.
         size: height and width of each clip.
@@ -205,21 +205,21 @@ class _Part(NamedTuple):
 class ClipLoader:
     """Batches of the rows of an index, for one rank of `world_size`.
 
-    `bad_files` maps the name of each file that could not be read, in a batch given out so far, to the reason. In its
-    place stands the next row of the pool that can be read. With buckets, files of which the index does not know the
-    size are opened at once, and those that cannot be are in `bad_files` from the beginning.
+    `bad_files` maps the name of each file that could not be read, in the batches returned so far, to the reason. The
+    next readable row of the pool replaces it. With buckets, files whose size the index doesn't have are opened at once,
+    and those that cannot be opened are in `bad_files` from the beginning.
 
     Args:
         rows: the index.
         config: how rows become batches.
-        seed: of the order and of all that is drawn.
-        rank, world_size: which of how many processes this is.
-        grid: what the sizes of buckets are multiples of, a model's `spatial_compression`.
-        reader: reads clips in place of a `ClipReader`, in this process.
-        groups: where each row belongs, in place of buckets.
+        seed: of the order and of every random draw.
+        rank, world_size: this process and the number of processes.
+        grid: bucket sizes are multiples of this, a model's `spatial_compression`.
+        reader: reads clips instead of a `ClipReader`, in this process.
+        groups: where each row belongs, instead of buckets.
 
     Raises:
-        DataError: there is no row, or none that the steps asked for could use.
+        DataError: there is no row, or none that the requested steps could use.
     """
 
     def __init__(
@@ -264,13 +264,13 @@ class ClipLoader:
 
     @property
     def batch_size(self) -> int | None:
-        """Clips of a video step and rank; None where it is the bucket's."""
+        """Clips per video step and rank; None if buckets decide it."""
         return self.config.batch_size if self._schedule is None else None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every video comes once (where all steps are image steps: every row). With buckets, those of
-        the first epoch: others have more or fewer where rows are kept by chance."""
+        """Steps in which every video occurs once (every row, if all steps are image steps). With buckets, the steps of
+        the first epoch: other epochs may have more or fewer if rows are kept by chance."""
         if self._schedule is not None:
             return self._schedule.first_step(epoch=1)
         if self._image_ratio == 1:
@@ -280,7 +280,7 @@ class ClipLoader:
     @property
     def shapes(self) -> set[tuple[int, int, int, int, int]]:
         """With buckets, all shapes (B, 3, T, H, W) that batches can have: one for each bucket and each of its sizes
-        that a row can get, and with an image_ratio above 0 one of T = 1 beside it."""
+        that a row can get, plus one with T = 1 for each if image_ratio is above 0."""
         cuts = {self._image_ratio > 0, self._image_ratio == 1}
         return {
             (bucket.batch_size, 3, 1 if cut else bucket.num_frames, *size)
@@ -289,18 +289,18 @@ class ClipLoader:
         }
 
     def is_image_step(self, step: int) -> bool:
-        """Whether the clips of the global step are single frames by image_ratio; the same on every rank."""
+        """Whether image_ratio makes the global step's clips single frames; the same on every rank."""
         return self._image_steps_before(step + 1) > self._image_steps_before(step)
 
     def num_frames(self, step: int) -> int:
-        """Frames of every clip of the global step; the same on every rank."""
+        """Frames per clip of the global step; the same on every rank."""
         if self.is_image_step(step):
             return 1
         if self._schedule is not None:
             return self._schedule.turn(step).place.bucket.num_frames
         if not self.config.random_frames:
             return self.config.sample_n_frames
-        # The tail tells this generator from those of the clips, which have four numbers.
+        # The extra number keeps this seed distinct from those of the clips, which have four numbers.
         rng = np.random.default_rng((self.seed, step, 0, 0, 1))
         return int(rng.integers(1, self.config.sample_n_frames + 1))
 
@@ -311,7 +311,7 @@ class ClipLoader:
 
         Raises:
             DataError: more than `max_bad_share` of the files could not be read, or none of them could; or a process
-                was ended from outside.
+                was killed from outside.
         """
         steps = count(start_step)
         if self._workers == 0:
@@ -327,19 +327,19 @@ class ClipLoader:
                 yield self._finish(step, *loaded.result())
 
     def peek(self, step: int) -> tuple[np.ndarray | None, list[str]]:
-        """A step's `x` and `names`, out of turn: bad files are not counted, and where there are too many, x is None."""
+        """A step's `x` and `names`, out of order: bad files are not counted, and x is None if there are too many."""
         x, rows, _ = self._load(self._reader, step)
         return x, [row.name for row in rows]
 
     def frame_rate(self, row: IndexRow) -> float:
-        """Frames per second of a row's file, before strides; 0 of an image."""
+        """Frames per second of a row's file, before strides; 0 for an image."""
         return self._reader.frame_rate(row)
 
     def _image_steps_before(self, step: int) -> int:
         return int(step * self._image_ratio)
 
     def _pool(self, images: bool) -> tuple[np.ndarray, int]:
-        """The rows that an image or a video step draws from, and how many each rank takes."""
+        """The rows that an image or video step draws from, and how many each rank takes."""
         if images:
             return self._images, self.config.image_batch_size or self.config.batch_size
         return self._videos, self.config.batch_size
@@ -353,11 +353,11 @@ class ClipLoader:
             value = getattr(self.config, field.name)
             replaced = self.config.buckets is not None and field.name in REPLACED_BY_BUCKETS
             if replaced and value != field.default:
-                _logger.warning("data.%s is %s, which data.buckets decides instead", field.name, value)
+                _logger.warning("data.%s is %s, but data.buckets overrides it", field.name, value)
         self._schedule.log()
 
     def _measure(self, rows: Sequence[IndexRow]) -> tuple[list[IndexRow], Sources]:
-        """The rows whose size the index knows or the file tells, and what a clip of each could have."""
+        """The rows whose size is known from the index or the file, and the possible clip length and size of each."""
         measured: list = [self._reader.size_in_index(row) for row in rows]
         unknown = [number for number, found in enumerate(measured) if found is None]
         if self.config.num_workers == 0 or not unknown:
@@ -392,7 +392,7 @@ class ClipLoader:
         return _Part(pool, starts if order is None else order[starts], batch_size, length, size)
 
     def _load(self, reader: ClipReader, step: int) -> tuple[np.ndarray | None, list[IndexRow], dict[str, str]]:
-        """Read the batch of a step: x (None if too many files are bad), rows, and the files that failed on the way."""
+        """Read the batch of a step: x (None if too many files are bad), rows, and the files that could not be read."""
         part = self._part(step)
         clips, rows = [], []
         failed: dict[str, str] = {}
@@ -409,9 +409,9 @@ class ClipLoader:
     def _load_first_readable(
         self, reader: ClipReader, part: _Part, start: int, key: tuple[int, ...], failed: dict[str, str]
     ) -> tuple[np.ndarray | None, IndexRow | None]:
-        """The row at `start`, or else the next one that can be read; (None, None) when too many in a row cannot.
+        """The row at `start`, or else the next one that can be read; (None, None) if too many in a row cannot.
 
-        Which rows are bad is found out anew each time: to remember would let the order of reading decide the batch.
+        Bad rows are not remembered: otherwise the order of reading would influence the batch.
         """
         for attempt in range(len(part.pool)):
             row = self._rows[part.pool[(start + attempt) % len(part.pool)]]
@@ -424,7 +424,7 @@ class ClipLoader:
         return None, None
 
     def _finish(self, step: int, x: np.ndarray | None, rows: list[IndexRow], failed: dict[str, str]) -> Batch:
-        """Count a batch's bad files as it is given out, so that a run stops at the same step for any num_workers."""
+        """Count a batch's bad files when it is returned, so that a run stops at the same step for any num_workers."""
         self._count_bad(failed, none_left=x is None)
         epoch = step // self.steps_per_epoch if self._schedule is None else self._schedule.turn(step).epoch
         size = self.config.size if self._schedule is None else self._schedule.turn(step).place.size
@@ -438,12 +438,12 @@ class ClipLoader:
         bad, total, share = len(self.bad_files), self._num_files, self.config.max_bad_share
         if none_left or bad > share * total:
             some = "; ".join(list(self.bad_files.values())[:3]) + ("; ..." if bad > 3 else "")
-            limit = f"more than max_bad_share = {share} allows" if bad > share * total else "and no other is left"
+            limit = f"more than max_bad_share = {share} allows" if bad > share * total else "and none is left"
             raise DataError(f"{bad} of {total} files could not be used, {limit}: {some}")
 
 
 def _measure(reader: ClipReader, row: IndexRow) -> tuple[int, int, int] | VideoError:
-    """What `reader.measure` finds, or why it cannot."""
+    """The result of `reader.measure`, or its error."""
     try:
         return reader.measure(row)
     except VideoError as error:

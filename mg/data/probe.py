@@ -1,7 +1,7 @@
-"""What a video file says of itself, and what its first frame shows: cheap to see, whatever the length of the file.
+"""What a video file says about itself and what its first frame shows: cheap to find out for a file of any length.
 
-What a container says of the number of frames is a hint: edit lists hide frames, streams are cut, joined and copied from
-the middle, and headers are written before the end is known. `mg.data.video` finds out where a hint does not hold.
+A container's number of frames is only a hint: edit lists hide frames, streams are cut, joined and copied from the
+middle, and headers are written before the end is known. `mg.data.video` finds out when a hint is wrong.
 """
 
 import os
@@ -19,8 +19,8 @@ from av.stream import Disposition
 from mg.data.errors import VideoError
 from mg.data.timeline import Timeline
 
-_FASTEST = 240.0  # frames per second; above it stands the unit of a container's clock (1000, 90000), not a rate
-_NARROWEST = 0.1  # of pixels, to their height; beyond it, or its inverse, the file is wrong
+_FASTEST = 240.0  # frames per second; anything above is a container's clock unit (1000, 90000), not a rate
+_NARROWEST = 0.1  # pixel width to height; below this, or above its inverse, the file is wrong
 _DISCARDED = 0x2  # FFmpeg's AVINDEX_DISCARD_FRAME: decoded but not shown, by an edit list
 
 
@@ -29,16 +29,17 @@ class Facts:
     """A file's description of itself.
 
     Attributes:
-        height, width: of the first frame, upright, in the pixels that are coded.
+        height, width: of the upright first frame, in coded pixels.
         square_height, square_width: the same in square pixels, as players show it.
-        turned: how the first frame is brought upright, see `orientation`.
-        rotation: of the first frame in degrees, by PyAV: frames of the same are turned like it.
-        fps: frames per second, on average; 0 where nothing is known.
-        first: time stamp of the first frame that decodes, in units of the stream; None where there are none, as in raw
-            streams, or none to be trusted: AVI has none itself, and FFmpeg's for its B-frames are not in their order.
-        claimed: the frames by what the container says; None where it says nothing that can be believed.
+        turned: how the first frame is turned upright, see `orientation`.
+        rotation: of the first frame in degrees, by PyAV: frames with the same rotation are turned the same way.
+        fps: frames per second, on average; 0 if unknown.
+        first: timestamp of the first frame that decodes, in units of the stream; None if there are none, as in raw
+            streams, or they are unreliable: AVI stores none, and those that FFmpeg makes up for B-frames are out of
+            order.
+        claimed: the frames as the container describes them; None if it says nothing credible.
         listed: whether the container's index has an entry for each of them.
-        found: what was found out of the frames since, by reading through the file.
+        found: what reading through the file has since shown about its frames.
     """
 
     height: int
@@ -55,24 +56,24 @@ class Facts:
 
 
 def open_container(path: str | os.PathLike) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """A file and its stream of video: the first one that is not a cover.
+    """A file and its first video stream that is not a cover image.
 
     Raises:
-        VideoError: there is none.
+        VideoError: there is no video stream.
     """
-    container = av.open(f"file:{path}")  # a colon in a name is no protocol's
+    container = av.open(f"file:{path}")  # else a colon in a name would look like a protocol
     streams = [stream for stream in container.streams.video if stream.codec_context is not None]
     if not streams:
         container.close()
         raise VideoError(f"{path}: there is no video in this file that can be decoded")
     stream = min(streams, key=lambda stream: bool(stream.disposition & Disposition.attached_pic))
-    # Loading is parallel over clips already; more threads per clip would only be in each other's way.
+    # Loading is already parallel over clips; more threads per clip would only get in each other's way.
     stream.codec_context.thread_count = 1
     return container, stream
 
 
 def describe(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame) -> Facts:
-    """What is known of a file once its first frame is decoded."""
+    """What is known about a file once its first frame is decoded."""
     height, width = first.height, first.width
     square = height, max(1, round(width * pixel_aspect(stream)))
     turned = orientation(first)
@@ -87,16 +88,16 @@ def describe(container: av.container.InputContainer, stream: av.VideoStream, fir
 
 
 def pixel_aspect(stream: av.VideoStream) -> float:
-    """The width of a pixel to its height."""
+    """The ratio of a pixel's width to its height."""
     aspect = stream.sample_aspect_ratio
     return float(aspect) if aspect and _NARROWEST <= aspect <= 1 / _NARROWEST else 1.0
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """How a frame is brought upright by its display matrix: whether rows and columns are exchanged, and then whether it
-    is turned upside down, and left to right.
+    """How a frame's display matrix turns it upright: whether to exchange rows and columns, and then whether to flip it
+    vertically and horizontally.
 
-    PyAV keeps a frame whose side data was asked for until the garbage collector comes by: not to be asked of every one.
+    PyAV keeps a frame whose side data was accessed alive until the garbage collector runs: don't call this per frame.
     """
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
@@ -109,7 +110,7 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def ends_early(path: str | os.PathLike, container: av.container.InputContainer, stream: av.VideoStream) -> bool:
-    """Whether the file is shorter than its container says that it has been written."""
+    """Whether the file is shorter than its container says."""
     size = Path(path).stat().st_size
     index = getattr(stream, "index_entries", ())  # PyAV 17 and later
     if "matroska" in container.format.name:
@@ -118,17 +119,17 @@ def ends_early(path: str | os.PathLike, container: av.container.InputContainer, 
 
 
 def _matroska_size(path: str | os.PathLike) -> int:
-    """Where the segment of a Matroska or WebM file ends; 0 where that was left open, as in a live stream."""
+    """Where the segment of a Matroska or WebM file ends; 0 if that was left open, as in a live stream."""
     with open(path, "rb") as file:
-        file.seek(4)  # behind the EBML header's name
+        file.seek(4)  # after the EBML header's ID
         file.seek(_matroska_number(file), os.SEEK_CUR)
-        file.seek(4, os.SEEK_CUR)  # behind the segment's name
+        file.seek(4, os.SEEK_CUR)  # after the segment's ID
         size = _matroska_number(file)
         return file.tell() + size if size >= 0 else 0
 
 
 def _matroska_number(file: BinaryIO) -> int:
-    """A number of 1 to 8 bytes, as many as the first one has leading zero bits, and one; -1 where all are ones."""
+    """A number of 1 to 8 bytes: one more than the first byte has leading zero bits; -1 if all value bits are ones."""
     first = file.read(1)[0]
     length = 9 - first.bit_length()
     number = int.from_bytes(bytes([first]) + file.read(length - 1), "big") - (1 << 7 * length)
@@ -152,7 +153,7 @@ def _claimed(
     elif tag := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):  # Matroska's
         hours, minutes, rest = map(Fraction, tag.groups())
         seconds = 3600 * hours + 60 * minutes + rest - first.pts * stream.time_base
-    elif container.duration:  # of all streams; Matroska and FLV say when they end
+    elif container.duration:  # of all streams; in Matroska and FLV it is the end time
         seconds = Fraction(container.duration, av.time_base) - first.pts * stream.time_base
     else:
         return None

@@ -1,9 +1,9 @@
-"""A clip or an image of a row, drawn, cut to size and as a tensor: what loading costs, and nothing of which row comes
-when.
+"""Reads a row's clip or image, randomly chosen and cropped, as a tensor. This is the costly part of loading; which row
+comes when is decided elsewhere.
 
-All that is drawn of a clip is drawn from its key and from what its file is, so any process may read it. Each frame is
-scaled down as it is decoded: at full size 32 frames of 1080p are 200 MB, which the system hands out in 60,000 pages,
-cleared under a lock that the threads of a process share.
+Every random choice depends only on the clip's key and its file, so any process may read it. Each frame is scaled down
+as it is decoded: at full size 32 frames of 1080p are 200 MB, which the kernel hands out in 60,000 pages, cleared under
+a lock that the threads of a process share.
 """
 
 from collections import OrderedDict
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 IMAGE_CACHE_BYTES = 512 * 2**20
 _FACTS_KEPT = 256  # files
-_SAME_SIZE = 0.05  # by how much a side may differ from what the index says: coded sizes are multiples of 16
+_SAME_SIZE = 0.05  # how much a side may differ from the index, relative: coded sizes are multiples of 16
 
 
 class ClipReader:
-    """Reads rows as a config says; safe to use from several threads.
+    """Reads rows according to a config. Thread-safe.
 
     Args:
         config: how rows become clips.
-        cache_bytes: of decoded images that are kept.
+        cache_bytes: size of the cache of decoded images.
         decoder: of videos: auto | decord | av, see `mg.data.video.open_video`.
     """
 
@@ -46,14 +46,14 @@ class ClipReader:
         self._facts = _FactsCache(_FACTS_KEPT)
 
     def read(self, row: IndexRow, num_frames: int, size: tuple[int, int], key: tuple[int, ...]) -> np.ndarray:
-        """A clip of a row as a tensor, float32 (3, T, H, W) in [-1, 1]; of an image T = 1.
+        """A clip of a row as a tensor, float32 (3, T, H, W) in [-1, 1]; T = 1 for an image.
 
         Args:
             size: H and W.
-            key: of what is drawn: the same key gives the same clip.
+            key: the random seed: the same key gives the same clip.
 
         Raises:
-            VideoError: a file that cannot be read, or is too short.
+            VideoError: the file cannot be read, or is too short.
         """
         rng = np.random.default_rng(key)
         with reading(row.path):
@@ -69,7 +69,7 @@ class ClipReader:
             return self._cut(frames, size, rng)
 
     def size_in_index(self, row: IndexRow) -> tuple[int, int, int] | None:
-        """What `measure` would find, where the index says it; else None."""
+        """What `measure` would return, if the index has it; else None."""
         config = self.config
         if not (row.height and row.width):
             return None
@@ -80,10 +80,10 @@ class ClipReader:
         return clip_length(row.num_frames, row.fps or 0, config.fps_max, config.sample_stride), row.height, row.width
 
     def measure(self, row: IndexRow) -> tuple[int, int, int]:
-        """How many frames a clip of a row's file could have, its height and width.
+        """How many frames a clip of a row's file could have, and the file's height and width.
 
         Raises:
-            VideoError: a file that cannot be read.
+            VideoError: the file cannot be read.
         """
         if is_image(row.path):
             height, width = read_image(row.path).shape[:2]
@@ -93,10 +93,10 @@ class ClipReader:
             return length, video.height, video.width
 
     def frame_rate(self, row: IndexRow) -> float:
-        """Frames per second of a row's file, before strides; 0 of an image.
+        """Frames per second of a row's file, before strides; 0 for an image.
 
         Raises:
-            VideoError: a file that cannot be read.
+            VideoError: the file cannot be read.
         """
         if is_image(row.path):
             return 0.0
@@ -106,7 +106,7 @@ class ClipReader:
             return video.listed().fps
 
     def _open(self, row: IndexRow) -> VideoReader:
-        """The video of a row; what is known of a file is kept, and holds until the file changes."""
+        """The video of a row; facts about a file are cached until the file changes."""
         status = row.path.stat() if row.path.is_file() else None
         key = (row.path, status.st_size, status.st_mtime_ns) if status else None
         config = self.config
@@ -115,7 +115,7 @@ class ClipReader:
         return video
 
     def _check_index(self, row: IndexRow, height: int, width: int) -> None:
-        """Buckets trust the sizes of an index, which may be those before a phone's video is turned upright."""
+        """Buckets trust the index's sizes, which may be those from before a phone's video is turned upright."""
         if self.config.buckets is None or not (row.height and row.width):
             return
         if abs(height / row.height - 1) > _SAME_SIZE or abs(width / row.width - 1) > _SAME_SIZE:
@@ -125,9 +125,9 @@ class ClipReader:
             )
 
     def _draw(self, video: VideoReader, length: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        """A clip from anywhere in a video -> uint8 (T, h, w, 3).
+        """A clip from a random position in a video -> uint8 (T, h, w, 3).
 
-        Where a file is not what it says, the clip ends early, and is drawn again from what is more certain.
+        If a file's description is wrong, the clip ends early and is drawn again from a more reliable timeline.
         """
         config, timeline = self.config, None
         for timeline in video.timelines():
@@ -153,7 +153,7 @@ class ClipReader:
         return int(rng.integers(config.sample_stride, config.sample_stride + fitting))
 
     def _covered(self, height: int, width: int, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-        """The height and width that frames of height x width are to cover before they are cut to `size`."""
+        """The height and width that frames of height x width should cover before they are cropped to `size`."""
         config = self.config
         if config.covers_size:
             return size
@@ -177,7 +177,7 @@ class ClipReader:
 
 
 class _ImageCache:
-    """Decoded images by path, the least recently used dropped first; safe to use from several threads."""
+    """An LRU cache of decoded images by path. Thread-safe."""
 
     def __init__(self, max_bytes: int):
         self._max_bytes = max_bytes
@@ -201,7 +201,7 @@ class _ImageCache:
 
 
 class _FactsCache:
-    """What videos say of themselves, the least recently used dropped first; safe to use from several threads."""
+    """An LRU cache of the facts of videos. Thread-safe."""
 
     def __init__(self, max_files: int):
         self._max_files = max_files

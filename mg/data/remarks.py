@@ -1,8 +1,7 @@
-"""What is worth knowing of files that are read all the same: one warning for each, and their number when the process
-ends.
+"""Remarks about files that are imperfect but still read: one warning for each, and the totals when the process ends.
 
-A worker of the loader says nothing itself: it hands its remarks to the process that started it, which says each once,
-whichever workers met the file.
+A loader worker logs nothing itself: it hands its remarks to the process that started it, which logs each one once, even
+if several workers read the file.
 """
 
 import atexit
@@ -18,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 PARTIAL, HDR = "partial", "hdr"
 _COUNTED = {
-    PARTIAL: "files that are cut short or damaged, of which what decodes was used (allow_partial)",
+    PARTIAL: "files that are cut short or damaged, whose decodable frames were used (allow_partial)",
     HDR: "HDR files that were read without tone mapping, and are pale",
 }
 
@@ -30,12 +29,12 @@ class Remark(NamedTuple):
 
 
 _said: dict[tuple[str, str], Remark] = {}
-_held: list[Remark] | None = None  # in a worker: what is to be handed over
+_held: list[Remark] | None = None  # in a worker: the remarks to hand over
 _lock = Lock()
 
 
 def remark(kind: str, path: str | PathLike, text: str) -> None:
-    """Say it, unless something of this kind was said of this file."""
+    """Log a remark, unless one of this kind was already made about this file."""
     new = Remark(kind, str(path), text)
     with _lock:
         if (kind, new.path) in _said:
@@ -50,12 +49,12 @@ def remark(kind: str, path: str | PathLike, text: str) -> None:
 
 
 def was_said(kind: str, path: str | PathLike) -> bool:
-    """Whether something of this kind was said of this file."""
+    """Whether a remark of this kind was made about this file."""
     return (kind, str(path)) in _said
 
 
 def counts() -> list[str]:
-    """How many files there were of each kind, a line for each."""
+    """The number of files for each kind of remark, one line each."""
     found = Counter(kind for kind, _ in _said)
     return [f"{_COUNTED[kind]}: {count}" for kind, count in found.items() if kind in _COUNTED]
 
@@ -66,13 +65,13 @@ def _say_counts() -> None:
 
 
 def hold() -> None:
-    """From now on keep remarks for `hand_over`."""
+    """From now on, keep remarks for `hand_over`."""
     global _held
     _held = []
 
 
 def hand_over() -> list[Remark]:
-    """The remarks since the last time."""
+    """The remarks since the last call."""
     assert _held is not None
     new = _held[:]
     _held.clear()

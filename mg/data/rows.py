@@ -1,4 +1,4 @@
-"""A file of rows that several processes write: a line of JSON for each, by name; whole, whenever one is killed."""
+"""A JSON Lines file of named rows that several processes write; stays intact if one of them is killed."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from mg.plain_text import json_line, split_lines, write_text
 
 
 class Named(Protocol):
-    """A row, a dataclass; its name tells it from others."""
+    """A row, a dataclass identified by its name."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: str
@@ -24,10 +24,10 @@ N = TypeVar("N", bound=Named)
 
 
 def read_lines(path: Path, kind: type[N]) -> dict[str, N]:
-    """The rows of a file by name; none where there is no file.
+    """The rows of a file by name; empty if there is no file.
 
     Raises:
-        DataError: a line that is none.
+        DataError: a malformed line.
     """
     try:
         lines = split_lines(path.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def read_lines(path: Path, kind: type[N]) -> dict[str, N]:
 
 
 def put_lines(path: Path, rows: Iterable[N], kind: type[N], place: Callable[[N], Any]) -> None:
-    """Put rows into a file, all of them at once, in place of those of their names, and in the order of `place`."""
+    """Put rows into a file atomically, replacing those with the same names, sorted by `place`."""
     with locked(path.with_name(".lock")):
         merged = read_lines(path, kind) | {row.name: row for row in rows}
         with atomic_write(path) as temporary:
@@ -55,16 +55,16 @@ def put_lines(path: Path, rows: Iterable[N], kind: type[N], place: Callable[[N],
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock between the processes of a machine, or of all that share the file system.
+    """Hold a lock between the processes of a machine, or of all machines that share the file system.
 
     Raises:
-        DataError: another one holds it, and this one is not to wait.
+        DataError: another process holds it, and `wait` is False.
     """
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise DataError(
-                f"{path.parent}: another run is writing there, as the same rank; wait for its end"
+                f"{path.parent}: another run is writing there with the same rank; wait until it ends"
             ) from None
         yield

@@ -1,10 +1,10 @@
-"""A folder that several processes fill: safetensors shards, and a line for every row of what was asked for.
+"""A folder that several processes fill: safetensors shards, and an index with a line for every requested row.
 
-    index.jsonl                         one line per row, those that could not be made too, in the order asked for
-    PREFIX-RRRRR-NNNNN.safetensors      shard N of rank R: the tensors of many short rows, or of one long one
+    index.jsonl                         one line per row, including failed ones, in the order requested
+    PREFIX-RRRRR-NNNNN.safetensors      shard N of rank R: the tensors of many short rows, or of a single long one
 
-A shard is there whole or not at all, and its lines come into the index together, once it is. So what the index names is
-complete, whenever a run was killed, and whatever other ranks are doing.
+A shard is written completely or not at all, and only then are its lines added to the index, all together. So whatever
+the index names is complete, whenever a run is killed and whatever other ranks are doing.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from mg.plain_text import one_line
 
 INDEX_FILE = "index.jsonl"
 OK, ERROR = "ok", "error"
-HEADER_ROOM = 2**16  # bytes of a shard that are kept for its header: some 500 rows
+HEADER_ROOM = 2**16  # bytes reserved for a shard's header: about 500 rows
 
 
 class Row(Protocol):
     """A line of an index, a dataclass.
 
     Attributes:
-        name: what tells it from others.
-        status: ok, or error: then `error` says why, in one line, and it has no tensors.
+        name: identifies the row.
+        status: ok or error; with error, `error` says why in one line, and there are no tensors.
         shard: the file that holds its tensors.
-        tensors: what is stored -> its key in the shard.
-        shape: of each; the second axis is the one that pieces come along.
-        again: with an error, that the next run tries it by itself: it was not the row's fault.
-        key: what its tensors' keys begin with.
+        tensors: name of a stored tensor -> its key in the shard.
+        shape: of each tensor; pieces are written along the second axis.
+        again: with an error, whether the next run retries automatically because it was not the row's fault.
+        key: prefix of its tensors' keys.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -53,7 +53,7 @@ class Row(Protocol):
     def key(self) -> str: ...
 
     def failed(self: "R", error: str, again: bool) -> "R":
-        """The line of the same row where it could not be made."""
+        """The line of the same row if it could not be made."""
 
 
 R = TypeVar("R", bound=Row)
@@ -61,10 +61,10 @@ W = TypeVar("W", bound="ShardWriter")
 
 
 def read_rows(folder: Path, kind: type[R]) -> dict[str, R]:
-    """The lines of a folder's index by name, as rows of a kind; none where there is no index.
+    """The lines of a folder's index by name, as rows of type `kind`; empty if there is no index.
 
     Raises:
-        DataError: a line that is none.
+        DataError: a malformed line.
     """
     rows = read_lines(Path(folder) / INDEX_FILE, kind)
     for row in rows.values():
@@ -73,26 +73,26 @@ def read_rows(folder: Path, kind: type[R]) -> dict[str, R]:
 
 
 def record(folder: Path, rows: Iterable[R], order: Mapping[str, int], kind: type[R]) -> None:
-    """Put rows of a kind into a folder's index, all of them at once, in place of those of their names.
+    """Put rows into a folder's index atomically, replacing those with the same names.
 
     Args:
-        order: the place of a name in the index; what has none comes first.
+        order: name -> place in the index; names that are missing here come first.
     """
     put_lines(folder / INDEX_FILE, rows, kind, lambda row: order.get(row.name, -1))
 
 
 class ShardReader:
-    """Tensors of a folder's shards; of each shard the header is read once."""
+    """Tensors of a folder's shards; each shard's header is read once."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._entries: dict[str, dict[str, Entry]] = {}
 
     def read(self, shard: str, key: str, shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:
-        """[start, stop) along the second axis of a tensor of a shard, whose shape the index knows, in float32.
+        """[start, stop) along the second axis of a tensor in a shard, as float32; `shape` is what the index says.
 
         Raises:
-            CheckpointError: a shard that is missing or damaged, in one line that names it and the key.
+            CheckpointError: the shard is missing or damaged; one line names it and the key.
         """
         path = self.folder / shard
         with reading(path):
@@ -110,22 +110,22 @@ class ShardReader:
 
 
 class ShardWriter(Generic[R]):
-    """Fills the shards of one rank, and records the rows of each once it is whole. A context manager.
+    """Fills the shards of one rank, and records each shard's rows once it is complete. A context manager.
 
-    What a killed run left of this rank is removed; a rank that there is no more has its leftovers removed by the one
-    whose number it has modulo `world_size`.
+    Leftovers of a killed run are removed: its own, and those of ranks that no longer exist and that equal this rank
+    modulo `world_size`.
 
     Args:
         folder: where to write.
-        kind: of the rows.
-        prefix: what names of shards begin with.
-        order: names of the rows -> their places in the index.
+        kind: class of the rows.
+        prefix: of the shards' names.
+        order: row name -> place in the index.
         dtype: of the numbers, fp32 | fp16 | bf16.
-        shard_size: bytes that a shard holds at most, unless a single row has more.
-        header_room: bytes of a shard that are kept for its header, where HEADER_ROOM is too little.
+        shard_size: maximum bytes per shard, unless a single row is larger.
+        header_room: bytes to reserve for a shard's header if HEADER_ROOM is too little.
 
     Attributes:
-        lost: rows whose tensors were stored in a shard that could not be finished, with the reason.
+        lost: rows whose tensors were in a shard that could not be finished, with the reason.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class ShardWriter(Generic[R]):
         self._kind, self._prefix = kind, prefix
         self._folder, self._order, self._dtype, self._shard_size = folder, order, dtype, shard_size
         self._rank, self._world_size = rank, world_size
-        self._rows: list[R] = []  # that the index lacks
+        self._rows: list[R] = []  # not yet in the index
         self.lost: list[R] = []
         self._stack = contextlib.ExitStack()
-        self._open: contextlib.ExitStack | None = None  # of the shard that is being filled
+        self._open: contextlib.ExitStack | None = None  # of the current shard
         self._writer: PieceWriter | None = None
         self._shard = ""
 
@@ -170,12 +170,12 @@ class ShardWriter(Generic[R]):
             self._stack.close()
 
     def store(self, row: R, length: int, pieces: Iterable[dict[str, np.ndarray]]) -> None:
-        """Write the tensors of a row; all of them, or nothing if `pieces` raises, whatever it raises.
+        """Write the tensors of a row; all of them, or nothing if `pieces` raises any exception.
 
         Args:
-            row: its line; what concerns the shard is filled in.
-            length: of its tensors, along their second axis.
-            pieces: stretches along that axis, each what is stored -> its values.
+            row: its line; the fields about the shard are filled in.
+            length: of its tensors along their second axis.
+            pieces: consecutive pieces along that axis, each name -> values.
         """
         at = 0
         try:
@@ -187,7 +187,7 @@ class ShardWriter(Generic[R]):
                         self._writer.write(row.tensors[name], at, values)
                 at += next(iter(piece.values())).shape[1]
             if at != length:
-                raise ValueError(f"{at} came along the second axis where {length} were announced")
+                raise ValueError(f"the pieces have {at} along the second axis where {length} were announced")
         except BaseException:
             for key in reversed(row.tensors.values()):
                 self._writer.drop(key)
@@ -195,7 +195,7 @@ class ShardWriter(Generic[R]):
         self._rows.append(row)
 
     def fail(self, row: R, error: str, again: bool = False) -> None:
-        """Note that a row could not be made; `again`: the next run tries it by itself."""
+        """Record that a row could not be made; with `again`, the next run retries it automatically."""
         self._rows.append(row.failed(error, again))
 
     def _begin(self, row: R, length: int, piece: dict[str, np.ndarray]) -> None:
@@ -219,7 +219,7 @@ class ShardWriter(Generic[R]):
         row.shard, row.tensors = self._shard, keys
 
     def finish_shard(self) -> None:
-        """Finish the shard that is being filled, if there is one, and record its rows."""
+        """Finish the current shard, if there is one, and record its rows."""
         if self._writer is None:
             return
         opened, writer, self._open, self._writer = self._open, self._writer, None, None
@@ -230,11 +230,11 @@ class ShardWriter(Generic[R]):
                 writer.finish()
         except OSError as error:
             self._lose(self._shard, one_line(error))
-        with contextlib.suppress(OSError):  # the rows stay, and come with those of the next shard
+        with contextlib.suppress(OSError):  # the rows are kept and recorded with those of the next shard
             self._record()
 
     def _lose(self, shard: str, error: str) -> None:
-        """What is in a shard that could not be finished is tried again by the next run."""
+        """Mark the rows of a shard that could not be finished, so that the next run retries them."""
         rows, self._rows = self._rows, []
         for row in rows:
             if row.shard == shard:
@@ -258,4 +258,4 @@ class ShardWriter(Generic[R]):
 
 
 class _Empty(Exception):
-    """A shard that is not to be kept."""
+    """A shard that should not be kept."""

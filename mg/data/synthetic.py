@@ -1,7 +1,7 @@
-"""Clips with real image content where no video can be downloaded: photographs moved as a camera moves.
+"""Clips with real image content for when no video can be downloaded: photographs with simulated camera motion.
 
-The photographs lie inside the scikit-image wheel. They pan, zoom and turn at natural speeds, and in some clips an
-object, a soft-edged piece of another photograph, passes in front. Test clips show photographs that no train clip shows,
+The photographs come with the scikit-image wheel. They pan, zoom and rotate at natural speeds, and in some clips an
+object, a soft-edged piece of another photograph, passes in front. No photograph in a test clip appears in a train clip,
 whole or in part.
 """
 
@@ -36,7 +36,7 @@ TEST_PHOTOGRAPHS = ("chelsea.png", "coffee.png", "camera.png", "coins.png")
 
 MOTIONS = ("pan", "zoom", "rotation", "pan and zoom", "object", "pan and object")
 
-_VERSION = 1  # of what is drawn: raise it with any change that alters the pixels, so that old folders are made anew
+_VERSION = 1  # of what is drawn: raise it with any change that alters the pixels, so that old folders are rebuilt
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class ClipSettings:
         size: height and width in pixels, even.
         num_frames: frames per clip.
         fps: frames per second.
-        train_clips: how many train clips.
-        test_clips: how many test clips.
-        seed: for every random choice.
+        train_clips: number of train clips.
+        test_clips: number of test clips.
+        seed: for all random choices.
     """
 
     size: int = 128
@@ -81,7 +81,7 @@ def make_images(output_dir: Path) -> bool:
     """Write the train photographs as output_dir/images/*.png and list them in output_dir/images.csv (path, caption).
 
     Returns:
-        False if they were there already.
+        False if they already existed.
     """
     output_dir = Path(output_dir)
     manifest = {"version": _VERSION, "photographs": list(TRAIN_PHOTOGRAPHS)}
@@ -101,7 +101,7 @@ def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
     """Write output_dir/videos/*.mp4 and list them in train.csv and test.csv (video, caption).
 
     Returns:
-        False if they were there already.
+        False if they already existed.
     """
     output_dir = Path(output_dir)
     manifest = {"version": _VERSION, **asdict(settings)}
@@ -125,14 +125,14 @@ def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
 
 
 def draw_clip(photographs: tuple[str, ...], number: int, settings: ClipSettings) -> tuple[np.ndarray, str]:
-    """The clip of this number out of `photographs` -> uint8 RGB (T, size, size, 3), and a caption.
+    """Clip `number` made from `photographs` -> uint8 RGB (T, size, size, 3), and its caption.
 
-    Photographs and motions take turns, so that a few clips show many of both.
+    Photographs and motions rotate, so that even a few clips show many of both.
     """
     split = 0 if photographs == TRAIN_PHOTOGRAPHS else 1
     rng = np.random.default_rng((settings.seed, split, number))
     photograph = photographs[number % len(photographs)]
-    # Each further round over the photographs starts the motions one later, so that they meet in new pairs.
+    # Each round over the photographs shifts the motions by one, so that new pairs come up.
     motion = MOTIONS[(number + number // len(photographs)) % len(MOTIONS)]
     clip = _move_camera(read_photograph(photograph), motion, settings, rng)
     caption = f"the photograph {_title(photograph)}, {motion}"
@@ -158,7 +158,7 @@ def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rn
     if motion == "object":
         pan = rng.uniform(0.1, 0.3) * scale  # a hand-held camera is never quite still
 
-    # The photograph first shrinks, area-filtered, to the scale of the widest view, so that the warp never does.
+    # First shrink the photograph with an area filter to the scale of the widest view, so that the warp never shrinks.
     widest = abs(zoom) * middle
     corner = np.sqrt(2) if turn else 1.0
     needed = size * corner + 2 * pan * middle + 4
@@ -175,7 +175,7 @@ def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rn
     frames = []
     for i in range(settings.num_frames):
         time = i - middle
-        view, angle = np.exp(zoom * time - widest), turn * time  # view: photograph's pixels per clip's pixel, up to 1
+        view, angle = np.exp(zoom * time - widest), turn * time  # view: photograph pixels per clip pixel, at most 1
         matrix = view * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         offset = centre + step * time - 0.5 - matrix @ np.full(2, (size - 1) / 2)
         frames.append(_warp(photograph, np.column_stack([matrix, offset]), size))
@@ -183,7 +183,7 @@ def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rn
 
 
 def _warp(image: np.ndarray, window_to_image: np.ndarray, size: int) -> np.ndarray:
-    """Sample a size x size window; cubic and sub-pixel, with coordinates in float (warpAffine rounds them to 1/32)."""
+    """Sample a size x size window: cubic, with float coordinates (warpAffine rounds them to 1/32)."""
     rows, columns = np.mgrid[:size, :size].astype(np.float32)
     (a, b, x), (c, d, y) = window_to_image.astype(np.float32)
     map_x, map_y = a * columns + b * rows + x, c * columns + d * rows + y
@@ -204,7 +204,7 @@ def _pass_in_front(
     rows, columns = np.mgrid[:patch_size, :patch_size] - (patch_size - 1) / 2
     distance = 1 - np.hypot(columns / radii[0], rows / radii[1])  # 1 at the centre, 0 on the edge
     mask = np.clip(0.5 + distance * radii.min() / 3, 0, 1)[..., None]  # an edge about three pixels wide
-    layer = np.dstack([patch * mask, mask]).astype(np.float32)  # premultiplied, so that the edge stays clean
+    layer = np.dstack([patch * mask, mask]).astype(np.float32)  # premultiplied, to keep the edge clean
 
     direction = rng.uniform(0, 2 * np.pi)
     speed = rng.uniform(0.8, 2.0) * size / 128  # pixels per frame

@@ -1,4 +1,4 @@
-"""Resizing, cropping and colour changes of uint8 frames (T, H, W, C), and the way to and from a video tensor."""
+"""Resizing, cropping and colour changes of uint8 frames (T, H, W, C), and conversion to and from a video tensor."""
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ def resize_to_cover(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def covering_size(old_height: int, old_width: int, height: int, width: int) -> tuple[int, int]:
     """The height and width of a picture scaled so that it just covers height x width."""
-    if height * old_width >= width * old_height:  # at least as wide as what it is to cover
+    if height * old_width >= width * old_height:  # at least as wide as the target
         return height, max(width, round(old_width * height / old_height))
     return max(height, round(old_height * width / old_width)), width
 
@@ -33,14 +33,14 @@ def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def center_crop(frames: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
-    """The middle height x width of (T, H, W, C); height x height without a width."""
+    """The central height x width of (T, H, W, C); height x height without a width."""
     width = height if width is None else width
     top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
     return _crop(frames, top, left, height, width)
 
 
 def random_crop(frames: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A height x width window of (T, H, W, C), in the same place in every frame."""
+    """A random height x width window of (T, H, W, C), at the same position in every frame."""
     top = int(rng.integers(max(frames.shape[1] - height, 0) + 1))
     left = int(rng.integers(max(frames.shape[2] - width, 0) + 1))
     return _crop(frames, top, left, height, width)
@@ -58,9 +58,9 @@ def horizontal_flip(frames: np.ndarray) -> np.ndarray:
 
 
 def jitter_colors(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shuffle the channels of (T, H, W, 3), scale each one's contrast by 0.6 to 1 and invert them all half the time.
+    """Shuffle the channels of (T, H, W, 3), scale each one's contrast by 0.6 to 1 and invert all of them half the time.
 
-    Strong on purpose: it makes few photographs go far where colours carry no meaning, as for an autoencoder.
+    Strong on purpose: it makes a few photographs go far when colours carry no meaning, as for an autoencoder.
     """
     order = rng.permutation(3)
     levels = np.arange(256)[:, None] * rng.uniform(0.6, 1.0, size=3)  # (256, 3)
@@ -73,7 +73,7 @@ def jitter_colors(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def to_video_tensor(frames: np.ndarray) -> np.ndarray:
     """uint8 (T, H, W, C) -> float32 (C, T, H, W) in [-1, 1]."""
     x = np.array(frames.transpose(3, 0, 1, 2), np.float32, order="C")
-    x /= np.float32(127.5)  # in place: large frames are many megabytes
+    x /= np.float32(127.5)  # in place: large clips take many megabytes
     x -= np.float32(1)
     return x
 

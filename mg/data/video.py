@@ -1,11 +1,11 @@
 """Reading and writing videos and images as uint8 RGB frames.
 
-What FFmpeg decodes, through PyAV, is the truth about a video: its frames in the order in which they are shown, as edit
-lists, display matrix, sample aspect ratio and time stamps say. A video costs what is read of it: nothing reads through
-a whole file unless all of its frames are asked for, or it turns out not to be what it says. A file that is cut short,
-damaged, empty or without a picture is a `VideoError` that names it, damage as far as FFmpeg's decoders tell.
+What FFmpeg decodes through PyAV is the reference: frames in display order, with edit lists, display matrix, sample
+aspect ratio and timestamps applied. The cost of a video is proportional to what is read: a whole file is only read if
+all its frames are requested, or if its description turns out to be wrong. A file that is cut short, damaged (as far as
+FFmpeg's decoders tell), empty or without a picture raises a `VideoError` that names it.
 
-decord is there by choice, for the files of which a test proves that it gives the same frames.
+decord is opt-in, for the kinds of files where a test proves that it returns the same frames.
 """
 
 import itertools
@@ -48,10 +48,10 @@ def open_video(
 
     Args:
         path: the file.
-        backend: av | decord, for the files of which it is proved that it gives PyAV's frames | auto, which is av.
-        square_pixels: scale frames of other pixels to square ones, as players do.
-        allow_partial: read what decodes of a file that is cut short or damaged; else that is an error.
-        facts: what `VideoReader.facts` was before, of the same file: spares decoding the first frame.
+        backend: av | decord, for files where it is proved to return PyAV's frames | auto, which is av.
+        square_pixels: scale frames with non-square pixels to square ones, as players do.
+        allow_partial: read what decodes from a file that is cut short or damaged; else that is an error.
+        facts: `VideoReader.facts` from opening the same file before: saves decoding the first frame.
 
     Raises:
         VideoError: the file is missing, empty, cut short, not a video, or has no frame that decodes.
@@ -64,7 +64,7 @@ def open_video(
         reader = AvReader(path, square_pixels, allow_partial, facts)
         if backend != "decord":
             return reader
-        from mg.data.decord_reader import DecordReader  # by choice alone: it brings MindSpore
+        from mg.data.decord_reader import DecordReader  # only on request: it imports MindSpore
 
         return DecordReader(reader)
 
@@ -78,7 +78,7 @@ def read_image(path: PathLike) -> np.ndarray:
     _check_file(path)
     with reading(path, "not an image that can be decoded"), Image.open(path) as image:
         image.load()
-        with suppress(Exception):  # EXIF that nobody can read: as the picture lies
+        with suppress(Exception):  # unreadable EXIF: leave the picture as stored
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip instead of scale
             image = Image.fromarray((np.asarray(image, np.uint32) >> 8).astype(np.uint8))
@@ -86,10 +86,10 @@ def read_image(path: PathLike) -> np.ndarray:
 
 
 def write_video(path: PathLike, frames: np.ndarray | Iterable[np.ndarray], fps: float) -> None:
-    """Write uint8 RGB frames (T, H, W, 3) as H.264 that a browser plays (yuv420p, index first); whole or not at all.
+    """Write uint8 RGB frames (T, H, W, 3) as H.264 that a browser plays (yuv420p, index first), atomically.
 
-    Frames may come by pieces, an iterable of such arrays of one size: a video of any length takes as much memory as
-    one piece. H.264 wants even sides: an odd one is padded by repeating its last row or column.
+    Frames may come in pieces, an iterable of such arrays of the same size: then a video of any length needs only as
+    much memory as one piece. H.264 needs even sides: an odd one is padded by repeating its last row or column.
     """
     if not fps > 0:
         raise VideoError(f"{path}: fps is {fps}; it must be above 0")
@@ -107,7 +107,7 @@ def write_video(path: PathLike, frames: np.ndarray | Iterable[np.ndarray], fps: 
         # One thread and no macroblock tree (which reads memory that it never set) give the same bytes every time.
         stream.options = {"crf": "16", "x264-params": "mbtree=0"}
         stream.codec_context.thread_count = 1
-        # The matrix and range that the conversion from RGB uses, so that a player need not guess.
+        # The matrix and range that the conversion from RGB uses, so that players don't have to guess.
         stream.codec_context.colorspace = av.video.reformatter.Colorspace.SMPTE170M
         stream.codec_context.color_range = av.video.reformatter.ColorRange.MPEG
         for piece in itertools.chain([first], pieces):
@@ -117,7 +117,7 @@ def write_video(path: PathLike, frames: np.ndarray | Iterable[np.ndarray], fps: 
 
 
 def _even_pieces(path: PathLike, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Those that have frames, padded to even sides."""
+    """The pieces that have frames, padded to even sides."""
     size = None
     for piece in pieces:
         piece = _checked_frames(path, piece, dims=4)
@@ -129,7 +129,7 @@ def _even_pieces(path: PathLike, pieces: Iterable[np.ndarray]) -> Iterator[np.nd
 
 
 def write_image(path: PathLike, image: np.ndarray) -> None:
-    """Write a uint8 RGB image (H, W, 3) in the format of the path's suffix; whole or not at all."""
+    """Write a uint8 RGB image (H, W, 3) in the format of the path's suffix, atomically."""
     image = _checked_frames(path, image, dims=3)
     if not is_image(path):
         raise VideoError(f"{path}: an image's suffix must be one of {', '.join(sorted(IMAGE_SUFFIXES))}")

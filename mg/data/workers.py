@@ -1,11 +1,11 @@
-"""Processes that read clips, for a loader that scales with the processors.
+"""Processes that read clips, for a loader that scales with the number of CPUs.
 
-A worker is a new Python without MindSpore: nothing is forked off a process whose threads could hold a lock, it starts
-in half a second, and takes some 75 MB and what decoding takes. It reads one row at a time and puts the clip into a file
-in memory that it shares with the process that started it; that one has a thread for each worker, which waits without
-the interpreter's lock. No room in /dev/shm is needed.
+A worker is a new Python process without MindSpore: nothing is forked from a process whose threads could hold a lock, it
+starts in half a second, and needs about 75 MB plus what decoding needs. It reads one row at a time and puts the clip
+into an in-memory file that it shares with its parent; the parent has a thread for each worker, which waits without
+holding the GIL. No space in /dev/shm is needed.
 
-Workers end with what started them, however that ended. Ctrl-C does not reach them: it is for the process that waits.
+Workers end with their parent, however that ends. Ctrl-C does not reach them: it is for the parent, which waits.
 """
 
 import io
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Not -m, which puts the current folder, and an mg that may lie there, before all others.
+# Not -m, which would put the current folder, and any mg in it, first on the path.
 _START = "import sys; sys.path[:] = sys.argv[4:]; from mg.data.workers import main; main()"
-# Readers work in one thread each; libraries would start one for each processor, in each process.
+# Each reader uses one thread; libraries would start one per CPU in each process.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class WorkerError(DataError):
-    """A worker that has ended before its work; the message says how, and at which file."""
+    """A worker that ended too early; the message says how, and at which file."""
 
 
 class ReaderPool:
-    """As many readers as a config has workers, and jobs for them. `close` ends all, in the middle of what they read.
+    """As many readers as a config has workers, and jobs for them. `close` kills all, even in the middle of reading.
 
     Args:
         config: how rows become clips.
-        threads: read in threads of this process, in place of processes.
+        threads: read in threads of this process instead of separate processes.
         decoder: of videos: auto | decord | av.
     """
 
@@ -69,7 +69,7 @@ class ReaderPool:
     def submit(self, job: Callable[..., T], *arguments: Any) -> "Future[T]":
         """job(reader, *arguments), as soon as a reader is free. A reader is used like a `ClipReader`.
 
-        The future raises WorkerError where the reader's process has ended.
+        The future raises WorkerError if the reader's process has ended.
         """
         return self._threads.submit(self._run, job, arguments)
 
@@ -89,7 +89,7 @@ class ReaderPool:
 
 
 class _Worker:
-    """A ClipReader in a process of its own, seen from the one that started it."""
+    """A ClipReader in its own process, as seen by the parent."""
 
     def __init__(self, config: "DataConfig", cache_bytes: int, decoder: str):
         self._file = _open_nameless()
@@ -100,10 +100,10 @@ class _Worker:
                 [sys.executable, "-c", _START, *map(str, (*handles, os.getpid())), *sys.path],
                 stdin=subprocess.DEVNULL,
                 pass_fds=handles,
-                start_new_session=True,  # where the terminal's Ctrl-C does not come
+                start_new_session=True,  # out of reach of the terminal's Ctrl-C
                 env={**os.environ, **_ONE_THREAD},
             )
-        with suppress(OSError):  # one that ended at once: the first request says so
+        with suppress(OSError):  # if it ended at once, the first request reports it
             self._connection.send((config, cache_bytes, decoder))
 
     def read(self, row: IndexRow, num_frames: int, size: tuple[int, int], key: tuple[int, ...]) -> np.ndarray:
@@ -136,20 +136,20 @@ class _Worker:
             remarks.remark(*remark)
         if not done:
             error, trace = answer
-            raise error from RuntimeError(f"in a worker of the loader:\n{trace}")
+            raise error from RuntimeError(f"in a loader worker:\n{trace}")
         return answer
 
     def _last_words(self, row: IndexRow) -> str:
         code = self.process.wait()
-        ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        hint = "that is how Linux ends what needs more memory than there is: lower data.num_workers"
-        return f"a worker of the loader {ended} at {row.path}" + (f"; {hint}" if code == -signal.SIGKILL else "")
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        hint = "this is how Linux ends a process when memory runs out: lower data.num_workers"
+        return f"a loader worker {ended} at {row.path}" + (f"; {hint}" if code == -signal.SIGKILL else "")
 
 
 def _open_nameless() -> io.FileIO:
-    """A file in memory, or a temporary one where a system has none; the last process that has it open takes it along.
+    """A file in memory, or a temporary one if the system has none; it is gone when the last process closes it.
 
-    Not one in /dev/shm, which containers give 64 MB.
+    Not in /dev/shm, which has only 64 MB in containers.
     """
     with suppress(AttributeError, OSError):
         return io.FileIO(os.memfd_create("mg-clip"), "r+")
@@ -157,10 +157,10 @@ def _open_nameless() -> io.FileIO:
 
 
 def _end_with(parent: int) -> None:
-    """End this process when `parent` has ended, be it in the middle of a clip.
+    """End this process when `parent` has ended, even in the middle of a clip.
 
-    Not by PR_SET_PDEATHSIG, which follows the thread that started this process, nor by the end of the connection, which
-    a process forked off the parent may hold.
+    Not with PR_SET_PDEATHSIG, which follows the thread that started this process, nor at the end of the connection,
+    which a process forked from the parent may hold open.
     """
     while os.getppid() == parent:
         time.sleep(0.5)
@@ -168,7 +168,7 @@ def _end_with(parent: int) -> None:
 
 
 def _serve(connection: Connection, file: int) -> None:
-    """Read rows until there is nobody left who asks."""
+    """Serve read requests until the parent is gone."""
     reader = ClipReader(*connection.recv())
     while True:
         method, *arguments = connection.recv()
@@ -190,7 +190,7 @@ def _write(file: int, clip: np.ndarray) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one of the same words where it cannot be sent."""
+    """The error, or one with the same text if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -199,12 +199,12 @@ def _portable(error: Exception) -> Exception:
 
 
 def main() -> None:
-    """What a worker does: its arguments are the ends of a connection and of a file, and the parent's process id."""
+    """A worker's entry point; arguments: file descriptors of a connection and a file, and the parent's process id."""
     connection, file, parent = map(int, sys.argv[1:4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    sys.modules["mindspore"] = None  # type: ignore[assignment]  # nothing here takes it: then decord comes alone
+    sys.modules["mindspore"] = None  # type: ignore[assignment]  # not needed here, and decord then loads without it
     remarks.hold()
-    cv2.setNumThreads(0)  # there are as many processes as are wanted
+    cv2.setNumThreads(0)  # the processes already provide the parallelism
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         _serve(Connection(connection), file)
