@@ -1,4 +1,4 @@
-"""What the rows of a benchmark sum up to, per model, and how they came about: summary.json, and the same as text."""
+"""Summary of a benchmark's rows per model, and how they were measured: summary.json, and the same as text."""
 
 import os
 import platform
@@ -14,10 +14,10 @@ from mg.plain_text import printable
 
 
 def summarize(rows: list[Row], settings: dict, measures: Measures, broken: dict[str, str]) -> dict:
-    """What summary.json holds.
+    """The contents of summary.json.
 
     Args:
-        settings: what the rows depend on, as settings.json has it.
+        settings: what the rows depend on, as in settings.json.
         broken: why models could not be built, by label.
     """
     return {
