@@ -237,7 +237,7 @@ def _read_model(text: str) -> tuple[str, InferenceConfig]:
         raise ValueError(str(error) if str(error).startswith(file) else f"{file}: {error}") from None
     inference.model.from_pretrained = checkpoint or inference.model.from_pretrained
     if not inference.model.from_pretrained:
-        raise ValueError(f"{file} names no checkpoint: write {file}=CHECKPOINT, or model.from_pretrained into the file")
+        raise ValueError(f"{file} names no checkpoint: write {file}=CHECKPOINT, or set model.from_pretrained there")
     if checkpoint:
         return _stem(Path(checkpoint)), inference
     label = Path(file).resolve().parent.name if file.endswith(".json") else Path(file).stem
@@ -455,7 +455,5 @@ def _free_memory() -> None:
     gc.collect()
     if runtime.device() != "cpu":
         ms.runtime.empty_cache()
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # only glibc has it; without it, freed memory stays with the process
+    with contextlib.suppress(OSError, AttributeError):  # only in glibc, which keeps freed memory otherwise
         ctypes.CDLL(None).malloc_trim(0)

@@ -201,8 +201,8 @@ class ClipsConfig(ClipOptions):
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
         if self.enable_tile is True and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
             raise ValueError(
-                "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to say where the "
-                "tiles lie; turn one of them off"
+                "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to set up tiles; "
+                "turn one of them off"
             )
 
 
@@ -390,8 +390,8 @@ class ClipReader:
         needed, free = frames * height * width * _BYTES_READ, available_memory()
         if free is not None and needed * (self._num_workers + 1) > free:
             raise NoRoom(
-                f"{self._path}: {frames} frames of {height}x{width} take {needed / 1e9:.1f} GB before a model sees "
-                f"them, and {free / 1e9:.1f} GB of memory are free: take fewer (--num_frames, --frame_stride), or "
+                f"{self._path}: {frames} frames of {height}x{width} take {needed / 1e9:.1f} GB before the model even "
+                f"runs, and {free / 1e9:.1f} GB of memory are free: take fewer (--num_frames, --frame_stride) or "
                 "smaller ones (--image_size)"
             )
 

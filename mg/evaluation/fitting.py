@@ -157,14 +157,14 @@ class Fitting:
         said = f"a clip of {_sizes(shape)} takes about {_gb(needs[0])} of memory {described(choices[0])}"
         if len(choices) > 1:
             least = min(range(len(choices)), key=lambda number: needs[number])
-            said += f" and {_gb(needs[least])} {described(choices[least])}, the least that may be"
+            said += f" and {_gb(needs[least])} {described(choices[least])}, the least possible"
         if choices[-1] is None:
             helps = "--enable_tile auto runs it in tiles"
         elif len(choices) > 1 and not self._given:
             helps = "take fewer or smaller frames (--num_frames, --image_size)"
         else:
             helps = "give smaller tiles (--tiling.spatial_tile, --tiling.encode_tile, --tiling.decode_tile)"
-        return f"{said}; {_gb(free)} are free: {helps}, or say --max_memory GB if it may take more"
+        return f"{said}; {_gb(free)} are free: {helps}, or set --max_memory GB if it may use more"
 
 
 def _fits(need: int | None, free: float | None) -> bool:

@@ -38,7 +38,7 @@ def measure_growth(config: SpeedConfig) -> dict:
                 label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
                 _logger.info("%s", label)
                 try:
-                    measured[shape] = measure(replace(first, shape=shape), config, "not beside growth", False)
+                    measured[shape] = measure(replace(first, shape=shape), config, "not measured with growth", False)
                 except WorkerError as error:
                     _logger.warning("%s: %s", label, error)
                     found["failed"].append(f"{label}: {error}")

@@ -102,12 +102,12 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
     """
     source, folder = Path(config.model.from_pretrained).resolve(), Path(config.output_path)
     if folder.resolve() in (source, source.parent):
-        raise ValueError(f"output_path is {folder}, where the checkpoint lies; give another folder")
+        raise ValueError(f"output_path is {folder}, where the checkpoint is; choose another folder")
     rows = read_index(config.csv_path, config.video_folder)
     model = load_model(config)
     lacking = [key for key in model.scaling_for(0.0, 1.0, [], []) if key not in model.config]
     if lacking:
-        raise ValueError(f"the config of {model.name} has no {' and no '.join(lacking)}, which follow from statistics")
+        raise ValueError(f"the config of {model.name} has no {' and no '.join(lacking)}, which statistics set")
     statistics = measure(model, rows, config)
     if statistics.channels is None:
         return statistics, {}
@@ -182,7 +182,7 @@ def scaling(model: VideoAutoencoder, channels: Moments) -> dict:
     overall = channels.over_channels()
     mean, std = float(overall.mean), float(overall.std)
     if not std > 0:
-        raise ValueError(f"all latents are {mean}: no factor brings them to unit variance")
+        raise ValueError(f"all latents are {mean}: no factor scales them to unit variance")
     return model.scaling_for(
         mean, std, channels.mean.tolist(), [deviation or 1.0 for deviation in channels.std.tolist()]
     )

@@ -123,9 +123,9 @@ class Measures:
             raise ValueError(f"videos to compare must both be (T, H, W, 3), got {real.shape} and {generated.shape}")
         for label, video in (("real", real), ("generated", generated)):
             if not np.issubdtype(video.dtype, np.floating) or not np.isfinite(video).all():
-                raise ValueError(f"the {label} video has values that are not finite, or no floats: {video.dtype}")
+                raise ValueError(f"the {label} video has values that are not finite or not floats: {video.dtype}")
             if video.min() < -RANGE_TOLERANCE or video.max() > 1 + RANGE_TOLERANCE:
-                raise ValueError(f"the {label} video must lie in [0, 1], got {video.min():.4g} to {video.max():.4g}")
+                raise ValueError(f"the {label} video must be in [0, 1], got {video.min():.4g} to {video.max():.4g}")
 
     def _maps(self, real: np.ndarray, generated: np.ndarray) -> list[np.ndarray]:
         """LPIPS maps per depth, (T, h, w), computed in chunks of equal size: a compiled network sees one shape per

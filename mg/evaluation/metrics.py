@@ -80,5 +80,5 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
             raise ValueError(f"frames to compare must be floats in [0, 1], got {frames.dtype}")
         if frames.size and (frames.min() < -RANGE_TOLERANCE or frames.max() > 1 + RANGE_TOLERANCE):
             raise ValueError(
-                f"frames must lie in [0, 1], got {frames.min():.4g} to {frames.max():.4g}: scale or clip them"
+                f"frames must be in [0, 1], got {frames.min():.4g} to {frames.max():.4g}: scale or clip them"
             )

@@ -245,13 +245,13 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
     text += [f"{name}: {line}" for name, line in report.described.items()]
     for name, values in ((name, report.values(name)) for name in report.names):
         if len(values) < len(entries):
-            text.append(f"{name}: of {len(values)} of {len(entries)} pairs; a single frame has none")
+            text.append(f"{name}: for {len(values)} of {len(entries)} pairs; a single frame has none")
     text += [f"left out: {name}: {reason}" for name, reason in report.left_out.items()]
     text += [f"failed: {printable(row.name)}: {row.error}" for row in report.rows("error")]
     text += [f"unpaired: {printable(row.name)}: {row.error}" for row in report.rows("unpaired")]
     for folder, names in report.folders.others.items():
         shown = ", ".join(map(printable, names[:3])) + ", ..." * (len(names) > 3)
-        text.append(f"not looked at: {folder}: {len(names)} that are neither videos nor images by suffix ({shown})")
+        text.append(f"ignored in {folder}: {len(names)} that are neither videos nor images by suffix ({shown})")
     return "\n".join(text)
 
 
@@ -275,11 +275,11 @@ def _check_comparable(real: np.ndarray, generated: np.ndarray) -> None:
     if real.shape[1:] != generated.shape[1:]:
         raise ValueError(
             f"frames of {_size(real)} and {_size(generated)} cannot be compared; resolution and crop_size bring them "
-            "to one size"
+            "to the same size"
         )
     if len(real) != len(generated):
         raise ValueError(
-            f"{len(real)} and {len(generated)} frames cannot be compared; num_frames says how many to take of both"
+            f"{len(real)} and {len(generated)} frames cannot be compared; num_frames sets how many to compare"
         )
 
 

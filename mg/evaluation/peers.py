@@ -43,7 +43,7 @@ def peer_of(model: str, config: dict) -> Peer | None:
         name = "AutoencoderKL frame by frame"
         return Peer(name, "AutoencoderKL", image_config({**IMAGE_VAE_CONFIG, **shared}), by_frame=True)
     if model == "temporal_vae":
-        name = "AutoencoderKL frame by frame (the spatial half alone)"
+        name = "AutoencoderKL frame by frame (only the spatial half)"
         return Peer(name, "AutoencoderKL", image_config(spatial_config(config)), by_frame=True)
     if model == "hunyuan_vae":
         kind = "AutoencoderKLHunyuanVideo"
@@ -57,7 +57,7 @@ def missing() -> str | None:
         importlib.import_module("torch")
         importlib.import_module("diffusers")
     except ImportError as error:
-        return f"torch and diffusers are needed, and do not import here ({error}): see requirements-test.txt"
+        return f"torch and diffusers are needed but cannot be imported ({error}): see requirements-test.txt"
     return None
 
 

@@ -153,7 +153,7 @@ class Losses:
     def __init__(self, config: LossConfig, model: VideoAutoencoder):
         self.config, self.loss, self.latent = config, AutoencoderLoss(config), None
         if self.loss.latents and not model.has_target:
-            raise ValueError(f"loss.latent_weight and loss.identity_weight must be 0: {model.name} has no two stages")
+            raise ValueError(f"loss.latent_weight and loss.identity_weight must be 0: {model.name} has only one stage")
         self.names = ["loss", *["pixel"] * self.loss.pixels, *self.loss.terms]
         if model.has_target:
             nothing: dict[str, Any] = {f"{term}_weight": 0 for term in ("pixel", "kl", "outlier", "identity")}
@@ -195,7 +195,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     models = load_models(config)
     model, compared = models[RECONSTRUCTION], list(models)[1:]
     if config.spatial and not model.has_target:
-        raise ValueError(f"spatial is true, but {model.name} has no spatial half that could work alone; turn it off")
+        raise ValueError(f"spatial is true, but {model.name} has no spatial half that can run on its own; turn it off")
     losses = Losses(config.loss, model) if config.loss else None
     methods = [RECONSTRUCTION, *[SPATIAL] * config.spatial, *compared, *[BASELINE] * config.baseline]
     results = [Result(row.name, output) for row, output in zip(rows, output_names([row.name for row in rows]))]

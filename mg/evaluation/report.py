@@ -195,7 +195,7 @@ def _rate_plot(summary: dict, name: str) -> str:
             ratio, value = model["compression"]["ratio"], model["mean"][name]
             points.append((number, Point(ratio, value, f"{label}: {_figure(value, name)} at {ratio:.4g}:1")))
     title = f"{_axis(name, summary['flow'])} over compression"
-    return rate_plot(title, "values of the video by values of the latents", points, MEASURES[name][3])
+    return rate_plot(title, "values of the video / values of the latents", points, MEASURES[name][3])
 
 
 def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str:
@@ -212,7 +212,7 @@ def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str
         return Point(place, value, f"{label}: {_figure(value, name)}, {row.name}")
 
     lines = [[point(place, label) for place, group in enumerate(groups) if label in group] for label in labels]
-    title, order = f"{_axis(name, flow)} of every video", "videos, from the least to the greatest mean over models"
+    title, order = f"{_axis(name, flow)} of every video", "videos, by increasing mean over models"
     radius = 3.5 if len(groups) <= 60 else 1.5
     return line_plot(title, order, lines, MEASURES[name][3], (-0.5, len(groups) - 0.5), radius)
 

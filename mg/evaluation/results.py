@@ -99,7 +99,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         return [_row(values) for values in lines[1:]]
     except ValueError as error:
-        raise ValueError(f"{path}: a row cannot be read ({error}); mend it, or give another output_path") from None
+        raise ValueError(f"{path}: a row cannot be read ({error}); fix it, or give another output_path") from None
 
 
 class Results:
@@ -131,7 +131,7 @@ def write_settings(path: Path, settings: dict) -> None:
 
 def _row(values: list[str]) -> Row:
     if len(values) != len(COLUMNS):
-        raise ValueError(f"{len(values)} cells in place of {len(COLUMNS)}: {','.join(values)[:80]}")
+        raise ValueError(f"{len(values)} cells instead of {len(COLUMNS)}: {','.join(values)[:80]}")
     cells: list[Any] = [_read(field.type, text) for field, text in zip(fields(Row), values)]
     row = Row(*cells)
     if row.status not in (OK, ERROR):

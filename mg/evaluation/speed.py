@@ -192,7 +192,7 @@ def measure_speed(config: SpeedConfig) -> dict:
 def _no_peers(config: SpeedConfig, device: str) -> str | None:
     """Why no peers are measured; None if they are."""
     if not config.peer:
-        return "not asked for"
+        return "not requested"
     return missing() if device == "cpu" else f"peers run on the CPU, the models on {device}"
 
 
@@ -200,7 +200,7 @@ def _left_out(job: Job) -> str | None:
     """Why this is not measured; None if it is."""
     if job.engine == "mindspore":
         emulated = job.precision == "bf16" and job.device == "cpu"
-        return "bf16 is emulated on CPUs, and its speed says nothing" if emulated else None
+        return "bf16 is emulated on CPUs, and its speed is meaningless" if emulated else None
     if job.part == "train":
         return "only MindSpore trains"
     if find_spec(job.engine) is None:
@@ -209,7 +209,7 @@ def _left_out(job: Job) -> str | None:
         return f"{job.engine} has no {job.precision} here"
     if job.precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(_of_cpu("flags").split()):
         return "this CPU has no bf16"
-    return "exported models take square frames" if job.shape[3] != job.shape[4] else None
+    return "exported models need square frames" if job.shape[3] != job.shape[4] else None
 
 
 def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool = True) -> dict:

@@ -128,7 +128,7 @@ class Worker:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        memory = "; that is how Linux ends what needs more memory than there is" if code == -signal.SIGKILL else ""
+        memory = "; Linux kills processes this way when memory runs out" if code == -signal.SIGKILL else ""
         return f"the process {ended}{memory}" + (f": {lines[-1]}" if lines and code >= 0 else "")
 
 

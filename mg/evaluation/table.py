@@ -49,7 +49,7 @@ class Table:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(self.path, self._end)  # drop a partly written row
-            _logger.warning("%s: %s; what it lacks is written with the next row", self.path, error.strerror)
+            _logger.warning("%s: %s; the missing rows are written with the next one", self.path, error.strerror)
             return
         self._end, self._waiting = self._end + len(self._waiting), b""
 
