@@ -35,8 +35,8 @@ PACKAGES = {  # with the library that the plugin links to
 }
 DRIVER = "libcuda.so.1"
 NVCC = """#!/bin/sh
-# Stands in for nvcc, which NVIDIA's wheels lack, and compiles nothing: MindSpore asks it for its version only, and
-# looks for that in the first line, where this is on the PATH.
+# Stands in for nvcc, which NVIDIA's wheels lack, and compiles nothing: MindSpore only asks it for its version, and
+# reads that from the first line if this is on the PATH.
 echo "Cuda compilation tools, release {release}, V{version}"
 """
 

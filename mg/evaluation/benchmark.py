@@ -221,7 +221,7 @@ def read_models(models: Sequence[str], baselines: Sequence[str] = ()) -> list[Co
 
 
 def _read_model(text: str) -> tuple[str, InferenceConfig]:
-    """A label and the inference config that one of `models` stands for."""
+    """The label and inference config for one of `models`."""
     found = re.fullmatch(r"(.*?(?:\.yaml|\.yml|metrics\.json))(?:=(.+))?", text)
     file, checkpoint = found.groups() if found and not Path(text).is_dir() else (None, text)
     if file is None:
