@@ -225,12 +225,12 @@ def mistakes(folder: Path) -> dict[str, tuple[list, str]]:
     new = folder / "new.ckpt"
     return {
         "no source": (["dc_ae", folder / "none.ckpt", new], "none.ckpt"),
-        "itself": (["dc_ae", good, good], "would be written over the source"),
-        "its own folder": (["dc_ae", folder / "bare", folder / "bare"], "would be written over the source"),
+        "itself": (["dc_ae", good, good], "would overwrite the source"),
+        "its own folder": (["dc_ae", folder / "bare", folder / "bare"], "would overwrite the source"),
         "pt": (["dc_ae", good, folder / "new.pt"], "new.pt: weights are written to .safetensors or .ckpt"),
         "missing": (["dc_ae", fewer, new], f"fewer.ckpt does not fit this dc_ae: {len(state) - 1} used, 1 missing"),
         "shape": (["dc_ae", shaped, new], f"1 of another shape ({bias} (4,), wanted (3,))"),
-        "no config": (["dc_ae", bare, new], "put its config beside it"),
+        "no config": (["dc_ae", bare, new], "put its config next to it"),
         "another model": (["tae", good, new], "holds another model than 'tae'"),
         "strange config": (["dc_ae", strange, new], "strange.json: dc_ae has no config key 'latents'"),
         "no format": (

@@ -194,7 +194,7 @@ def test_the_check_of_a_device_prints_a_row_for_every_model_mode_and_precision()
         (({"latents": 1.00005, "seconds": 1.0}, ""), 0, "| ok |"),
         (({"latents": 1.01, "seconds": 1.0}, ""), 1, "FAR in latents"),
         (({"latents": float("nan"), "seconds": 1.0}, ""), 1, "FAR in latents"),
-        ((None, "FAILED with -11: nothing was said"), 1, "FAILED with -11"),
+        ((None, "FAILED with -11: no output"), 1, "FAILED with -11"),
         ((None, "left out: it has no bf16"), 0, "left out: it has no bf16"),
     ],
 )

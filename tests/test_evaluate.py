@@ -163,12 +163,12 @@ def test_the_table_says_it_all(report):
     assert [line.split()[0] for line in lines[1:5]] == ["first", "second", "still", "mean"]
     still = rows(report[0])["still"].measures
     assert lines[3].split()[1:] == [f"{still['ssim']:.4f}", f"{still['psnr']:.2f}", "-", f"{still['lpips']:.4f}"]
-    assert "flolpips: of 2 of 3 pairs; a single frame has none" in lines
+    assert "flolpips: for 2 of 3 pairs; a single frame has none" in lines
     assert any(line.startswith("flolpips: ") and "OpenCV DIS" in line for line in lines)
     for start in ("failed: cut: ", "failed: twice: ", "unpaired: lost: ", "unpaired: stray: "):
         assert sum(line.startswith(start) for line in lines) == 1
-    assert f"not looked at: {report[1].real_video_dir}: 1 that are" in text and "(notes.txt)" in text
-    assert f"not looked at: {report[1].generated_video_dir}: 1 that are" in text and "(deeper)" in text
+    assert f"ignored in {report[1].real_video_dir}: 1 that are" in text and "(notes.txt)" in text
+    assert f"ignored in {report[1].generated_video_dir}: 1 that are" in text and "(deeper)" in text
 
 
 def test_the_first_frames_are_taken_every_nth_resized_and_cropped_in_the_middle(folders, tmp_path):
@@ -197,7 +197,7 @@ def test_whole_videos_must_be_of_one_length(tmp_path):
         (tmp_path / name).mkdir()
         write_video(tmp_path / name / "x.mp4", video(count), 12)
     report = evaluate_folders(config((tmp_path / "a", tmp_path / "b"), tmp_path / "out", num_frames=None))
-    assert rows(report)["x"].error == "4 and 5 frames cannot be compared; num_frames says how many to take of both"
+    assert rows(report)["x"].error == "4 and 5 frames cannot be compared; num_frames sets how many to compare"
     assert report.means() == {} and json.loads((tmp_path / "out" / "metrics.json").read_text())["mean"] == {}
 
 

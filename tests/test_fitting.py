@@ -73,7 +73,7 @@ def test_frames_that_fit_in_no_tile_go_fewer_at_a_time():
     [
         (
             dict(),
-            "whole and 0.2 GB in tiles of 32x64x64, the least that may be; 0.0 GB are free: take fewer or smaller",
+            "whole and 0.2 GB in tiles of 32x64x64, the least possible; 0.0 GB are free: take fewer or smaller",
         ),
         (dict(enable_tile=False), "whole; 0.0 GB are free: --enable_tile auto runs it in tiles"),
         (dict(given=dict(spatial_tile=128)), "whole and 0.7 GB in tiles of 32x128x128, .*: give smaller tiles"),
@@ -82,7 +82,7 @@ def test_frames_that_fit_in_no_tile_go_fewer_at_a_time():
 def test_what_fits_neither_way_is_one_line_that_names_sizes_and_what_helps(options, said):
     with pytest.raises(DoesNotFit) as error:
         Fitting(max_memory=0.01, **options).settle(two_convs(), LARGE)
-    wanted = rf"a clip of 4x256x256 takes about 2.6 GB of memory {said}.*, or say --max_memory GB if it may take more"
+    wanted = rf"a clip of 4x256x256 takes about 2.6 GB of memory {said}.*, or set --max_memory GB if it may use more"
     assert re.fullmatch(wanted, str(error.value)), error.value
 
 

@@ -303,7 +303,10 @@ def test_folders_may_stand_beside_the_output_folder(tmp_path, videos, models):
     "options, message",
     [
         (dict(spatial=True), "spatial is true, but offset has no spatial half"),
-        (dict(loss=LossConfig(perceptual_weight=0, latent_weight=1)), "loss.latent_weight .* offset has no two stages"),
+        (
+            dict(loss=LossConfig(perceptual_weight=0, latent_weight=1)),
+            "loss.latent_weight .* offset has only one stage",
+        ),
         (dict(loss=LossConfig(lpips_weights="nowhere.safetensors")), "nowhere.safetensors"),
     ],
 )

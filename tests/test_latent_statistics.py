@@ -165,7 +165,7 @@ def test_without_a_clip_that_works_nothing_is_written(clips, checkpoint, tmp_pat
 
 
 def test_the_checkpoints_own_folder_is_refused(clips, checkpoint):
-    with pytest.raises(ValueError, match="where the checkpoint lies"):
+    with pytest.raises(ValueError, match="where the checkpoint is;"):
         measure_csv(configure(clips, checkpoint, checkpoint.parent))
 
 

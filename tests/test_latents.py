@@ -142,7 +142,7 @@ def test_a_stretch_is_read_alone(tmp_path, configure):
     clip = open_latents(tmp_path / "latents")["long.mp4"]
     np.testing.assert_array_equal(clip.read(start=7, stop=12), clip.read()[:, 7:12])
     assert clip.read(start=40).shape == (2, 0, 20, 28)
-    with pytest.raises(DataError, match="long.mp4: has 40 latent frames; 30 to 41 were asked for"):
+    with pytest.raises(DataError, match="long.mp4: has 40 latent frames; 30 to 41 were requested"):
         clip.read(start=30, stop=41)
 
 
@@ -390,10 +390,10 @@ def test_a_damaged_shard_is_named_with_the_key(tmp_path, configure, damage, mess
 
 
 def test_a_damaged_index_or_no_folder_is_named(tmp_path, configure):
-    with pytest.raises(DataError, match="nowhere: holds no latents, there is no latents.json"):
+    with pytest.raises(DataError, match="nowhere: has no latents, there is no latents.json"):
         open_latents("nowhere")
     encode_csv(configure(["a/x.mp4"]))
-    with pytest.raises(DataError, match="no latents of z.mp4: there is no video of this name"):
+    with pytest.raises(DataError, match="no latents of z.mp4: there is no video with this name"):
         open_latents(tmp_path / "latents")["z.mp4"]
     with open(tmp_path / "latents" / "index.jsonl", "a") as file:
         file.write("[1, 2]\n")
@@ -538,7 +538,7 @@ def test_a_users_mistake_is_one_line_and_code_2(tmp_path, monkeypatch, capsys, c
         assert run_script(monkeypatch, "encode_latents.py", *options, *more) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert run_script(monkeypatch, "decode_latents.py", "--latents_path", tmp_path / "nowhere") == 2
-    assert "nowhere: holds no latents" in capsys.readouterr().err
+    assert "nowhere: has no latents" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

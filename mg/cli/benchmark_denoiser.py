@@ -1,10 +1,10 @@
-"""Measure the networks that denoise: what building, compiling and a call cost in seconds and memory.
+"""Measure denoisers: seconds and memory for building, compiling and calling them.
 
     mg-benchmark-denoiser --type STDiT3-XL/2 --latents 4x16x16          # a table of one row
     mg-benchmark-denoiser --type STDiT2-XL/2 --latents 4x16x16 --mode pynative --depth 2
 
-The weights are random and the captions of full length. A call is of a batch of two, as guidance has it. What the first
-one takes longer than the others is taken for compiling.
+Weights are random, and captions have full length. A call has a batch of two, as with guidance. The extra time of the
+first call counts as compiling.
 """
 
 import re
@@ -30,13 +30,13 @@ class Options:
 
     Attributes:
         type: STDiT-XL/2 | STDiT2-XL/2 | STDiT3-XL/2 | STDiT3-3B/2 | DiT-XL/2 | DiT-XL/2x2.
-        latents: frames, rows and columns of the latents, as 4x16x16.
-        depth: blocks, in place of the released number.
-        batch: samples in a call.
-        runs: calls after the first; their median counts.
+        latents: frames, rows and columns of the latents, such as 4x16x16.
+        depth: number of blocks, instead of the released number.
+        batch: samples per call.
+        runs: calls after the first; their median is reported.
         device: the device.
         mode: graph (compiled) | pynative (op by op).
-        dtype: precision of products.
+        dtype: precision of matrix products.
     """
 
     type: str

@@ -3,8 +3,8 @@
     mg-benchmark-latents --csv_path train.csv --test_csv_path test.csv --num_frames 16 --image_size 128 \\
         --models assets/tae assets/image_vae --output_path outputs/latent_benchmark
 
-writes results.csv, summary.json and report.html, which opens in any browser. The same command again goes on where a
-run was stopped, and trains on no autoencoder twice.
+writes results.csv, summary.json and report.html, which opens in any browser. Running it again resumes a stopped run,
+and trains on no autoencoder twice.
 """
 
 from mg import runtime

@@ -1,11 +1,11 @@
 """Measure how many clips per second the data loader reads, by videos, decoder and number of workers.
 
-    mg-benchmark-loader                                        # videos of 360p, 720p and 1080p, made for it
+    mg-benchmark-loader                                        # test videos of 360p, 720p and 1080p
     mg-benchmark-loader --csv_path train.csv --video_folder videos --num_frames 16 --workers 1 8 16 --kinds processes
 
-prints clips/s, how many times the clips of the first row that is, the processor time of a clip, the time to the first
-clip, and the memory that a worker took; then what a clip costs, in seconds and bytes read, by the length of its file,
-and the memory of a worker by the size of the frames. All of it, and every single run, is in loader.json too.
+prints clips/s, the speedup over the first row, the CPU time per clip, the time to the first clip, and the memory of a
+worker; then the cost of a clip, in seconds and bytes read, by the length of its file, and the memory of a worker by the
+size of the frames. All of it, and every single run, is in loader.json too.
 """
 
 from mg.config import parse_config, run_command_line
@@ -13,7 +13,7 @@ from mg.evaluation.loader_speed import LoaderSpeedConfig, format_table, measure_
 
 
 def main() -> int:
-    """0 if all that can be measured here was, 1 if something failed."""
+    """0 if everything that can be measured here was, 1 if something failed."""
     config = parse_config(LoaderSpeedConfig, __doc__.splitlines()[0])
     found = measure_loader(config)
     print(format_table(found))

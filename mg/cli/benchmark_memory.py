@@ -1,11 +1,11 @@
-"""Measure that a video's way to latents and back takes the same memory whatever its length.
+"""Check that encoding and decoding a video needs the same memory whatever its length.
 
     mg-benchmark-memory                              # 128 and 1,024 frames of 192 x 192, a small TAE
     mg-benchmark-memory --frames 128 1024 4096 --size 256 --ckpt_path models/tae.ckpt
-    mg-benchmark-memory --models tae dc_ae           # what a pixel costs: what enable_tile auto goes by
+    mg-benchmark-memory --models tae dc_ae           # bytes per pixel, which enable_tile auto relies on
 
-encodes and decodes a video of each length, every time in a process of its own, and prints the peaks of their resident
-memory and the ratio; they are in memory.json too.
+encodes and decodes a video of each length, each in its own process, and prints the peaks of resident memory and their
+ratio; they are in memory.json too.
 """
 
 from pathlib import Path
@@ -17,8 +17,8 @@ from mg.runtime import chosen_mode
 
 
 def main() -> int:
-    """0 if the longer videos take at most `limit` times the memory of the first one, or no model takes more than it is
-    assumed to take, 1 if not."""
+    """0 if the longer videos need at most `limit` times the memory of the first one, or no model needs more than is
+    assumed, 1 if not."""
     config = parse_config(MemoryConfig, __doc__.splitlines()[0])
     if config.models:
         costs = measure_costs(
@@ -28,7 +28,7 @@ def main() -> int:
         return 0 if all(cost.per_pixel_and_channel <= cost.assumed for cost in costs) else 1
     found = measure_memory(config, "mg.cli.encode_latents", "mg.cli.decode_latents")
     print(format_table(found))
-    print(f"at most {config.limit} is asked for; see {config.output_path}")
+    print(f"the limit is {config.limit}; see {config.output_path}")
     return 0 if found["holds"] else 1
 
 

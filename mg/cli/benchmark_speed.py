@@ -1,11 +1,11 @@
-"""Measure how fast models encode, decode and train, beside a PyTorch network of the same kind.
+"""Measure how fast models encode, decode and train, compared with a PyTorch network of the same kind.
 
-    mg-benchmark-speed                                        # every model at a size of its own
+    mg-benchmark-speed                                        # every model at its default size
     mg-benchmark-speed --models tae --parts encode decode --sizes 16x64x64 16x128x128 --threads 2
     mg-benchmark-speed --models tae --growth 1 2 4            # cost by frames, area and batch, and a plot
 
 prints a table of seconds, frames/s, peak memory, compile time, operations, and the ratio to the peer's time, taken pair
-by pair; below 1 is faster. All of it, and every single time, is in speed.json too.
+by pair; below 1 is faster. All of it, and every single timing, is in speed.json too.
 """
 
 from mg.config import parse_config, run_command_line
@@ -14,7 +14,7 @@ from mg.evaluation.speed import SpeedConfig, format_table, measure_speed
 
 
 def main() -> int:
-    """0 if all that can be measured here was, 1 if something failed."""
+    """0 if everything that can be measured here was, 1 if something failed."""
     config = parse_config(SpeedConfig, __doc__.splitlines()[0])
     found = measure_growth(config) if config.growth else measure_speed(config)
     print(format_table(found))

@@ -1,18 +1,19 @@
-"""Run every model, small, on a device, in every mode and precision, and compare its numbers with the CPU's in fp32.
+"""Run small versions of all models on a device in every mode and precision, and compare with the CPU in fp32.
 
     mg-check-device --device gpu
     mg-check-device --device ascend --models tae --sizes full      # at 256x256
 
-What to run first on a new machine: encode, decode and one training step of random weights, each row in a process of its
-own, so that one that crashes costs a row. The table can be pasted into an issue. A row is ok where every number differs
-from the CPU's by no more than its precision allows; seconds are of the second run, compiled before.
+The first thing to run on a new machine: encode, decode and one training step with random weights, each row in its own
+process, so that a crash costs only one row. The table can be pasted into an issue. A row is ok if no number differs
+from the CPU's by more than its precision allows; seconds are those of the second run, which doesn't compile.
 
     mg-check-device --static ascend --sizes small full --jobs 4
 
 needs no device: it compiles every graph of every model for Ascend on this machine's CPU (x86-64 Linux with g++), and
-says which kernels MindSpore takes and what CANN's documents have against them. A row is a graph; it is ok where nothing
-is refused or left to the host, no rule is broken, and each kernel that CANN would have to compile for every shape
-(aclop) is among the exceptions. Nothing is launched: `--device ascend` on an NPU is the proof. See docs/devices.md.
+reports which kernels MindSpore selects and which restrictions in CANN's documents they violate. A row is a graph; it is
+ok if nothing is refused or left to the host, no rule is broken, and each kernel that CANN would have to compile for
+every shape (aclop) is a listed exception. Nothing is launched: the real test is `--device ascend` on an NPU. See
+docs/devices.md.
 """
 
 import platform
@@ -39,8 +40,8 @@ from mg.models import create_model
 from mg.training.optim import OptimConfig
 from mg.training.step import TrainStep
 
-# The largest difference that a row may have, relative to the largest number of the CPU's: rounding and its growth over
-# a dozen layers. A device that computes in TF32 or HF32 behind fp32's name is found out.
+# The largest difference allowed, relative to the CPU's largest number: rounding, as it grows over a dozen layers. Tight
+# enough to catch a device that uses TF32 or HF32 for fp32.
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 LEFT_OUT = "left out"
 
@@ -52,17 +53,17 @@ class Options:
     Args:
         device: the device.
         static: check the graphs for this device instead, without one.
-        models: names of models; by default all. When static also discriminator, optimizer, lpips, loss_scale, stdit,
+        models: names of models; by default all. With static also discriminator, optimizer, lpips, loss_scale, stdit,
             stdit2, stdit3, dit, diffusion_loss, t5 and clip.
         modes: graph (compiled) | pynative (op by op).
         dtypes: fp32 | fp16 | bf16.
-        sizes: small models and clips, or with full narrow models at 256x256; when static full is the released models at
-            the clips of their configs.
-        parts: when static, of a model, as encode and update; by default all.
-        jobs: when static, graphs that are compiled at a time.
-        details: when static, say every fault, with how often it is there, below the table.
-        folder: when static, where logs and compiled graphs are kept; by default they are not.
-        save: file that the numbers of a single row go to: what a row's process is told.
+        sizes: small models and clips, or with full narrow models at 256x256; with static, full means the released
+            models with the clips of their configs.
+        parts: with static, parts of a model, such as encode and update; by default all.
+        jobs: with static, number of graphs to compile at the same time.
+        details: with static, list every fault and its count below the table.
+        folder: with static, where to keep logs and compiled graphs; by default they are deleted.
+        save: file for the numbers of a single row; used for the process of a row.
     """
 
     device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
@@ -94,7 +95,7 @@ class Row:
 
 
 def main() -> int:
-    """0 if every row is ok, or of a precision that the device has not; 1 if not."""
+    """0 if every row is ok or has a precision that the device doesn't support; 1 if not."""
     options = parse_config(Options, __doc__.splitlines()[0])
     if options.save is not None:
         row = Row(options.models[0], options.sizes[0], options.modes[0], options.dtypes[0])
@@ -104,7 +105,7 @@ def main() -> int:
 
 
 def check_graphs(options: Options) -> int:
-    """Compile for a device that is not there."""
+    """Compile for a device without having one."""
     chosen = graphs(options.models, options.parts, options.dtypes, options.sizes)
     good, details = True, []
     with Check(options.folder) as check:
@@ -132,7 +133,7 @@ def check_numbers(options: Options) -> int:
         for size, model in product(options.sizes, options.models or SMALL):
             wanted, why = run_row("cpu", Row(model, size, "pynative", "fp32"), Path(folder) / "cpu.npz")
             if wanted is None:
-                raise ValueError(f"the CPU's own numbers of {model} could not be had: {why}")
+                raise ValueError(f"the CPU's reference numbers for {model} could not be computed: {why}")
             for mode, dtype in product(options.modes, options.dtypes):
                 found, why = run_row(device, Row(model, size, mode, dtype), Path(folder) / "row.npz")
                 cells = ["-"] * 5
@@ -147,7 +148,7 @@ def check_numbers(options: Options) -> int:
 
 
 def run_row(device: str, row: Row, save: Path) -> tuple[dict | None, str]:
-    """What `measure` finds in a process of its own, or why it found nothing."""
+    """The result of `measure` in its own process, or why there is none."""
     options = ["--device", device, "--models", row.model, "--sizes", row.size, "--modes", row.mode]
     options += ["--dtypes", row.dtype, "--save", str(save)]
     done = subprocess.run([sys.executable, "-m", "mg.cli.check_device", *options], capture_output=True, text=True)
@@ -155,14 +156,14 @@ def run_row(device: str, row: Row, save: Path) -> tuple[dict | None, str]:
         with np.load(save) as file:
             return dict(file), ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip(" -")]
-    last = lines[-1][:200] if lines else "nothing was said"
-    if done.returncode == 2 and last.startswith("error: "):  # a precision that the device has not
+    last = lines[-1][:200] if lines else "no output"
+    if done.returncode == 2 and last.startswith("error: "):  # an unsupported precision
         return None, last.replace("error", LEFT_OUT, 1)
     return None, f"FAILED with {done.returncode}: {last}"
 
 
 def measure(device: str, row: Row) -> dict:
-    """Latents, reconstruction, loss, and length of the gradient, of weights and a clip that are the same everywhere."""
+    """Latents, reconstruction, loss and gradient norm for weights and a clip that are the same everywhere."""
     runtime.setup(device, row.mode)
     rng = np.random.default_rng(0)
     size = (NARROW if row.size == "full" else SMALL)[row.model]
@@ -174,7 +175,7 @@ def measure(device: str, row: Row) -> dict:
     loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-6 if model.has_posterior else 0.0))
     step = TrainStep(model, loss, OptimConfig(lr=1e-4, init_loss_scale=1), 2, row.dtype)
     found: dict = {}
-    for _ in range(2):  # the first compiles; its numbers count, since its step moves the weights
+    for _ in range(2):  # the first compiles; its numbers are used, since its update changes the weights
         start = time.monotonic()
         mean = model.encode(Tensor(x)).mean
         y = model.decode(mean, x.shape[2]).asnumpy()
@@ -186,7 +187,7 @@ def measure(device: str, row: Row) -> dict:
 
 
 def fill(parameter: Parameter, rng: np.random.Generator) -> None:
-    """Random weights of about the size that keeps values at theirs; norms and biases stay."""
+    """Random weights scaled to roughly preserve the variance of activations; norms and biases are unchanged."""
     if parameter.ndim > 1:
         spread = 1 / np.sqrt(np.prod(parameter.shape[1:]))
         values = spread * rng.standard_normal(parameter.shape)
@@ -194,7 +195,7 @@ def fill(parameter: Parameter, rng: np.random.Generator) -> None:
 
 
 def difference(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The largest difference, relative to the largest number wanted; infinite where a number is not finite."""
+    """The largest difference, relative to the largest number wanted; infinite if a number is not finite."""
     apart = np.abs(found - wanted).max() / np.abs(wanted).max()
     return float(apart) if np.isfinite(found).all() else float("inf")
 

@@ -1,4 +1,4 @@
-"""Convert a model's weights from the original's names to ours, or to those of others with --to.
+"""Convert a model's weights from the original's names to ours, or to other formats with --to.
 
     mg-convert --src F32T4C128_AE.safetensors --target models/dc_ae.ckpt
     mg-convert --model temporal_vae --src OpenSora-VAE-v1.2 --target models/temporal_vae.ckpt
@@ -10,12 +10,11 @@
     mg-convert --src OpenSora-STDiT-v3 --target models/stdit3.ckpt
     mg-convert --model stdit2 --src PixArt-XL-2-512x512.pth --target models/stdit2_start.ckpt
 
-A target that ends in .ckpt or .safetensors is one file with its config beside it, X.json for X.ckpt; any other is a
-folder, with config.json and the weights under the name that the original's library looks for. The config beside the
-source says what its sizes are; without one they are taken for the released checkpoint's. There and back, every tensor
-is the same to the last bit. The spatial half of an Open-Sora 1.2 VAE is an image VAE: --model image_vae takes it out of
-the whole. Files of PixArt and DiT are what training a network may start from: what they lack gets the values that
-training starts with, and is named.
+A target that ends in .ckpt or .safetensors is one file with its config next to it, X.json for X.ckpt; any other is a
+folder, with config.json and the weights under the file name that the original's library expects. The config next to the
+source gives its sizes; without one those of the released checkpoint are assumed. Converting there and back is
+bit-exact. The spatial half of an Open-Sora 1.2 VAE is an image VAE: --model image_vae extracts it. PixArt and DiT files
+are starting points for training denoisers: weights that they lack get their initial values and are listed.
 """
 
 import json
@@ -46,19 +45,19 @@ class Options:
     """What to convert.
 
     Attributes:
-        src: file of safetensors, PyTorch's or MindSpore's, told by what it holds, or folder, in the original's names or
-            another format's or in ours.
+        src: safetensors, PyTorch or MindSpore file (detected by its content), or folder, with the original's names,
+            another format's or ours.
         target: .safetensors or .ckpt file, or folder, to write.
-        model: whose weights they are, by default what the source's config or its tensors say: dc_ae (the original is
-            Open-Sora 2.0's Video DC-AE), hunyuan_vae (diffusers' AutoencoderKLHunyuanVideo, Open-Sora 2.0's,
-            Tencent's and ComfyUI's files of it), image_vae (diffusers' AutoencoderKL), tae (mindone's TAE),
-            temporal_vae (Open-Sora 1.2's VideoAutoencoderPipeline), or a network that denoises: stdit, stdit2, stdit3
+        model: the model of the weights, by default read from the source's config or tensors: dc_ae (the original is
+            Open-Sora 2.0's Video DC-AE), hunyuan_vae (diffusers' AutoencoderKLHunyuanVideo, and its files by
+            Open-Sora 2.0, Tencent and ComfyUI), image_vae (diffusers' AutoencoderKL), tae (mindone's TAE),
+            temporal_vae (Open-Sora 1.2's VideoAutoencoderPipeline), or a denoiser: stdit, stdit2, stdit3
             (Open-Sora 1.0's, 1.1's and 1.2's) or dit.
-        to: whose names the target has: ours, original, or by name: open_sora (dc_ae, hunyuan_vae, temporal_vae),
+        to: format of the target: ours, original, or by name: open_sora (dc_ae, hunyuan_vae, temporal_vae),
             diffusers (hunyuan_vae, image_vae), tencent (hunyuan_vae), comfyui (hunyuan_vae), latent_diffusion
             (image_vae), mindone (tae).
         dtype: precision of the weights in the target.
-        key: which of several state dicts in a file of PyTorch's, as ema.
+        key: which of several state dicts in a PyTorch file, such as ema.
     """
 
     src: str
@@ -88,7 +87,7 @@ def target_format(name: str, model: type[StoredModel]) -> Format:
     """The format that --to names.
 
     Raises:
-        ValueError: the model has none of that name.
+        ValueError: the model has no format of that name.
     """
     ours = Format("mg", "model.safetensors", lambda state, config: dict(state), described_here(model.name))
     original = Format(model.name, "model.safetensors", model.original_weights, model.original_config)
@@ -103,7 +102,7 @@ def target_files(options: Options, written: Format) -> tuple[Path, Path]:
     """The files to write: weights and config.
 
     Raises:
-        ValueError: the target is the source or lies in it, or has the suffix of a format that is only read.
+        ValueError: the target is the source or inside it, or has the suffix of a read-only format.
     """
     target, source = Path(options.target), Path(options.src).resolve()
     if target.suffix in (".pt", ".pth", ".bin"):
@@ -114,20 +113,20 @@ def target_files(options: Options, written: Format) -> tuple[Path, Path]:
         weights = target / written.file
         config = target / "config.json"
     if source in (target.resolve(), weights.resolve(), weights.resolve().parent):
-        raise ValueError(f"--target {target} would be written over the source, {options.src}")
+        raise ValueError(f"--target {target} would overwrite the source, {options.src}")
     return weights, config
 
 
 def fitting_weights(source: StateDict, model: type[StoredModel], config: dict) -> dict:
-    """The source's weights in our names: all that a model of this config has, and nothing else. Of what is new to a
-    source that the model may start from, the values that training starts with.
+    """The source's weights in our names, exactly those that a model with this config has. Weights missing from a source
+    that is only a starting point get their initial values.
 
     Raises:
-        CheckpointError: some are missing or of another shape; the first are named.
+        CheckpointError: weights are missing or have another shape; the first are named.
     """
     state, report = model.fit(source, config, model.weight_shapes(config))
     if not report.complete:
-        hint = "if its sizes differ, put its config beside it (config.json, or X.json for X.ckpt)"
+        hint = "if its sizes differ, put its config next to it (config.json, or X.json for X.ckpt)"
         raise CheckpointError(f"{source} does not fit this {model.name}: {report.summary()}; {hint}", report)
     if report.unexpected or report.new:
         print(f"{source}: {report.summary()}")

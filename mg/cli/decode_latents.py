@@ -1,10 +1,10 @@
-"""Decode a folder of latents to videos, and to images what were images.
+"""Decode a folder of latents to videos, and still images to images.
 
     mg-decode-latents --latents_path outputs/latents --output_path samples/decoded
     mg-decode-latents --latents_path outputs/latents --names a.mp4 b.mp4 --output_path samples/decoded
 
-The model is that of the encoding, and its checkpoint must be: by its hash, wherever it lies now (--ckpt_path). The same
-command again makes what is missing.
+It uses the model and checkpoint of the encoding. The checkpoint may have moved (--ckpt_path), but must have the same
+hash. Running the command again makes what is missing.
 """
 
 from mg import runtime

@@ -1,11 +1,11 @@
-"""Encode the videos and images of a CSV into a folder of latents, for a diffusion model to be trained on.
+"""Encode the videos and images of a CSV into a folder of latents, to train a diffusion model on.
 
     mg-encode-latents --config configs/tae/latents/video_256x256.yaml --ckpt_path tae.ckpt \
         --csv_path train.csv --video_folder videos --output_path outputs/latents
     msrun --worker_num=8 --local_worker_num=8 "$(which mg-encode-latents)" ...     # the same, on eight devices
 
-writes safetensors shards, index.jsonl with a line per video, and latents.json with what they share. The same command
-again goes on where a run was stopped. `mg.latents.open_latents(folder)` reads it.
+writes safetensors shards, index.jsonl with a row per video, and latents.json with shared settings. Running the command
+again resumes a stopped run. `mg.latents.open_latents(folder)` reads the folder.
 """
 
 from mg import runtime

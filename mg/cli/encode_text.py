@@ -1,11 +1,11 @@
-"""Encode prompts, or the captions of a CSV, into a folder of embeddings that takes the text encoder's place.
+"""Encode prompts, or the captions of a CSV, into a folder of embeddings that replaces the text encoder.
 
     mg-encode-text --ckpt_path t5-v1_1-xxl --text_encoder.model_max_length 200 --text_encoder.dtype bf16 \
         --prompt_path prompts.txt --output_path outputs/embeddings
     msrun --worker_num=8 --local_worker_num=8 "$(which mg-encode-text)" ...     # the same, on eight devices
 
-writes safetensors shards, index.jsonl with a line per text, and embeddings.json with what they share. The same command
-again goes on where a run was stopped. `mg.text.open_embeddings(folder)` reads it.
+writes safetensors shards, index.jsonl with a row per text, and embeddings.json with shared settings. Running the
+command again resumes a stopped run. `mg.text.open_embeddings(folder)` reads the folder.
 """
 
 from mg import runtime

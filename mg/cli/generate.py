@@ -4,7 +4,7 @@
         --ckpt-path models/OpenSora-STDiT-v2-stage3 --prompt "A serene lake at dawn." --save-dir samples/lake
     mg-generate configs/generation/opensora-v1-1/inference/sample-ref.yaml --prompt-path prompts.txt --loop 3
 
-writes videos, samples.jsonl and index.html to the folder. The same command again makes what is missing.
+writes videos, samples.jsonl and index.html to the folder. Running the command again makes what is missing.
 """
 
 from mg import runtime

@@ -1,9 +1,9 @@
-"""Inflate an image VAE (SD3.5's, or one of its kind) to a TAE that equals it on every image.
+"""Inflate an image VAE (SD3.5's or a similar one) to a TAE that equals it on every image.
 
     mg-inflate --src sd3.5_vae/diffusion_pytorch_model.safetensors --target models/tae_vae2d.ckpt
 
-The config.json beside the source says what its architecture is; without one it is taken for SD3.5's. The config of
-the TAE is written beside the target, X.json beside X.ckpt.
+The config.json next to the source describes its architecture; without one SD3.5's is assumed. The config of the TAE is
+written next to the target, X.json next to X.ckpt.
 """
 
 import json
@@ -33,10 +33,10 @@ class Options:
     """What to inflate.
 
     Attributes:
-        src: image VAE: a file of safetensors, PyTorch's or MindSpore's, or a folder.
+        src: image VAE: a safetensors, PyTorch or MindSpore file, or a folder.
         target: .ckpt or .safetensors file to write.
         dtype: precision of the weights in the target.
-        report: text file for the full list of names used, missing and left over.
+        report: text file for the full list of used, missing and unused names.
         verbose: print the full list too.
     """
 
@@ -62,7 +62,7 @@ def main() -> None:
             state, report = inflate(image, config)
         except CheckpointError as error:
             tell(error.report, options, failed=True)
-            hint = "" if described_by else "; if it is not of SD3.5's architecture, put its config.json beside it"
+            hint = "" if described_by else "; if it doesn't have SD3.5's architecture, put its config.json next to it"
             raise CheckpointError(f"{options.src} {error}{hint}") from error
 
     check_finite(options.src, state)
@@ -74,10 +74,10 @@ def main() -> None:
 
 
 def read_tae_config(image: StateDict) -> dict:
-    """The config of the TAE to make, from that which stands beside an image VAE, or beside what it is a part of.
+    """The config of the TAE to make, from the one next to the image VAE or to the model that it is part of.
 
     Raises:
-        CheckpointError: it describes another model, or an image VAE that no TAE is like.
+        CheckpointError: it describes another model, or an image VAE that cannot be inflated to a TAE.
     """
     ours = stored_config(image, "image_vae")
     described = read_config(str(image.config_file))
@@ -85,7 +85,7 @@ def read_tae_config(image: StateDict) -> dict:
 
 
 def tell(report: LoadReport | None, options: Options, failed: bool = False) -> None:
-    """Write every name to the report file, print those that were not used, or all of them if so asked."""
+    """Write every name to the report file, and print the unused ones, or all if `verbose`."""
     if report is None:
         return
     if options.report:

@@ -1,17 +1,17 @@
-"""Measure the latents of a video autoencoder over the clips of a CSV, and write the model with factors that scale them.
+"""Measure the latents of a video autoencoder over the clips of a CSV, and write the model with their scaling factors.
 
     mg-latent-statistics --ckpt_path models/dc_ae.ckpt --csv_path train.csv --video_folder videos \
         --num_frames 32 --save_dir models/dc_ae_scaled
 
-The factors bring latents to the unit variance that a diffusion model is trained on; reconstructions do not depend on
-them. For Video DC-AE, scaling_factor is the standard deviation of all latents about their mean: encode divides by it
-and decode multiplies. For the Open-Sora 1.2 VAE, shift and scale are the mean and standard deviation of each channel:
-encode gives (z - shift) / scale and decode undoes it. So nothing else has to know of them. For the TAE and image VAEs,
+The factors scale latents to the unit variance that a diffusion model is trained on; reconstructions do not depend on
+them. For Video DC-AE, scaling_factor is the standard deviation of all latents: encode divides by it and decode
+multiplies. For the Open-Sora 1.2 VAE, shift and scale are the mean and standard deviation of each channel: encode
+returns (z - shift) / scale and decode undoes it. So no other code has to know about them. For the TAE and image VAEs,
 scaling_factor is 1 / std and shift_factor the mean, and applying them is left to the caller:
 z = (z - shift_factor) * scaling_factor.
 
 The folder holds the model, for `from_pretrained` and --model.from_pretrained, and latent_statistics.json: mean and
-standard deviation per channel and over all, of the latents as they are without any scaling.
+standard deviation of the unscaled latents, per channel and overall.
 """
 
 import numpy as np

@@ -1,10 +1,10 @@
-"""Make train and test clips out of the photographs that come with scikit-image; nothing is downloaded.
+"""Make train and test clips from the photographs that come with scikit-image; nothing is downloaded.
 
     mg-make-clips --output_dir outputs/clips
     mg-make-clips --output_dir outputs/photographs --train_clips 0 --test_clips 0 --images
 
-writes videos/*.mp4, train.csv and test.csv (video, caption), and with --images also images/*.png and images.csv (path,
-caption): the train photographs themselves. A second run with the same options finds everything there and does nothing.
+writes videos/*.mp4, train.csv and test.csv (video, caption), and with --images also the train photographs themselves,
+images/*.png and images.csv (path, caption). A second run with the same options does nothing.
 """
 
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ class Options(ClipSettings):
 
     Attributes:
         output_dir: the folder to write to.
-        images: also write the train photographs as images.
+        images: also write the train photographs.
     """
 
     output_dir: str
@@ -28,7 +28,7 @@ class Options(ClipSettings):
 
 
 def main() -> None:
-    options = parse_config(Options, "Make clips of photographs moved as a camera moves.")
+    options = parse_config(Options, "Make clips from photographs with simulated camera motion.")
     settings = ClipSettings(**{field.name: getattr(options, field.name) for field in fields(ClipSettings)})
     folder = Path(options.output_dir)
     if options.images:

@@ -1,13 +1,13 @@
-"""Put together the CUDA_HOME that MindSpore's CUDA plugin looks for, of NVIDIA's wheels on PyPI: no toolkit, no root.
+"""Build the CUDA_HOME that MindSpore's CUDA plugin looks for from NVIDIA's wheels on PyPI: no toolkit, no root.
 
     mg-make-cuda-home --target ~/cuda-11.8
     export CUDA_HOME=~/cuda-11.8 LD_LIBRARY_PATH=~/cuda-11.8/lib64:$LD_LIBRARY_PATH
     mg-check-device --device gpu
 
-The machine brings the driver (libcuda.so.1); all else comes from the wheels, 1.7 GB to download and 2.8 GB when done:
+The machine must have the driver (libcuda.so.1); all else comes from the wheels, 1.7 GB to download and 2.8 GB unpacked:
 cuBLAS, cuDNN 8, cuFFT, cuRAND, cuSOLVER, cuSPARSE, NVRTC and the runtime of CUDA 11.8, for x86-64 Linux. MindSpore
-asks $CUDA_HOME/bin/nvcc for its version before it loads the plugin, and for nothing else. No wheel has nvcc, so that
-file is a script here that answers with the version of the runtime beside it.
+runs $CUDA_HOME/bin/nvcc only to get its version before it loads the plugin. No wheel has nvcc, so here that file is a
+script that prints the version of the runtime next to it.
 """
 
 import os
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from mg.config import parse_config, run_command_line
 
-PACKAGES = {  # and the library of each that the plugin is linked to
+PACKAGES = {  # with the library that the plugin links to
     "nvidia-cublas-cu11": "libcublas.so.11",
     "nvidia-cuda-nvrtc-cu11": "libnvrtc.so.11.2",
     "nvidia-cuda-runtime-cu11": "libcudart.so.11.0",
@@ -35,18 +35,18 @@ PACKAGES = {  # and the library of each that the plugin is linked to
 }
 DRIVER = "libcuda.so.1"
 NVCC = """#!/bin/sh
-# Stands in for nvcc, which NVIDIA's wheels lack, and compiles nothing: MindSpore asks it for its version only, and
-# looks for that in the first line, where this is on the PATH.
+# Stands in for nvcc, which NVIDIA's wheels lack, and compiles nothing: MindSpore only asks it for its version, and
+# reads that from the first line if this is on the PATH.
 echo "Cuda compilation tools, release {release}, V{version}"
 """
 
 
 @dataclass
 class Options:
-    """What to put together.
+    """What to build.
 
     Args:
-        target: folder to make; it must not be there yet.
+        target: folder to make; it must not exist yet.
         wheels: folder with NVIDIA's wheels; by default pip downloads them.
     """
 
@@ -58,21 +58,21 @@ def main() -> None:
     options = parse_config(Options, __doc__.splitlines()[0])
     target = options.target.absolute()
     if target.exists():
-        raise ValueError(f"--target {target} is there already; remove it, or name another folder")
+        raise ValueError(f"--target {target} exists already; remove it, or name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as work:
         wheels = options.wheels or download(Path(work) / "wheels")
         home = make_home(wheels, Path(work) / "home")
         missing = missing_libraries(home / "lib64")
         if missing:
-            raise ValueError(f"MindSpore's CUDA plugin needs {', '.join(missing)} too, which nothing here has")
+            raise ValueError(f"MindSpore's CUDA plugin needs {', '.join(missing)} too, which none of the wheels has")
         os.rename(home, target)
     print(f"{target}: all libraries that MindSpore's CUDA plugin needs but the driver's own, {DRIVER}. Before a run:")
     print(f"    export CUDA_HOME={target} LD_LIBRARY_PATH={target}/lib64:$LD_LIBRARY_PATH")
 
 
 def download(folder: Path) -> Path:
-    """NVIDIA's wheels from the package index that pip is set up with."""
+    """Download NVIDIA's wheels from the package index that pip is configured with."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     if subprocess.run([*command, *PACKAGES]).returncode:
         raise ValueError("pip could not download NVIDIA's wheels; fetch them elsewhere and name their folder: --wheels")
@@ -83,7 +83,7 @@ def make_home(wheels: Path, home: Path) -> Path:
     """Unpack the libraries of a folder of wheels to `home`/lib64 and write `home`/bin/nvcc.
 
     Raises:
-        ValueError: a wheel is missing, damaged, or not of the version that the plugin needs.
+        ValueError: a wheel is missing, damaged, or not the version that the plugin needs.
     """
     (home / "lib64").mkdir(parents=True)
     (home / "bin").mkdir()
@@ -92,7 +92,7 @@ def make_home(wheels: Path, home: Path) -> Path:
         if not (home / "lib64" / library).exists():
             raise ValueError(f"{find_wheel(wheels, package)} has no {library}, to which MindSpore's plugin is linked")
     version = find_wheel(wheels, "nvidia-cuda-runtime-cu11").name.split("-")[1]
-    # Under the full version MindSpore's own check finds the runtime, and says that 11.8 is not what it was built with.
+    # MindSpore's own check finds the runtime by its full version, and reports that it was not built with 11.8.
     (home / "lib64" / f"libcudart.so.{version}").symlink_to("libcudart.so.11.0")
     nvcc = home / "bin" / "nvcc"
     nvcc.write_text(NVCC.format(version=version, release=".".join(version.split(".")[:2])))
@@ -109,7 +109,7 @@ def find_wheel(wheels: Path, package: str) -> Path:
 
 
 def unpack(wheel: Path, folder: Path) -> None:
-    """The shared libraries of a wheel, each by its bare name."""
+    """Extract the shared libraries of a wheel to `folder`, without their paths."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             for info in archive.infolist():
@@ -122,8 +122,8 @@ def unpack(wheel: Path, folder: Path) -> None:
 
 
 def missing_libraries(folder: Path) -> list[str]:
-    """What the linker does not find of the plugin's needs, and of theirs, with `folder` in LD_LIBRARY_PATH, but for the
-    driver's library. None where MindSpore is not installed."""
+    """The direct and indirect dependencies of the plugin that the linker does not find with `folder` in
+    LD_LIBRARY_PATH, except the driver's library. Without MindSpore, only those of the libraries in `folder`."""
     mindspore = find_spec("mindspore")
     found = mindspore and mindspore.origin
     plugins = Path(found).parent.glob("lib/plugin/libmindspore_gpu.so.11.6") if found else []

@@ -24,7 +24,7 @@ def main() -> int:
     if config.separate_folders and config.save_videos:
         print("videos and images:", *output_folders(config).values())
     if report.succeeded:
-        print("for a report to look at, with speed, memory and error maps:", report_command(config), sep="\n    ")
+        print("for a report with speed, memory and error maps:", report_command(config), sep="\n    ")
     if report.unwritten:
         raise report.unwritten
     return exit_status(len(report.failed), len(report.succeeded))

@@ -1,4 +1,4 @@
-"""Train any of the models: an autoencoder or, where the config has a section `scheduler`, a denoiser.
+"""Train any of the models: an autoencoder or, if the config has a section `scheduler`, a denoiser.
 
     mg-train --config configs/tae/train/mixed_256x256x16.yaml \
         --output_path outputs/tae --csv_path train.csv --video_folder videos
@@ -26,7 +26,7 @@ def main() -> None:
         config = parse_config(DenoiserTrainConfig, "Train a denoiser on latents of videos and images with captions.")
     else:
         config = parse_config(TrainConfig, "Train a video autoencoder on the videos and images of a CSV.")
-    if weights := train(config):  # the first worker's alone
+    if weights := train(config):  # only on the first worker
         print(f"weights: {weights}")
 
 

@@ -1,1 +1,1 @@
-"""Measuring models over clips: their reconstructions, their latents, and the plain baseline that they have to beat."""
+"""Evaluation of models on clips: reconstructions, latents, speed, and the plain baselines they have to beat."""

@@ -1,12 +1,12 @@
-"""The plain baselines that a video autoencoder has to beat: an area average, brought back by trilinear interpolation,
-and a discrete cosine transform with as many values as latents have."""
+"""Plain baselines that a video autoencoder has to beat: an area average with trilinear interpolation back, and a
+discrete cosine transform with as many values as the TAE's latents."""
 
 import numpy as np
 
 DCT_CELL = (8, 8)  # frames, and pixels of height and width
-# Which cosines are kept, (t, y, x, colour) in half periods per block: behind the constant, those that hold the largest
-# share of a clip's energy, every clip counting alike, over the train clips of the quickstart, of both kinds, at 128
-# pixels (107 clips, 16 frames each). Colour 0 is brightness, 1 red against blue, 2 green against both.
+# Which cosines are kept, (t, y, x, colour) in half periods per block: the constant, then those with the largest share
+# of a clip's energy, all clips weighted equally, over both kinds of the quickstart's training clips at 128 pixels
+# (107 clips of 16 frames). Colour 0 is brightness, 1 red against blue, 2 green against both.
 DCT_PLACES = (
     (0, 0, 0, 0),
     (0, 0, 0, 1),
@@ -28,10 +28,10 @@ DCT_PLACES = (
 
 
 def area_trilinear_baseline(x: np.ndarray, temporal: int = 8, spatial: int = 8) -> np.ndarray:
-    """Reduce a video to cells of `temporal` x `spatial` x `spatial` and bring it back to its own size.
+    """Average a video over cells of `temporal` x `spatial` x `spatial` and interpolate it back to its size.
 
-    Each cell keeps its average, the last frames, rows and columns being repeated up to a whole cell; the way back
-    interpolates linearly between cell centres and holds the outermost ones beyond them.
+    The last frames, rows and columns are repeated up to a whole cell. The way back interpolates linearly between cell
+    centres and clamps beyond the outermost ones.
 
     Args:
         x: floats (C, T, H, W) or (B, C, T, H, W), in any range.
@@ -54,10 +54,10 @@ def area_trilinear_baseline(x: np.ndarray, temporal: int = 8, spatial: int = 8) 
 
 
 def dct_baseline(x: np.ndarray) -> np.ndarray:
-    """Keep of each block of 8 frames x 8x8 pixels x 3 colours the 16 values of its cosine transform at `DCT_PLACES`.
+    """Keep the 16 values at `DCT_PLACES` of the cosine transform of each block of 8 frames x 8x8 pixels x 3 colours.
 
-    That is as many values as the TAE's latents have. The transform is orthonormal along all four axes, so that what is
-    left out is what is lost. The last frames, rows and columns are repeated up to a whole block.
+    That is as many values as the TAE's latents have. The transform is orthonormal along all four axes, so the
+    squared error is exactly the energy dropped. The last frames, rows and columns are repeated up to a whole block.
 
     Args:
         x: RGB floats (3, T, H, W), in any range.
@@ -83,7 +83,7 @@ def dct_baseline(x: np.ndarray) -> np.ndarray:
 
 
 def _kept_cosines(sizes: tuple[int, int, int]) -> np.ndarray:
-    """The blocks that the kept values count, each of length one -> (16, colours, frames, rows, columns)."""
+    """The basis blocks of the kept values, each of unit norm -> (16, colours, frames, rows, columns)."""
     along_t, along_y, along_x, along_colours = (_cosines(size) for size in (*sizes, 3))
     products = [
         np.einsum("c,i,j,l->cijl", along_colours[colour], along_t[t], along_y[y], along_x[x])
@@ -93,7 +93,7 @@ def _kept_cosines(sizes: tuple[int, int, int]) -> np.ndarray:
 
 
 def _cosines(size: int) -> np.ndarray:
-    """The orthonormal DCT-II: a row for each number of half periods."""
+    """The orthonormal DCT-II matrix: a row for each number of half periods."""
     half_periods, places = np.arange(size)[:, None], np.arange(size) + 0.5
     rows = np.sqrt(2 / size) * np.cos(np.pi / size * half_periods * places)
     rows[0] = np.sqrt(1 / size)

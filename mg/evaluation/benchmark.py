@@ -2,14 +2,14 @@
 
 Under the output folder:
 
-    results.csv     one row per video and model, written once it is measured: a run that was killed goes on behind it
-    summary.json    per model means, counts, failures, compression, speed and memory; how all this was measured
-    report.html     the same to look at, with the worst, the median and the best clip; it needs no other file
-    settings.json   what the rows depend on: a run with other settings is refused
-    clips/          original/, and reconstruction/ and error_map/ by model: the report's pictures are of these
+    results.csv     one row per video and model, written once it is measured, so that a killed run can be resumed
+    summary.json    means, counts, failures, compression, speed and memory per model, and how all this was measured
+    report.html     the same to look at, with the worst, median and best clip, in a single file
+    settings.json   what the rows depend on: resuming with other settings is refused
+    clips/          original/, and reconstruction/ and error_map/ by model: the pictures for the report
 
-Models run one after the other, a clip at a time. A clip that cannot be read or reconstructed becomes a row with an
-error, and a model that cannot be built a line in the summary; the others go on.
+Models run one after the other, one clip at a time. A clip that cannot be read or reconstructed becomes a row with an
+error, a model that cannot be built a line in the summary; the others continue.
 """
 
 import contextlib
@@ -64,17 +64,17 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
 
     Args:
         csv_path: CSV with a column `video` or `path`.
-        models: one or more inference configs, runs of mg-reconstruct by their metrics.json, and checkpoints.
-            FILE.yaml=CHECKPOINT lays other weights over a config, or those that it does not name. What a file says of
-            the model and its tiles counts; the clips are those of the options here.
-        baseline: to measure beside, area averages over cells of so many frames x pixels, brought back by
-            interpolation, such as 8x8; and dct, a cosine transform of 8x8x8 blocks that keeps 16 values of each.
+        models: one or more inference configs, metrics.json files of mg-reconstruct runs, and checkpoints.
+            FILE.yaml=CHECKPOINT gives a config other weights, or those that it does not name. Only the model and its
+            tiles are taken from a file; clips are set by the options here.
+        baseline: baselines to measure as well: area averages over cells of frames x pixels, such as 8x8, interpolated
+            back; and dct, a cosine transform of 8x8x8 blocks that keeps 16 values of each.
         output_path: folder to write to.
-        resume: go on from the rows that lie there; otherwise they go.
-        retry_failed: try again the clips whose rows have an error.
+        resume: continue from the rows in the folder; otherwise they are discarded.
+        retry_failed: retry the clips whose rows have an error.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -105,7 +105,7 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
 
 @dataclass
 class Contestant:
-    """A model by its label, and what settles what it does: `settings`. Without `config` it is a `baseline`."""
+    """A model by its label, with the `settings` that determine its results. Without `config` it is a `baseline`."""
 
     label: str
     settings: dict
@@ -115,8 +115,8 @@ class Contestant:
 
 @dataclass
 class Benchmark:
-    """What a run found: `rows` of all models and videos, by model and in the order of the index, and the `summary`.
-    `unwritten` is why a file of them could not be written."""
+    """The result of a run: `rows` of all models and videos, by model and in the order of the index, and the `summary`.
+    `unwritten` is set if a file could not be written."""
 
     rows: list[Row]
     summary: dict
@@ -130,10 +130,10 @@ class Benchmark:
 
 
 def run_benchmark(config: BenchmarkConfig) -> Benchmark:
-    """Measure all models on all clips, save those that have rows in `config.output_path`; write summary and report.
+    """Measure all models on all clips that have no rows in `config.output_path` yet; write summary and report.
 
     Raises:
-        ValueError, OSError: an index, a model's file or results that cannot be used, before anything is measured.
+        ValueError, OSError: before anything is measured, if the index, a model's file or old results cannot be used.
     """
     index = read_index(config.csv_path, config.video_folder)
     outputs = output_names([row.name for row in index])
@@ -147,7 +147,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
     if there:
         check_settings(folder / "settings.json", settings)
     write_settings(folder / "settings.json", settings)
-    results = Results(path, rows.values())  # without a row that was cut short
+    results = Results(path, rows.values())  # drops a truncated last row
 
     broken = {}
     for contestant in contestants:
@@ -157,7 +157,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
         _free_memory()
         try:
             model = _Baseline(contestant.baseline) if contestant.config is None else _Timed(contestant.config, config)
-        except Exception as error:  # whatever it is: the other models go on
+        except Exception as error:  # of any kind: the other models continue
             broken[contestant.label] = one_line(error)
             _logger.warning("%s: %s", contestant.label, one_line(error))
             continue
@@ -180,7 +180,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
 
 
 def report_command(config: InferenceConfig) -> str:
-    """The command that makes a report of the models and clips of a run of `mg-reconstruct`."""
+    """The command that makes a report for the models and clips of a run of `mg-reconstruct`."""
     run = f"{Path(config.output_path) / 'metrics.json'}"
     words = ["--csv_path", config.csv_path, "--models", run, *(f"{run}={checkpoint}" for checkpoint in config.compare)]
     for option in fields(ClipOptions):
@@ -192,7 +192,7 @@ def report_command(config: InferenceConfig) -> str:
 
 
 def _as_option(value: Any) -> str:
-    """A setting as a command line says it."""
+    """A setting as a command-line argument."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -205,10 +205,10 @@ def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
 
 
 def read_models(models: Sequence[str], baselines: Sequence[str] = ()) -> list[Contestant]:
-    """Models and baselines, as `BenchmarkConfig` has them, under labels of their own. No weights are loaded.
+    """Models and baselines, given as in `BenchmarkConfig`, with unique labels. No weights are loaded.
 
     Raises:
-        ValueError, OSError: a file that is not there or cannot be used.
+        ValueError, OSError: a file is missing or cannot be used.
     """
     read = [_read_model(text) for text in models]
     labels = unique([printable(label) for label, _ in read] + [f"baseline_{text}" for text in baselines])
@@ -221,7 +221,7 @@ def read_models(models: Sequence[str], baselines: Sequence[str] = ()) -> list[Co
 
 
 def _read_model(text: str) -> tuple[str, InferenceConfig]:
-    """A label and the inference config that one of `models` stands for."""
+    """The label and inference config for one of `models`."""
     found = re.fullmatch(r"(.*?(?:\.yaml|\.yml|metrics\.json))(?:=(.+))?", text)
     file, checkpoint = found.groups() if found and not Path(text).is_dir() else (None, text)
     if file is None:
@@ -237,7 +237,7 @@ def _read_model(text: str) -> tuple[str, InferenceConfig]:
         raise ValueError(str(error) if str(error).startswith(file) else f"{file}: {error}") from None
     inference.model.from_pretrained = checkpoint or inference.model.from_pretrained
     if not inference.model.from_pretrained:
-        raise ValueError(f"{file} names no checkpoint: write {file}=CHECKPOINT, or model.from_pretrained into the file")
+        raise ValueError(f"{file} names no checkpoint: write {file}=CHECKPOINT, or set model.from_pretrained there")
     if checkpoint:
         return _stem(Path(checkpoint)), inference
     label = Path(file).resolve().parent.name if file.endswith(".json") else Path(file).stem
@@ -246,12 +246,12 @@ def _read_model(text: str) -> tuple[str, InferenceConfig]:
 
 
 def _stem(path: Path) -> str:
-    """A checkpoint's name: a folder's may hold points."""
+    """A checkpoint's name; a folder's may contain dots."""
     return path.resolve().name if path.is_dir() else path.stem
 
 
 def _describe(inference: InferenceConfig) -> dict:
-    """What the model's figures depend on."""
+    """What the model's results depend on."""
     settings = inference.model
     path = Path(settings.from_pretrained)
     if not path.exists():
@@ -262,7 +262,7 @@ def _describe(inference: InferenceConfig) -> dict:
     if not (settings.use_spatial_tiling or settings.use_temporal_tiling):
         tiling = {}
     name = settings.name
-    with contextlib.suppress(CheckpointError):  # which stands in the summary when the model cannot be built either
+    with contextlib.suppress(CheckpointError):  # building it fails later
         name = name or model_name(path)
     return {
         "name": name,
@@ -284,7 +284,7 @@ def _tiling(inference: InferenceConfig) -> dict | str:
 def _settings(
     config: BenchmarkConfig, index: list[IndexRow], contestants: list[Contestant], measures: Measures
 ) -> dict:
-    """What rows depend on: with other settings they must not be mixed."""
+    """What rows depend on; rows with other settings must not be mixed."""
     names = "\n".join(row.name for row in index)
     return {
         "videos": {
@@ -305,8 +305,8 @@ def _settings(
 
 @dataclass
 class _Pass:
-    """One pass of a clip through a model: `y` (3, T, H, W), not clipped, the latents' shape, and what it took: the
-    fields of a row."""
+    """One pass of a clip through a model: `y` (3, T, H, W), not clipped, the latents' shape, and what the pass `took`,
+    as fields of a row."""
 
     y: np.ndarray
     latents: tuple[int, ...]
@@ -314,7 +314,7 @@ class _Pass:
 
 
 class _Timed:
-    """A model, each pass of which is timed once its shape ran before: the first run of a shape compiles."""
+    """A model whose passes are timed. A new shape runs once untimed first, because that compiles."""
 
     def __init__(self, config: InferenceConfig, clips: BenchmarkConfig):
         self.model = load_model(config)
@@ -341,7 +341,7 @@ class _Timed:
         _, frames, height, width = x.shape
         start = time.perf_counter()
         z = self.model.encode(ms.Tensor(x[None])).z
-        z.asnumpy()  # waits until it is there
+        z.asnumpy()  # waits for the result
         between = time.perf_counter()
         y = self.model.decode(z, frames)[:, :, :, :height, :width].asnumpy()
         end = time.perf_counter()
@@ -349,11 +349,11 @@ class _Timed:
 
 
 class _Baseline:
-    """Cells' averages, interpolated, or a cosine transform: a floor for quality. Its speed and memory say nothing and
-    are not measured.
+    """Interpolated cell averages, or a cosine transform: a lower bound for quality. Speed and memory would be
+    meaningless and are not measured.
 
     Args:
-        text: as the option has it, frames x pixels or dct.
+        text: frames x pixels or dct, as in the option.
     """
 
     def __init__(self, text: str):
@@ -379,7 +379,7 @@ def _measure(
     measures: Measures,
     folder: Path,
 ) -> Iterator[Row]:
-    """The `rows`, one for each line of the index, filled and in the order in which they are done."""
+    """Fill the `rows`, one for each row of the index, and yield them as they are done."""
     done = []
     with tqdm(total=len(rows), desc=rows[0].model, unit="clip") as progress, runtime.CtrlC() as ctrl_c:
 
@@ -423,7 +423,7 @@ def _fill(row: Row, model, clip: Clip, measures: Measures, folder: Path) -> None
 
 
 def error_map(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
-    """The absolute difference, averaged over colours, as a colour: black is none, the brightest `ERROR_MAP_RANGE`.
+    """The absolute difference, averaged over channels, colour-mapped from black at 0 up to `ERROR_MAP_RANGE`.
 
     Args:
         real, generated: floats (T, H, W, 3) in [0, 1].
@@ -446,14 +446,14 @@ def _write(path: Path, frames: np.ndarray, fps: float) -> None:
 def _reset_peak_memory() -> None:
     if runtime.device() != "cpu":
         ms.runtime.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # then the peak is that of the process's whole life
+    with contextlib.suppress(OSError):  # then the peak is that of the whole process lifetime
         Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
 
 
 def _free_memory() -> None:
-    """Give back what the last model left, as far as that goes, so that the next one's peak is its own."""
+    """Release what the last model left, as far as possible, so that it doesn't count in the next one's peak."""
     gc.collect()
     if runtime.device() != "cpu":
         ms.runtime.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's; it would keep what is free
+    with contextlib.suppress(OSError, AttributeError):  # only in glibc, which keeps freed memory otherwise
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,8 +1,8 @@
-"""What one clip costs by the length of its file, and by the size of its frames: it should cost what the clip costs.
+"""The cost of one clip by the length of its file and the size of its frames; the length should not matter.
 
-Seconds and bytes read are those of a worker of the loader, which meets the file for the first time, and then knows it.
-Longer files are a short one's packets over and over. Memory is a worker's peak, beside what the frames of a clip take
-at full size, which should never stand there all at once.
+Seconds and bytes read are those of a loader worker that opens the file for the first time, and then again. Longer files
+repeat the packets of a short one. A worker's peak memory is reported next to the size of a clip's full-size frames,
+which should never be held all at once.
 """
 
 import statistics
@@ -25,7 +25,7 @@ FORMATS = {"mp4": "mp4", "mkv": "matroska", "ts": "mpegts"}
 
 
 def by_length(source: Path, repeats: list[int], num_frames: int, image_size: int, clips: int) -> Iterator[dict]:
-    """A record for each container and number of repeats of `source`."""
+    """A record for each container and number of repetitions of `source`."""
     for (suffix, name), times in product(FORMATS.items(), repeats):
         path = repeat(source, source.with_name(f"{source.stem}_x{times}.{suffix}"), name, times)
         first, others = _costs(path, num_frames, image_size, clips)
@@ -40,7 +40,7 @@ def by_length(source: Path, repeats: list[int], num_frames: int, image_size: int
 
 
 def by_size(rows: list[IndexRow], num_frames: int, image_size: int, clips: int) -> dict:
-    """The peak memory of a worker that reads clips of these videos, and what a clip's frames take at full size."""
+    """The peak memory of a worker that reads clips of these videos, and the memory of a clip's full-size frames."""
     config = _config(num_frames, image_size)
     with closing(ReaderPool(config)) as pool:
         for number in range(clips):
@@ -57,7 +57,7 @@ def by_size(rows: list[IndexRow], num_frames: int, image_size: int, clips: int) 
 
 
 def repeat(source: Path, path: Path, name: str, times: int) -> Path:
-    """The packets of a video so many times one behind the other, in the container of that name; if it is not there."""
+    """Write a video's packets `times` times one after the other into a container of format `name`, if not done yet."""
     if path.exists():
         return path
     with (
@@ -81,7 +81,7 @@ def repeat(source: Path, path: Path, name: str, times: int) -> Path:
 
 
 def _costs(path: Path, num_frames: int, image_size: int, clips: int) -> tuple[dict, list[dict]]:
-    """Of the first clip of a file, and of more of them."""
+    """The costs of the first clip of a file, and of later ones."""
     config = _config(num_frames, image_size)
     row = IndexRow(path, path.name)
     found = []
@@ -106,7 +106,7 @@ def _read(reader: ClipReader, row: IndexRow, config: DataConfig, number: int) ->
 
 
 def _ready(reader: ClipReader) -> None:
-    """Answers once the worker has started: it looks for a file that is not there."""
+    """Returns once the worker has started; it looks for a file that doesn't exist."""
     try:
         reader.measure(IndexRow(Path("none.mp4"), "none.mp4"))
     except ValueError:
@@ -114,7 +114,7 @@ def _ready(reader: ClipReader) -> None:
 
 
 def bytes_read(process: int | None = None) -> int | None:
-    """What this process, or the one of that id, has read from files so far, as Linux counts it; None elsewhere."""
+    """Bytes that this process, or the one with the given id, has read from files so far (Linux); None elsewhere."""
     try:
         lines = Path(f"/proc/{process or 'self'}/io").read_text().splitlines()
     except OSError:

@@ -1,11 +1,11 @@
-"""Clips of a CSV and the model that is to see them: what every evaluation has in common.
+"""Load the model and the clips of a CSV: what every evaluation has in common.
 
     model = load_model(config)
     for batch, x in batches(rows, config, on_error):    # x (B, 3, T, H, W)
         for clips, y in spared(compute, batch, x, on_error):
             ...
 
-A clip that fails, in whatever way, goes to `on_error`, and the others go on.
+A clip that fails, in any way, is reported to `on_error`, and the others continue.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
 
-GRID = 32  # pixels: what every model takes whole
-_BYTES_READ = 3 * (1 + 4)  # of a pixel, as it is read and as a model takes it
+GRID = 32  # pixels: a multiple that every model accepts without padding
+_BYTES_READ = 3 * (1 + 4)  # per pixel: uint8 as read plus float32 as the model sees it
 
 
 @dataclass
@@ -52,15 +52,15 @@ class ModelConfig:
 
     Args:
         from_pretrained: checkpoint: a file, or a folder that `save_pretrained` wrote.
-        name: dc_ae | hunyuan_vae | image_vae | tae | temporal_vae; by default what the config beside the
-            checkpoint or its tensors say.
-        config: keys to lay over that config.
-        dtype: precision of convolutions and products.
+        name: dc_ae | hunyuan_vae | image_vae | tae | temporal_vae; by default read from the config next to the
+            checkpoint or from its tensors.
+        config: keys that override that config.
+        dtype: precision of convolutions and matrix products.
         use_spatial_tiling: run frames larger than a tile in tiles, which bounds the memory.
         use_temporal_tiling: run videos longer than a tile in tiles.
-        spatial_tile_size: height and width of a tile in pixels: those of the clips that the model was trained on.
+        spatial_tile_size: height and width of a tile in pixels: the size of the clips that the model was trained on.
         temporal_tile_size: frames of a tile, likewise.
-        tile_overlap_factor: share of a tile that it has in common with the next one, blended linearly.
+        tile_overlap_factor: fraction of a tile that overlaps the next one; overlaps are blended linearly.
     """
 
     from_pretrained: str
@@ -76,16 +76,16 @@ class ModelConfig:
 
 @dataclass
 class TileFields:
-    """Where the tiles of enable_tile lie; what is not given stays as the model has it.
+    """Tile sizes and overlaps for enable_tile; any that is not given keeps the model's default.
 
     Args:
         encode_tile: frames of a tile to encode; 0 encodes all frames at once.
-        encode_overlap: frames that neighbouring tiles share there.
+        encode_overlap: frames shared by neighbouring tiles when encoding.
         decode_tile: frames that a tile decodes to; 0 decodes all frames at once.
-        decode_overlap: frames that neighbouring tiles share there.
+        decode_overlap: frames shared by neighbouring tiles when decoding.
         spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
-        spatial_overlap: pixels that neighbours share.
-        last: the last tile moves back until it is full, or is cut short.
+        spatial_overlap: pixels shared by neighbouring tiles.
+        last: shift moves the last tile back until it is full, short cuts it off.
     """
 
     encode_tile: int | None = None
@@ -102,28 +102,28 @@ class TileFields:
 
 @dataclass(kw_only=True)
 class ClipOptions:
-    """How clips are read, and on what they run.
+    """How clips are read, and which device they run on.
 
     Args:
-        video_folder: folder that the paths in the CSV are relative to; by default the CSV's own.
-        device: auto takes ascend, gpu or cpu, the first that is there.
+        video_folder: folder that the paths in the CSV are relative to; by default the CSV's folder.
+        device: auto picks the first available of ascend, gpu and cpu.
         mode: graph compiles once per shape, pynative runs op by op; auto is pynative on a CPU, graph elsewhere.
-        num_frames: frames of a clip, from the beginning; by default the whole video. Images pass at any setting.
+        num_frames: frames of a clip, from the beginning; by default the whole video. Images are accepted at any value.
         frame_stride: take every n-th frame.
-        fps_max: frame rate above which a video is thinned first, to every ceil(fps / fps_max)-th frame. Where the rate
-            varies, this and frame_stride count in seconds.
+        fps_max: frame rate above which a video is first thinned, to every ceil(fps / fps_max)-th frame. With a variable
+            frame rate, this and frame_stride count in seconds.
         image_size: short side after resizing, in pixels; 0 keeps the size of the video.
-        crop: crop the middle to a square; otherwise the aspect is kept.
-        buckets: resolution -> frames -> [keep_prob, batch_size], see mg.data.buckets: each clip goes to its bucket's
-            frames, from the beginning, size and batch size, in place of num_frames, image_size, crop and batch_size. A
-            file that no bucket takes is one that cannot be read. What keep_prob draws depends on the file's path alone.
-        square_pixels: scale videos of other pixels (anamorphic ones) to square pixels, as players do.
-        allow_partial: of a video that is cut short or damaged, take what decodes; else it cannot be read.
+        crop: crop the middle to a square; otherwise the aspect ratio is kept.
+        buckets: resolution -> frames -> [keep_prob, batch_size], see mg.data.buckets: each clip gets its bucket's
+            frames (from the beginning), size and batch size instead of num_frames, image_size, crop and batch_size. A
+            file that fits no bucket counts as unreadable. The keep_prob draw depends only on the file's path.
+        square_pixels: scale videos with non-square pixels (anamorphic ones) to square pixels, as players do.
+        allow_partial: use the frames that decode from a truncated or damaged video; otherwise it is unreadable.
         num_workers: threads that read ahead.
-        max_memory: GB that running a clip may take; by default what is free when clips of its size first come.
+        max_memory: GB that running a clip may use; by default what is free when clips of its size first come.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     video_folder: str | None = None
@@ -150,7 +150,7 @@ class ClipOptions:
             read_buckets(self.buckets)
 
     def describe(self) -> dict[str, Any]:
-        """All settings that the clips depend on, as JSON has them."""
+        """All settings that the clips depend on, as JSON values."""
         names = ["frame_stride", "fps_max", "square_pixels", "allow_partial"]
         names += ["num_frames", "image_size", "crop"] if self.buckets is None else ["buckets"]
         return json.loads(json.dumps({name: getattr(self, name) for name in names}))
@@ -158,23 +158,23 @@ class ClipOptions:
 
 @dataclass
 class ClipsConfig(ClipOptions):
-    """A model, the clips that it is to see, and how they are read.
+    """A model, the clips to run through it, and how they are read.
 
     Args:
         model: the autoencoder.
         csv_path: CSV with a column `video` or `path`.
         output_path: folder to write to.
         seed: for sampling.
-        sample_posterior: take samples of the latents; by default their mean. Without a posterior (Video DC-AE) there
-            is nothing to sample. A clip's sample depends on the seed and its name alone.
+        sample_posterior: sample the posterior; by default its mean is used. Without a posterior (Video DC-AE) there
+            is nothing to sample. A clip's sample depends only on the seed and its name.
         batch_size: clips of equal shape to run at once.
-        enable_tile: run in tiles, which bounds the memory: auto does where a clip does not fit into it whole, in the
-            largest tiles that do. With true or auto in place of model.use_spatial_tiling and
-            model.use_temporal_tiling, which are tiles in any case.
-        tiling: where the tiles of enable_tile lie.
+        enable_tile: run in tiles, which bounds the memory: true always, auto only if a clip doesn't fit into memory
+            whole, in the largest tiles that do. Replaces model.use_spatial_tiling and model.use_temporal_tiling,
+            which always tile.
+        tiling: tile sizes and overlaps for enable_tile.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -201,15 +201,15 @@ class ClipsConfig(ClipOptions):
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
         if self.enable_tile is True and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
             raise ValueError(
-                "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to say where the "
-                "tiles lie; turn one of them off"
+                "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to set up tiles; "
+                "turn one of them off"
             )
 
 
 @dataclass
 class Clip:
-    """A video as a model takes it, `x` (3, T, H, W) in [-1, 1], and where it came from: `index`, a row's number. Its
-    `batch_size` is that of its bucket, if there are buckets."""
+    """A video as the model sees it, `x` (3, T, H, W) in [-1, 1]. `index` is the number of its row; `batch_size` is its
+    bucket's, if there are buckets."""
 
     index: int
     x: np.ndarray
@@ -219,12 +219,12 @@ class Clip:
 
 
 def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder:
-    """The model of `config.model`, with the weights of another checkpoint if `path` names one, tiled if so asked."""
+    """The model of `config.model`, with the weights of the checkpoint at `path` if given, and with tiling set up."""
     settings = config.model
     model = from_pretrained(path or settings.from_pretrained, settings.name, settings.dtype, **settings.config)
     if config.enable_tile:
         model.enable_tiling(**config.tiling.given())
-    if config.enable_tile == "auto":  # the sizes are right: when to use them is `Fitting`'s to say
+    if config.enable_tile == "auto":  # keep the sizes; `Fitting` decides when to use them
         model.disable_tiling()
     if settings.use_spatial_tiling or settings.use_temporal_tiling:
         tiling = TilingConfig.from_tile_sizes(
@@ -241,15 +241,15 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
 
 
 def noise_for(model: VideoAutoencoder, x: np.ndarray, names: Sequence[str], config: ClipsConfig) -> np.ndarray | None:
-    """The noise of a sample of the posterior for a batch of clips, x (B, 3, T, H, W), by their `names`; None where none
-    is wanted, or there is nothing to sample."""
+    """Noise for sampling the posterior of a batch of clips, x (B, 3, T, H, W), by their `names`; None if the mean is
+    used or there is nothing to sample."""
     if not (config.sample_posterior and model.has_posterior):
         return None
     return clips_noise(config.seed, names, model.latent_shape(x.shape))
 
 
 def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
-    """A video or image as the model takes it.
+    """Read a video or image as the model sees it.
 
     Returns:
         x (3, T, H, W), float32 in [-1, 1], and its frame rate.
@@ -263,10 +263,10 @@ def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
 
 @contextlib.contextmanager
 def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["ClipReader"]:
-    """A video or image to be read by pieces, as the model takes it; raises as `load_clip` does.
+    """Open a video or image to be read in pieces, as the model sees it; raises the same errors as `load_clip`.
 
     Args:
-        grid: what the sizes of buckets are multiples of: the model's `spatial_compression`.
+        grid: bucket sizes are multiples of this: the model's `spatial_compression`.
     """
     if is_image(path):
         image = read_image(path)  # (H, W, C)
@@ -288,7 +288,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
 
 
 def _timeline(video: VideoReader, config: ClipOptions, num_frames: int | None) -> Timeline:
-    """The frames as far as they have to be known: all that decode, or that there are so many for a clip."""
+    """The frames as far as they have to be known: all that decode, or just enough for a clip of `num_frames`."""
     if num_frames is None:
         return video.decoded()
     for timeline in video.timelines():
@@ -299,7 +299,7 @@ def _timeline(video: VideoReader, config: ClipOptions, num_frames: int | None) -
 
 
 def _covering(config: ClipOptions, place: Place | None, height: int, width: int) -> tuple[int, int]:
-    """The size that frames are scaled to before they are cropped."""
+    """The size that frames are scaled to before cropping."""
     if place:
         return covering_size(height, width, *place.size)
     return covering_size(height, width, config.image_size, config.image_size) if config.image_size else (height, width)
@@ -322,15 +322,15 @@ def _place(
 
 class ClipReader:
     """An open clip: `num_frames`, `fps`, whether it is `still`, its bucket's `batch_size`, the `size` of its frames as
-    the model takes them, and `read`.
+    the model sees them, and `read`.
 
     Args:
         path: the file.
-        begin: gives the clip's frames from the first on, one by one, uint8 (H, W, C) and scaled.
+        begin: returns an iterator over the clip's frames from the first on, uint8 (H, W, C), already scaled.
         num_frames, fps: of the clip.
-        scaled: height and width of what `begin` gives.
+        scaled: height and width of the frames from `begin`.
         config: how they are cropped.
-        place: to which bucket and size, if there are buckets.
+        place: the clip's bucket and size, if there are buckets.
     """
 
     def __init__(
@@ -349,17 +349,17 @@ class ClipReader:
         self.size = place.size if place else (min(scaled),) * 2 if config.crop else scaled
         self._path, self._begin, self._num_workers = path, begin, config.num_workers
         self._frames = begin()
-        self._next = 0  # the number of its next frame
-        self._last: np.ndarray | None = None  # the frames given last
-        self._end = 0  # of their range
+        self._next = 0  # number of the next frame in it
+        self._last: np.ndarray | None = None  # the frames returned last
+        self._end = 0  # end of their range
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Frames [start, stop) -> (3, stop - start, H, W), float32 in [-1, 1].
 
-        What this piece shares with the last one is not decoded again: read on in order, and a piece's frames are held.
+        Frames shared with the previous piece are not decoded again. When reading in order, only one piece is held.
 
         Raises:
-            VideoError: frames that do not decode, or, as NoRoom, that there is no memory for.
+            VideoError: frames do not decode, or (as NoRoom) do not fit into memory.
         """
         self._check_memory(stop - start)
         kept = self._end - start if self._last is not None and self._end - len(self._last) <= start < self._end else 0
@@ -372,7 +372,7 @@ class ClipReader:
             return to_video_tensor(frames)
 
     def _decode(self, start: int, stop: int) -> np.ndarray:
-        """Frames [start, stop), uint8 (T, H, W, C), each cropped as it comes: no more is held than the clip."""
+        """Frames [start, stop), uint8 (T, H, W, C), each cropped as it is decoded to hold no more than the clip."""
         if start < self._next:
             self._frames, self._next = self._begin(), 0
         frames, count = np.empty((stop - start, *self.size, 3), np.uint8), 0
@@ -385,25 +385,25 @@ class ClipReader:
         return frames
 
     def _check_memory(self, frames: int) -> None:
-        """Raise NoRoom where so many frames, as the model takes them, do not fit beside those read ahead."""
+        """Raise NoRoom if `frames` frames, as the model sees them, don't fit into memory with those read ahead."""
         height, width = self.size
         needed, free = frames * height * width * _BYTES_READ, available_memory()
         if free is not None and needed * (self._num_workers + 1) > free:
             raise NoRoom(
-                f"{self._path}: {frames} frames of {height}x{width} take {needed / 1e9:.1f} GB before a model sees "
-                f"them, and {free / 1e9:.1f} GB of memory are free: take fewer (--num_frames, --frame_stride), or "
+                f"{self._path}: {frames} frames of {height}x{width} take {needed / 1e9:.1f} GB before the model even "
+                f"runs, and {free / 1e9:.1f} GB of memory are free: take fewer (--num_frames, --frame_stride) or "
                 "smaller ones (--image_size)"
             )
 
 
 @contextlib.contextmanager
 def sparing(on_error: Callable[[Exception], None]) -> Iterator[None]:
-    """Whatever fails within is of one clip: `on_error` is told, and what stands behind goes on."""
+    """Report any exception in the block to `on_error` and continue after it: a failure costs only one clip."""
     try:
         yield
     except Exception as error:
         _logger.debug("", exc_info=True)
-        on_error(error.with_traceback(None))  # which would hold what the clip took
+        on_error(error.with_traceback(None))  # the traceback would keep the clip's memory alive
 
 
 def spared(
@@ -412,12 +412,12 @@ def spared(
     x: np.ndarray,
     on_error: Callable[[int, Exception], None],
 ) -> Iterator[tuple[list[Clip], T]]:
-    """What `compute` makes of a batch; where it fails, for want of memory say, of each clip alone, so that one costs no
-    other.
+    """The result of `compute` for a batch; if that fails, say out of memory, of each clip separately, so that one clip
+    doesn't fail the others.
 
     Args:
-        compute: of clips and their x (B, 3, T, H, W), which may be filled up behind them.
-        on_error: is told the number of a row whose clip fails alone, too.
+        compute: function of the clips and their x (B, 3, T, H, W), which may be padded after them.
+        on_error: called with the row number of a clip that fails on its own, too.
     """
     failed: list[Exception] = []
     with sparing(failed.append):
@@ -434,11 +434,11 @@ def spared(
 def batches(
     rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None], grid: int = GRID
 ) -> Iterator[tuple[list[Clip], np.ndarray]]:
-    """The clips of an index in batches of one shape, behind a progress bar.
+    """The clips of an index in batches of one shape, with a progress bar.
 
     Args:
-        on_error: is told the number of a row that cannot be read; the others go on.
-        grid: what the sizes of buckets are multiples of.
+        on_error: called with the number of a row that cannot be read; the others continue.
+        grid: bucket sizes are multiples of this.
 
     Yields:
         The clips of a batch and x (B, 3, T, H, W), in which the last clip may be repeated: see `group_by_shape`.
@@ -462,14 +462,14 @@ def open_clips(
     on_error: Callable[[int, Exception], None],
     grid: int = GRID,
 ) -> Iterator[tuple[int, ClipReader]]:
-    """Clips in the order of the index, to be read by pieces; threads open them and read their `first` frames ahead.
+    """Clips in the order of the index, to be read in pieces; threads open them and read their `first` frames ahead.
 
     Args:
-        on_error: is told the number of a row that cannot be opened; the others go on.
-        grid: what the sizes of buckets are multiples of.
+        on_error: called with the number of a row that cannot be opened; the others continue.
+        grid: bucket sizes are multiples of this.
 
     Yields:
-        A row's number and its clip, which is closed when the next one is asked for.
+        A row's number and its clip, which is closed when the next one is requested.
     """
 
     def begin(row: IndexRow) -> tuple[ClipReader, contextlib.ExitStack]:
@@ -499,7 +499,7 @@ def read_clips(
 def _ahead(
     job: Callable[[IndexRow], T], rows: list[IndexRow], num_workers: int, on_error: Callable[[int, Exception], None]
 ) -> Iterator[tuple[int, T]]:
-    """What `job` makes of each row, in their order, by threads that are so many rows ahead."""
+    """The results of `job` for the rows, in order, computed by threads up to `num_workers` rows ahead."""
     with ThreadPoolExecutor(num_workers) as pool:
         pending: deque = deque()
         for i in range(len(rows) + num_workers):
@@ -510,17 +510,17 @@ def _ahead(
             index, future = pending.popleft()
             try:
                 done = future.result()
-            except Exception as error:  # whatever a file makes of its reader
+            except Exception as error:  # a bad file may raise anything
                 on_error(index, error)
                 continue
             yield index, done
 
 
 def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[list[Clip], int]]:
-    """Batches of clips of one shape, each with the size that it is to be run at: `batch_size`, or that of the clips.
+    """Batches of clips of one shape, each with the size it should be run at: `batch_size`, or that of the clips.
 
-    A shape keeps the size of its first batch, and a later one that falls short is to be filled up to it, so that a
-    compiled model meets one batch shape per clip shape. At most 4 times the largest batch size wait for company.
+    A shape keeps the size of its first batch, and a smaller one later should be padded to it, so that a compiled model
+    sees one batch shape per clip shape. At most 4 times the largest batch size are held back.
     """
     waiting: dict[tuple, list[Clip]] = {}
     sizes: dict[tuple, int] = {}

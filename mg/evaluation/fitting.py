@@ -1,7 +1,7 @@
-"""Whether clips run whole or in tiles, by the memory that there is: settled before a shape first runs.
+"""Decide whether clips run whole or in tiles by the available memory, before a shape first runs.
 
-A kernel that runs out of memory kills the process without a word, and no other clip has its turn. So a clip that does
-not fit, as far as `mg.models.memory` can tell, is not tried.
+A kernel that runs out of memory kills the process silently, and the remaining clips are lost. So a clip that doesn't
+fit, as far as `mg.models.memory` can tell, is not tried.
 """
 
 import logging
@@ -22,40 +22,40 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 GB = 10**9
-SHARE = 0.9  # of what is free: others want some, too
+SHARE = 0.9  # of free memory, to leave some for others
 
 
 class DoesNotFit(ValueError):
-    """A clip that there is not enough memory for; the message says how much it takes, and what would help."""
+    """There is not enough memory for a clip; the message says how much it needs and what would help."""
 
 
 class Fitting:
     """Runs clips through models, each whole or in tiles.
 
     Args:
-        enable_tile: auto: whole where that fits, else in the largest tiles that do; false: whole, true: in tiles, and
-            what does not fit then is an error. A model that comes in tiles stays in them.
-        given: fields of `TilingConfig` that tiles are to have.
-        max_memory: GB that a clip may take; by default what is free when its shape first comes.
+        enable_tile: auto: whole if that fits, otherwise in the largest tiles that do; false: whole, true: in tiles, and
+            a clip that doesn't fit is an error. A model that already has tiling enabled keeps it.
+        given: fields of `TilingConfig` that tiles should have.
+        max_memory: GB that a clip may use; by default what is free when its shape first comes.
     """
 
     _at_start: int | None = None  # bytes that the process had before any clip
 
     def __init__(self, enable_tile: bool | str = "auto", given: dict | None = None, max_memory: float | None = None):
         self._auto, self._given, self._max = enable_tile == "auto", given or {}, max_memory
-        self._own: dict[int, TilingConfig | None] = {}  # the tiles that each model came with
+        self._own: dict[int, TilingConfig | None] = {}  # the tiling that each model came with
         self._settled: dict[tuple, TilingConfig | None] = {}
-        self._compiled: dict[int, set[tuple]] = {}  # what each model has graphs of
+        self._compiled: dict[int, set[tuple]] = {}  # what each model has compiled graphs for
         if Fitting._at_start is None:
             Fitting._at_start = resident() or 0
 
     def run(
         self, model: VideoAutoencoder, shape: tuple[int, ...], call: Callable[[], T], parts: Sequence[str] = PARTS
     ) -> T:
-        """What `call` gives, which runs `model` on clips of a shape (B, 3, T, H, W), and waits until it is done.
+        """The result of `call`, which must run `model` on clips of a shape (B, 3, T, H, W) and wait until it is done.
 
         Raises:
-            DoesNotFit: clips that there is no memory for, before they are tried.
+            DoesNotFit: there is no memory for the clips; they were not tried.
         """
         self.settle(model, shape, parts)
         try:
@@ -67,21 +67,21 @@ class Fitting:
         self._choose(model, shape, parts, _halving(model, shape, parts, tilings(model, self._given)))
         try:
             return call()
-        except Exception:  # it was not for want of memory, then
+        except Exception:  # then memory was not the cause
             self._settled[id(model), shape, parts] = None
             raise
 
     def settle(
         self, model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str] = PARTS, streams: bool = False
     ) -> str:
-        """Let `model` run clips of a shape (B, 3, T, H, W) whole or in tiles, as fits.
+        """Set up `model` to run clips of a shape (B, 3, T, H, W) whole or in tiles, whichever fits.
 
         Args:
-            parts: encode, decode: what is to be run.
-            streams: the clip goes through by pieces along time, never whole.
+            parts: encode, decode: what will run.
+            streams: the clip is processed in pieces along time, never whole.
 
         Returns:
-            How, as `described` says it.
+            The text of `described`.
 
         Raises:
             DoesNotFit: there is no memory for it either way.
@@ -104,10 +104,10 @@ class Fitting:
         choices: list[TilingConfig | None],
         may_tile: bool = False,
     ) -> None:
-        """Settle for the first of `choices` that fits, and if none does and it may, for tiles."""
+        """Pick the first of `choices` that fits; if none does and `may_tile`, fall back to tiles."""
         free = self._free()
         needs = self._needs(model, shape, parts, choices)
-        if shape[0] > 1 and not _fits(needs[0], free):  # clip by clip they may
+        if shape[0] > 1 and not _fits(needs[0], free):  # they may one by one
             raise DoesNotFit(f"{shape[0]} clips of {_sizes(shape)} at once do not fit into {_gb(free)} of memory")
         if may_tile and not _fits(needs[0], free):
             choices = [*choices, *tilings(model, self._given)]
@@ -131,7 +131,7 @@ class Fitting:
     def _needs(
         self, model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str], choices: list[TilingConfig | None]
     ) -> list[int | None]:
-        """Bytes that each of `choices` takes; of tiles that ran before, which hold their memory, those of the clip."""
+        """Bytes that each of `choices` needs; if its graphs have run, which keep their memory, only the clip's."""
         compiled, op_by_op = self._compiled.get(id(model), set()), not runtime.is_graph_mode()
         return [
             clip_bytes(shape)
@@ -141,8 +141,8 @@ class Fitting:
         ]
 
     def _free(self) -> float | None:
-        """Bytes that a clip may take. What clips before took op by op has stayed with this process, which takes it
-        again; what a compiled graph took stays the graph's."""
+        """Bytes that a clip may use. Memory that earlier clips used op by op stays with this process and is reused;
+        that of a compiled graph stays with the graph."""
         if self._max is not None:
             return self._max * GB
         free = runtime.free_memory()
@@ -157,14 +157,14 @@ class Fitting:
         said = f"a clip of {_sizes(shape)} takes about {_gb(needs[0])} of memory {described(choices[0])}"
         if len(choices) > 1:
             least = min(range(len(choices)), key=lambda number: needs[number])
-            said += f" and {_gb(needs[least])} {described(choices[least])}, the least that may be"
+            said += f" and {_gb(needs[least])} {described(choices[least])}, the least possible"
         if choices[-1] is None:
             helps = "--enable_tile auto runs it in tiles"
         elif len(choices) > 1 and not self._given:
             helps = "take fewer or smaller frames (--num_frames, --image_size)"
         else:
             helps = "give smaller tiles (--tiling.spatial_tile, --tiling.encode_tile, --tiling.decode_tile)"
-        return f"{said}; {_gb(free)} are free: {helps}, or say --max_memory GB if it may take more"
+        return f"{said}; {_gb(free)} are free: {helps}, or set --max_memory GB if it may use more"
 
 
 def _fits(need: int | None, free: float | None) -> bool:
@@ -174,14 +174,14 @@ def _fits(need: int | None, free: float | None) -> bool:
 def _graphs(
     model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str], tiling: TilingConfig | None
 ) -> set[tuple]:
-    """What a graph is compiled for: a part, and what it sees at once."""
+    """What graphs are compiled for: parts and the shapes they process at once."""
     return {(part, tile_shape(model, shape, tiling, part)) for part in parts}
 
 
 def _halving(
     model: VideoAutoencoder, shape: tuple[int, ...], parts: Sequence[str], choices: list[TilingConfig]
 ) -> list[TilingConfig | None]:
-    """Those of which a tile has half the pixels of a clip or less; what comes last where none has."""
+    """The choices whose tiles have at most half the pixels of a clip; if there are none, the last one."""
 
     def pixels(tiling: TilingConfig | None) -> int:
         return max(prod(tile_shape(model, shape, tiling, part)) for part in parts)

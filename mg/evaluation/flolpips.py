@@ -1,8 +1,8 @@
-"""LPIPS that looks where the motion went wrong, after FloLPIPS (Danier, Zhang and Bull 2022, arXiv 2207.08119).
+"""LPIPS weighted by motion errors, after FloLPIPS (Danier, Zhang and Bull 2022, arXiv 2207.08119).
 
-A frame's LPIPS maps are not averaged evenly over the image but weighted by how far the flow to the next frame differs
-between the two videos. The paper's flow is PWC-Net's; with another estimator (see `mg.evaluation.flow`) this is another
-figure, to be compared only with figures of the same estimator.
+A frame's LPIPS maps are not averaged uniformly over the image but weighted by how much the flow to the next frame
+differs between the two videos. The paper uses PWC-Net flow; with another estimator (see `mg.evaluation.flow`) the
+values differ and can only be compared with those of the same estimator.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ import numpy as np
 def flolpips(maps: Sequence[np.ndarray], real_flow: np.ndarray, generated_flow: np.ndarray) -> np.ndarray:
     """Flow-weighted perceptual distance of every frame that has a next one.
 
-    At each depth the difference of the flows is interpolated linearly to the map's size, and its length, scaled to sum
-    to 1 over the map, weights the map. The depths are summed. Where the flows agree everywhere there is nothing to
-    prefer: the weights are even then, and the frame counts with its LPIPS.
+    At each depth the flow difference is interpolated linearly to the map's size, and its length, normalized to sum
+    to 1 over the map, weights the map. The depths are summed. If the flows agree everywhere, the weights are uniform
+    and the result is the frame's plain LPIPS.
 
     Args:
-        maps: LPIPS' distance maps per depth, (T - 1, H_k, W_k), as `mg.losses.lpips.LPIPSMaps` gives them.
-        real_flow, generated_flow: pixels (T - 1, H, W, 2), as `mg.evaluation.flow.optical_flow` gives them.
+        maps: LPIPS distance maps per depth, (T - 1, H_k, W_k), from `mg.losses.lpips.LPIPSMaps`.
+        real_flow, generated_flow: pixels (T - 1, H, W, 2), from `mg.evaluation.flow.optical_flow`.
 
     Returns:
         float64 (T - 1,), zero for equal frames.
 
     Raises:
-        ValueError: flows of different shapes, or maps of another number of frames.
+        ValueError: the flows' shapes differ, or the maps have another number of frames.
     """
     if real_flow.shape != generated_flow.shape or any(len(map_) != len(real_flow) for map_ in maps):
         shapes = [array.shape for array in (real_flow, generated_flow, *maps)]

@@ -1,5 +1,5 @@
-"""Optical flow between consecutive frames, by estimators that need no weights. Every figure that rests on a flow has to
-name its estimator: another one gives other figures."""
+"""Optical flow between consecutive frames, by estimators that need no weights. Results based on flow depend on the
+estimator and must name it."""
 
 import itertools
 from collections.abc import Callable
@@ -9,16 +9,16 @@ import numpy as np
 
 
 def optical_flow(frames: np.ndarray, estimator: str = "dis") -> np.ndarray:
-    """How far each pixel moves from every frame to the next one, in pixels.
+    """The motion of each pixel from every frame to the next one, in pixels.
 
-    The estimators look at grey levels of 8 bits.
+    The estimators work on 8-bit grey levels.
 
     Args:
         frames: floats (T, H, W, 3) in [0, 1], of at least 12 pixels a side.
         estimator: one of `FLOWS`.
 
     Returns:
-        float32 (T - 1, H, W, 2): to the right and down.
+        float32 (T - 1, H, W, 2): right and down.
 
     Raises:
         ValueError: an unknown estimator.
@@ -32,7 +32,7 @@ def optical_flow(frames: np.ndarray, estimator: str = "dis") -> np.ndarray:
 
 
 def _dis(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Dense inverse search, Kroeger et al. 2016 (arXiv 1603.03590), in OpenCV's preset `medium`."""
+    """Dense inverse search, Kroeger et al. 2016 (arXiv 1603.03590), with OpenCV's preset `medium`."""
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(before, after, None)
 
 
@@ -43,5 +43,5 @@ def _farneback(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 FLOWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"dis": _dis, "farneback": _farneback}
 
-# As a table names them.
+# Names for tables.
 FLOW_TITLES = {"dis": "OpenCV DIS", "farneback": "OpenCV Farneback"}

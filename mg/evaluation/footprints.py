@@ -1,7 +1,7 @@
-"""What a pixel of a clip costs each model in memory: the constants of `mg.models.memory`.
+"""Memory that each model needs per pixel of a clip: the constants of `mg.models.memory`.
 
-Every part of a model of half the released width encodes or decodes a smaller and a larger clip, each in a process of
-its own; the bytes by which the peaks differ, by the pixels and channels by which the clips do, are what is asked for.
+A model of half the released width encodes or decodes a smaller and a larger clip, each in its own process; the result
+is the difference of the peaks divided by the difference in pixels, and by channels.
 """
 
 import json
@@ -12,7 +12,7 @@ from mg.checkpoints import atomic_write
 from mg.evaluation.speed_worker import Job, Worker
 from mg.models.memory import MEASURED, OP_BY_OP, PARTS
 
-# Of half the released width: the difference of the clips' memory has to stand out, and be had on a small machine.
+# Half the released width: large enough for the clips' memory to stand out, small enough for a small machine.
 CONFIGS: dict[str, dict] = {
     "tae": {"ch": 64},
     "image_vae": {"ch": 64},
@@ -20,14 +20,14 @@ CONFIGS: dict[str, dict] = {
     "hunyuan_vae": {"block_out_channels": [64, 128, 256, 256]},
     "temporal_vae": {"spatial_block_out_channels": [64, 128, 256, 256], "filters": 64},
 }
-FRAMES = {"dc_ae": 16, "tae": 16, "image_vae": 16}  # else 17
+FRAMES = {"dc_ae": 16, "tae": 16, "image_vae": 16}  # others 17
 SIDES = (96, 160)
 
 
 @dataclass
 class Cost:
-    """What was measured of a part of a model: bytes of the process before any clip, its peaks with either one, and what
-    follows from them, bytes per pixel and channel."""
+    """Measurements of a part of a model: bytes of the process before any clip, its peaks for the two clips, and the
+    resulting bytes per pixel and channel."""
 
     model: str
     part: str
@@ -38,7 +38,7 @@ class Cost:
 
     @property
     def assumed(self) -> float:
-        """What `mg.models.memory` says."""
+        """The value in `mg.models.memory`."""
         return getattr(MEASURED[self.model], self.part) * (1 if self.mode == "graph" else OP_BY_OP)
 
 
@@ -47,10 +47,10 @@ def measure_cost(model: str, part: str, mode: str, sides: tuple[int, int] = SIDE
 
     Args:
         sides: height and width of the two clips.
-        config: of the model, in place of half the released width.
+        config: of the model, instead of half the released width.
 
     Raises:
-        WorkerError: a process that failed.
+        WorkerError: a process failed.
     """
     config = CONFIGS[model] if config is None else config
     frames, peaks = FRAMES.get(model, 17), []
@@ -59,14 +59,14 @@ def measure_cost(model: str, part: str, mode: str, sides: tuple[int, int] = SIDE
         with Worker(job) as worker:
             before = worker.finish()["peak_rss"]
             worker.run()
-            worker.run()  # a second call may take more than the first
+            worker.run()  # a second call may need more than the first
             peaks.append(worker.finish()["peak_rss"])
     pixels = frames * (sides[1] ** 2 - sides[0] ** 2)
     return Cost(model, part, mode, before, peaks, (peaks[1] - peaks[0]) / (pixels * MEASURED[model].width(config)))
 
 
 def format_costs(costs: list[Cost]) -> str:
-    """What was measured beside what `mg.models.memory` says, as text."""
+    """The measured values next to those in `mg.models.memory`, as text."""
     lines = [["model", "part", "mode", "peaks, MB", "bytes per pixel and channel", "assumed"]]
     for cost in costs:
         peaks = " ".join(f"{peak / 2**20:.0f}" for peak in cost.peaks)
@@ -78,7 +78,7 @@ def format_costs(costs: list[Cost]) -> str:
 
 
 def measure_costs(models: list[str], mode: str, path: Path) -> list[Cost]:
-    """Measure all parts of some models, and write what was found to `path`, as JSON."""
+    """Measure all parts of some models and write the results to `path` as JSON."""
     costs = [measure_cost(model, part, mode) for model in models for part in PARTS]
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps([asdict(cost) for cost in costs], indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How the cost of a model grows with the frames, the area and the number of its clips."""
+"""How the cost of a model grows with frames, frame area and batch size."""
 
 import logging
 import math
@@ -16,17 +16,17 @@ AXES = {"frames": "frames", "area": "pixels of a frame", "batch": "clips at once
 
 
 def measure_growth(config: SpeedConfig) -> dict:
-    """Measure models at sizes `growth` times their first one, and write a plot for each model, and `growth.json`, anew
-    after each size, so that a run that is killed leaves what it has.
+    """Measure models at sizes `growth` times their first one, rewrite `growth.json` after each size, so that a killed
+    run keeps its results so far, and write a plot for each model.
 
-    The first of the engines and precisions is taken, and no peer.
+    Only the first engine and precision are measured, and no peer.
 
     Returns:
-        As `mg.evaluation.speed.measure_speed`, but a record has an "axis", frames | area | batch, its "factor", and the
-        "first" size too. What all axes share, the first size, is measured once.
+        As `mg.evaluation.speed.measure_speed`, but a record also has an "axis", frames | area | batch, its "factor",
+        and the "first" size. The first size, shared by all axes, is measured once.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: the device is not available.
     """
     device = runtime.setup(config.device, config.mode).device
     found, folder = describe(config), Path(config.output_path)
@@ -38,7 +38,7 @@ def measure_growth(config: SpeedConfig) -> dict:
                 label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
                 _logger.info("%s", label)
                 try:
-                    measured[shape] = measure(replace(first, shape=shape), config, "not beside growth", False)
+                    measured[shape] = measure(replace(first, shape=shape), config, "not measured with growth", False)
                 except WorkerError as error:
                     _logger.warning("%s: %s", label, error)
                     found["failed"].append(f"{label}: {error}")
@@ -54,7 +54,7 @@ def measure_growth(config: SpeedConfig) -> dict:
 
 
 def grown(shape: tuple[int, ...], axis: str, factor: int) -> tuple[int, ...]:
-    """(B, C, T, H, W) with so many times the frames, the clips, or the area, as near to a square as factors allow."""
+    """(B, C, T, H, W) with `factor` times the frames, clips or area, as close to square as the factor allows."""
     b, c, t, h, w = shape
     if axis == "frames":
         return b, c, t * factor, h, w
@@ -65,8 +65,8 @@ def grown(shape: tuple[int, ...], axis: str, factor: int) -> tuple[int, ...]:
 
 
 def plot(records: list[dict], path: Path) -> None:
-    """Seconds of a call, its operations and the process's peak memory by frames, area and batch, as a PNG; what was not
-    measured has no row. All axes are logarithmic, and a dotted line is time or work in proportion."""
+    """Plot seconds per call, operations and the process's peak memory by frames, area and batch, as a PNG; figures that
+    were not measured have no row. All axes are logarithmic; dotted lines show proportional growth."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,17 +1,17 @@
-"""Mean and standard deviation of a model's latents over the clips of a CSV, and the scaling that follows from them.
+"""Mean and standard deviation of a model's latents over the clips of a CSV, and the scaling factors they imply.
 
-A diffusion model is trained on latents of about unit variance; an autoencoder's have any. Factors in the model's config
-bring them there, and each kind of model has its own convention for them:
+A diffusion model is trained on latents of about unit variance; an autoencoder's can have any. Factors in the model's
+config normalize them, by a different convention for each kind of model:
 
     Video DC-AE                scaling_factor = std              encode divides by it, decode multiplies; no shift
     TAE, image VAE (SD's)      scaling_factor = 1 / std,         left to the caller: z = (z - shift_factor) *
                                shift_factor = mean               scaling_factor, undone before decoding
-    Open-Sora 1.2 VAE          shift = mean, scale = std,        encode gives (z - shift) / scale, decode undoes it
+    Open-Sora 1.2 VAE          shift = mean, scale = std,        encode returns (z - shift) / scale, decode undoes it
                                one of each per channel
 
-Reconstructions do not depend on them. Deviations are about the mean, of each channel or of all latents, over all
-positions, and divided by the count. Everything is summed in float64, clip by clip (Chan, Golub and LeVeque 1979), so
-that clips of any shape and order count alike.
+Reconstructions do not depend on them. The standard deviation (of each channel or of all latents) is taken over all
+positions, dividing by the count. Everything is summed in float64, clip by clip (Chan, Golub and LeVeque 1979), so that
+the shapes and the order of the clips don't matter.
 """
 
 import json
@@ -40,8 +40,8 @@ class StatisticsConfig(ClipsConfig):
     """Measure the latents of a video autoencoder over the clips of a CSV.
 
     Args:
-        output_path: folder for the model with the new factors in its config, which `from_pretrained` takes, and
-            latent_statistics.json.
+        output_path: folder for latent_statistics.json and the model with the new factors in its config, for
+            `from_pretrained`.
     """
 
     output_path: str = "outputs/latent_statistics"
@@ -49,7 +49,7 @@ class StatisticsConfig(ClipsConfig):
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations from it, in float64: (C,) per channel, or () of all values."""
+    """Count, mean and sum of squared deviations from the mean, in float64: (C,) per channel, or () for all values."""
 
     count: int
     mean: np.ndarray
@@ -57,20 +57,20 @@ class Moments:
 
     @classmethod
     def of(cls, z: np.ndarray) -> "Moments":
-        """Those of each channel of z (B, C, t, h, w)."""
+        """The moments of each channel of z (B, C, t, h, w)."""
         values = np.moveaxis(z, 1, 0).reshape(z.shape[1], -1).astype(np.float64)  # (C, B*t*h*w)
         mean = values.mean(1)
         return cls(values.shape[1], mean, np.square(values - mean[:, None]).sum(1))
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Those of the values of both."""
+        """The moments of both sets of values combined."""
         count = self.count + other.count
         apart = other.mean - self.mean
         squares = self.squares + other.squares + apart**2 * (self.count * other.count / count)
         return Moments(count, self.mean + apart * (other.count / count), squares)
 
     def over_channels(self) -> "Moments":
-        """Those of the values of all channels together."""
+        """The moments of all channels combined."""
         mean = self.mean.mean()
         squares = self.squares.sum() + self.count * np.square(self.mean - mean).sum()
         return Moments(self.count * self.mean.size, mean, squares)
@@ -82,8 +82,8 @@ class Moments:
 
 @dataclass
 class Statistics:
-    """What was measured: unscaled latents per channel, None where no clip worked; what clips failed, and why; and why
-    its files could not be written."""
+    """What was measured: moments of the unscaled latents per channel (None if no clip worked), which clips failed and
+    why, and why the files could not be written, if so."""
 
     channels: Moments | None
     clips: int
@@ -95,19 +95,19 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
     """Measure the clips of `config.csv_path`, and write the model with its new factors to `config.output_path`.
 
     Returns:
-        The statistics, and the config keys that follow from them: {} where no clip worked, and then nothing is written.
+        The statistics and the config keys that follow from them. If no clip worked, {}, and nothing is written.
 
     Raises:
-        ValueError, OSError: an index or a checkpoint that cannot be used, latents that are all equal.
+        ValueError, OSError: the index or the checkpoint cannot be used, or all latents are equal.
     """
     source, folder = Path(config.model.from_pretrained).resolve(), Path(config.output_path)
     if folder.resolve() in (source, source.parent):
-        raise ValueError(f"output_path is {folder}, where the checkpoint lies; give another folder")
+        raise ValueError(f"output_path is {folder}, where the checkpoint is; choose another folder")
     rows = read_index(config.csv_path, config.video_folder)
     model = load_model(config)
     lacking = [key for key in model.scaling_for(0.0, 1.0, [], []) if key not in model.config]
     if lacking:
-        raise ValueError(f"the config of {model.name} has no {' and no '.join(lacking)}, which follow from statistics")
+        raise ValueError(f"the config of {model.name} has no {' and no '.join(lacking)}, which statistics set")
     statistics = measure(model, rows, config)
     if statistics.channels is None:
         return statistics, {}
@@ -142,7 +142,7 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
 
 
 def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) -> Statistics:
-    """The statistics of the unscaled latents of an index' clips; what cannot be read is named and left out."""
+    """Statistics of the unscaled latents over the clips of an index; clips that fail are named and left out."""
     statistics = Statistics(None, 0, [])
 
     def on_error(index: int, error: Exception) -> None:
@@ -172,9 +172,9 @@ def measure(model: VideoAutoencoder, rows: list[IndexRow], config: ClipsConfig) 
 
 
 def scaling(model: VideoAutoencoder, channels: Moments) -> dict:
-    """The keys of the model's config that bring latents of these statistics to unit variance.
+    """The keys of the model's config that scale latents with these statistics to unit variance.
 
-    A channel that never changes counts as one of unit variance, since nothing could bring it there.
+    A constant channel, which cannot be scaled to unit variance, is treated as if it had it.
 
     Raises:
         ValueError: all latents are equal.
@@ -182,7 +182,7 @@ def scaling(model: VideoAutoencoder, channels: Moments) -> dict:
     overall = channels.over_channels()
     mean, std = float(overall.mean), float(overall.std)
     if not std > 0:
-        raise ValueError(f"all latents are {mean}: no factor brings them to unit variance")
+        raise ValueError(f"all latents are {mean}: no factor scales them to unit variance")
     return model.scaling_for(
         mean, std, channels.mean.tolist(), [deviation or 1.0 for deviation in channels.std.tolist()]
     )

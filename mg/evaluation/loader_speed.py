@@ -1,8 +1,8 @@
 """How many clips per second this machine reads, by the size of the videos, the decoder, and the number of workers.
 
-What is timed is what training waits for: a clip opened, decoded, scaled, cut and as a tensor in the caller's memory.
-Numbers of workers take turns, run by run, and the ratio to the first is taken within each run: what slows the machine
-for a while slows all of them.
+It times what training waits for: opening, decoding, scaling and cropping a clip until it is a tensor in the caller's
+memory. Worker counts take turns, run by run, and the ratio to the first is taken within each run: a temporary slowdown
+of the machine hits all of them.
 """
 
 import logging
@@ -43,7 +43,7 @@ _PACKAGES = ("numpy", "av", "decord", "opencv-python-headless")
 
 
 def _powers_of_two() -> list[int]:
-    """1, 2, 4 ... up to the number of processors, and that."""
+    """1, 2, 4 ... up to the number of processors, and that number itself."""
     most = os.cpu_count() or 1
     return sorted({*(2**i for i in range(most.bit_length())), most})
 
@@ -53,19 +53,19 @@ class LoaderSpeedConfig:
     """Measure how many clips per second the data loader reads.
 
     Args:
-        csv_path: videos to read, an index as for training; by default some are made.
-        video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
-        sizes: of the videos that are made, 16:9, by their height: 360p 720p 1080p ...
+        csv_path: videos to read, an index as for training; by default test videos are made.
+        video_folder: folder that the CSV's paths are relative to; by default the CSV's folder.
+        sizes: of the test videos, 16:9, by height: 360p 720p 1080p ...
         num_frames: frames per clip.
-        image_size: the shorter side is resized to it, and the middle square cut out.
-        decoders: decord | av; by default those that are there.
-        kinds: processes, as in training, and threads, to compare with.
-        workers: how many of them at a time; by default 1, 2, 4 ... up to the number of processors.
-        clips: timed in each run, after the first ones of every worker.
-        runs: of each number of workers, in turns.
-        repeats: how many times a video is made longer, to see what a clip of it then costs; none for no such rows.
-        large: sizes of which the peak memory of a worker is taken, likewise.
-        output_path: folder for loader.json, and for the videos that are made.
+        image_size: the shorter side is resized to it, and the middle square is cropped.
+        decoders: decord | av; by default those that are installed.
+        kinds: processes, as in training, and threads for comparison.
+        workers: numbers of workers; by default 1, 2, 4 ... up to the number of processors.
+        clips: timed clips in each run, after the first one of every worker.
+        runs: of each number of workers, in turn.
+        repeats: factors to lengthen a video by, to measure what a clip of it then costs; leave empty to skip this.
+        large: sizes for which to measure the peak memory of a worker; leave empty to skip this.
+        output_path: folder for loader.json and the test videos.
     """
 
     csv_path: str | None = None
@@ -102,15 +102,15 @@ def _height(size: str) -> int:
 
 
 def measure_loader(config: LoaderSpeedConfig) -> dict:
-    """Measure, and write `loader.json`, anew after each source and decoder.
+    """Measure, and rewrite `loader.json` after each source and decoder.
 
     Returns:
-        "records": one for each source, decoder, kind and number of workers; "lengths": what a clip costs by the length
-        of its file; "large": the memory of a worker by the size of the videos; "skipped": what was not measured and
-        why; "failed": the same of what should have been; and the settings, versions and machine.
+        "records": one for each source, decoder, kind and number of workers; "lengths": cost of a clip by file length;
+        "large": memory of a worker by video size; "skipped": what was not measured and why; "failed": the same for
+        failures; and the settings, versions and machine.
 
     Raises:
-        ValueError: an index that cannot be used, or that has no video.
+        ValueError: the index cannot be used or has no video.
     """
     found, path = describe(config, _PACKAGES), Path(config.output_path) / "loader.json"
     there = [decoder for decoder in ("decord", "av") if find_spec(decoder)]
@@ -128,7 +128,7 @@ def measure_loader(config: LoaderSpeedConfig) -> dict:
 
 
 def _clip_costs(config: LoaderSpeedConfig) -> dict[str, list[dict]]:
-    """What a clip costs by the length of its file, and by the size of its frames."""
+    """The cost of a clip by the length of its file and by the size of its frames."""
     folder, length = Path(config.output_path) / "videos", 2 * config.num_frames
     lengths: list[dict] = []
     if config.repeats:
@@ -144,7 +144,7 @@ def _clip_costs(config: LoaderSpeedConfig) -> dict[str, list[dict]]:
 
 
 def _sources(config: LoaderSpeedConfig) -> Iterator[tuple[str, list[IndexRow]]]:
-    """Videos, by a name."""
+    """The videos of each source, with its name."""
     if config.csv_path is not None:
         rows = [row for row in read_index(config.csv_path, config.video_folder) if not is_image(row.path)]
         if not rows:
@@ -156,7 +156,7 @@ def _sources(config: LoaderSpeedConfig) -> Iterator[tuple[str, list[IndexRow]]]:
 
 
 def make_videos(folder: Path, size: str, num_frames: int) -> list[IndexRow]:
-    """Photographs that a window moves over, as videos; those that are there already stay."""
+    """Make videos of a window moving over photographs; existing files are kept."""
     height = _height(size)
     width = round(height * 16 / 9 / 2) * 2
     rows = []
@@ -201,7 +201,7 @@ def _measure_source(config: LoaderSpeedConfig, source: str, rows: list[IndexRow]
 def _measure_run(
     config: LoaderSpeedConfig, rows: list[IndexRow], decoder: str, kind: str, workers: int
 ) -> dict[str, Any]:
-    """The seconds of `clips` clips, in the order of the rows, when all workers are at work."""
+    """Time `clips` clips, in the order of the rows, while all workers are busy."""
     size = config.image_size
     data = DataConfig(
         sample_n_frames=config.num_frames, image_size=size, crop_size=size, num_workers=workers, max_bad_share=1.0
@@ -243,7 +243,7 @@ def _measure_run(
 
 
 def _processor_time(pool: ReaderPool) -> float:
-    """Seconds of all processors, of this process and of the workers."""
+    """CPU seconds of this process and the workers."""
     times = [psutil.Process(worker.process.pid).cpu_times() for worker in pool.workers]
     return time.process_time() + sum(each.user + each.system for each in times)
 
@@ -262,7 +262,7 @@ COLUMNS = {
 
 
 def format_table(found: dict) -> str:
-    """What was measured, as text: a row for each record, and what was left out."""
+    """The results as text: a row for each record, and what was left out."""
     rows = ["".join(f"{name:<{width}}" for name, width in COLUMNS.items()).rstrip()]
     for record in found["records"]:
         times, peak = record["speedup"], record["peak_worker_mb"]

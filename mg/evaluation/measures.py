@@ -1,10 +1,10 @@
-"""PSNR, SSIM, LPIPS and FloLPIPS of one video against another, by name: what the evaluations choose from.
+"""PSNR, SSIM, LPIPS and FloLPIPS of one video against another, selected by name.
 
     measures = Measures(MeasuresConfig(metric=["psnr", "lpips"]))
-    measures.left_out                   # {"lpips": "no LPIPS weights at ..."} where there are none
+    measures.left_out                   # {"lpips": "no LPIPS weights at ..."} if there are none
     measures.of(real, generated)        # {"psnr": 31.4}
 
-The figures of a video are means over its frames.
+The values for a video are means over its frames.
 """
 
 import math
@@ -24,7 +24,7 @@ from mg.losses.lpips import LPIPSMaps, how_to_make_weights
 METRICS = ("psnr", "ssim", "lpips", "flolpips")
 LEARNED = ("lpips", "flolpips")  # what needs the weights of LPIPS
 
-# Pixels that LPIPS takes at once, frames times height times width, unless a single frame has more.
+# Most pixels (frames times height times width) that LPIPS processes at once, unless a single frame has more.
 CHUNK_PIXELS = 16 * 256 * 256
 
 
@@ -34,9 +34,9 @@ class MeasuresConfig:
 
     Args:
         metric: one or more of psnr, ssim, lpips, flolpips.
-        lpips_net: trunk of LPIPS; alex is the usual one for reporting.
+        lpips_net: backbone of LPIPS; alex is the usual one for reporting.
         lpips_weights: its file, made by mg-convert-lpips; by default models/lpips_<net>.safetensors.
-        flow: estimator of the optical flow that flolpips rests on, OpenCV's both.
+        flow: optical flow estimator for flolpips; both are OpenCV's.
 
     Raises:
         ValueError: an unknown metric, or none.
@@ -55,14 +55,14 @@ class MeasuresConfig:
 
 
 class Measures:
-    """The measures of a config, ready to be taken.
+    """The measures of a config, ready to use.
 
     Attributes:
-        names: those that can be taken, in the order asked for.
-        left_out: name -> why it cannot be taken, in one line.
+        names: those that are available, in the order given.
+        left_out: name -> why it is not available, in one line.
 
     Raises:
-        LPIPSWeightsError: LPIPS' file is there but does not fit its network.
+        LPIPSWeightsError: the LPIPS weights do not fit the network.
     """
 
     def __init__(self, config: MeasuresConfig):
@@ -77,7 +77,7 @@ class Measures:
         self.names = [name for name in config.metric if name not in self.left_out]
 
     def describe(self) -> dict[str, str]:
-        """What each figure is: name -> one line."""
+        """How each measure is defined: name -> one line."""
         net, flow = self.config.lpips_net, FLOW_TITLES[self.config.flow]
         lines = {
             "psnr": f"dB, per frame, data range 1; a frame without any error counts {PSNR_CEILING:g}",
@@ -95,11 +95,10 @@ class Measures:
             real, generated: floats (T, H, W, 3) in [0, 1].
 
         Returns:
-            name -> figure, in the order of `names`. A single frame moves nowhere: it has no `flolpips`.
+            name -> value, in the order of `names`. A single frame has no motion and thus no `flolpips`.
 
         Raises:
-            ValueError: shapes that differ, values that are not finite or not in [0, 1], or frames that are too small
-                for a measure.
+            ValueError: shapes differ, values are not finite or not in [0, 1], or frames are too small for a measure.
         """
         self._check(real, generated)
         maps = self._maps(real, generated) if self._lpips else []
@@ -124,12 +123,13 @@ class Measures:
             raise ValueError(f"videos to compare must both be (T, H, W, 3), got {real.shape} and {generated.shape}")
         for label, video in (("real", real), ("generated", generated)):
             if not np.issubdtype(video.dtype, np.floating) or not np.isfinite(video).all():
-                raise ValueError(f"the {label} video has values that are not finite, or no floats: {video.dtype}")
+                raise ValueError(f"the {label} video has values that are not finite or not floats: {video.dtype}")
             if video.min() < -RANGE_TOLERANCE or video.max() > 1 + RANGE_TOLERANCE:
-                raise ValueError(f"the {label} video must lie in [0, 1], got {video.min():.4g} to {video.max():.4g}")
+                raise ValueError(f"the {label} video must be in [0, 1], got {video.min():.4g} to {video.max():.4g}")
 
     def _maps(self, real: np.ndarray, generated: np.ndarray) -> list[np.ndarray]:
-        """LPIPS' maps per depth, (T, h, w), in chunks of one size: a compiled network meets one shape per video's."""
+        """LPIPS maps per depth, (T, h, w), computed in chunks of equal size: a compiled network sees one shape per
+        video shape."""
         most = max(1, CHUNK_PIXELS // (real.shape[1] * real.shape[2]))
         size = math.ceil(len(real) / math.ceil(len(real) / most))
         chunks = []

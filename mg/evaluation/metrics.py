@@ -2,7 +2,7 @@
 
 SSIM follows Wang et al. 2004 (Gaussian window of 11 pixels, sigma 1.5, valid region, mean over channels) and equals
 scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1,
-data_range=1)`, several times faster.
+data_range=1)`, but is several times faster.
 """
 
 import cv2
@@ -13,10 +13,10 @@ SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
-# What a frame without any error counts as where a mean is to stay a number.
+# dB that an error-free frame counts as, to keep means finite.
 PSNR_CEILING = 100.0
 
-# What rounding may add to a value that was clipped to [0, 1].
+# Tolerance for rounding of values that were clipped to [0, 1].
 RANGE_TOLERANCE = 1e-3
 
 
@@ -27,10 +27,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         a, b: floats (T, H, W, C) in [0, 1].
 
     Returns:
-        float64 (T,). Equal frames give `inf`, which a mean over frames passes on; frames with NaN give NaN.
+        float64 (T,). Equal frames give `inf`, and so does a mean over them; frames with NaN give NaN.
 
     Raises:
-        ValueError: shapes differ or are not 4-D, values are not floats or lie outside [0, 1].
+        ValueError: shapes differ or are not 4-D, or values are not floats or outside [0, 1].
     """
     _check_pair(a, b)
     errors = np.array([np.square(x.astype(np.float64) - y).mean() for x, y in zip(a, b)], dtype=np.float64)  # (T,)
@@ -67,7 +67,7 @@ def _frame_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _window_mean(frame: np.ndarray) -> np.ndarray:
-    """Gaussian-weighted mean around each pixel whose whole window lies inside: (H, W, C) -> (H - 10, W - 10, C)."""
+    """Gaussian-weighted mean around each pixel whose window is inside the frame: (H, W, C) -> (H - 10, W - 10, C)."""
     margin = SSIM_WINDOW // 2
     return cv2.GaussianBlur(frame, (SSIM_WINDOW, SSIM_WINDOW), SSIM_SIGMA)[margin:-margin, margin:-margin]
 
@@ -80,5 +80,5 @@ def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
             raise ValueError(f"frames to compare must be floats in [0, 1], got {frames.dtype}")
         if frames.size and (frames.min() < -RANGE_TOLERANCE or frames.max() > 1 + RANGE_TOLERANCE):
             raise ValueError(
-                f"frames must lie in [0, 1], got {frames.min():.4g} to {frames.max():.4g}: scale or clip them"
+                f"frames must be in [0, 1], got {frames.min():.4g} to {frames.max():.4g}: scale or clip them"
             )

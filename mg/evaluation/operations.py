@@ -1,12 +1,11 @@
-"""How many floating-point operations a call costs, counted in the very graphs that MindSpore compiles for it.
+"""Floating-point operations of a call, counted in the graphs that MindSpore compiles for it.
 
     with count_operations() as count:
         model.encode(x)
     count.total         # 2 for every multiply-add of convolutions and matrix products
 
-As in `torch.utils.flop_counter`, what is done value by value (norms, activations, biases, the optimizer) is not
-counted, and zeros that a convolution pads with count like any pixel. A training step's backward pass is part of its
-graph.
+As in `torch.utils.flop_counter`, elementwise work (norms, activations, biases, the optimizer) is not counted, and
+zero padding of convolutions counts like any pixel. A training step's backward pass is part of its graph.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ Shape = tuple[int, ...]
 
 @dataclass
 class Operations:
-    """What was counted, by the primitive's name."""
+    """Counted operations by primitive name."""
 
     by_primitive: Counter = field(default_factory=Counter)
 
@@ -37,11 +36,11 @@ class Operations:
 
 @contextlib.contextmanager
 def count_operations() -> Iterator[Operations]:
-    """Count what cells that are called within it do, at every call, compiled anew or not.
+    """Count the operations of all cells called in the block, at every call, whether it compiles or not.
 
     Raises:
-        RuntimeError: it is not graph mode.
-        ValueError: a graph has a convolution or a product of a kind that is not known here.
+        RuntimeError: not in graph mode.
+        ValueError: a graph has an unknown kind of convolution or product.
     """
     if not runtime.is_graph_mode():
         raise RuntimeError("operations are counted in compiled graphs: call mg.runtime.setup with mode graph")
@@ -64,10 +63,10 @@ def count_operations() -> Iterator[Operations]:
 
 
 def graph_operations(graph: GraphProto) -> Counter:
-    """Operations of one run of a graph, by the primitive's name.
+    """Operations of one run of a graph, by primitive name.
 
     Raises:
-        ValueError: a convolution or a product of a kind that is not known here.
+        ValueError: an unknown kind of convolution or product.
     """
     shapes: dict[str, Shape] = {parameter.name: _shape(parameter.type) for parameter in graph.parameters}
     shapes |= {constant.key: tuple(constant.value.tensor_val.dims) for constant in graph.const_vals}
@@ -87,7 +86,7 @@ def _shape(kind) -> Shape:
 
 
 # One multiply-add for every value of the output and every weight that it depends on. A weight is (Cout, Cin / groups,
-# *kernel). A gradient takes as many: the output's gradient stands first among the inputs in 2-D, and second in 3-D.
+# *kernel). A gradient needs as many: the output's gradient is the first of the inputs in 2-D, the second in 3-D.
 
 
 def _convolution(inputs: list[Shape], output: Shape) -> int:
@@ -111,7 +110,7 @@ def _convolution3d_weight(inputs: list[Shape], output: Shape) -> int:
 
 
 def _product(inputs: list[Shape], output: Shape) -> int:
-    """(..., M, K) x (..., K, N), either of them perhaps transposed: K^2 = MK * KN / MN"""
+    """(..., M, K) x (..., K, N), either possibly transposed: K^2 = MK * KN / MN"""
     left, right = (math.prod(shape[-2:]) for shape in inputs[:2])
     return 2 * math.prod(output) * math.isqrt(left * right // math.prod(output[-2:]))
 

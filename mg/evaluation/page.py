@@ -1,7 +1,7 @@
-"""Parts of an HTML page that opens from disk: clips that play in step, lists, and the page around them.
+"""Parts of a self-contained HTML page: clips that play in sync, lists, and the page around them.
 
-The page is page.html beside this file. Pictures are part of it, and its content security policy lets nothing be loaded
-from anywhere.
+The page template is page.html next to this file. Pictures are embedded, and the content security policy blocks
+loading anything else.
 """
 
 import base64
@@ -24,7 +24,7 @@ _CONTROLS = Template(
 
 
 def html_template(package: str, file: str) -> Template:
-    """A file of a package with $names to be filled in."""
+    """A file of a package with $names to fill in."""
     return Template(resources.files(package).joinpath(file).read_text(encoding="utf-8"))
 
 
@@ -36,20 +36,20 @@ def write_page(path: Path, title: str, content: str) -> None:
 
 
 def section(head: str, figures: Sequence[str], frames: int, fps: float) -> str:
-    """A clip: figures side by side, and if they move, what plays them in step."""
+    """A clip: figures side by side, and for videos the controls that play them in sync."""
     controls = _CONTROLS.substitute(last=frames - 1) if frames > 1 else ""
     data = f'data-fps="{fps:g}" data-frames="{frames}"'
     return f'<section class="clip" {data}>{head}<div class="panels">{"".join(figures)}</div>{controls}</section>'
 
 
 def figure(content: Path | str, name: str, text: str) -> str:
-    """A picture, or what is HTML already, with a name and a text below."""
+    """A picture, or ready HTML, with a name and a text below."""
     shown = media(content) if isinstance(content, Path) else content
     return f"<figure>{shown}<figcaption><b>{escape(name)}</b> {escape(text)}</figcaption></figure>"
 
 
 def media(path: Path) -> str:
-    """A .png or .mp4 as a part of the page."""
+    """A .png or .mp4, embedded in the page."""
     data = base64.b64encode(path.read_bytes()).decode()
     if path.suffix == ".png":
         return f'<img alt="" src="data:image/png;base64,{data}">'
@@ -57,11 +57,11 @@ def media(path: Path) -> str:
 
 
 def definitions(entries: Mapping[str, str]) -> str:
-    """Names and what stands for them."""
+    """A definition list of names and texts."""
     items = (f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries.items())
     return f"<dl>{''.join(items)}</dl>"
 
 
 def nothing(text: str) -> str:
-    """What stands in an empty place."""
+    """A placeholder text."""
     return f'<p class="muted">{escape(text)}</p>'

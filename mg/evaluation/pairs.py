@@ -1,9 +1,9 @@
 """Measure the videos and images of one folder against those of another, paired by name.
 
     OUTPUT/metrics.csv     one row per name: its measures, or why there are none
-    OUTPUT/metrics.json    means, what each figure is, what was left out, counts, failures, and the configuration
+    OUTPUT/metrics.json    means, definitions of the measures, what was left out, counts, failures, and the config
 
-Both sides are read alike: the first frames, the short side resized, the middle cropped, in [0, 1]. Measures are means
+Both sides are read the same way: the first frames, short side resized, centre-cropped, in [0, 1]. Measures are averaged
 over the frames of a video, then over videos.
 """
 
@@ -45,20 +45,20 @@ class EvaluateConfig(MeasuresConfig):
 
     Args:
         real_video_dir: folder of the originals.
-        generated_video_dir: folder of what is to be measured.
-        output_path: folder to write to; by default one beside the generated videos', GENERATED_metrics.
-        num_frames: frames to compare, from the beginning, in videos that must have them; by default whole videos, which
-            must be of one length. Images pass at any setting.
+        generated_video_dir: folder of the videos to measure.
+        output_path: folder to write to; by default GENERATED_metrics, next to the folder of generated videos.
+        num_frames: frames to compare, from the beginning; videos must have at least this many. By default whole videos,
+            which must have equal length. Images are accepted at any value.
         sample_rate: take every n-th frame.
-        sample_fps: frame rate of the videos, as the original names it. No measure depends on it: it is written down.
+        sample_fps: frame rate of the videos, an option of the original. No measure depends on it; it is only recorded.
         resolution: short side after resizing, in pixels; 0 keeps the size of the files.
-        crop_size: side of the square that is cropped out of the middle; 0 keeps the whole frame.
-        batch_size: pairs that are read at the same time, ahead of the measuring; no figure depends on it.
-        device: for LPIPS; auto takes ascend, gpu or cpu, the first that is there; cuda is another name of gpu.
+        crop_size: side of the square cropped from the middle; 0 keeps the whole frame.
+        batch_size: pairs to read at the same time, ahead of measuring; it doesn't affect the results.
+        device: for LPIPS; auto picks the first available of ascend, gpu and cpu; cuda is an alias of gpu.
         mode: graph compiles LPIPS once per shape, pynative runs op by op.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     real_video_dir: str
@@ -88,7 +88,7 @@ class EvaluateConfig(MeasuresConfig):
 
 @dataclass
 class Row:
-    """One name: its files (None where there is none), its measures, or the error that it has none for."""
+    """One name: its files (None if missing), and its measures or the error that prevented them."""
 
     name: str
     real: Path | None
@@ -108,7 +108,8 @@ class Row:
 
 @dataclass
 class Folders:
-    """What lies in two folders: a row per name, in their order, and per folder what is no video and no image."""
+    """The contents of two folders: a row per name, sorted, and per folder the files that are neither videos nor
+    images."""
 
     rows: list[Row]
     others: dict[Path, list[str]]
@@ -116,8 +117,8 @@ class Folders:
 
 @dataclass
 class PairsReport:
-    """Measured rows. `names` are the measures taken, `left_out` those that could not be. `unwritten` is why the metrics
-    could not be written, which are here in any case."""
+    """Measured rows. `names` are the measures used, `left_out` the unavailable ones. `unwritten` is set if the metrics
+    could not be written; they are here in any case."""
 
     names: list[str]
     left_out: dict[str, str]
@@ -126,25 +127,25 @@ class PairsReport:
     unwritten: OSError | None = None
 
     def rows(self, status: str) -> list[Row]:
-        """Those of one status: ok, error or unpaired."""
+        """The rows with a status: ok, error or unpaired."""
         return [row for row in self.folders.rows if row.status == status]
 
     def values(self, name: str) -> list[float]:
-        """A measure's figures, of the rows that have it."""
+        """The values of a measure, for the rows that have it."""
         return [row.measures[name] for row in self.rows("ok") if name in row.measures]
 
     def means(self) -> dict[str, float]:
-        """Per measure the mean over the rows that have it; a measure that none has is not there."""
+        """The mean of each measure over the rows that have it; without the measures that no row has."""
         return {name: float(np.mean(self.values(name))) for name in self.names if self.values(name)}
 
 
 def find_pairs(real: str | Path, generated: str | Path) -> Folders:
-    """Pair the videos and images of two folders by their names without suffix. Hidden files do not count.
+    """Pair the videos and images of two folders by their names without suffix. Hidden files are ignored.
 
     A name that only one folder has, or that one folder has twice, becomes a row with an error.
 
     Raises:
-        ValueError: one of the folders is not there.
+        ValueError: one of the folders does not exist.
     """
     folders = [Path(real), Path(generated)]
     sides, others = zip(*map(_list_files, folders))
@@ -164,7 +165,7 @@ def _fault(folder: Path, files: list[Path]) -> str:
 
 
 def _list_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The videos and images of a folder by their names without suffix, and what else is there."""
+    """The videos and images of a folder by their names without suffix, and its other files."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     named: dict[str, list[Path]] = {}
@@ -182,12 +183,12 @@ def _list_files(folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
 def evaluate_folders(config: EvaluateConfig) -> PairsReport:
     """Measure every pair and write the metrics under `config.output_path`.
 
-    A pair that cannot be read or compared becomes a row with an error; the others go on. Rows of metrics.csv are
+    A pair that cannot be read or compared becomes a row with an error; the others continue. Rows of metrics.csv are
     written as they come.
 
     Raises:
-        ValueError, OSError: a folder is missing or cannot be written, or no measure can be taken, before anything is
-            measured.
+        ValueError, OSError: before anything is measured, if a folder is missing or cannot be written, or no measure is
+            available.
     """
     folders = find_pairs(config.real_video_dir, config.generated_video_dir)
     measures = Measures(config)
@@ -195,7 +196,7 @@ def evaluate_folders(config: EvaluateConfig) -> PairsReport:
         raise ValueError(f"nothing can be measured: {'; '.join(dict.fromkeys(measures.left_out.values()))}")
     folder = Path(config.output_path)
     table = Table(folder / "metrics.csv", _columns(measures.names))
-    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run: it comes again at the end
+    (folder / "metrics.json").unlink(missing_ok=True)  # from an earlier run; written again at the end
     rows = [row for row in folders.rows if not row.error]
     for row, pair in tqdm(_read_ahead(rows, config), total=len(rows), desc="pairs", unit="pair"):
         with sparing(partial(_fail, row)):
@@ -215,10 +216,10 @@ def _fail(row: Row, error: Exception) -> None:
 
 
 def read_frames(path: Path, config: EvaluateConfig) -> np.ndarray:
-    """The frames of a video or image that are compared, float32 (T, H, W, 3) in [0, 1].
+    """The frames of a video or image to compare, float32 (T, H, W, 3) in [0, 1].
 
     Raises:
-        VideoError: the file cannot be decoded, has too few frames or too small ones.
+        VideoError: the file cannot be decoded, or has too few or too small frames.
     """
     options = ClipOptions(
         num_frames=config.num_frames, frame_stride=config.sample_rate, image_size=config.resolution, crop=False
@@ -233,7 +234,7 @@ def read_frames(path: Path, config: EvaluateConfig) -> np.ndarray:
 
 
 def format_table(report: PairsReport, config: EvaluateConfig) -> str:
-    """Every measured pair and the means, what the figures are, and what was left out, failed or unpaired, as text."""
+    """Every measured pair, the means, the measures' definitions, and what was left out, failed or unpaired, as text."""
     titles = {"flolpips": f"flolpips ({config.flow})"}
     lines = [["video", *(titles.get(name, name) for name in report.names)]]
     entries = [(row.name, row.measures) for row in report.rows("ok")]
@@ -244,18 +245,18 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
     text += [f"{name}: {line}" for name, line in report.described.items()]
     for name, values in ((name, report.values(name)) for name in report.names):
         if len(values) < len(entries):
-            text.append(f"{name}: of {len(values)} of {len(entries)} pairs; a single frame has none")
+            text.append(f"{name}: for {len(values)} of {len(entries)} pairs; a single frame has none")
     text += [f"left out: {name}: {reason}" for name, reason in report.left_out.items()]
     text += [f"failed: {printable(row.name)}: {row.error}" for row in report.rows("error")]
     text += [f"unpaired: {printable(row.name)}: {row.error}" for row in report.rows("unpaired")]
     for folder, names in report.folders.others.items():
         shown = ", ".join(map(printable, names[:3])) + ", ..." * (len(names) > 3)
-        text.append(f"not looked at: {folder}: {len(names)} that are neither videos nor images by suffix ({shown})")
+        text.append(f"ignored in {folder}: {len(names)} that are neither videos nor images by suffix ({shown})")
     return "\n".join(text)
 
 
 def _read_ahead(rows: list[Row], config: EvaluateConfig) -> Iterator[tuple[Row, Future]]:
-    """Rows in their order, each with the frames of its two files to come."""
+    """Rows in order, each with a future of the frames of its two files."""
     with ThreadPoolExecutor(config.batch_size) as pool:
         pending: deque = deque()
         for row in rows:
@@ -274,11 +275,11 @@ def _check_comparable(real: np.ndarray, generated: np.ndarray) -> None:
     if real.shape[1:] != generated.shape[1:]:
         raise ValueError(
             f"frames of {_size(real)} and {_size(generated)} cannot be compared; resolution and crop_size bring them "
-            "to one size"
+            "to the same size"
         )
     if len(real) != len(generated):
         raise ValueError(
-            f"{len(real)} and {len(generated)} frames cannot be compared; num_frames says how many to take of both"
+            f"{len(real)} and {len(generated)} frames cannot be compared; num_frames sets how many to compare"
         )
 
 
@@ -291,7 +292,7 @@ def _figure(name: str, values: dict[str, float]) -> str:
 
 
 def _columns(names: list[str]) -> list[str]:
-    flow = ["flow"] if "flolpips" in names else []  # beside the figure that rests on it
+    flow = ["flow"] if "flolpips" in names else []  # next to the measure that uses it
     return ["name", "real", "generated", "status", "frames", "height", "width", *names, *flow, "error"]
 
 

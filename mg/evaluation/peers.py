@@ -1,7 +1,7 @@
-"""PyTorch networks of diffusers that models are measured beside: the same kind of network, with random weights.
+"""PyTorch networks from diffusers to compare models with: the same kind of network, with random weights.
 
-torch and diffusers are imported where a network is built, and MindSpore where one is chosen: a peer's own process has
-none, as its memory is measured.
+torch and diffusers are imported only to build a network, and MindSpore only to choose one: a peer's process must not
+load MindSpore because its memory is measured.
 """
 
 import importlib
@@ -18,8 +18,8 @@ class Peer:
     """A class of diffusers and its config.
 
     Attributes:
-        name: what to call it in a table.
-        by_frame: it takes images, so a clip's frames are its batch.
+        name: its name in a table.
+        by_frame: it works on images, so a clip's frames are its batch.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Peer:
 
 
 def peer_of(model: str, config: dict) -> Peer | None:
-    """The network to measure a model of this config beside; None where diffusers has none.
+    """The network to compare a model with this config with; None if diffusers has none.
 
-    The TAE's is the image VAE that it is inflated from, temporal_vae's its spatial half.
+    For the TAE it is the image VAE that the TAE is inflated from, for temporal_vae its spatial half.
     """
     from mg.models.hunyuan_vae.weights import config_to_diffusers as hunyuan_config
     from mg.models.image_vae.image_vae import IMAGE_VAE_CONFIG
@@ -43,7 +43,7 @@ def peer_of(model: str, config: dict) -> Peer | None:
         name = "AutoencoderKL frame by frame"
         return Peer(name, "AutoencoderKL", image_config({**IMAGE_VAE_CONFIG, **shared}), by_frame=True)
     if model == "temporal_vae":
-        name = "AutoencoderKL frame by frame (the spatial half alone)"
+        name = "AutoencoderKL frame by frame (only the spatial half)"
         return Peer(name, "AutoencoderKL", image_config(spatial_config(config)), by_frame=True)
     if model == "hunyuan_vae":
         kind = "AutoencoderKLHunyuanVideo"
@@ -57,17 +57,17 @@ def missing() -> str | None:
         importlib.import_module("torch")
         importlib.import_module("diffusers")
     except ImportError as error:
-        return f"torch and diffusers are needed, and do not import here ({error}): see requirements-test.txt"
+        return f"torch and diffusers are needed but cannot be imported ({error}): see requirements-test.txt"
     return None
 
 
 class PeerNetwork:
-    """A peer on the CPU, whose calls mirror `encode`, `decode` and a training step of ours.
+    """A peer on the CPU, with calls that mirror our `encode`, `decode` and training step.
 
     Args:
-        shape: of the clips, (B, C, T, H, W); enlarged to whole latents, as ours are.
+        shape: of the clips, (B, C, T, H, W); padded to whole latents, as for our models.
         precision: fp32 | bf16.
-        threads: of torch.
+        threads: number of torch threads.
     """
 
     def __init__(self, peer: Peer, shape: tuple[int, ...], precision: str, threads: int):
@@ -83,14 +83,14 @@ class PeerNetwork:
         if precision != "fp32":
             self.network.to(self.dtype)
         self.time, self.space = 1, 2 ** (len(config["block_out_channels"]) - 1)  # pixels per latent
-        if not peer.by_frame:  # its tiles along time
+        if not peer.by_frame:  # no tiles along time
             self.network.use_framewise_encoding = self.network.use_framewise_decoding = False
             self.time, self.space = config["temporal_compression_ratio"], config["spatial_compression_ratio"]
         b, c, t, h, w = shape
         self.shape = (b, c, t + (1 - t) % self.time, h + -h % self.space, w + -w % self.space)
 
     def clip(self, seed: int):
-        """A random clip in [-1, 1], frames as a batch where the network takes images."""
+        """A random clip in [-1, 1], with frames as the batch if the network works on images."""
         b, c, t, h, w = self.shape
         x = np.random.default_rng(seed).uniform(-1, 1, (b * t, c, h, w) if self.by_frame else self.shape)
         return self.torch.from_numpy(x.astype(np.float32)).to(self.dtype)
@@ -116,11 +116,11 @@ class PeerNetwork:
         return run
 
     def trainer(self) -> Callable[[int], None]:
-        """L1 and KL as `mg.losses.reconstruction` weighs them without LPIPS, AdamW and clipping as `mg.training`."""
+        """L1 and KL weighted as in `mg.losses.reconstruction` (no LPIPS), AdamW and clipping as in `mg.training`."""
         clips = [self.clip(seed) for seed in range(2)]
         network, frames = self.network.train(), self.shape[0] * self.shape[2]
         optimizer = self.torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-        pixels = np.prod(self.shape[1:]) / self.shape[2]  # values of a frame
+        pixels = np.prod(self.shape[1:]) / self.shape[2]  # values per frame
 
         def run(number: int) -> None:
             x = clips[number % 2]
@@ -141,11 +141,11 @@ class PeerNetwork:
 
 
 def count_torch_operations(run: Callable[[], None]) -> int:
-    """Floating-point operations of a call, 2 per multiply-add, attention's among them."""
+    """Floating-point operations of a call, 2 per multiply-add, including attention."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # The counter knows nothing of the fused attention that torch has for CPUs.
+    # The counter doesn't know torch's fused attention for CPUs.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run()
     return counter.get_total_flops()

@@ -1,11 +1,11 @@
-"""Plots of an HTML page, as SVG: a colour and a shape for each label, points over a logarithmic axis, and lines."""
+"""SVG plots for an HTML page: points over a logarithmic axis, and lines, with a colour and a shape for each label."""
 
 import math
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-# Okabe and Ito's colours, which the colour-blind can tell apart too, and shapes for when they come round again.
+# Okabe and Ito's colour-blind-safe colours, and shapes for when the colours repeat.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b5b95")
 SHAPES = ("circle", "square", "diamond")
 
@@ -14,7 +14,7 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 14, 30, 42
 
 
 class Point(NamedTuple):
-    """Of a plot: where it lies, and what is said of it under the mouse."""
+    """A point of a plot and its tooltip."""
 
     x: float
     y: float
@@ -26,15 +26,15 @@ def legend(labels: Sequence[str]) -> str:
 
 
 def chip(number: int) -> str:
-    """The mark of a label, by its number, beside its name."""
+    """The marker shown next to a label's name, by the label's number."""
     return f'<svg class="chip" viewBox="-6 -6 12 12" aria-hidden="true">{_mark(0, 0, number, 4.5)}</svg>'
 
 
 def rate_plot(title: str, x_title: str, points: Sequence[tuple[int, Point]], at_least: float) -> str:
-    """A point for each number of a label: x, a compression, on a logarithmic axis.
+    """One point per (label number, point), with x, a compression ratio, on a logarithmic axis.
 
     Args:
-        at_least: how far apart the ends of the axis of y are.
+        at_least: minimum extent of the y axis.
     """
     x_range = _widened([math.log(point.x) for _, point in points], at_least=0.7)
     y_range = _widened([point.y for _, point in points], at_least)
@@ -53,13 +53,13 @@ def line_plot(
     radius: float = 3.5,
     x_texts: bool = False,
 ) -> str:
-    """A line for each label, in their order; one without points is not there.
+    """A line for each label, in order; a line without points is not drawn.
 
     Args:
-        at_least: how far apart the ends of the axis of y are.
-        x_range: of the axis of x.
+        at_least: minimum extent of the y axis.
+        x_range: range of the x axis.
         radius: of the points; 0 draws none.
-        x_texts: say the numbers of the axis of x.
+        x_texts: show tick labels on the x axis.
     """
     y_range = _widened([point.y for line in lines for point in line], at_least)
     to_x, to_y = _scale(x_range, LEFT, WIDTH - RIGHT), _scale(y_range, HEIGHT - BOTTOM, TOP)
@@ -108,8 +108,7 @@ def _plot(
 
 
 def _widened(values: Sequence[float], at_least: float) -> tuple[float, float]:
-    """From the least to the greatest value with a tenth around them, no less than `at_least` apart, and not below 0
-    where no value is."""
+    """The range of the values plus a tenth on either side, at least `at_least` wide, and below 0 only if a value is."""
     low, high = min(values), max(values)
     around = max((high - low) * 0.1, (at_least - (high - low)) / 2)
     return low - around if low < 0 else max(0, low - around), high + around
@@ -128,6 +127,6 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of two within a range, every second or third of them where they are many."""
+    """Powers of two within a range, at most 8 of them."""
     powers = [2.0**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
     return powers[:: -(-len(powers) // 8)] if powers else []

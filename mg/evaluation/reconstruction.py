@@ -1,18 +1,18 @@
-"""Reconstruct the clips of a CSV, measure PSNR, SSIM and the loss, and write what is seen beside what was given.
+"""Reconstruct the clips of a CSV, measure PSNR, SSIM and the loss, and write originals and reconstructions.
 
 Under the output folder:
 
-    reconstruction/NAME.mp4  original/NAME.mp4  side_by_side/NAME.mp4      (.png where the input is an image)
-    spatial/NAME.mp4         if asked for: what the spatial half of a model of two stages gives back alone
-    metrics.csv              one row per line of the index, errors included
-    metrics.json             means per method, counts, failures, and the configuration
+    reconstruction/NAME.mp4  original/NAME.mp4  side_by_side/NAME.mp4      (.png if the input is an image)
+    spatial/NAME.mp4         on request: the reconstruction by only the spatial half of a two-stage model
+    metrics.csv              one row per row of the index, errors included
+    metrics.json             means per method, counts, failures, and the config
 
-With `separate_folders` the first kinds lie beside the output folder, under one name in each, for a benchmark of two
-folders: OUTPUT_rec/NAME.mp4, OUTPUT_ori/NAME.mp4 and OUTPUT_spatial/NAME.mp4.
+With `separate_folders`, originals and reconstructions go next to the output folder, under the same file name in each,
+for tools that compare two folders: OUTPUT_rec/NAME.mp4, OUTPUT_ori/NAME.mp4 and OUTPUT_spatial/NAME.mp4.
 
-Metrics compare the float reconstruction, clipped to [-1, 1] and brought to [0, 1] (not rounded to 8 bits), with the
-original in [0, 1] as the model was given it, resized and cropped: per frame, then the mean over frames, then over
-clips. Losses are those of training, of the reconstruction before it is clipped, and come from the same pass.
+Metrics compare the float reconstruction, clipped to [-1, 1] and mapped to [0, 1] (not rounded to 8 bits), with the
+original in [0, 1] as the model saw it, resized and cropped: per frame, then averaged over frames, then over clips.
+Losses are those of training, of the reconstruction before clipping, and come from the same pass.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ BASELINE = "baseline"
 SIDE_BY_SIDE = "side_by_side"
 LABEL_HEIGHT = 20
 
-# What `separate_folders` puts behind the output folder's name.
+# What `separate_folders` appends to the output folder's name.
 SUFFIXES = {ORIGINAL: "_ori", RECONSTRUCTION: "_rec", SPATIAL: "_spatial"}
 
 
@@ -61,17 +61,17 @@ class InferenceConfig(ClipsConfig):
     """Reconstruct the clips of a CSV with a video autoencoder.
 
     Args:
-        compare: another checkpoint to show and measure beside, or a list of them, under the same settings.
-        baseline: measure and show an area average at the model's compression, brought back by interpolation, too.
-        spatial: measure and show what the spatial half of a model of two stages gives back alone, too.
+        compare: another checkpoint, or a list of them, to measure and show as well, with the same settings.
+        baseline: also measure and show an area average at the model's compression, interpolated back.
+        spatial: also measure and show the reconstruction by only the spatial half of a two-stage model.
         loss: weights of the loss to measure; null measures none.
-        separate_folders: write reconstructions to OUTPUT_rec, originals to OUTPUT_ori and what the spatial half gives
-            back to OUTPUT_spatial, in place of folders within OUTPUT; metrics and side-by-sides stay there.
+        separate_folders: write reconstructions to OUTPUT_rec, originals to OUTPUT_ori and those of the spatial half to
+            OUTPUT_spatial instead of folders in OUTPUT; metrics and side-by-sides stay there.
         save_videos: write reconstructions, originals and side-by-sides; otherwise metrics only.
-        fps: frame rate to write; by default that of the frames taken.
+        fps: frame rate to write; by default that of the clip.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     compare: list[str] | str = field(default_factory=list)
@@ -93,8 +93,8 @@ class InferenceConfig(ClipsConfig):
 
 @dataclass
 class Result:
-    """One line of the index: `scores` maps a method to (psnr, ssim), `losses` a loss to its value, `tiles` says whether
-    it ran whole or in which tiles; `error` says why there are none."""
+    """The result for one row of the index: `scores` maps a method to (psnr, ssim), `losses` a loss to its value,
+    `tiles` says whether it ran whole or in which tiles, `error` why there are no scores."""
 
     name: str
     output: str
@@ -109,8 +109,8 @@ class Result:
 
 @dataclass
 class Report:
-    """Results in the order of the index. The first of `methods` is the reconstruction itself; `losses` are its losses'
-    names. `unwritten` is why the metrics, which are here in any case, could not be written."""
+    """Results in the order of the index. The first of `methods` is the reconstruction itself; `losses` are the names of
+    its losses. `unwritten` is set if the metrics could not be written; they are here in any case."""
 
     methods: list[str]
     results: list[Result]
@@ -126,7 +126,7 @@ class Report:
         return [result for result in self.results if result.error]
 
     def means(self) -> dict[str, tuple[float, float]]:
-        """Per method the mean (psnr, ssim) over the clips that worked; empty where none did."""
+        """The mean (psnr, ssim) of each method over the clips that worked; empty if none did."""
         if not self.succeeded:
             return {}
         rows = {method: [result.scores[method] for result in self.succeeded] for method in self.methods}
@@ -134,26 +134,26 @@ class Report:
         return {method: (psnr, ssim) for method, (psnr, ssim) in means.items()}
 
     def mean_losses(self) -> dict[str, float]:
-        """The mean of every loss over the clips that worked; empty where none did."""
+        """The mean of every loss over the clips that worked; empty if none did."""
         if not self.succeeded:
             return {}
         return {name: float(np.mean([result.losses[name] for result in self.succeeded])) for name in self.losses}
 
 
 class Losses:
-    """The loss of a reconstruction, its unweighted terms, and two figures that a loss is made of, by their `names`.
+    """The loss of a reconstruction, its unweighted terms, and two partial sums, by their `names`.
 
-    `pixel` is L1 and weighted LPIPS, summed over a frame; `latent`, of a model of two stages, what the second stage
-    loses of the first one's latents: both as they are, with or without a weight in the loss.
+    `pixel` is the pixel error plus weighted LPIPS, summed over a frame; `latent`, for two-stage models, is the second
+    stage's error on the first one's latents. Both are reported unweighted, whether or not they count in the loss.
 
     Raises:
-        ValueError: weights of a second stage for a model that has none, or missing weights of LPIPS.
+        ValueError: loss weights for a second stage that the model doesn't have, or missing LPIPS weights.
     """
 
     def __init__(self, config: LossConfig, model: VideoAutoencoder):
         self.config, self.loss, self.latent = config, AutoencoderLoss(config), None
         if self.loss.latents and not model.has_target:
-            raise ValueError(f"loss.latent_weight and loss.identity_weight must be 0: {model.name} has no two stages")
+            raise ValueError(f"loss.latent_weight and loss.identity_weight must be 0: {model.name} has only one stage")
         self.names = ["loss", *["pixel"] * self.loss.pixels, *self.loss.terms]
         if model.has_target:
             nothing: dict[str, Any] = {f"{term}_weight": 0 for term in ("pixel", "kl", "outlier", "identity")}
@@ -161,10 +161,10 @@ class Losses:
             self.names = list(dict.fromkeys([*self.names, "latent"]))
 
     def __call__(self, x: Tensor, y: Tensor, latents: tuple[Tensor | None, ...]) -> dict[str, float]:
-        """Of x and y, (B, 3, T, H, W), and what the model's `latents` gave of x.
+        """The losses for x and y, (B, 3, T, H, W), and the result of the model's `latents` for x.
 
         Raises:
-            ValueError: one of them is not finite.
+            ValueError: a loss is not finite.
         """
         code, z, mean, logvar, target = latents
         loss, terms = self.loss(x, y, z, mean, logvar, code, target)
@@ -182,27 +182,27 @@ class Losses:
 
 
 def reconstruct_csv(config: InferenceConfig) -> Report:
-    """Reconstruct every line of `config.csv_path` and write all files under `config.output_path`.
+    """Reconstruct every row of `config.csv_path` and write all files under `config.output_path`.
 
-    A line that fails, because its file cannot be read or does not fit into memory, or its outputs cannot be written,
-    becomes a result with an error; the others go on. Rows of metrics.csv are written as they come.
+    A row that fails, because its file cannot be read or does not fit into memory, or its outputs cannot be written,
+    becomes a result with an error; the others continue. Rows of metrics.csv are written as they come.
 
     Raises:
-        ValueError, OSError: an index or a checkpoint that cannot be used, a folder that cannot be written, before
-            anything is measured.
+        ValueError, OSError: before anything is measured, if the index or a checkpoint cannot be used or the folder
+            cannot be written.
     """
     rows = read_index(config.csv_path, config.video_folder)
     models = load_models(config)
     model, compared = models[RECONSTRUCTION], list(models)[1:]
     if config.spatial and not model.has_target:
-        raise ValueError(f"spatial is true, but {model.name} has no spatial half that could work alone; turn it off")
+        raise ValueError(f"spatial is true, but {model.name} has no spatial half that can run on its own; turn it off")
     losses = Losses(config.loss, model) if config.loss else None
     methods = [RECONSTRUCTION, *[SPATIAL] * config.spatial, *compared, *[BASELINE] * config.baseline]
     results = [Result(row.name, output) for row, output in zip(rows, output_names([row.name for row in rows]))]
     report = Report(methods, results, losses.names if losses else [])
     folder = Path(config.output_path)
     table = Table(folder / "metrics.csv", _columns(report))
-    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run: it comes again at the end
+    (folder / "metrics.json").unlink(missing_ok=True)  # from an earlier run; written again at the end
     fitting = Fitting(config.enable_tile, config.tiling.given(), config.max_memory)
 
     def on_error(index: int, error: Exception) -> None:
@@ -249,7 +249,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
 
 @dataclass
 class _Made:
-    """What was made of a batch: the reconstruction, the latents, `videos` by method, (B, 3, T, H, W) each, and how the
+    """The outputs for a batch: the reconstruction, the latents, `videos` by method, (B, 3, T, H, W) each, and how the
     model ran."""
 
     y: Tensor
@@ -259,7 +259,7 @@ class _Made:
 
 
 def load_models(config: InferenceConfig) -> dict[str, VideoAutoencoder]:
-    """The model under "reconstruction" and the compared ones under their files' names, ready to run."""
+    """The model as "reconstruction" and the compared ones by their file names, ready to run."""
     compared = unique(
         [printable(Path(path).stem) for path in config.compare], taken=(ORIGINAL, RECONSTRUCTION, SPATIAL, BASELINE)
     )
@@ -281,10 +281,10 @@ def reconstruct(
     """One pass: (B, 3, T, H, W) in [-1, 1] -> the reconstruction of the same shape, fp32, not clipped; and the latents.
 
     Args:
-        noise: decode a sample of the posterior, see `noise_for`; without it its mean.
+        noise: decode a sample of the posterior, see `noise_for`; by default its mean.
 
     Returns:
-        The reconstruction, and what the model's `latents` gave.
+        The reconstruction, and the result of the model's `latents`.
     """
     latents = model.latents(Tensor(x), None if noise is None else Tensor(noise))
     return model.reconstruct(latents[0], x.shape), latents
@@ -293,7 +293,7 @@ def reconstruct(
 def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """PSNR in dB and SSIM of `y` against `x`, both (3, T, H, W) in [-1, 1], as means over frames.
 
-    A frame that is equal to the last bit counts 100 dB.
+    A bit-identical frame counts as 100 dB.
 
     Raises:
         ValueError: `y` is not finite, or frames are smaller than SSIM's window.
@@ -305,10 +305,10 @@ def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 
 def output_names(names: list[str]) -> list[str]:
-    """File names without suffix for the paths of an index: folders become part of the name, equal ones get a number.
+    """File names without suffix for the paths of an index: folders become part of the name, duplicates get a number.
 
-    What no file name holds, or a terminal would obey, becomes an underscore; of a name that is too long for a file
-    system the beginning is kept, and a checksum tells it from others that begin alike.
+    Characters that file names can't hold or terminals would interpret become underscores. A name that is too long for
+    the file system is cut and gets a checksum, which keeps it distinct from others with the same beginning.
     """
     return unique([_file_name(name) for name in names])
 
@@ -318,7 +318,7 @@ def _file_name(name: str) -> str:
 
 
 def unique(names: list[str], taken: Iterable[str] = ()) -> list[str]:
-    """`names` with _2, _3, ... behind those that stood before, or are `taken`; case does not count."""
+    """`names` with _2, _3, ... appended to those that occurred before or are `taken`, ignoring case."""
     seen = {name.lower() for name in taken}
     result = []
     for name in names:
@@ -332,12 +332,12 @@ def unique(names: list[str], taken: Iterable[str] = ()) -> list[str]:
 
 
 def side_by_side(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """Videos (T, H, W, 3) of one shape, uint8 -> one video with a labelled column for each"""
+    """uint8 videos (T, H, W, 3) of one shape -> one video with a labelled column for each"""
     return np.concatenate([_label(frames, name) for name, frames in columns.items()], axis=2)
 
 
 def format_table(report: Report) -> str:
-    """PSNR and SSIM of every clip and method and their means, the means of the losses, and what failed, as text."""
+    """PSNR and SSIM of every clip and method and their means, the mean losses, and the failures, as text."""
     lines = [["clip", *(f"{method} {metric}" for method in report.methods for metric in ("PSNR", "SSIM"))]]
     entries = [(printable(result.output), result.scores) for result in report.succeeded]
     for name, scores in [*entries, ("mean", report.means())] if entries else []:
@@ -351,14 +351,14 @@ def format_table(report: Report) -> str:
 
 
 def _one_of(i: int, values):
-    """Number i of a batch, as a batch of one, of every tensor in nested tuples."""
+    """Item i of a batch, as a batch of one, for every tensor in nested tuples."""
     if isinstance(values, tuple):
         return tuple(_one_of(i, value) for value in values)
     return None if values is None else values[i : i + 1]
 
 
 def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: InferenceConfig) -> None:
-    """Write the files of a clip: all of them, or none."""
+    """Write the files of a clip: all or none of them."""
     columns = {kind: to_uint8_frames(video) for kind, video in {ORIGINAL: clip.x, **outputs}.items()}
     written: list[Path] = []
     try:
@@ -383,9 +383,9 @@ def _fail(result: Result, error: Exception) -> None:
 
 
 def _label(frames: np.ndarray, text: str) -> np.ndarray:
-    """A strip with `text` above every frame, shrunk where the frame is narrow."""
+    """Add a strip with `text` above every frame, shrunk to fit a narrow frame."""
     width = frames.shape[2]
-    font, scale, text = cv2.FONT_HERSHEY_SIMPLEX, 0.45, text.encode("ascii", "replace").decode()  # all that it draws
+    font, scale, text = cv2.FONT_HERSHEY_SIMPLEX, 0.45, text.encode("ascii", "replace").decode()  # it draws only ASCII
     needed = cv2.getTextSize(text, font, scale, 1)[0][0] + 8
     strip = np.full((LABEL_HEIGHT, width, 3), 24, np.uint8)
     scale *= min(1, width / needed)

@@ -1,6 +1,6 @@
-"""A benchmark as one HTML file that opens from disk: a table, plots, and clips that play in step.
+"""A benchmark report as one self-contained HTML file: a table, plots, and clips that play in sync.
 
-Its content is report.html beside this file, in the page that `mg.evaluation.page` makes, with plots of
+The template is report.html next to this file; the page around it comes from `mg.evaluation.page`, the plots from
 `mg.evaluation.plots`.
 """
 
@@ -11,27 +11,27 @@ from mg.evaluation.page import definitions, figure, html_template, media, nothin
 from mg.evaluation.plots import Point, chip, legend, line_plot, rate_plot
 from mg.evaluation.results import Row
 
-# The kinds of pictures that are kept of a clip.
+# The kinds of pictures kept for a clip.
 ORIGINAL = "original"
 RECONSTRUCTION = "reconstruction"
 ERROR_MAP = "error_map"
 
-# The difference, of values in [0, 1], that an error map shows at its brightest.
+# The difference (of values in [0, 1]) that is brightest in an error map.
 ERROR_MAP_RANGE = 0.2
 
-# name -> title, unit, whether more is better, and how far apart the ends of its axis are at least.
+# name -> title, unit, whether higher is better, and the minimum extent of its axis.
 MEASURES = {
     "psnr": ("PSNR", "dB", True, 1.0),
     "ssim": ("SSIM", "", True, 0.01),
     "lpips": ("LPIPS", "", False, 0.01),
     "flolpips": ("FloLPIPS", "", False, 0.01),
 }
-ARROWS = {True: "\N{UPWARDS ARROW}", False: "\N{DOWNWARDS ARROW}"}  # where the better figures are
+ARROWS = {True: "\N{UPWARDS ARROW}", False: "\N{DOWNWARDS ARROW}"}  # the direction of better values
 NOTHING = "\N{EN DASH}"
 
 
 def clip_file(folder: Path, row: Row, kind: str) -> Path:
-    """Where a picture of a row's clip lies: an image of a single frame, else a video."""
+    """The path of a picture of a row's clip: an image for a single frame, otherwise a video."""
     of_kind = folder / kind if kind == ORIGINAL else folder / kind / row.model
     return of_kind / f"{row.output}{'.png' if row.frames == 1 else '.mp4'}"
 
@@ -40,9 +40,9 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
     """Write the report of a benchmark, whole or not at all.
 
     Args:
-        summary: what summary.json holds.
+        summary: the contents of summary.json.
         rows: of all models and videos.
-        clips: the folder that `clip_file` finds pictures in; a clip without them is not shown.
+        clips: the folder in which `clip_file` finds pictures; a clip without them is not shown.
     """
     labels, flow = list(summary["models"]), summary["flow"]
     measured = [name for name in MEASURES if any(name in model["mean"] for model in summary["models"].values())]
@@ -68,9 +68,9 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
 
 
 def choose_clips(rows: list[Row], clips: Path) -> list[tuple[str, list[Row]]]:
-    """The worst, the median and the best clip by the mean PSNR over models: a title and the rows of each.
+    """The worst, median and best clip by mean PSNR over models: a title and the rows of each.
 
-    Of clips with pictures, those that most models reconstructed; fewer than three where there are fewer.
+    Considers the clips with pictures that the most models reconstructed; returns fewer than three if there are fewer.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -164,7 +164,7 @@ def _left_out(left_out: dict[str, str], flow: str) -> str:
 
 
 def _title(name: str, flow: str) -> str:
-    """A measure's name, and that of the estimator of optical flow where it rests on one."""
+    """A measure's name, with the optical flow estimator if it uses one."""
     title = MEASURES[name][0] if name in MEASURES else name
     return f"{title} ({flow})" if name == "flolpips" else title
 
@@ -188,14 +188,14 @@ def _described(model: dict) -> str:
 
 
 def _rate_plot(summary: dict, name: str) -> str:
-    """A point per model: compression on a logarithmic axis, against the mean of a measure."""
+    """A point per model: the mean of a measure over compression, on a logarithmic axis."""
     points = []
     for number, (label, model) in enumerate(summary["models"].items()):
         if name in model["mean"]:
             ratio, value = model["compression"]["ratio"], model["mean"][name]
             points.append((number, Point(ratio, value, f"{label}: {_figure(value, name)} at {ratio:.4g}:1")))
     title = f"{_axis(name, summary['flow'])} over compression"
-    return rate_plot(title, "values of the video by values of the latents", points, MEASURES[name][3])
+    return rate_plot(title, "values of the video / values of the latents", points, MEASURES[name][3])
 
 
 def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str:
@@ -212,7 +212,7 @@ def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str
         return Point(place, value, f"{label}: {_figure(value, name)}, {row.name}")
 
     lines = [[point(place, label) for place, group in enumerate(groups) if label in group] for label in labels]
-    title, order = f"{_axis(name, flow)} of every video", "videos, from the least to the greatest mean over models"
+    title, order = f"{_axis(name, flow)} of every video", "videos, by increasing mean over models"
     radius = 3.5 if len(groups) <= 60 else 1.5
     return line_plot(title, order, lines, MEASURES[name][3], (-0.5, len(groups) - 0.5), radius)
 

@@ -1,4 +1,4 @@
-"""The rows of a benchmark: a CSV with one per video and model, which a killed run leaves in order."""
+"""The rows of a benchmark: a CSV with one per video and model, which stays valid if the run is killed."""
 
 import csv
 import io
@@ -16,20 +16,20 @@ OK, ERROR = "ok", "error"
 
 @dataclass
 class Row:
-    """What one model made of one video; None, and an empty cell of the CSV, where there is nothing to say.
+    """The result of one model for one video; unknown values are None, and empty cells of the CSV.
 
     Attributes:
         name: the video, as the index has it.
         output: its file name, without suffix, under the output folder.
         model: the model's label.
         status: ok, or error: then `error` says why, in one line, and the figures are None.
-        frames, height, width, fps: the clip's, as the model saw it.
-        psnr, ssim, lpips, flolpips: means over the frames; `flow` is the estimator that flolpips rests on.
-        encode_seconds, decode_seconds: without what a first clip of its shape takes.
+        frames, height, width, fps: of the clip, as the model saw it.
+        psnr, ssim, lpips, flolpips: means over the frames; `flow` is the estimator used by flolpips.
+        encode_seconds, decode_seconds: without the compilation for the first clip of a shape.
         tiles: whether the model ran whole or in which tiles.
         latents: channels x t x h x w.
-        cell: frames x height x width of the pixels that a latent stands for.
-        peak_memory: bytes while it was encoded and decoded, of the device or of the process: `memory_of`.
+        cell: frames x height x width of the pixels per latent.
+        peak_memory: bytes during encoding and decoding, of the device or of the process: `memory_of`.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def values(self) -> int:
-        """Of the video."""
+        """Number of values of the video."""
         return 3 * self.frames * self.height * self.width
 
     @property
@@ -75,12 +75,12 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of a results file, in their order; none where there is no file.
+    """The complete rows of a results file, in order; an empty list if there is no file.
 
-    A last row that was cut short, by a kill, is left out.
+    A last row that was truncated because the run was killed is left out.
 
     Raises:
-        ValueError: a file of another kind.
+        ValueError: the file is not a results file.
     """
     try:
         text = path.read_bytes().decode("utf-8", errors="replace")
@@ -92,18 +92,18 @@ def read_rows(path: Path) -> list[Row]:
     if not lines:
         return []
     place = COLUMNS.index("tiles")
-    if lines[0] == COLUMNS[:place] + COLUMNS[place + 1 :]:  # an older version's
+    if lines[0] == COLUMNS[:place] + COLUMNS[place + 1 :]:  # from an older version
         lines = [[*line[:place], "" if number else "tiles", *line[place:]] for number, line in enumerate(lines)]
     if lines[0] != COLUMNS:
         raise ValueError(f"{path}: its columns are not those of a benchmark's results; give another output_path")
     try:
         return [_row(values) for values in lines[1:]]
     except ValueError as error:
-        raise ValueError(f"{path}: a row cannot be read ({error}); mend it, or give another output_path") from None
+        raise ValueError(f"{path}: a row cannot be read ({error}); fix it, or give another output_path") from None
 
 
 class Results:
-    """A results file that begins with `rows` and grows by one with each that is done; see `Table`."""
+    """A results file that starts with `rows` and grows with each `add`; see `Table`."""
 
     def __init__(self, path: Path, rows: Iterable[Row] = ()):
         self._rows = list(rows)
@@ -115,7 +115,7 @@ class Results:
         self._table.add(_values(row))
 
     def save(self) -> None:
-        """Make sure that all rows are there.
+        """Make sure that all rows are written.
 
         Raises:
             OSError: the file cannot be written.
@@ -124,14 +124,14 @@ class Results:
 
 
 def write_settings(path: Path, settings: dict) -> None:
-    """Write the settings that rows depend on beside them, whole or not at all."""
+    """Write the settings that the rows depend on, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _row(values: list[str]) -> Row:
     if len(values) != len(COLUMNS):
-        raise ValueError(f"{len(values)} cells in place of {len(COLUMNS)}: {','.join(values)[:80]}")
+        raise ValueError(f"{len(values)} cells instead of {len(COLUMNS)}: {','.join(values)[:80]}")
     cells: list[Any] = [_read(field.type, text) for field, text in zip(fields(Row), values)]
     row = Row(*cells)
     if row.status not in (OK, ERROR):

@@ -1,8 +1,8 @@
-"""How fast every model encodes, decodes and trains, beside a PyTorch network of the same kind.
+"""How fast every model encodes, decodes and trains, compared with a PyTorch network of the same kind.
 
-Each network runs in a process of its own, so that its peak memory is its own and no thread pool disturbs another. A
-model and its peer take turns, and the ratio is taken pair by pair: what slows the machine for a while slows both.
-Weights are random, inputs too; a training step is forward, backward and AdamW under L1 and KL.
+Each network runs in its own process, so that peak memory is measured per network and thread pools don't interfere. A
+model and its peer take turns, and the ratio is taken pair by pair: a temporary slowdown of the machine hits both.
+Weights and inputs are random; a training step is forward, backward and AdamW with L1 and KL losses.
 """
 
 import json
@@ -30,7 +30,7 @@ from mg.models.registry import merge_config
 
 _logger = logging.getLogger(__name__)
 
-# Frames x height x width for each model: small clips, of whole latents on every axis.
+# Frames x height x width for each model: small clips that need no padding on any axis.
 DEFAULT_SIZES = {
     "tae": "16x64x64",
     "image_vae": "4x64x64",
@@ -43,24 +43,24 @@ PACKAGES = ("mindspore", "numpy", "torch", "diffusers", "onnxruntime", "openvino
 
 @dataclass(kw_only=True)
 class SpeedConfig:
-    """Measure how fast models encode, decode and train, beside a PyTorch network of the same kind.
+    """Measure how fast models encode, decode and train, compared with a PyTorch network of the same kind.
 
     Args:
         models: names; by default all.
         parts: encode | decode | train.
         sizes: of the clips, frames x height x width, such as 16x64x64; by default one for each model.
-        batch: clips at once.
-        runs: pairs of runs that are timed, after one that compiles.
+        batch: clips per call.
+        runs: pairs of timed runs, after one that compiles.
         threads: processors that a process may use.
         engines: mindspore, and onnxruntime and openvino for exported models; these do not train.
-        precisions: fp32 | fp16 | bf16; what an engine only emulates here is left out.
-        peer: measure diffusers' network beside, where there is one.
-        operations: count floating-point operations, in a process more for each row.
-        growth: factors, such as 1 2 4, by which frames, area and batch grow, one at a time: in place of the comparison
-            growth.json, and growth_MODEL.png with a curve for each.
+        precisions: fp32 | fp16 | bf16; one that an engine only emulates here is left out.
+        peer: also measure diffusers' network, if there is one.
+        operations: count floating-point operations, in an extra process for each row.
+        growth: factors, such as 1 2 4, to scale frames, area and batch by, one at a time: writes growth.json and
+            growth_MODEL.png with a curve for each instead of the comparison.
         configs: overrides of models' configs by name, such as {tae: {ch: 32}}.
-        device: auto | ascend | gpu | cpu; peers run on the CPU, and only beside one.
-        mode: graph | pynative | auto: graph, but pynative for encode and decode on a CPU, as the commands have it.
+        device: auto | ascend | gpu | cpu; peers run on the CPU, and only if the models do.
+        mode: graph | pynative | auto: graph, but pynative for encode and decode on a CPU, as in the commands.
         output_path: folder for speed.json.
     """
 
@@ -93,7 +93,7 @@ class SpeedConfig:
             merge_config(model_class(name).default_config, self.configs.get(name, {}), name)
 
     def jobs(self, device: str) -> Iterator[Job]:
-        """What is to be measured, in order, as jobs for the first engine and precision."""
+        """What to measure, in order, as jobs for the first engine and precision."""
         for name in self.models or list_models():
             for size, part in product(self.sizes or [DEFAULT_SIZES[name]], self.parts):
                 yield Job(
@@ -124,10 +124,11 @@ class Timing:
     """What one process measured.
 
     Attributes:
-        times: seconds of the calls after the first, in order; their first shows whether a second clip of the same shape
-            compiles again.
+        said: the worker's answer to its job, see `Worker`.
+        times: seconds of the calls after the first, in order; the first of them shows whether a second clip of the same
+            shape compiles again.
         first: seconds of the first call.
-        finish: what the worker said in the end, see `Worker.finish`.
+        finish: the worker's last answer, see `Worker.finish`.
     """
 
     said: dict
@@ -140,7 +141,7 @@ class Timing:
         return statistics.median(self.times)
 
     def figures(self, shape: tuple[int, ...]) -> dict:
-        """What all networks are told by; `shape` is the clips'."""
+        """The figures reported for every network; `shape` is that of the clips."""
         frames, operations = shape[0] * shape[2], self.finish.get("operations")
         return {
             "seconds": self.median,
@@ -156,14 +157,14 @@ class Timing:
 
 
 def measure_speed(config: SpeedConfig) -> dict:
-    """Measure, and write `speed.json`, anew after each row, so that a run that is killed leaves what it has.
+    """Measure, and rewrite `speed.json` after each row, so that a killed run keeps its results so far.
 
     Returns:
-        "records": one for each model, size, part, engine and precision that ran; "skipped": what was not measured and
-        why, in lines; "failed": the same of what should have been; and the settings, versions and machine.
+        "records": one for each model, size, part, engine and precision that ran; "skipped": lines on what was not
+        measured and why; "failed": the same for failures; and the settings, versions and machine.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: the device is not available.
     """
     device = runtime.setup(config.device, config.mode).device
     found, path = describe(config), Path(config.output_path) / "speed.json"
@@ -189,9 +190,9 @@ def measure_speed(config: SpeedConfig) -> dict:
 
 
 def _no_peers(config: SpeedConfig, device: str) -> str | None:
-    """Why none has a peer measured beside; None if they do."""
+    """Why no peers are measured; None if they are."""
     if not config.peer:
-        return "not asked for"
+        return "not requested"
     return missing() if device == "cpu" else f"peers run on the CPU, the models on {device}"
 
 
@@ -199,7 +200,7 @@ def _left_out(job: Job) -> str | None:
     """Why this is not measured; None if it is."""
     if job.engine == "mindspore":
         emulated = job.precision == "bf16" and job.device == "cpu"
-        return "bf16 is emulated on CPUs, and its speed says nothing" if emulated else None
+        return "bf16 is emulated on CPUs, and its speed is meaningless" if emulated else None
     if job.part == "train":
         return "only MindSpore trains"
     if find_spec(job.engine) is None:
@@ -208,14 +209,14 @@ def _left_out(job: Job) -> str | None:
         return f"{job.engine} has no {job.precision} here"
     if job.precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(_of_cpu("flags").split()):
         return "this CPU has no bf16"
-    return "exported models take square frames" if job.shape[3] != job.shape[4] else None
+    return "exported models need square frames" if job.shape[3] != job.shape[4] else None
 
 
 def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool = True) -> dict:
-    """A record: of a model, and of its peer in the same minutes unless `no_peer` says why not.
+    """A record of a model and, unless `no_peer` says why not, of its peer, measured at the same time.
 
     Args:
-        reference: count the operations of the model without its rewrites too.
+        reference: also count the operations of the model without its rewrites.
     """
     overall = merge_config(model_class(job.model).default_config, job.config, job.model)
     peer = None if no_peer else peer_of(job.model, overall)
@@ -225,7 +226,7 @@ def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool 
         if job.engine != "mindspore":
             job = replace(job, folder=stack.enter_context(TemporaryDirectory()))
             with Worker(replace(job, task="export", engine="mindspore", mode="graph", precision="fp32")):
-                pass  # it has written the folder when it has answered
+                pass  # the folder is written once the worker answers
         jobs = [job] if peer is None else [job, _peer_job(job, peer)]
         timings = take_turns([stack.enter_context(Worker(each)) for each in jobs], config.runs)
     own = timings[0]
@@ -281,13 +282,13 @@ def take_turns(workers: list[Worker], runs: int) -> list[Timing]:
 
 def count(job: Job, reference: bool) -> dict[str, int]:
     """The "operations" of a call of a model in MindSpore, and the "reference_operations" of one without rewrites; both
-    of the graphs that are compiled for it, whatever the job's mode."""
+    are counted in compiled graphs, whatever the job's mode."""
     with Worker(replace(job, task="count", mode="graph", reference=reference)) as worker:
         return worker.said
 
 
 def pairwise_ratio(times: list[float], peer_times: list[float]) -> dict[str, float]:
-    """How many times the peer's time ours is, pair by pair: below 1 is faster."""
+    """Our time divided by the peer's, pair by pair: below 1 is faster."""
     ratios = [own / other for own, other in zip(times, peer_times, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
@@ -301,7 +302,7 @@ def _megabytes(size: int | None) -> float | None:
 
 
 def describe(config: Any, packages: Sequence[str] = PACKAGES) -> dict:
-    """What a run will have found, empty yet, with the settings, versions and machine that it is of."""
+    """An empty result with the settings, versions and machine of a run."""
     versions = {}
     for name in packages:
         with suppress(metadata.PackageNotFoundError):
@@ -319,14 +320,14 @@ def describe(config: Any, packages: Sequence[str] = PACKAGES) -> dict:
 
 
 def write(found: dict, path: Path) -> None:
-    """What a run found, as a JSON file."""
+    """Write the results of a run as a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def _of_cpu(name: str) -> str:
-    """What Linux says of the first processor; "" elsewhere."""
+    """An entry of /proc/cpuinfo for the first processor; "" if not on Linux."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
@@ -340,7 +341,7 @@ COLUMNS = {
 
 
 def format_table(found: dict) -> str:
-    """What was measured, as text: a row for each record, what peers are, and what was left out."""
+    """What was measured, as text: a row for each record, the names of peers, and what was left out."""
     rows = ["".join(f"{name:<{width}}" for name, width in COLUMNS.items()).rstrip()]
     peers = {}
     for record in found["records"]:
@@ -365,7 +366,7 @@ def format_table(found: dict) -> str:
     rows += [f"no peer of {model}: {reason}" for model, reason in alone.items()]
     rows += [f"left out: {line}" for line in found["skipped"]]
     rows += [f"FAILED: {line}" for line in found["failed"]]
-    return "\n".join(dict.fromkeys(rows))  # where axes of growth begin they share a record
+    return "\n".join(dict.fromkeys(rows))  # the axes of growth share their first record
 
 
 _DIGITS = {"seconds": 3, "frames_per_second": 2, "peak_rss_mb": 0, "compile_seconds": 1}

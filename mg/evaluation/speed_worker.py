@@ -1,9 +1,9 @@
-"""A process of the speed benchmark: it holds one network, and runs and times it when it is told to.
+"""A process of the speed benchmark: holds one network, and runs and times it on request.
 
     python -m mg.evaluation.speed_worker
 
-Standard input has a line per order, the first one a job as JSON; standard output a line of JSON in answer to each.
-Between orders the process stands still: `Worker`, the other end, stops it, so that no thread of it disturbs the others.
+It reads one order per line from standard input, the first one a job as JSON, and answers each with a line of JSON on
+standard output. Between orders, `Worker` at the other end stops the process, so that its threads disturb no others.
 """
 
 import ctypes
@@ -32,15 +32,15 @@ class Job:
     """What a worker does.
 
     Attributes:
-        task: run, or of MindSpore's: count the operations of a run, or export the model to `folder`.
+        task: run, or with MindSpore: count the operations of a run, or export the model to `folder`.
         engine: mindspore | torch | onnxruntime | openvino.
         part: encode | decode | train.
         shape: of the clips, (B, C, T, H, W).
-        model, config: the model's name and overrides of its config; of a torch network the class and its config.
-        by_frame: of a torch network: it takes images.
+        model, config: the model's name and overrides of its config; for a torch network the class and its config.
+        by_frame: for a torch network: it works on images.
         folder: of an exported model.
-        threads: how many processors the process may use.
-        reference: count the operations of the papers' form too, see `mg.models.layers.forms`.
+        threads: number of processors that the process may use.
+        reference: also count the operations of the papers' form, see `mg.models.layers.forms`.
     """
 
     task: str
@@ -63,18 +63,18 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A process for a job, seen from the one that started it; a `with` block ends the process.
+    """A process for a job, as seen by its parent; leaving the `with` block ends the process.
 
     Attributes:
-        said: its answer to the job: the device, and the seconds of building and of compiling before any call; or what
-            was counted.
+        said: its answer to the job: the device and the seconds for building and for compiling before any call; or the
+            counts.
     """
 
     def __init__(self, job: Job):
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed on exit
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(job.threads))
-        # By default OpenMP's threads spin while they wait for each other. Where other processes want the processors
-        # too, each wait then takes a turn of the scheduler: torch was seen to take 90 times as long, over a small net.
+        # By default OpenMP threads busy-wait for each other. If other processes compete for the processors, each wait
+        # then costs a scheduler time slice: torch was seen to take 90 times as long for a small net.
         threads["OMP_WAIT_POLICY"] = "passive"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mg.evaluation.speed_worker"],
@@ -97,7 +97,7 @@ class Worker:
         self._process.kill()
         self._process.wait()
         for file in (self._process.stdin, self._process.stdout, self._log):
-            with suppress(OSError):  # a pipe that is broken
+            with suppress(OSError):  # a broken pipe
                 file.close()
 
     def run(self) -> float:
@@ -105,8 +105,8 @@ class Worker:
         return self._ask("run")["seconds"]
 
     def finish(self) -> dict:
-        """Peak memory in bytes, of the process ("peak_rss") and of a device ("peak_device"), and, of networks that can
-        tell, "operations" of one call."""
+        """Peak memory in bytes of the process ("peak_rss") and the device ("peak_device") and, for networks that can
+        tell, the "operations" of one call."""
         return self._ask("finish")
 
     def _ask(self, order: str) -> dict:
@@ -119,8 +119,8 @@ class Worker:
         if "error" in answer:
             raise WorkerError(answer["error"])
         self._process.send_signal(signal.SIGSTOP)
-        with suppress(AttributeError):  # older Pythons on a Mac have no waitid
-            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until it has happened
+        with suppress(AttributeError):  # older Pythons on macOS have no waitid
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # until it has stopped
         return answer
 
     def _last_words(self) -> str:
@@ -128,14 +128,14 @@ class Worker:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        memory = "; that is how Linux ends what needs more memory than there is" if code == -signal.SIGKILL else ""
+        memory = "; Linux kills processes this way when memory runs out" if code == -signal.SIGKILL else ""
         return f"the process {ended}{memory}" + (f": {lines[-1]}" if lines and code >= 0 else "")
 
 
 def main() -> None:
     """Answer orders until there are no more."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # stopped, it would outlive what started it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # while stopped, it would outlive its parent
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print too
 
@@ -146,7 +146,7 @@ def main() -> None:
     try:
         job = json.loads(sys.stdin.readline())
         job = Job(**{**job, "shape": tuple(job["shape"])})
-        with suppress(AttributeError):  # Linux alone has it
+        with suppress(AttributeError):  # Linux only
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
         if job.task != "run":
             answer({"count": _count, "export": _export}[job.task](job))
@@ -165,14 +165,14 @@ def main() -> None:
                 number += 1
             else:
                 answer({"peak_rss": peak_rss(), **network.finish(run)})
-    except Exception as error:  # whatever it is, the other end says it
+    except Exception as error:  # of any kind: the parent reports it
         answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:400]})
 
 
 class _MindSporeNetwork:
     """A model of this toolkit with random weights."""
 
-    compile_seconds = 0.0  # its first call does
+    compile_seconds = 0.0  # the first call compiles
 
     def __init__(self, job: Job):
         from mg import runtime
@@ -184,7 +184,7 @@ class _MindSporeNetwork:
         self.model.sample_deterministic = True
 
     def runner(self, part: str) -> Callable[[int], object]:
-        """A function that runs the part on the first or second of two inputs, by the number that it is given."""
+        """A function that runs the part on one of two inputs, alternating by the number it gets."""
         from mindspore import Tensor
 
         clips, frames = _clips(self.job.shape), self.job.shape[2]
@@ -193,13 +193,13 @@ class _MindSporeNetwork:
 
             def train(number: int) -> None:
                 step.accumulate(clips[number % 2], noise[number % 2])
-                if self.job.task == "run":  # an update has no products to count, and takes long to compile
+                if self.job.task == "run":  # an update has no products to count and compiles slowly
                     step.update()
 
             return train
         if part == "encode":
             clips = [Tensor(x) for x in clips]
-            return lambda number: self.model.encode(clips[number % 2]).z.asnumpy()  # which waits until it is there
+            return lambda number: self.model.encode(clips[number % 2]).z.asnumpy()  # waits for the result
         latents = [Tensor(z) for z in _normal(self.model.latent_shape(self.job.shape))]
         return lambda number: self.model.decode(latents[number % 2], frames).asnumpy()
 
@@ -218,13 +218,13 @@ class _MindSporeNetwork:
 
 
 class _TorchNetwork:
-    """A peer: one of diffusers' networks with random weights."""
+    """A peer: a diffusers network with random weights."""
 
     device = "cpu"
     compile_seconds = 0.0
 
     def __init__(self, job: Job):
-        if "MG_LIMITS_ONEDNN" in os.environ:  # for MindSpore's oneDNN; torch has its own, which is faster without
+        if "MG_LIMITS_ONEDNN" in os.environ:  # meant for MindSpore's oneDNN; torch's own is faster without
             os.environ.pop("ONEDNN_MAX_CPU_ISA", None)
         from mg.evaluation.peers import Peer, PeerNetwork
 
@@ -241,7 +241,7 @@ class _TorchNetwork:
 
 
 class _ExportedNetwork:
-    """A model that `_export` wrote, in an engine of `mg.deploy`; its networks are of the clip's very size."""
+    """A model written by `_export`, in an engine of `mg.deploy`; its networks have exactly the clip's size."""
 
     device = "cpu"
 
@@ -299,7 +299,7 @@ def _export(job: Job) -> dict:
 
 
 def _count(job: Job) -> dict:
-    """Operations of a call, and of the same in the papers' form where that is asked for."""
+    """Operations of a call and, if requested, of the same call in the papers' form."""
     from mg.evaluation.operations import count_operations
     from mg.models.layers.forms import set_form
 

@@ -1,4 +1,4 @@
-"""What the rows of a benchmark sum up to, per model, and how they came about: summary.json, and the same as text."""
+"""Summary of a benchmark's rows per model, and how they were measured: summary.json, and the same as text."""
 
 import os
 import platform
@@ -14,10 +14,10 @@ from mg.plain_text import printable
 
 
 def summarize(rows: list[Row], settings: dict, measures: Measures, broken: dict[str, str]) -> dict:
-    """What summary.json holds.
+    """The contents of summary.json.
 
     Args:
-        settings: what the rows depend on, as settings.json has it.
+        settings: what the rows depend on, as in settings.json.
         broken: why models could not be built, by label.
     """
     return {
@@ -107,19 +107,19 @@ def _protocol(settings: dict) -> dict[str, str]:
     frames = f"the first {clips['num_frames']} frames" if clips.get("num_frames") else "all frames"
     thinned = f", every {clips['frame_stride']}. of them" if clips["frame_stride"] > 1 else ""
     thinned += f", thinned to at most {clips['fps_max']:g} per second" if clips["fps_max"] else ""
-    size = f"short side {clips['image_size']} pixels" if clips.get("image_size") else "own size"
+    size = f"short side {clips['image_size']} pixels" if clips.get("image_size") else "original size"
     size += ", middle square" if clips.get("crop") else ""
     if "buckets" in clips:
-        frames, size = "the first frames, as many as a video's bucket has", "its bucket's size, the middle"
+        frames, size = "the first frames, as many as a video's bucket has", "its bucket's size, centre-cropped"
     return {
-        "clips": f"{frames}{thinned}; {size}; a video counts only with all of these frames decoded",
+        "clips": f"{frames}{thinned}; {size}; a video counts only if all of these frames decode",
         "quality": "float reconstruction from the posterior's mean, clipped to [0, 1] and not rounded, against the "
-        "clip as the model was given it; means over the frames, then over the videos",
-        "compression": "values of the videos (3 per pixel) by values of their latents, padding included; the cell is "
-        "frames x height x width of a latent",
-        "speed": "frames of all clips by seconds of all clips, one clip at a time, each shape having run once before; "
-        "encoding is from pixels to latents, decoding the way back, each with its copies to and from the host",
-        "memory": "peak while a clip is encoded and decoded, the largest of all clips: of the device where MindSpore "
-        "counts it, else all that is resident of the process: Python, libraries, and a little that models before left",
-        "error maps": f"absolute difference averaged over colours; black 0, brightest {ERROR_MAP_RANGE:g} or more of 1",
+        "clip as the model saw it; averaged over the frames, then over the videos",
+        "compression": "values of the videos (3 per pixel) / values of their latents, padding included; the cell is "
+        "the frames x height x width of pixels per latent",
+        "speed": "frames of all clips / seconds of all clips, one clip at a time, each shape having run once before; "
+        "encoding is from pixels to latents, decoding back to pixels, both including copies to and from the host",
+        "memory": "largest peak over all clips while encoding and decoding: of the device if MindSpore reports it, "
+        "else resident memory of the process: Python, libraries, and a little left by earlier models",
+        "error maps": f"absolute difference, averaged over channels; black 0, brightest {ERROR_MAP_RANGE:g} or more",
     }

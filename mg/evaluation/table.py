@@ -1,4 +1,4 @@
-"""A CSV whose rows are written as they come, so that a run that ends early, however it ends, leaves those it had."""
+"""A CSV whose rows are written as they come, so that a run that ends early, for any reason, keeps those it had."""
 
 import contextlib
 import logging
@@ -14,8 +14,8 @@ _logger = logging.getLogger(__name__)
 
 
 def error_of(write: Callable[[], None]) -> OSError | None:
-    """Write what a run leaves at its end; why that failed, or None. Figures are worth more than their files: they are
-    shown in any case."""
+    """Call `write` for the final files of a run and return why it failed, or None. Results are worth more than their
+    files: they should be shown in any case."""
     try:
         write()
     except OSError as error:
@@ -24,9 +24,9 @@ def error_of(write: Callable[[], None]) -> OSError | None:
 
 
 class Table:
-    """A file of rows, begun with a line of `columns` and the `rows` that are there already.
+    """A CSV file that starts with a header of `columns` and the existing `rows`.
 
-    A row that a full disk has no room for waits for the next one, or for `write`: the run goes on.
+    A row that doesn't fit on a full disk is retried with the next one, or in `write`; the run continues.
 
     Raises:
         OSError: the file cannot be written.
@@ -34,11 +34,11 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[str], rows: Iterable[Sequence] = ()):
         self.path, self._columns = path, columns
-        self._end, self._waiting = 0, b""  # bytes of the file, and those that it has had no room for
+        self._end, self._waiting = 0, b""  # size of the file in bytes, and the bytes not written yet
         self.write(rows)
 
     def add(self, cells: Sequence[Any]) -> None:
-        """Write a row behind the others, and wait until it is on disk."""
+        """Append a row, and wait until it is on disk."""
         self._waiting += encoded(csv_line(cells))
         try:
             with naming(self.path), open(self.path, "r+b") as file:
@@ -48,16 +48,16 @@ class Table:
                 os.fsync(file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):
-                os.truncate(self.path, self._end)  # without a row that was cut short
-            _logger.warning("%s: %s; what it lacks is written with the next row", self.path, error.strerror)
+                os.truncate(self.path, self._end)  # drop a partly written row
+            _logger.warning("%s: %s; the missing rows are written with the next one", self.path, error.strerror)
             return
         self._end, self._waiting = self._end + len(self._waiting), b""
 
     def write(self, rows: Iterable[Sequence]) -> None:
-        """Write all rows anew, in their order, whole or not at all.
+        """Rewrite the file with all rows, in the given order, atomically.
 
         Raises:
-            OSError: the file cannot be written; what was there stays.
+            OSError: the file cannot be written; the old one stays.
         """
         text = "".join(map(csv_line, [self._columns, *rows]))
         with atomic_write(self.path) as temporary:

@@ -1,7 +1,7 @@
-"""A folder of latents back to videos, by the model that encoded them.
+"""Decode a folder of latents to videos with the model that encoded them.
 
-Each video is read, decoded and written by pieces along time, in the tiles of the encoding, so that memory does not
-depend on its length; frames are cropped to those that were encoded. The same command again makes what is missing.
+Each video is read, decoded and written in pieces along time, in the tiles used for encoding, so that memory does not
+depend on its length; frames are cropped to the encoded size. Running the command again makes what is missing.
 """
 
 import logging
@@ -31,24 +31,24 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class DecodeConfig:
-    """Decode a folder of latents to videos, and to images what were images.
+    """Decode a folder of latents to videos, and still images to images.
 
     Args:
         latents_path: the folder that mg-encode-latents wrote.
-        from_pretrained: the checkpoint; by default where it lay when the latents were made.
-        any_checkpoint: take one whose hash is not that of the checkpoint that encoded.
-        output_path: folder to write to; what is there already stays.
-        names: the videos to decode, as the CSV named them; by default all.
-        dtype: precision of convolutions and products; by default that of the encoding.
-        enable_tile: run in tiles, those of the encoding unless others are given; auto does where frames do not fit into
-            memory whole, and where they were encoded in tiles in any case.
-        tiling: where the tiles lie, laid over those of the encoding.
-        max_memory: GB that a video may take; by default what is free when videos of its size first come.
-        device: auto takes ascend, gpu or cpu, the first that is there.
+        from_pretrained: the checkpoint; by default its path when the latents were made.
+        any_checkpoint: accept a checkpoint whose hash differs from that of the encoding.
+        output_path: folder to write to; existing files are kept.
+        names: the videos to decode, as named in the CSV; by default all.
+        dtype: precision of convolutions and matrix products; by default that of the encoding.
+        enable_tile: run in tiles, by default those of the encoding; auto does so if frames don't fit into memory whole
+            or if encoding always used tiles.
+        tiling: tile sizes and overlaps; the others are those of the encoding.
+        max_memory: GB that a video may use; by default what is free when videos of its size first come.
+        device: auto picks the first available of ascend, gpu and cpu.
         mode: graph compiles once per shape, pynative runs op by op.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     aliases: ClassVar[dict[str, str]] = {
@@ -76,8 +76,7 @@ class DecodeConfig:
 
 @dataclass
 class DecodeReport:
-    """What a rank did: numbers of videos decoded and of those that were there, and the names of those that failed, with
-    the reason."""
+    """What a rank did: how many videos it decoded, how many were there already, and which failed and why."""
 
     decoded: int = 0
     there: int = 0
@@ -87,10 +86,10 @@ class DecodeReport:
 def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> DecodeReport:
     """Decode this rank's share of `config.latents_path` into `config.output_path`: NAME.mp4, or .png for an image.
 
-    A video whose latents cannot be read or decoded, or that cannot be written, is counted; the others go on.
+    A video that cannot be read, decoded or written is reported as failed; the others continue.
 
     Raises:
-        ValueError, OSError: latents, a name or a checkpoint that cannot be used, a folder that cannot be written.
+        ValueError, OSError: latents, a name or a checkpoint cannot be used, or the folder cannot be written.
     """
     latents = open_latents(config.latents_path)
     files = dict(zip(latents, output_names(list(latents))))
@@ -119,10 +118,10 @@ def _fail(report: DecodeReport, name: str, error: Exception) -> None:
 
 
 def _frames(model: VideoAutoencoder, clip: Latents) -> Iterator[np.ndarray]:
-    """uint8 frames (T', H, W, 3) by pieces, cropped to the clip's.
+    """uint8 frames (T', H, W, 3) in pieces, cropped to the clip's size.
 
     Raises:
-        ValueError: frames that are not finite.
+        ValueError: frames are not finite.
     """
     pieces = model.decode_stream(lambda start, stop: clip.read(None, start, stop)[None], clip.shape[1], clip.frames)
     for piece in pieces:
@@ -140,8 +139,8 @@ def _write(path: Path, pieces: Iterator[np.ndarray], clip: Latents) -> None:
 
 
 def _load_model(config: DecodeConfig, settings: dict) -> tuple[VideoAutoencoder, dict]:
-    """The model of the encoding, with its weights unless others are asked for, in its tiles; and what tiles are to have
-    where they are not needed in any case."""
+    """The model of the encoding, with its weights unless others are given, and its tiling; and the fields that tiles
+    should have if `Fitting` needs them."""
     try:
         made = settings["model"]
         name, dtype, model_config = made["name"], made["dtype"], dict(made["config"])

@@ -1,8 +1,8 @@
-"""The videos and images of a CSV as a folder of latents that a diffusion model trains on; see mg.latents.folder.
+"""Encode the videos and images of a CSV into a folder of latents to train a diffusion model on; see mg.latents.folder.
 
-Each video is read, encoded and written by pieces along time, in the model's own tiles: memory does not depend on its
-length. Videos are shared out to the ranks by their place in the CSV. The same command again goes on where a run was
-stopped, on any number of ranks.
+Each video is read, encoded and written in pieces along time, in the model's own tiles, so that memory does not depend
+on its length. Videos are distributed over ranks by their position in the CSV. Running the command again resumes a
+stopped run, on any number of ranks.
 """
 
 import json
@@ -39,16 +39,16 @@ class EncodeConfig(ClipsConfig):
     """Encode the videos and images of a CSV into a folder of latents.
 
     Args:
-        output_path: folder to write to; the same command again goes on there.
+        output_path: folder to write to; running the same command again resumes there.
         num_frames: frames of a clip, from the beginning; by default the whole video, whatever its length.
-        batch_size: 1: videos are encoded one by one, in tiles along time.
-        posterior: store mean and log-variance of the latents both, so that whoever reads them can take samples.
-        latents_dtype: precision of the numbers stored.
-        shard_size: MB of a shard; a longer video has one of its own.
-        retry_failed: try again those that could not be encoded before.
+        batch_size: must be 1: videos are encoded one by one, in tiles along time.
+        posterior: store both mean and log-variance, so that readers can sample the posterior.
+        latents_dtype: precision of the stored latents.
+        shard_size: MB per shard; a larger video gets its own.
+        retry_failed: retry videos that could not be encoded before.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting is out of range.
     """
 
     output_path: str = "outputs/latents"
@@ -61,14 +61,14 @@ class EncodeConfig(ClipsConfig):
         super().__post_init__()
         require(self.batch_size == 1, self, "batch_size", "1: videos are encoded one by one")
         require(self.shard_size >= 1, self, "shard_size", "at least 1")
-        both = "false, where posterior is true: that stores what samples are taken of"
+        both = "false if posterior is true, which stores the whole posterior"
         require(not (self.posterior and self.sample_posterior), self, "sample_posterior", both)
 
 
 @dataclass
 class EncodeReport:
-    """What a rank did: the number of videos in the CSV and of its own, of those that it encoded, and of those whose
-    latents were there; and all that failed, now or before, by name, with the reason."""
+    """What a rank did: the number of videos in the CSV and in its share, of those that it encoded and those that were
+    there already; and the names of all that failed, now or before, with the reason."""
 
     videos: int
     mine: int
@@ -78,14 +78,14 @@ class EncodeReport:
 
 
 def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> EncodeReport:
-    """Encode this rank's videos of `config.csv_path`, row i being rank i % world_size's, into `config.output_path`.
+    """Encode this rank's videos of `config.csv_path` into `config.output_path`; row i belongs to rank i % world_size.
 
-    A video that cannot be read or encoded becomes a line with an error; the others go on. One for which there was no
-    room, in memory or on disk, is tried again by the next run. One that the CSV names twice is encoded once.
+    A video that cannot be read or encoded becomes a row with an error; the others continue. One that failed for lack of
+    memory or disk space is retried by the next run. One that the CSV names twice is encoded once.
 
     Raises:
-        ValueError, OSError: an index or a checkpoint that cannot be used, a folder that cannot be written or was made
-            with other settings.
+        ValueError, OSError: the index or checkpoint cannot be used, or the folder cannot be written or was made with
+            other settings.
     """
     index = read_index(config.csv_path, config.video_folder)
     unique = {row.name: row for row in reversed(index)}  # the first of a name
@@ -94,7 +94,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
         _logger.warning("%s: names %d videos more than once", config.csv_path, len(index) - len(rows))
     model = load_model(config)
     if config.posterior and not model.has_posterior:
-        raise ValueError(f"posterior is true, but {model.name} has none: its latents are certain; turn it off")
+        raise ValueError(f"posterior is true, but {model.name} has none: its latents are deterministic; turn it off")
     folder = Path(config.output_path)
     folder.mkdir(parents=True, exist_ok=True)
     _settle(folder, _settings(config, model))
@@ -116,7 +116,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
 
     order = {row.name: i for i, row in enumerate(rows)}
     if recaptioned:
-        _logger.info("%d videos have another caption than before", len(recaptioned))
+        _logger.info("%d videos have a new caption", len(recaptioned))
         record(folder, recaptioned, order)
     size = config.shard_size * 2**20
     fitting = Fitting(config.enable_tile, config.tiling.given(), config.max_memory)
@@ -157,10 +157,10 @@ def _encode(
 def _pieces(
     model: VideoAutoencoder, name: str, clip: ClipReader, config: EncodeConfig
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What is stored of a clip -> (z, t', h, w), by stretches along time.
+    """The tensors to store for a clip, (z, t', h, w), in pieces along time.
 
     Raises:
-        ValueError: latents that are not finite.
+        ValueError: latents are not finite.
     """
     seed = clip_seed(config.seed, name) if config.sample_posterior else None
     for z, mean, logvar in model.encode_stream(lambda a, b: clip.read(a, b)[None], clip.num_frames, seed):
@@ -171,7 +171,7 @@ def _pieces(
 
 
 def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
-    """What all latents of a folder share."""
+    """The settings shared by all latents of a folder."""
     checkpoint = Path(config.model.from_pretrained)
     factors = model.scaling_for(0.0, 1.0, [], [])
     return {
@@ -201,15 +201,15 @@ def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
 
 
 def _tiling(model: VideoAutoencoder, config: EncodeConfig) -> dict | None:
-    """Where the tiles lie of all videos; with `auto`, of those that do not fit without."""
+    """The tiling of all videos; with `auto`, of those that don't fit whole."""
     if config.enable_tile == "auto" and model.tiling is None:
         return {"auto": True, **config.tiling.given()}
     return vars(model.tiling) if model.tiling else None
 
 
 def _settle(folder: Path, settings: dict) -> None:
-    """Write latents.json, or make sure that it says the same, where there are latents already. Where the checkpoint
-    lies does not matter, its hash does."""
+    """Write latents.json or, if there are latents already, check that it has the same settings. The checkpoint's path
+    may differ, but not its hash."""
     path = folder / SETTINGS_FILE
     with locked(folder / ".lock"):
         if read_rows(folder):

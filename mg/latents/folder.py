@@ -1,12 +1,12 @@
 """A folder of latents:
 
-    latents.json                           what all of them share: model, checkpoint and its hash, scaling, clips, tiles
-    index.jsonl                            one line per video, those that could not be encoded too, in the CSV's order
+    latents.json                           shared settings: model, checkpoint and its hash, scaling, clips, tiles
+    index.jsonl                            one row per video, including failed ones, in the order of the CSV
     latents-RRRRR-NNNNN.safetensors        shard N of rank R: the latents of many short videos, or of one long one
 
-In a shard the latents of a video stand under its name, followed by `.z`, or by `.mean` and `.logvar`, as (z, t, h, w).
-A shard is there whole or not at all, and its lines come into the index together, once it is. So what the index names is
-complete, whenever a run was killed, and whatever other ranks are doing.
+In a shard, the keys of a video are its name followed by `.z`, or by `.mean` and `.logvar`; tensors are (z, t, h, w).
+A shard is written atomically, and only then are its rows added to the index, together. So everything in the index is
+complete, even if a run was killed or other ranks are still writing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,19 +25,19 @@ SETTINGS_FILE = "latents.json"
 
 @dataclass
 class Row:
-    """One video of a folder: a line of its index.
+    """One video of a folder: a row of its index.
 
     Attributes:
-        name: as the CSV has it.
+        name: as in the CSV.
         caption: "" if there is none.
         status: ok, or error: then `error` says why, in one line, and the rest is empty.
         shard: the file that holds its latents.
-        tensors: what is stored -> its key in the shard: `z`, or `mean` and `logvar`.
-        shape: of each, (z, t, h, w).
-        frames, height, width, fps: of the clip that was encoded.
+        tensors: maps what is stored (`z`, or `mean` and `logvar`) to its key in the shard.
+        shape: of each tensor, (z, t, h, w).
+        frames, height, width, fps: of the encoded clip.
         still: it is an image.
         tiles: whether frames were encoded whole or in which tiles.
-        again: with an error, that the next run tries it by itself: it was not the video's fault.
+        again: the error was not the video's fault, and the next run retries it automatically.
     """
 
     name: str
@@ -64,17 +64,17 @@ class Row:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """The lines of a folder's index by name; none where there is no index."""
+    """The rows of a folder's index by name; empty if there is no index."""
     return shards.read_rows(Path(folder), Row)
 
 
 def record(folder: Path, rows: Iterable[Row], order: Mapping[str, int]) -> None:
-    """Put rows into a folder's index, all of them at once, in place of those of their names."""
+    """Add rows to a folder's index, all at once, replacing rows of the same names."""
     shards.record(folder, rows, order, Row)
 
 
 class ShardWriter(shards.ShardWriter[Row]):
-    """Fills the shards of one rank with latents; see `mg.data.shards.ShardWriter`."""
+    """Writes the shards of one rank with latents; see `mg.data.shards.ShardWriter`."""
 
     def __init__(self, folder: Path, order: Mapping[str, int], dtype: str, shard_size: int, rank: int, world_size: int):
         super().__init__(folder, Row, "latents", order, dtype, shard_size, rank, world_size)
@@ -84,23 +84,23 @@ class ShardWriter(shards.ShardWriter[Row]):
 
 
 def open_latents(folder: str | Path) -> "LatentFolder":
-    """The latents of a folder that `mg-encode-latents` wrote, by the names of the videos.
+    """Open a folder that `mg-encode-latents` wrote: a mapping of video names to latents.
 
     Raises:
-        DataError, CheckpointError: no such folder, or one without an index that can be read.
+        DataError, CheckpointError: the folder does not exist or has no readable index.
     """
     folder = Path(folder)
     if not (folder / SETTINGS_FILE).is_file():
-        raise DataError(f"{folder}: holds no latents, there is no {SETTINGS_FILE}")
+        raise DataError(f"{folder}: has no latents, there is no {SETTINGS_FILE}")
     return LatentFolder(folder)
 
 
 class LatentFolder(ShardReader, Mapping):
-    """Names of videos -> `Latents`, in the order of the CSV, read when they are asked for.
+    """Maps names of videos to `Latents`, in the order of the CSV; tensors are read on demand.
 
     Attributes:
-        settings: what latents.json holds.
-        failed: names of the videos that could not be encoded -> why.
+        settings: the contents of latents.json.
+        failed: maps names of videos that could not be encoded to the reason.
     """
 
     def __init__(self, folder: Path):
@@ -112,7 +112,7 @@ class LatentFolder(ShardReader, Mapping):
 
     def __getitem__(self, name: str) -> "Latents":
         if name not in self._rows:
-            reason = self.failed.get(name, "there is no video of this name")
+            reason = self.failed.get(name, "there is no video with this name")
             raise DataError(f"{self.folder}: no latents of {name}: {reason}")
         return Latents(self, self._rows[name])
 
@@ -127,7 +127,7 @@ class LatentFolder(ShardReader, Mapping):
 
 
 class Latents:
-    """The latents of one video, yet to be read; with the attributes of its `Row`: name, caption, shape, frames ..."""
+    """The latents of one video, read on demand, with the attributes of its `Row`: name, caption, shape, frames ..."""
 
     def __init__(self, folder: LatentFolder, row: Row):
         self._folder, self._row = folder, row
@@ -141,11 +141,11 @@ class Latents:
         """Latent frames [start, stop), by default all -> (z, t, h, w), float32.
 
         Args:
-            tensor: z, or mean or logvar, whichever the folder holds; by default z or mean.
+            tensor: z, or mean or logvar, whichever the folder has; by default z or mean.
 
         Raises:
-            DataError: a tensor that the folder does not hold, or frames that the video does not have.
-            CheckpointError: a shard that is missing or damaged, in one line that names it and the key.
+            DataError: the folder has no such tensor, or the video no such frames.
+            CheckpointError: a shard is missing or damaged; one line names it and the key.
         """
         row = self._row
         tensor = tensor or next(iter(row.tensors))
@@ -153,5 +153,5 @@ class Latents:
             raise DataError(f"{row.name}: {tensor} was not stored; {', '.join(row.tensors)} can be read")
         stop = row.shape[1] if stop is None else stop
         if not 0 <= start <= stop <= row.shape[1]:
-            raise DataError(f"{row.name}: has {row.shape[1]} latent frames; {start} to {stop} were asked for")
+            raise DataError(f"{row.name}: has {row.shape[1]} latent frames; {start} to {stop} were requested")
         return self._folder.read(row.shard, row.tensors[tensor], row.shape, start, stop)

@@ -1,7 +1,7 @@
-"""How much memory a video takes on its way to latents and back, by its length; and what a pixel costs each model.
+"""Peak memory of encoding a video to latents and decoding it again, by its length; and bytes per pixel of each model.
 
-Videos of several lengths are encoded and decoded by the commands, each time in a process of its own, whose peak
-resident memory is taken as Linux counts it. It should not depend on the length.
+The commands encode and decode videos of several lengths, each time in a separate process whose peak resident memory
+is read from Linux. It should not depend on the length.
 """
 
 import json
@@ -23,7 +23,7 @@ from mg.models.memory import MEASURED
 
 SMALL_TAE: dict = {"ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
 
-# Runs a module as a program, and leaves its process's peak in a file.
+# Runs a module as a program and writes the peak memory of its process to a file.
 CHILD = """
 import runpy, sys
 from pathlib import Path
@@ -39,16 +39,16 @@ finally:
 
 @dataclass(kw_only=True)
 class MemoryConfig:
-    """Measure the peak memory of encoding and decoding videos of several lengths, or what a pixel costs models.
+    """Measure the peak memory of encoding and decoding videos of several lengths, or the bytes per pixel of models.
 
     Args:
-        models: measure the bytes per pixel of these, at half their width, in place of the lengths: what enable_tile
-            auto goes by.
-        frames: lengths of the videos; the first is what the others are compared with.
+        models: instead of the lengths, measure the bytes per pixel of these models, at half their width, which
+            enable_tile auto relies on.
+        frames: lengths of the videos; the others are compared with the first.
         size: height and width of their frames in pixels.
-        ckpt_path: the model; by default a small TAE of random weights.
-        tile: frames of a tile, half of which neighbours share in decoding; by default the model's own tiles.
-        limit: how many times the first one's memory a longer video may take.
+        ckpt_path: the model; by default a small TAE with random weights.
+        tile: frames of a tile, half of which overlap in decoding; by default the model's own tiles.
+        limit: largest allowed ratio of a longer video's memory to the first one's.
         mode: graph | pynative | auto: pynative.
         output_path: folder for memory.json, or footprints.json.
     """
@@ -75,11 +75,11 @@ def measure_memory(config: MemoryConfig, encoder: str, decoder: str) -> dict:
         encoder, decoder: the modules of the commands mg-encode-latents and mg-decode-latents.
 
     Returns:
-        "peaks": per command a list of bytes, one for each length; "ratios": the largest of the longer ones' over the
-        first; "holds": whether all ratios are within the limit; and the settings.
+        "peaks": a list of bytes per command, one for each length; "ratios": the largest peak of the longer videos over
+        the first one's; "holds": whether all ratios are within the limit; and the settings.
 
     Raises:
-        ValueError: a command that failed, with what it said last.
+        ValueError: a command failed; the message has its last line of output.
     """
     folder = Path(config.output_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,11 +122,11 @@ def measure_memory(config: MemoryConfig, encoder: str, decoder: str) -> dict:
 
 
 def peak_memory(command: list, peak: Path) -> int:
-    """Bytes that a Python module run as a program has resident at most, in a process of its own.
+    """Peak resident memory in bytes of a Python module run as a program, in its own process.
 
     Args:
         command: the module and its options.
-        peak: a file to hand the number over in.
+        peak: a file to pass the number in.
     """
     words = [sys.executable, "-c", CHILD, str(peak), *map(str, command)]
     done = subprocess.run(words, capture_output=True, text=True)
@@ -136,7 +136,7 @@ def peak_memory(command: list, peak: Path) -> int:
 
 
 def moving_picture(frames: int, size: int, piece: int = 16) -> Iterator[np.ndarray]:
-    """Waves that move over frames of `size` x `size`, by pieces: uint8 (T', H, W, 3)"""
+    """Waves moving over frames of `size` x `size`, in pieces: uint8 (T', H, W, 3)"""
     y, x = np.mgrid[:size, :size]
     for start in range(0, frames, piece):
         clip = [
@@ -147,7 +147,7 @@ def moving_picture(frames: int, size: int, piece: int = 16) -> Iterator[np.ndarr
 
 
 def format_table(found: dict) -> str:
-    """What was measured, as text."""
+    """The results as text."""
     lines = [f"{'peak resident memory, MB':<26}" + "".join(f"{n:>8} frames" for n in found["frames"]) + "     ratio"]
     for command, values in found["peaks"].items():
         cells = "".join(f"{value / 2**20:>15.0f}" for value in values)
