@@ -93,7 +93,7 @@ def _plots(results: dict[str, dict]) -> str:
             line_plot(f"Held-out clips, by time: {share}", "0 clean, 1 noise", bands, 0.05, (0, 1), x_texts=True),
             rate_plot(
                 f"Over compression: {share}",
-                "values of the video by values of the latents",
+                "values of the video / values of the latents",
                 rates,
                 0.05,
             ),

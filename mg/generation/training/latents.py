@@ -67,7 +67,7 @@ class StoredLatents:
             rate = None if clip.still else clip.fps * stride  # of the material
             self.rows.append(IndexRow(path, name, clip.caption, clip.frames, clip.height, clip.width, rate))
         if not self.rows:
-            raise ValueError(f"{latents.folder}: holds no latents; all of its videos failed")
+            raise ValueError(f"{latents.folder}: has no latents; all of its videos failed")
         self.in_channels = latents[self.rows[0].name].shape[0]
 
     def loader(self, rows: Sequence[IndexRow], data: DataConfig, seed: int, rank: int, world_size: int) -> ClipLoader:
