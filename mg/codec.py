@@ -1,7 +1,7 @@
-"""Pixels to latents and back, whatever runs the networks: padding, tiles, streams, sampling, scaling and cropping.
+"""Pixels to latents and back, whichever engine runs the networks: padding, tiles, streams, sampling, scaling, cropping.
 
-A `Codec` works on numpy arrays. It knows a model's `Geometry` and two functions, its encoder and its decoder of one
-tile, which MindSpore, onnxruntime or OpenVINO may run. `TwoStageCodec` puts a codec of frames before a temporal half.
+A `Codec` works on numpy arrays. It knows a model's `Geometry` and two functions, which encode and decode one tile and
+may run in MindSpore, onnxruntime or OpenVINO. `TwoStageCodec` puts a per-frame codec in front of a temporal half.
 
     codec = mg.from_pretrained("models/tae.ckpt").codec       # or mg.deploy.load("outputs/tae_onnx").codec
     z, mean, logvar = codec.encode(x)                         # x (B, 3, T, H, W) in [-1, 1]
@@ -25,7 +25,7 @@ Read = Callable[[int, int], np.ndarray]
 class Encoded(NamedTuple):
     """What `encode` returns, each (B, z, t, h, w), float32; `logvar` is None for a model without a posterior.
 
-    Arrays where a codec encodes, tensors where a model of MindSpore's does.
+    Arrays from a codec, tensors from a MindSpore model.
     """
 
     z: np.ndarray
@@ -38,15 +38,15 @@ class Geometry:
     """How an autoencoder's latents relate to its pixels.
 
     Attributes:
-        in_channels: of a frame.
-        latent_channels: z.
+        in_channels: channels of a frame.
+        latent_channels: channels of z.
         spatial, temporal: pixels per latent along H and W, frames per latent along T.
-        lead: 1 where the first frame has its own latent frame and every later one stands for `temporal` frames; else 0.
+        lead: 1 if the first frame has its own latent frame and each later one covers `temporal` frames; else 0.
         frame_multiple: clips are padded to a multiple of this many frames, the lead not counted.
         keeps_images: a single frame skips all layers that change the frame rate, and decodes to a single frame.
-        has_posterior: the encoder gives a mean and a log-variance, otherwise the latents themselves.
-        chunk: frames that are encoded independently of all others, e.g. 17; None where all frames go together.
-        images_only: the networks take single frames alone, though the model compresses time.
+        has_posterior: the encoder outputs a mean and a log-variance, otherwise the latents themselves.
+        chunk: number of frames encoded independently of all others, e.g. 17; None if all frames are encoded together.
+        images_only: the networks only accept single frames, though the model compresses time.
     """
 
     in_channels: int
@@ -79,26 +79,26 @@ class Geometry:
         return b, self.in_channels, frames, h * self.spatial, w * self.spatial
 
     def missing(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """Frames, rows and columns that a (B, C, T, H, W) clip lacks; some models' temporal layers take any length."""
+        """Frames, rows and columns to pad a (B, C, T, H, W) clip by; some models' temporal layers accept any length."""
         _, _, t, h, w = shape
         frames = 0 if self.keeps_images and t == 1 else (self.lead - t) % self.frame_multiple
         return frames, -h % self.spatial, -w % self.spatial
 
     def is_still(self, num_latents: int, frames: int | None) -> bool:
-        """Whether this many latent frames are an image, if `frames` are wanted (None: all)."""
+        """Whether this many latent frames are an image, if `frames` frames are requested (None: all)."""
         return self.keeps_images and num_latents == 1 and frames in (None, 1)
 
 
 class Codec:
-    """A model of one stage.
+    """Codec of a one-stage model.
 
     Args:
-        geometry: of the model.
+        geometry: the model's.
         encoder: a tile (B, C, T, H, W), float32 -> (B, 2 z, t, h, w), or (B, z, t, h, w) without a posterior.
         decoder: a tile of latents (B, z, t, h, w), and whether it is a still -> (B, 3, T, H, W). Both may be called
-            with tiles of any size up to that of `tiling`.
-        tiling: tiles; None runs clips whole.
-        stream_tiling: tiles along time for streams where `tiling` has none.
+            with any tile size up to that of `tiling`.
+        tiling: None processes clips whole.
+        stream_tiling: tiles along time for streams if `tiling` has none.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class Codec:
 
         Args:
             x: (B, C, T, H, W) in [-1, 1], of any size; an image is T = 1.
-            noise: standard normal, of the latents' shape: z is the sample of the posterior that it stands for.
-            seed: draw the noise, as a function of this and a latent's position alone. With neither z is the posterior's
-                mean, and it always is without a posterior.
+            noise: standard normal, of the latents' shape, from which z is sampled.
+            seed: draw the noise instead, as a function of only this and a latent's position. With neither, or without
+                a posterior, z is the mean.
 
         Raises:
             ValueError: another shape or dtype.
@@ -137,8 +137,8 @@ class Codec:
 
         Args:
             z: (B, z, t, h, w).
-            num_target_frames: keep this many frames from the first on, by default all that the latents stand for. A
-                model that keeps images takes t = 1 for an image unless more frames are asked for.
+            num_target_frames: keep only the first n frames; by default all that the latents represent. A model that
+                `keeps_images` decodes t = 1 as an image unless more frames are requested.
 
         Returns:
             (B, C, T, H, W), float32, about [-1, 1]: not clipped.
@@ -151,24 +151,24 @@ class Codec:
         return self.pixels(z, num_target_frames)[:, :, :limit]
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
-        """x (B, C, T, H, W) from the posterior's mean, at its own length and size."""
+        """Reconstruct x (B, C, T, H, W) from the posterior's mean, with its length and size."""
         mean, _ = self.posterior(self._checked(x, self.geometry.in_channels, "x"))
         _, _, t, h, w = x.shape
         return self.pixels(mean, t)[:, :, :t, :h, :w]
 
     def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
-        """`encode` of a video that is read piece by piece: its latents piece by piece, in constant memory.
+        """`encode` for a video read piece by piece: yields its latents piece by piece, in constant memory.
 
-        The pieces join to what `encode` gives in the same tiles. Along time a stream always works in tiles.
+        Concatenated, the pieces equal what `encode` returns with the same tiles. A stream is always tiled along time.
 
         Args:
-            read: gives frames [start, stop) as float32 (B, C, stop - start, H, W) in [-1, 1]; called in order, though a
-                piece may start before the end of the one before.
-            num_frames: of the video.
+            read: returns frames [start, stop) as float32 (B, C, stop - start, H, W) in [-1, 1]; called in order, though
+                a piece may overlap the previous one.
+            num_frames: length of the video.
             seed: as for `encode`.
 
         Yields:
-            z, mean and logvar of a stretch along time, (B, z, t', h, w).
+            z, mean and logvar of the next latent frames, (B, z, t', h, w).
         """
         at = 0
         for mean, logvar in self.posterior_stream(read, num_frames):
@@ -177,12 +177,12 @@ class Codec:
             yield self.encoded(mean, logvar, noise)
 
     def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
-        """`decode` of latents that are read piece by piece: frames piece by piece, in constant memory.
+        """`decode` for latents read piece by piece: yields frames piece by piece, in constant memory.
 
-        The pieces join to what `decode` gives in the same tiles; see `encode_stream`.
+        Concatenated, the pieces equal what `decode` returns with the same tiles; see `encode_stream`.
 
         Args:
-            read: gives latent frames [start, stop) as float32 (B, z, stop - start, h, w).
+            read: returns latent frames [start, stop) as float32 (B, z, stop - start, h, w).
             num_latents: latent frames of the video.
             num_target_frames: as for `decode`.
 
@@ -199,23 +199,23 @@ class Codec:
                     return
 
     def encoded(self, mean: np.ndarray, logvar: np.ndarray | None, noise: np.ndarray | None) -> Encoded:
-        """What `encode` returns for a posterior; without noise z is the mean."""
+        """`encode`'s result for this posterior; without noise z is the mean."""
         z = mean if logvar is None or noise is None else mean + np.exp(np.float32(0.5) * logvar) * noise
         return Encoded(z, mean, logvar)
 
-    # What a model of two stages does differently.
+    # What a two-stage model does differently.
 
     @property
     def stream_tile(self) -> int | None:
-        """Frames that `encode_stream` takes in at once; None for all of them."""
+        """Frames that `encode_stream` reads at once; None for all of them."""
         return self._tiles_along_time().encode_tile + self.geometry.lead
 
     def unscaled(self, z: np.ndarray) -> np.ndarray:
-        """Latents without the scaling that `encode` applies."""
+        """Undo the scaling that `encode` applies."""
         return z
 
     def posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Mean and log-variance of the latents of a clip of any size, or the latents and None."""
+        """Mean and log-variance of the latents of a clip of any size; without a posterior, the latents and None."""
         x = fill(x, self.geometry.missing(x.shape))
         axes = [] if self.tiling is None else self.tiling.encode_axes(*self._factors)
         return self.split(tiled(self.encoder, x, axes))
@@ -224,16 +224,16 @@ class Codec:
         """(B, z, t, h, w), unscaled -> (B, C, T, H, W), not cropped.
 
         Args:
-            frames: of the clip; None for all that the latents stand for.
+            frames: the clip's number of frames; None for all that the latents represent.
         """
         still = self.geometry.is_still(z.shape[2], frames)
         axes = [] if self.tiling is None else self.tiling.decode_axes(*self._factors)
-        if still:  # one frame from one latent frame: there is no time to cut
+        if still:  # one frame from one latent frame: no time axis to tile
             axes = [axis for axis in axes if axis.dim != 2]
         return tiled(lambda tile: self.decoder(tile, still), z, axes)
 
     def posterior_stream(self, read: Read, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """`posterior` by stretches along time."""
+        """`posterior`, piece by piece along time."""
         behind, _, _ = self.geometry.missing((1, 3, num_frames, 1, 1))
 
         def padded(start: int, stop: int) -> np.ndarray:
@@ -246,7 +246,7 @@ class Codec:
             yield self.split(moments)
 
     def pixel_stream(self, read: Read, num_latents: int, frames: int | None) -> Iterator[np.ndarray]:
-        """`pixels` of scaled latents, by stretches along time."""
+        """`pixels` of scaled latents, piece by piece along time."""
         if self.geometry.is_still(num_latents, frames):
             yield self.decode(read(0, 1), frames)
             return
@@ -277,7 +277,7 @@ class Codec:
         return self.geometry.temporal, self.geometry.spatial, self.geometry.lead
 
     def _tiles_along_time(self) -> TilingConfig:
-        """The tiles that are on, and those of `stream_tiling` along time where none are."""
+        """The current tiling, with that of `stream_tiling` along time if it has none."""
         default = self._stream_tiling
         tiling = self.tiling or replace(default, spatial_tile=0, spatial_overlap=None)
         for side in ("encode", "decode"):
@@ -288,17 +288,17 @@ class Codec:
 
 
 class TwoStageCodec(Codec):
-    """The Open-Sora 1.2 VAE: a codec of single frames, then a temporal one of its latents in independent chunks.
+    """Codec of the Open-Sora 1.2 VAE: single frames first, then their latents along time in independent chunks.
 
-    Latents come as (z - shift) / scale. A chunk that is no multiple of the temporal compression gets zeros in front,
-    which are cut off again after decoding; so decoding needs to know the number of frames.
+    Latents are scaled to (z - shift) / scale. A chunk whose length isn't a multiple of the temporal compression is
+    padded with zeros in front, which are cropped after decoding; so decoding needs to know the number of frames.
 
     Args:
-        geometry: of both together; `chunk` None takes clips as one chunk.
+        geometry: of both halves together; with `chunk` None a clip is one chunk.
         frames: the spatial half; its geometry has no posterior.
-        encoder: latents of frames, a multiple of the temporal compression (B, C, T, h, w) -> (B, 2 z, t, h, w).
+        encoder: frame latents, T a multiple of the temporal compression, (B, C, T, h, w) -> (B, 2 z, t, h, w).
         decoder: (B, z, t, h, w) -> (B, C, T, h, w).
-        tiling: its tiles in space, in pixels, apply to both halves; None runs clips whole.
+        tiling: its spatial tiles, in pixels, apply to both halves; None processes clips whole.
         shift, scale: per channel, or one for all.
     """
 
@@ -341,8 +341,8 @@ class TwoStageCodec(Codec):
         return self.frames.pixels(self.frame_latents(z, frames), frames)
 
     def frame_latents(self, z: np.ndarray, frames: int | None) -> np.ndarray:
-        """(B, z, t, h, w), unscaled -> the spatial half's latents (B, C, T, h, w): `frames` if that fits t, else all
-        that the latents can stand for."""
+        """(B, z, t, h, w), unscaled -> the spatial half's latents (B, C, T, h, w): `frames` of them if that fits t,
+        else as many as the latents can represent."""
         c, size = self.geometry.temporal, self.geometry.chunk or z.shape[2] * self.geometry.temporal
         chunks = []
         for i, (start, stop) in enumerate(chunk_bounds(z.shape[2], self.geometry.latent_chunk)):
@@ -365,7 +365,7 @@ class TwoStageCodec(Codec):
             left = None if left is None else left - chunk.shape[2]
 
     def _axes(self):
-        """The temporal half keeps height and width, which are those of latents."""
+        """The temporal half keeps height and width, which are counted in latents."""
         if self.tiling is None:
             return []
         axes = self.tiling.decode_axes(self.geometry.temporal, self.geometry.spatial)

@@ -1,7 +1,7 @@
-"""Tensors from worker to worker, with gradients: `AllGather` and `ReduceScatter`, over all workers or over groups.
+"""Differentiable collectives: `AllGather` and `ReduceScatter`, over all workers or over groups.
 
-HCCL and NCCL have both for any group. MindSpore's backend for CPUs has AllGather and AllReduce, and these over all
-workers alone: there each worker takes its part of what all have, which are the same values.
+HCCL and NCCL support both for any group. MindSpore's CPU backend only has AllGather and AllReduce, and only over all
+workers: there each worker takes its part of the global result, which has the same values.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from mg import runtime
 
 @dataclass(frozen=True)
 class Group:
-    """Workers of neighbouring ranks.
+    """A group of workers with consecutive ranks.
 
     Attributes:
-        rank, size: this worker's place in the group, and how many workers are in it.
-        first: rank of the group's first worker among all.
-        world_size: how many workers there are.
+        rank, size: this worker's rank in the group, and the group's number of workers.
+        first: global rank of the group's first worker.
+        world_size: total number of workers.
     """
 
     rank: int = 0
@@ -29,12 +29,12 @@ class Group:
 
     @classmethod
     def of(cls, worker: runtime.Runtime, size: int | None = None) -> "Group":
-        """That of a worker, among groups of `size`, which divides the number of workers; by default all are one."""
+        """The worker's group, if groups have `size` workers, a divisor of their number; by default one group."""
         size = size or worker.world_size
         return cls(worker.rank % size, size, worker.rank - worker.rank % size, worker.world_size)
 
     def name(self) -> str:
-        """What the backend knows it by. All of its workers must ask for it at the same time."""
+        """The group's name in the backend. All of its workers must call this at the same time."""
         if self.size == self.world_size:
             return communication.GlobalComm.WORLD_COMM_GROUP
         name = f"workers_{self.first}_{self.size}"
@@ -44,16 +44,16 @@ class Group:
         return name
 
 
-_NAMED: set[str] = set()  # MindSpore refuses to make a group twice
+_NAMED: set[str] = set()  # MindSpore refuses to create a group twice
 
 
 def _cut(x, begin, length):
-    """Rows of x; a product, and no view: PyNative in MindSpore 2.10 gets gradients wrong that come from some views."""
+    """Rows of x, as a product, not a view: gradients through some views are wrong in MindSpore 2.10's PyNative."""
     return mint.narrow(x, 0, begin, length) * 1.0
 
 
 class _Gathered(nn.Cell):
-    """(n, ...) of each worker -> (size * n, ...), one behind the other"""
+    """(n, ...) on each worker -> (size * n, ...), concatenated"""
 
     def __init__(self, group: Group):
         super().__init__()
@@ -68,7 +68,7 @@ class _Gathered(nn.Cell):
 
 
 class _Summed(nn.Cell):
-    """(size * n, ...) of each worker -> (n, ...), this worker's part of their sum"""
+    """(size * n, ...) on each worker -> (n, ...), this worker's part of the sum"""
 
     def __init__(self, group: Group):
         super().__init__()
@@ -89,9 +89,9 @@ class _Summed(nn.Cell):
 
 
 class AllGather(nn.Cell):
-    """(n, ...) of each worker of a group -> (size * n, ...), one behind the other, the same on each.
+    """(n, ...) on each worker of a group -> (size * n, ...), concatenated, the same on each.
 
-    The gradient of what a worker gives is the sum of those that all of them have for it.
+    The gradient of a worker's input is the sum of all workers' gradients for it.
     """
 
     def __init__(self, group: Group):
@@ -106,7 +106,7 @@ class AllGather(nn.Cell):
 
 
 class ReduceScatter(nn.Cell):
-    """(size * n, ...) of each worker of a group -> (n, ...), a part of their sum each, in the order of their ranks."""
+    """(size * n, ...) on each worker of a group -> (n, ...), one part of the sum each, in rank order."""
 
     def __init__(self, group: Group):
         super().__init__()

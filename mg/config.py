@@ -1,4 +1,4 @@
-"""YAML files and `--a.b value` overrides -> nested dataclasses, with help texts taken from their docstrings."""
+"""YAML files and `--a.b value` overrides -> nested dataclasses, with help texts from their docstrings."""
 
 import argparse
 import difflib
@@ -24,22 +24,22 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def parse_config(cls: type[T], description: str, argv: list[str] | None = None) -> T:
-    """Fill the dataclass `cls` from the command line and the YAML file that `--config` names, or the first argument.
+    """Fill the dataclass `cls` from the command line and a YAML file, given by `--config` or as the first argument.
 
-    Later arguments win over earlier ones, and over the file where it stands before them. A switch may be written
-    `--flag`, `--flag true` or `--flag=False`, a list `--list a b c`, `--list=a b c` or `--list "[a, b, c]"`.
+    Later arguments override earlier ones, including those of the file. A switch may be written `--flag`, `--flag true`
+    or `--flag=False`, a list `--list a b c`, `--list=a b c` or `--list "[a, b, c]"`.
 
     An option may have other names, on the command line and as keys of a file: the class attribute
-    `aliases: ClassVar[dict[str, str]]` maps them to the option's own, dotted where they lie in a section.
+    `aliases: ClassVar[dict[str, str]]` maps them to the option's name, dotted for those in a section.
 
     Args:
-        cls: a dataclass whose docstring says what each field means.
+        cls: a dataclass whose docstring describes each field.
         description: one line for `--help`.
         argv: the arguments, by default the process's own.
 
     Raises:
-        ValueError: an unknown key (the nearest one is named), a wrong type, a missing file or one that is no YAML, two
-            values for one option under two of its names.
+        ValueError: an unknown key (the message suggests the nearest one), a wrong type, a missing or invalid YAML file,
+            or two values for one option under two of its names.
     """
     aliases: dict[str, str] = getattr(cls, "aliases", {})
     parser = ArgumentParser(
@@ -53,17 +53,17 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
         "--config",
         metavar="FILE.yaml",
         action="config",
-        help="YAML file; its keys are those below. As the first argument it needs no --config.",
+        help="YAML file with the keys below. As the first argument it needs no --config.",
     )
     parser.add_class_arguments(cls)
     actions = {option.removeprefix("--"): action for action in parser._actions for option in action.option_strings}
     for field in fields(cls):
-        for section in filter(is_dataclass, get_args(field.type)):  # that may be null: one option, to the parser
+        for section in filter(is_dataclass, get_args(field.type)):  # that may be null: the parser sees one option
             for inner in fields(section):
                 actions[f"{field.name}.{inner.name}"] = argparse.Namespace(_typehint=inner.type, type=None)
-    actions["print_config"].help = "print what all other arguments amount to as YAML, and exit"
+    actions["print_config"].help = "print the resulting config as YAML, and exit"
     for field in fields(cls):
-        if is_dataclass(field.type):  # a section may be read from a file of its own, which needs no mention
+        if is_dataclass(field.type):  # a section may be read from its own file, which needs no mention
             actions[field.name].help = argparse.SUPPRESS
     for name in dict.fromkeys(aliases.values()):
         others = ", ".join(f"--{alias}" for alias in aliases if aliases[alias] == name)
@@ -87,10 +87,10 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
 
 
 def gives_section(name: str, argv: list[str] | None = None) -> bool:
-    """Whether a command's arguments, or a file that they name as its config, give an option or a section.
+    """Whether a command's arguments, or the config file that they name, set an option or a section.
 
     Raises:
-        ValueError: a file that is missing or no YAML.
+        ValueError: a file that is missing or isn't YAML.
     """
     argv = _name_first(sys.argv[1:] if argv is None else argv)
     for argument, following in zip(argv, [*argv[1:], ""]):
@@ -104,15 +104,15 @@ def gives_section(name: str, argv: list[str] | None = None) -> bool:
 
 
 def config_file(name: str) -> str:
-    """The file that a config's name stands for: that file or, where configs/... is not there, the one that mg ships.
+    """Resolve a config's name: that file or, if it is configs/... and missing, the one that mg ships.
 
     Raises:
-        ValueError: mg ships none of that name either; the nearest one is named.
+        ValueError: mg ships none of that name either; the message suggests the nearest one.
     """
     path = Path(name)
     if path.exists() or path.parts[:1] != ("configs",) or ".." in path.parts:
         return name
-    package = Path(__file__).parent  # its folder configs/ is the repository's, or a copy where mg is installed
+    package = Path(__file__).parent  # its folder configs/ is the repository's, or a copy if mg is installed
     if (package / path).is_file():
         return str(package / path)
     shipped = [str(file.relative_to(package)) for file in package.glob("configs/**/*.yaml")]
@@ -122,7 +122,7 @@ def config_file(name: str) -> str:
 
 
 def to_dict(config) -> dict:
-    """A dataclass, nested ones too, as plain values for YAML or JSON."""
+    """Convert a dataclass, including nested ones, to plain values for YAML or JSON."""
     if hasattr(config, "__dataclass_fields__"):
         return {field.name: to_dict(getattr(config, field.name)) for field in fields(config)}
     return config
@@ -135,11 +135,11 @@ def require(holds: bool, config: Any, name: str, wanted: str) -> None:
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: with what it returns, with 2 and one line on stderr, without a traceback, after a
-    user's mistake, with 130 after Ctrl-C."""
+    """Run a script's `main` and exit with its return value, with 2 and one line on stderr (no traceback) after a user
+    error, or with 130 after Ctrl-C."""
     process = process_name()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names and captions hold what a terminal's encoding may not
+        if hasattr(stream, "reconfigure"):  # a terminal's encoding may not support all names and captions
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format=f"{process}%(levelname)s %(name)s: %(message)s")
     try:
@@ -154,13 +154,13 @@ def run_command_line(main: Callable[[], int | None]) -> None:
 
 
 def exit_status(failed: int, done: int, world_size: int = 1) -> int:
-    """What a command over many clips exits with: 0 where none failed, else 1. Of several workers it is 1 only where a
-    worker has nothing but failures: msrun ends the others with the first one that does not exit with 0."""
+    """The exit status of a command over many clips: 0 if none failed, else 1. With several workers it is 1 only if all
+    of a worker's clips failed: msrun kills the others as soon as one doesn't exit with 0."""
     return int(failed > 0 and (world_size == 1 or done == 0))
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """jsonargparse's, but types are in plain words, and not said again where the choices stand beside an option."""
+    """jsonargparse's formatter with types in plain words, omitted if an option already lists its choices."""
 
     def _get_type_str(self, action):
         text = super()._get_type_str(action)
@@ -175,7 +175,7 @@ def _name_first(argv: list[str]) -> list[str]:
 def _rename_arguments(argv: list[str], aliases: dict[str, str]) -> list[str]:
     """`--alias value` -> `--option value`."""
     renamed: list[str] = []
-    given: dict[str, dict[str, str]] = {}  # option -> the name and the value that it was last given under each name
+    given: dict[str, dict[str, str]] = {}  # option -> each name it was given under -> the last value
     for argument, following in zip(argv, [*argv[1:], ""]):
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--"):
@@ -190,18 +190,18 @@ def _rename_arguments(argv: list[str], aliases: dict[str, str]) -> list[str]:
 
 
 def _read_files(argv: list[str], aliases: dict[str, str]) -> list[str]:
-    """`--config FILE` -> `--config=CONTENT` where the file holds other names of options. A file that is no config is an
-    error that names it, which jsonargparse would not."""
+    """`--config FILE` -> `--config=CONTENT` if the file uses other names of options. A file that isn't a config is an
+    error that names the file, which jsonargparse's doesn't."""
     result, arguments = [], iter(argv)
     for argument in arguments:
         name = next(arguments, None) if argument == "--config" else argument.removeprefix("--config=")
-        if name in (None, argument):  # no file: jsonargparse's to judge
+        if name in (None, argument):  # not a file: leave it to jsonargparse
             result.append(argument)
             continue
         if name.endswith(".py"):
             missing = "" if Path(name).exists() else ", and there is no such file"
             raise ValueError(
-                f"{name}: configs are YAML files here{missing}; those that come with mg lie in its configs folder"
+                f"{name}: configs are YAML files here{missing}; those that come with mg are in its configs folder"
             )
         name = config_file(name)
         content, taken = _take_aliases(_read_file(name), aliases)
@@ -226,7 +226,8 @@ def _read_file(name: str) -> dict:
 
 
 def _take_aliases(content: dict, aliases: dict[str, str], prefix: str = "") -> tuple[dict, dict]:
-    """A file's content without the keys that are other names of options, and those: dotted name -> value."""
+    """Split a file's content into the keys that aren't other names of options, and those that are: dotted name ->
+    value."""
     kept, taken = {}, {}
     for key, value in content.items():
         name = f"{prefix}{key}"
@@ -237,13 +238,13 @@ def _take_aliases(content: dict, aliases: dict[str, str], prefix: str = "") -> t
             value, within = _take_aliases(value, aliases, f"{name}.")
             taken |= within
             if within and not value:
-                continue  # a section that held nothing else
+                continue  # a section without any other keys
         kept[key] = value
     return kept, taken
 
 
 def _put(content: dict, option: str, alias: str, value: Any, file: str) -> None:
-    """Set a dotted option in a file's content to the value that stands there under another name."""
+    """Set a dotted option in a file's content to the value that it has there under another name."""
     *sections, key = option.split(".")
     for section in sections:
         content = content.setdefault(section, {})
@@ -254,12 +255,12 @@ def _put(content: dict, option: str, alias: str, value: Any, file: str) -> None:
 
 
 def _is_nothing(value: Any) -> bool:
-    """null, or a list of nulls: how the originals' configs leave an option to others."""
+    """null, or a list of nulls: an option that the originals' configs leave unset."""
     return value is None or (isinstance(value, list) and bool(value) and all(map(_is_nothing, value)))
 
 
 def _no_section(name: str, value: Any) -> str:
-    return f"{name} is {value!r}; it is a section, with keys of its own"
+    return f"{name} is {value!r}; it must be a section with its own keys"
 
 
 def _two_values(given: dict[str, Any]) -> str:
@@ -267,7 +268,7 @@ def _two_values(given: dict[str, Any]) -> str:
 
 
 def _join_lists(argv: list[str], actions: dict) -> list[str]:
-    """`--list a b` -> `--list=["a", "b"]`, where --list takes a list; what is written as a list already stays."""
+    """`--list a b` -> `--list=["a", "b"]` if --list takes a list; a value already written as a list stays."""
     joined, rest = [], list(argv)
     while rest:
         argument = rest.pop(0)
@@ -294,7 +295,7 @@ def _join_lists(argv: list[str], actions: dict) -> list[str]:
 
 
 def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:
-    """`--flag` alone -> `--flag=true`, where --flag may be a bool."""
+    """`--flag` without a value -> `--flag=true`, if --flag may be a bool."""
     spelled = []
     for argument, following in zip(argv, [*argv[1:], "--"]):
         action = actions.get(argument.removeprefix("--")) if argument.startswith("--") else None
@@ -305,9 +306,9 @@ def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:
 
 
 def _explain(message: str, actions: dict) -> str:
-    """jsonargparse's message in fewer words: the nearest option to an unknown one, the type that a value must have."""
+    """Shorten jsonargparse's message; suggest the nearest option to an unknown one, name the type a value must have."""
     within = re.search(r'Parser key "(\w+)":.*Problem with given class_path[^\n]*\n\s+(.*?)\n +- ', message, re.DOTALL)
-    if within:  # a section that may be null: the same message, of a key in it
+    if within:  # a section that may be null: the same message, about a key in it
         message = re.sub(r"""(Parser key "|Option ')""", rf"\1{within[1]}.", within[2])
     mistyped = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message, re.DOTALL)
     if mistyped and mistyped[1] in actions:
@@ -323,7 +324,7 @@ def _explain(message: str, actions: dict) -> str:
         return f"{' and '.join(_with_other_name(name, actions) for name in missing[1].split(', '))} must be given"
     stray = re.search(r"unrecognized arguments: ([^-].*?)(?: -|$)", message)
     if stray:
-        return f"{stray[1]!r} belongs to no option; a config stands first or after --config, all else after --option"
+        return f"{stray[1]!r} belongs to no option; a config goes first or after --config, all else after --option"
     unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
     group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
     plain = re.search(r"Option '([\w.]+)' is not accepted", message)
@@ -348,14 +349,14 @@ def _type_name(action: argparse.Action) -> str:
         words = [word for kind in get_args(hint) for word in get_args(kind)]
         return f"true, false or {' or '.join(words)}"
     if any(map(is_dataclass, get_args(hint))):
-        return "null or a section, with keys of its own"
+        return "null or a section with its own keys"
     return {bool: "true or false", int: "a whole number", float: "a number"}.get(hint) or (
         hint.__name__ if isinstance(hint, type) and not get_args(hint) else _plain_type(str(hint))
     )
 
 
 def _plain_type(text: str) -> str:
-    """Python's text of a type, which differs by its version, as a YAML writer would say it:
+    """Python's name of a type, which depends on its version, in terms of YAML:
     Optional[Literal['a', 'b']] or Literal['a', 'b'] | None -> a | b | null"""
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text.replace("typing.", "").replace("pathlib.Path", "path"))
     text = re.sub(r"Literal\[([^\]]*)\]", lambda found: found[1].replace("'", "").replace(", ", " | "), text)

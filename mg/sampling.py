@@ -1,7 +1,7 @@
-"""Noise for samples of a posterior, by numpy.
+"""Noise for sampling the posterior, from numpy.
 
-A clip's noise depends on the seed, its name and a latent frame's place alone: not on the batch that it comes in, on
-what ran before it, or on which device.
+A clip's noise depends only on the seed, its name and the latent frame's position, not on its batch, on what ran before
+it, or on the device.
 """
 
 import zlib
@@ -13,20 +13,20 @@ from mg.plain_text import name_bytes
 
 
 def clip_seed(seed: int, name: str) -> list[int]:
-    """What a clip's noise is drawn from."""
+    """The seed of a clip's noise."""
     return [seed, zlib.crc32(name_bytes(name))]
 
 
 def clips_noise(seed: int, names: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise of a shape (B, z, t, h, w) for a batch of clips, by name; what fills the batch up behind
-    them gets that of the last one."""
+    """Standard normal noise of a shape (B, z, t, h, w) for a batch of clips, by name; padding after them gets the last
+    clip's noise."""
     filled = [*names, *[names[-1]] * (shape[0] - len(names))]
     return np.concatenate([noise_at(clip_seed(seed, name), 0, (1, *shape[1:])) for name in filled])
 
 
 def noise_at(seed: int | Sequence[int], start: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal noise of a shape (B, z, t, h, w) whose first latent frame is the video's frame `start`: a frame's
-    noise depends on the seed and its place alone, not on the piece that it comes in."""
+    """Standard normal noise of a shape (B, z, t, h, w) that starts at the video's latent frame `start`: a frame's noise
+    depends only on the seed and its position, not on the piece it is in."""
     b, z, t, h, w = shape
     seed = [seed] if isinstance(seed, int) else list(seed)
     frames = [

@@ -1,22 +1,22 @@
-"""What the results in a folder were made with, so that a run which goes on there makes the same."""
+"""The settings that a folder's results were made with, so that a run that continues there uses the same ones."""
 
 import json
 from pathlib import Path
 
 
 def check_settings(path: Path, settings: dict, remedy: str = "another output_path, or resume=False") -> None:
-    """Make sure that the settings that rows were made with are these.
+    """Check that existing rows were made with these settings.
 
     Args:
-        remedy: what a user may give instead of the same settings.
+        remedy: what a user can give instead of the same settings.
 
     Raises:
-        ValueError: they are not; the message names what differs.
+        ValueError: they differ; the message says how.
     """
     try:
         before = _flat(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        reason = f"cannot be read ({error}), and nothing else says what the results beside it are of"
+        reason = f"cannot be read ({error}), so the settings of the results next to it are unknown"
         raise ValueError(f"{path}: {reason}; give another output_path") from None
     now = _flat(json.loads(json.dumps(settings)))
     differing = [
@@ -27,7 +27,7 @@ def check_settings(path: Path, settings: dict, remedy: str = "another output_pat
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
-            f"{path}: the results there were made with other settings: {'; '.join(differing[:3])}{more}. "
+            f"{path}: the results there were made with different settings: {'; '.join(differing[:3])}{more}. "
             f"Give the same settings, {remedy}"
         )
 

@@ -1,13 +1,13 @@
-"""Tiling in space and time: where tiles lie and how they blend. It knows no model, only axes that shrink or grow.
+"""Tiling in space and time: where tiles are and how they blend. It knows nothing of models, only axes that shrink or
+grow.
 
-A plan is made per axis and the axes are nested, the first outermost, so that a video is cut in time first and each
-stretch of time in space. Every tile is run alone, its result comes to the host, and the host joins the results: what a
-device must hold is one tile, however large the frame or long the video. It takes numpy alone; `mg.codec`
-puts models between.
+Each axis is planned separately and the axes are nested, the first outermost, so a video is cut in time first and each
+piece then in space. Every tile runs alone and the host joins the results: the device only ever holds one tile, however
+large the frame or long the video. This module only needs numpy; `mg.codec` applies it to models.
 
-Where tiles overlap the later one fades in along a LINEAR ramp, 0, 1/n, ... (n-1)/n over n samples, as in the Movie Gen
-paper (section 3.1.1), Open-Sora's Video DC-AE and HunyuanVideo. Axes are blended one after the other, which is a
-bilinear ramp at corners. (The latter two blend in place, so that there the tile to the left of a corner counts twice.)
+Where tiles overlap, the later one fades in along a LINEAR ramp, 0, 1/n, ... (n-1)/n over n samples, as in the Movie Gen
+paper (section 3.1.1), Open-Sora's Video DC-AE and HunyuanVideo. Axes are blended one after the other, which gives a
+bilinear ramp at corners. (The latter two blend in place, so there the tile to the left of a corner counts twice.)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,11 @@ LAST_TILES = ("shift", "short")
 
 
 def plan(length: int, tile: int, overlap: int = 0, last: str = "shift", align: int = 1) -> list[tuple[int, int]]:
-    """Tiles as (start, stop) that cover [0, length) in order; each brings something that those before it lack.
+    """Tiles as (start, stop) that cover [0, length) in order; each adds something that the previous ones lack.
 
     Tiles start at multiples of `tile - overlap`, and the last one ends at `length`. With last="short" it keeps its
-    place and is cut short. With last="shift" it moves back until it is full, so that a compiled graph meets one shape
-    only, and overlaps more; its start stays a multiple of `align`, which costs it at most `align - 1` samples. Tiles
+    place and is cut short. With last="shift" it moves back until it is full, so that a compiled graph sees only one
+    shape, and overlaps more; its start stays a multiple of `align`, so it may lack up to `align - 1` samples. Tiles
     without overlap never move, since that would make them overlap. A length of at most `tile` is one tile.
     """
     starts = [0]
@@ -36,20 +36,20 @@ def plan(length: int, tile: int, overlap: int = 0, last: str = "shift", align: i
 
 @dataclass(frozen=True)
 class Axis:
-    """How one axis is tiled, in samples of the tensor that is cut, and how a model changes its length.
+    """How one axis is tiled, in samples of the tensor being cut, and how a model changes its length.
 
     Args:
         dim: position of the axis in the tensor, e.g. 2 for T of (B, C, T, H, W).
         tile: size of a tile.
-        overlap: samples that neighbours share; 0 for none.
+        overlap: samples that neighbouring tiles share; 0 for none.
         last: shift | short, see `plan`.
         down: `down` samples become one, rounded up (an encoder).
         up: each sample becomes `up` (a decoder).
-        lead: 1 where a model is causal and maps k * down + 1 samples to k + 1 (or k + 1 to k * up + 1): a tile then
-            takes in one more sample before its own, whose result is dropped in every tile but the first.
+        lead: 1 if a model is causal and maps k * down + 1 samples to k + 1 (or k + 1 to k * up + 1): a tile then
+            includes one extra sample at its start, whose result is dropped in every tile but the first.
 
     Raises:
-        ValueError: a tile or overlap that is no multiple of `down`, or an overlap that leaves no step forward.
+        ValueError: a tile or overlap that isn't a multiple of `down`, or an overlap as large as the tile.
     """
 
     dim: int
@@ -69,7 +69,7 @@ class Axis:
         return plan(length, self.tile, self.overlap, self.last, self.down)
 
     def scaled(self, length: int) -> int:
-        """The model's output length for `length` samples, the lead left out on both sides."""
+        """The model's output length for `length` samples, not counting the lead on either side."""
         return -(-length // self.down) * self.up
 
 
@@ -77,12 +77,12 @@ def tiled(fn: Callable[[np.ndarray], np.ndarray], x: np.ndarray, axes: Sequence[
     """Run `fn` over every tile of `x` and join the results to the shape that `fn(x)` would have.
 
     Args:
-        fn: takes a contiguous tile, returns an array of as many dimensions; other axes than those tiled may change.
+        fn: takes a contiguous tile, returns an array with as many dimensions; untiled axes may change in any way.
         x: the array to cut.
         axes: outermost first.
 
     Raises:
-        ValueError: `fn` returned another length than the axis says.
+        ValueError: `fn` returned a length that doesn't match the axis.
     """
     if not axes:
         return fn(np.ascontiguousarray(x))
@@ -109,26 +109,26 @@ def stretches(
     length: int,
     axes: Sequence[Axis],
 ) -> Iterator[np.ndarray]:
-    """`tiled` of an array that need not be there as a whole: read by pieces, and given back by pieces that join to it.
+    """`tiled` for an array that need not be in memory: read in pieces, and returned in pieces that join to its result.
 
-    What stands before the next tile's start is finished: it comes once this tile has run. Only one tile, and what it
-    has in common with the next, is held at a time.
+    What precedes the next tile's start is final and is yielded as soon as this tile has run. Only one tile, plus its
+    overlap with the next, is held at a time.
 
     Args:
         fn: as for `tiled`.
-        read: gives the samples [start, stop) along the first of `axes`; called once per tile, in order.
+        read: returns samples [start, stop) along the first of `axes`; called once per tile, in order.
         length: samples along that axis.
         axes: one or more, outermost first.
 
     Yields:
-        Stretches along the first axis, in order.
+        Pieces along the first axis, in order.
 
     Raises:
-        ValueError: `fn` returned another length than the axis says.
+        ValueError: `fn` returned a length that doesn't match the axis.
     """
     axis, inner = axes[0], axes[1:]
     tiles = axis.plan(length - axis.lead)
-    open_end = None  # of the tile before: what this one fades in over
+    open_end = None  # end of the previous tile, over which this one fades in
     for (start, stop), following in zip(tiles, [*tiles[1:], None]):
         part = tiled(fn, read(start, stop + axis.lead), inner)
         expected = axis.scaled(stop - start) + axis.lead
@@ -147,22 +147,22 @@ def stretches(
 
 
 def chunk_bounds(length: int, size: int | None) -> list[tuple[int, int]]:
-    """(start, stop) of chunks of `size` that share nothing, the last one as short as it is; None makes one chunk."""
+    """(start, stop) of chunks of `size` without overlap, the last one possibly shorter; None makes one chunk."""
     size = size or length
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 @dataclass(frozen=True)
 class TilingConfig:
-    """Tiles of a video autoencoder, in frames and pixels of the VIDEO on both sides; the defaults are Movie Gen's.
+    """Tiles of a video autoencoder, in VIDEO frames and pixels for encoding and decoding; defaults are Movie Gen's.
 
     Args:
-        encode_tile: frames of a tile to encode; 0 encodes all frames at once, whatever the overlap.
-        encode_overlap: frames that neighbouring tiles share there.
+        encode_tile: frames per tile when encoding; 0 encodes all frames at once, whatever the overlap.
+        encode_overlap: frames that neighbouring tiles share when encoding.
         decode_tile: frames that a tile decodes to; 0 decodes all frames at once, whatever the overlap.
-        decode_overlap: frames that neighbouring tiles share there.
+        decode_overlap: frames that neighbouring tiles share when decoding.
         spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
-        spatial_overlap: pixels that neighbours share; by default a quarter of the tile, in whole latents.
+        spatial_overlap: pixels that neighbouring tiles share; by default a quarter of the tile, in whole latents.
         last: shift | short: the last tile moves back until it is full, or is cut short (DC-AE, HunyuanVideo).
     """
 
@@ -185,17 +185,17 @@ class TilingConfig:
         temporal_tile_size: int = 32,
         tile_overlap_factor: float = 0.25,
     ) -> "TilingConfig":
-        """Tiles as Open-Sora's configs say them, for a model that compresses by `temporal` and `spatial`.
+        """Tiles from the options of Open-Sora's configs, for a model that compresses by `temporal` and `spatial`.
 
         Args:
             use_spatial_tiling: cut frames into tiles.
             use_temporal_tiling: cut the video into tiles along time.
             spatial_tile_size: height and width of a tile in pixels.
             temporal_tile_size: frames of a tile.
-            tile_overlap_factor: share of a tile that it has in common with the next one, rounded down to whole latents.
+            tile_overlap_factor: fraction of a tile that overlaps the next one, rounded down to whole latents.
 
         Raises:
-            ValueError: a size in use that is no multiple of the compression, a factor outside [0, 1).
+            ValueError: a size in use that isn't a multiple of the compression, or a factor outside [0, 1).
         """
         if not 0 <= tile_overlap_factor < 1:
             raise ValueError(f"tile_overlap_factor is {tile_overlap_factor}; it must be at least 0 and below 1")
@@ -210,10 +210,10 @@ class TilingConfig:
         return cls(frames, shared_frames, frames, shared_frames, rows, shared_rows, last="short")
 
     def encode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
-        """Axes of a video (B, C, T, H, W) to be encoded, for a model that compresses by `temporal` and `spatial`.
+        """Axes of a video (B, C, T, H, W) to encode, for a model that compresses by `temporal` and `spatial`.
 
         Raises:
-            ValueError: a size that does not fit that compression, naming the field.
+            ValueError: a size that does not fit that compression; the message names the field.
         """
         shared = self._checked_spatial_overlap(temporal, spatial)
         axes = []
@@ -224,7 +224,7 @@ class TilingConfig:
         return axes
 
     def decode_axes(self, temporal: int, spatial: int, lead: int = 0) -> list[Axis]:
-        """Axes of latents (B, z, t, h, w) to be decoded; raises as `encode_axes` does."""
+        """Axes of latents (B, z, t, h, w) to decode; raises as `encode_axes` does."""
         shared = self._checked_spatial_overlap(temporal, spatial)
         axes = []
         if self.decode_tile:
@@ -269,7 +269,7 @@ def _along(x: np.ndarray, dim: int, start: int, stop: int | None) -> np.ndarray:
 
 
 def _fade(standing: np.ndarray, part: np.ndarray, dim: int) -> np.ndarray:
-    """`part`, faded in over what stands where it begins."""
+    """Fade `part` in over the end of the previous part, with which it overlaps."""
     shared = standing.shape[dim]
     ramp = (np.arange(shared, dtype=np.float32) / shared).reshape(-1, *[1] * (part.ndim - 1 - dim))
     fading = _along(part, dim, 0, shared)

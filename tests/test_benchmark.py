@@ -310,7 +310,7 @@ def arguments(config: BenchmarkConfig) -> list[str]:
 def test_rows_of_other_settings_are_refused_and_kept(tmp_path, configure, changes, message):
     run_benchmark(configure(["a.mp4"]))
     before = (tmp_path / "out" / "results.csv").read_bytes(), (tmp_path / "out" / "settings.json").read_bytes()
-    with pytest.raises(ValueError, match=f"settings.json: the results there were made with other .*{message}"):
+    with pytest.raises(ValueError, match=f"settings.json: the results there were made with different .*{message}"):
         run_benchmark(configure(**{"names": ["a.mp4"], **changes}))
     assert before == (
         (tmp_path / "out" / "results.csv").read_bytes(),

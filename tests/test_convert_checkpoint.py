@@ -231,7 +231,7 @@ def mistakes(folder: Path) -> dict[str, tuple[list, str]]:
         "missing": (["dc_ae", fewer, new], f"fewer.ckpt does not fit this dc_ae: {len(state) - 1} used, 1 missing"),
         "shape": (["dc_ae", shaped, new], f"1 of another shape ({bias} (4,), wanted (3,))"),
         "no config": (["dc_ae", bare, new], "put its config next to it"),
-        "another model": (["tae", good, new], "holds another model than 'tae'"),
+        "another model": (["tae", good, new], "holds a model other than 'tae'"),
         "strange config": (["dc_ae", strange, new], "strange.json: dc_ae has no config key 'latents'"),
         "no format": (
             ["dc_ae", good, new, "--to", "tencent"],
@@ -330,7 +330,7 @@ def test_a_spatial_half_alone_is_no_whole_model(tmp_path, convert, capsys):
     write(tmp_path / "image.ckpt", "image_vae", random_weights("image_vae"))
     assert convert("image_vae", tmp_path / "image.ckpt", tmp_path / "sdxl", "--to", "original") == 0
     assert convert("temporal_vae", tmp_path / "sdxl", tmp_path / "new.ckpt") == 2
-    assert "holds another model than 'temporal_vae'" in capsys.readouterr().err
+    assert "holds a model other than 'temporal_vae'" in capsys.readouterr().err
 
 
 # HunyuanVideo's VAE: one list of names in diffusers' folder and Open-Sora's file, a prefix before each in Tencent's.

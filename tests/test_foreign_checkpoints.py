@@ -538,7 +538,7 @@ def test_all_that_a_model_does_not_take_is_left_over(tmp_path, name):
         ({"_class_name": "HunyuanVideoTransformer3DModel"}, "describes a HunyuanVideoTransformer3DModel,"),
         ({"architectures": ["T5EncoderModel"], "model_type": "t5"}, "describes a T5EncoderModel,"),
         ({"model_type": "OpenSoraVAE_V1_3"}, "describes an OpenSoraVAE_V1_3,"),
-        ({"model": "wan_vae"}, "there is no model 'wan_vae'; those are"),
+        ({"model": "wan_vae"}, "there is no model 'wan_vae'; the models are"),
     ],
 )
 def test_a_config_of_a_model_that_is_none_of_these_is_said_to_be_that(tmp_path, config, said):
@@ -571,7 +571,7 @@ def test_inflating_another_models_folder_says_which_it_is(tmp_path):
     "config, reason",
     [
         ({"_class_name": "AutoencoderKLHunyuanVideo", "block_out_channels": "128"}, "block_out_channels is 128"),
-        ({"model": "dc_ae", "encoder_width_list": 3}, "no dc_ae can be built of it"),
+        ({"model": "dc_ae", "encoder_width_list": 3}, "cannot build dc_ae from it"),
         ({"model": "tae", "chs": 3}, "tae has no config key 'chs'; did you mean 'ch'?"),
         ([1], "must hold a JSON object"),
     ],

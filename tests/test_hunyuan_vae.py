@@ -366,9 +366,12 @@ def test_a_padding_that_is_not_there_is_named():
     "config, message",
     [
         ({"latent_channels": 0}, "latent_channels is 0; it must be a whole number above 0"),
-        ({"block_out_channels": None}, "block_out_channels is None; it must be 3 multiples of 4"),
-        ({"block_out_channels": [8, 8]}, r"block_out_channels is \[8, 8\]; it must be 3 multiples of 4"),
-        ({"block_out_channels": [8, 8, 18]}, "block_out_channels is .*; it must be 3 multiples of 4, norm_num_groups"),
+        ({"block_out_channels": None}, "block_out_channels is None; it must be 3 or more multiples of 4"),
+        ({"block_out_channels": [8, 8]}, r"block_out_channels is \[8, 8\]; it must be 3 or more multiples of 4"),
+        (
+            {"block_out_channels": [8, 8, 18]},
+            "block_out_channels is .*; it must be 3 or more multiples of 4, the config's norm_num_groups",
+        ),
         ({"temporal_compression_ratio": 8}, "temporal_compression_ratio is 8; it must be 4"),
         ({"spatial_compression_ratio": 8}, "spatial_compression_ratio is 8; it must be one of 1, 2, 4"),
         ({"mid_block_add_attention": None}, "mid_block_add_attention is None; it must be true or false"),
@@ -397,7 +400,7 @@ def test_the_config_of_diffusers_and_of_tencent_are_read():
     }
     assert {**HUNYUAN_VAE_CONFIG, **HunyuanVAE.translate_config(tencents)} == HUNYUAN_VAE_CONFIG
     assert HunyuanVAE.translate_config({"_class_name": "AutoencoderKLHunyuanVideo"}) == {}  # all is the default
-    with pytest.raises(CheckpointError, match="act_fn is gelu; only a VAE where it is silu can be built"):
+    with pytest.raises(CheckpointError, match="act_fn is gelu; this VAE only supports silu"):
         HunyuanVAE.translate_config({**released, "act_fn": "gelu"})
     with pytest.raises(CheckpointError, match="down_block_types is .*DownEncoderBlock2D"):
         HunyuanVAE.translate_config({**released, "down_block_types": ["DownEncoderBlock2D"] * 4})

@@ -209,7 +209,7 @@ def test_mindones_prefixes_and_leftovers_go():
     found, report = from_mindone(trained | leftovers)
     assert_equal(found, tae)
     assert report.unexpected == list(leftovers) and len(report.used) == len(tae)
-    with pytest.raises(CheckpointError, match=r"encoder\.conv_in\.conv_spat\.weight is there twice"):
+    with pytest.raises(CheckpointError, match=r"encoder\.conv_in\.conv_spat\.weight appears twice"):
         from_mindone(trained | tae)
 
 

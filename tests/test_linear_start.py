@@ -56,13 +56,16 @@ def test_reconstructs_clips_that_it_was_not_fitted_to():
 @pytest.mark.parametrize(
     "config, reason",
     [
-        (dict(ch_mult=[1, 1, 2]), "ch_mult must have another number in its second place than in its first"),
-        (dict(norm_num_groups=4), "the norms' groups must be of a multiple of 4 channels"),
-        (dict(temporal_upsample_level=[1, 0]), "temporal_upsample_level must be temporal_downsample_level, each one"),
+        (dict(ch_mult=[1, 1, 2]), "ch_mult must differ between its first two levels"),
+        (dict(norm_num_groups=4), "each norm group must have a multiple of 4 channels"),
+        (
+            dict(temporal_upsample_level=[1, 0]),
+            "temporal_upsample_level must be temporal_downsample_level with 1 added",
+        ),
     ],
 )
 def test_a_config_without_a_known_straight_path_is_refused(config, reason):
-    with pytest.raises(ValueError, match=f"^a linear start is not for this TAE: {reason}"):
+    with pytest.raises(ValueError, match=f"^this TAE has no linear start: {reason}"):
         create_model("tae", **SMALL | config).start_linear([])
 
 
@@ -89,7 +92,7 @@ def test_a_run_starts_from_its_first_clips_and_resumes_to_the_bit(tmp_path):
         (["--model.name=tae", *NARROW], "data.sample_n_frames is 4; a linear start needs a multiple of 8"),
         (
             ["--model.name=tae", *NARROW, "--data.sample_n_frames=8"],
-            "model.linear_start is 4; a linear start is not for this TAE: ch_mult must",
+            "model.linear_start is 4; this TAE has no linear start: ch_mult must",
         ),
         (["--model.from_pretrained=x.ckpt"], "linear_start is 4; it must be 0 if the weights start from x.ckpt"),
     ],

@@ -155,7 +155,7 @@ def test_weights_of_another_size_are_refused_by_name(model, name, tmp_path):
 def test_weights_of_another_model_are_refused_by_name(model, name, tmp_path):
     model.save_weights(tmp_path / "weights.safetensors")
     other = "tae" if name != "tae" else "dc_ae"
-    with pytest.raises(CheckpointError, match=f"holds another model than '{other}'"):
+    with pytest.raises(CheckpointError, match=f"holds a model other than '{other}'"):
         create_model(other, tmp_path / "weights.safetensors")
 
 

@@ -330,7 +330,7 @@ def test_tiles_without_overlap_are_clips_of_their_own(small, tiled):
 
 @pytest.mark.parametrize("key", ["encode_tile", "decode_tile"])
 def test_tiles_along_time_are_refused(small, key):
-    with pytest.raises(ValueError, match=f"{key} is 32; it must be 0: temporal_vae cuts time into chunks by itself"):
+    with pytest.raises(ValueError, match=f"{key} is 32; it must be 0: temporal_vae already cuts time into chunks"):
         small.enable_tiling(**{key: 32})
     with pytest.raises(ValueError, match="spatial_tile is 15; it must be a positive multiple of 2"):
         small.enable_tiling(spatial_tile=15)
@@ -389,7 +389,7 @@ def test_frames_come_out_of_channels_as_in_the_original():
     [
         ({"spatial_block_out_channels": [32, 48]}, "spatial_block_out_channels is .*; it must be .* multiples"),
         ({"channel_multipliers": []}, "channel_multipliers is .*; it must be whole numbers above 0"),
-        ({"temporal_downsample": [True]}, "temporal_downsample is .*; it must be 2 times true or false"),
+        ({"temporal_downsample": [True]}, "temporal_downsample is .*; it must be 2 values, each true or false"),
         ({"micro_frame_size": 0}, "micro_frame_size is 0; it must be a whole number above 0"),
         ({"num_res_blocks": None}, "num_res_blocks is None; it must be a whole number above 0"),
         ({"scale": [1, 2]}, r"scale is \[1, 2\]; it must be a number, or 4"),

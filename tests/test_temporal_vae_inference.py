@@ -174,7 +174,7 @@ def test_a_sample_of_the_latents_has_other_losses_and_the_same_spatial_half(tmp_
     "options, message",
     [
         (["--loss.lpips_weights=nowhere.safetensors"], "no LPIPS weights at 'nowhere.safetensors'"),
-        (["--model.use_temporal_tiling"], "it must be 0: temporal_vae cuts time into chunks by itself"),
+        (["--model.use_temporal_tiling"], "it must be 0: temporal_vae already cuts time into chunks"),
         (["--model.config", "{micro_frame_size: 0}"], "micro_frame_size is 0"),
         (["--loss.kl_weight=-1"], "kl_weight is -1.0; it must be at least 0"),
     ],

@@ -217,7 +217,7 @@ def test_a_folder_with_checkpoints_is_not_begun_anew(finished, data):
         (["--optim.ema_decay=0.9"], "step_000008: its optimizer, EMA or loss scale is not this run's"),
         (["--model.dtype=fp16"], "step_000008: its optimizer, EMA or loss scale is not this run's"),
         (["--model.config.z_channels=3"], "step_000008 does not fit this two_convs"),
-        (["--model.name=image_vae"], "step_000008 holds another model than 'image_vae'"),
+        (["--model.name=image_vae"], "step_000008 holds a model other than 'image_vae'"),
     ],
 )
 def test_resuming_with_other_settings_is_one_clear_line(finished, data, changed, message):
@@ -457,7 +457,7 @@ def test_too_many_unreadable_files_stop_the_run(tmp_path):
         (["--discriminator.ndff", "4"], "unknown option 'discriminator.ndff'; did you mean 'discriminator.ndf'?"),
         (["--discriminator.ndf", "few"], "discriminator.ndf is 'few'; it must be a whole number"),
         (["--discriminator.ndf", "0"], "ndf is 0; it must be at least 1"),
-        (["--discriminator", "3"], "discriminator is '3'; it must be null or a section, with keys of its own"),
+        (["--discriminator", "3"], "discriminator is '3'; it must be null or a section with its own keys"),
         (["--preview_clips", "-1"], "preview_clips is -1; it must be at least 0"),
         (["--ckpt_save_interval", "0"], "ckpt_save_interval is 0; it must be at least 1"),
         (["--data.sample_n_frames", "50"], "too short: 12 frames, 50 needed"),

@@ -76,7 +76,7 @@ class AutoencoderSection:
         shift_factor: of the latents, likewise.
         local_files_only: taken, and without effect: nothing is ever downloaded.
         cache_dir: likewise.
-        dtype: precision of convolutions and products; by default the run's.
+        dtype: precision of convolutions and matrix products; by default the run's.
         enable_tile: run in tiles, which bounds the memory; auto does where a clip does not fit into it whole.
         tiling: where the tiles lie.
         max_memory: GB that a clip may take; by default what is free.

@@ -1,1 +1,1 @@
-"""What a video autoencoder is trained with."""
+"""Losses and the discriminator for training video autoencoders."""

@@ -1,8 +1,8 @@
-"""Adversarial losses, and the balance between reconstruction and generator loss of VQGAN (arXiv 2012.09841).
+"""Adversarial losses, and VQGAN's balance between reconstruction and generator loss (arXiv 2012.09841).
 
 The weight of the generator loss is |gradient of the reconstruction loss| / |gradient of the generator loss|, both at
-the weight of the decoder's last convolution, so that neither drowns the other; on several workers, the gradients of
-the global batch. `AdaptiveBalance` takes both in the one backward pass that the step makes anyway.
+the weight of the decoder's last convolution, so that neither drowns the other; with several workers, the gradients of
+the global batch. `AdaptiveBalance` computes both within the step's regular backward pass.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class GeneratorLossConfig:
     """What the discriminator adds to the autoencoder's loss.
 
     Args:
-        gen_start: updates that are made without it.
-        disc_weight: its weight, on top of the adaptive one.
+        gen_start: number of updates without it at the start.
+        disc_weight: its weight, multiplied by the adaptive one.
     """
 
     gen_start: int = 0
@@ -38,7 +38,7 @@ class DiscriminatorLossConfig:
     """The discriminator's own loss.
 
     Args:
-        disc_start: updates of the autoencoder that are made before the discriminator's first.
+        disc_start: number of autoencoder updates before the discriminator's first.
         disc_loss_type: hinge | vanilla.
     """
 
@@ -50,12 +50,12 @@ class DiscriminatorLossConfig:
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """How little a reconstruction passes for real; `fake`: its logits, of any shape."""
+    """The generator's loss; `fake`: the reconstruction's logits, of any shape."""
     return -mint.mean(fake)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor, kind: str = "hinge") -> Tensor:
-    """How badly logits of any shape, positive for real, tell videos from reconstructions; kind: hinge | vanilla."""
+    """The discriminator's loss for logits of any shape, positive for real; kind: hinge | vanilla."""
     if kind == "hinge":
         return 0.5 * (mint.mean(ops.relu(1.0 - real)) + mint.mean(ops.relu(1.0 + fake)))
     return 0.5 * (mint.mean(_softplus(-real)) + mint.mean(_softplus(fake)))
@@ -67,15 +67,15 @@ def _softplus(x):
 
 
 class AdaptiveBalance(nn.Cell):
-    """Gives a reconstruction to two losses; backwards, adds their gradients with the adaptive weight.
+    """Passes a reconstruction to two losses; in the backward pass, adds their gradients with the adaptive weight.
 
-    Inputs: y (B, 3, T, H, W), the picture of h; h, what the model's last convolution made it from; scale, the loss
-    scale under which both gradients come; probe, any scalar.
+    Inputs: y (B, 3, T, H, W), the reconstruction; h, the input of the model's last convolution for y; scale, the loss
+    scale that both gradients contain; probe, any scalar.
 
     Returns:
         y for the reconstruction loss and y for the generator loss. The gradient of `probe` is the adaptive weight:
-        clamp(|first| / (|second| + 1e-4), 0, 1e4) of their gradients at the last convolution's weight; y's is the
-        first loss' + disc_weight * adaptive weight * the second's.
+        clamp(|first| / (|second| + 1e-4), 0, 1e4) of their gradients at the last convolution's weight; y's gradient is
+        the first loss's + disc_weight * adaptive weight * the second's.
     """
 
     def __init__(self, model: VideoAutoencoder, disc_weight: float, world_size: int = 1):
@@ -90,12 +90,12 @@ class AdaptiveBalance(nn.Cell):
 
     def bprop(self, y, h, scale, probe, out, dout):
         first, second = dout
-        # Both in one message: of two, each worker might send another one first.
+        # Both in one message: with two, workers might send them in different orders.
         gradients = self.over_workers(ops.cat((self._gradient(h, first), self._gradient(h, second))))  # (2 C, ...)
         halves = mint.chunk(gradients, 2)
         reconstruction, generator = _norm(halves[0]), _norm(halves[1])
         weight = ops.clamp(reconstruction / (generator + 1e-4 * scale), 0.0, 1e4)
-        weight = weight + 0.0 * generator  # an overflow must show, and not as a weight of 0
+        weight = weight + 0.0 * generator  # let an overflow show, instead of a weight of 0
         return first + self.disc_weight * weight * second, ops.zeros_like(h), ops.zeros_like(scale), weight
 
     def _gradient(self, h, cotangent):

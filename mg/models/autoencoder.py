@@ -1,16 +1,15 @@
-"""`VideoAutoencoder`: the one interface that every autoencoder here has.
+"""`VideoAutoencoder`: the interface that all autoencoders share.
 
     model = create_model("tae", pretrained="tae.ckpt")
     z, mean, logvar = model.encode(x)      # x (B, 3, T, H, W) in [-1, 1]
-    x = model.decode(z)                    # all frames that the latents stand for
-    y = model(x)                           # reconstruction, at x's own length and size
+    x = model.decode(z)                    # all frames that the latents represent
+    y = model(x)                           # reconstruction, with x's length and size
     for piece in model.encode_stream(read, num_frames):    # a video of any length, in constant memory
         ...
 
-These are for inference: `mg.codec` pads, cuts into tiles, samples and crops on the host, and two networks, each
-compiled once per shape in graph mode, run on the device. They carry no gradient. In a larger graph, a training step's
-or a loss of your own, use `forward`, or its two halves `latents` and `reconstruct`: all of it is then one graph,
-without tiles.
+These are for inference and carry no gradient: `mg.codec` pads, tiles, samples and crops on the host, and two networks,
+each compiled once per shape in graph mode, run on the device. Inside a larger graph, such as a training step or your
+own loss, use `forward`, or its two halves `latents` and `reconstruct`: everything is then one graph, without tiles.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,29 +27,29 @@ from mg.models.registry import AUTOENCODERS, merge_config
 from mg.models.stored import StoredModel
 from mg.tiling import TilingConfig
 
-ms.jit_class(Geometry)  # so that graphs may ask it, too
+ms.jit_class(Geometry)  # so that graphs can use it too
 
 
 class VideoAutoencoder(StoredModel):
-    """Base of all autoencoders. A model sets the class attributes and builds `encoder` and `decoder`, two cells.
+    """Base class of all autoencoders. A model sets the class attributes and builds two cells, `encoder` and `decoder`.
 
-    The decoder has `features`, all but its last convolution, `picture`, that convolution, and `last_conv`, its cell:
-    adversarial training weighs its losses by their gradients there.
+    The decoder has `features` (everything but its last convolution), `picture` (that convolution) and `last_conv` (its
+    cell): adversarial training weights its losses by their gradients there.
 
     Attributes:
         config: every setting that the weights depend on.
         spatial_compression, temporal_compression: pixels per latent along H and W, frames per latent along T.
-        latent_channels: z.
-        has_posterior: the encoder gives a mean and a log-variance; without one it gives the latents themselves.
-        scaling: what brings the latents to about unit variance, in one line: the config's keys, and who applies them.
-        applies_scaling: `encode` does, and `decode` undoes it.
-        has_target: the model has two stages, and the second is trained to give back the latents of the first.
-        keeps_images: a single frame passes by all that changes the frame rate, and decodes to a single frame.
-        lead: 1 where the first frame has a latent frame of its own, and temporal_compression frames each later one;
+        latent_channels: channels of z.
+        has_posterior: the encoder outputs a mean and a log-variance; if False, the latents themselves.
+        scaling: how latents get about unit variance, in one line: the config keys, and who applies them.
+        applies_scaling: `encode` applies the scaling and `decode` undoes it.
+        has_target: the model has two stages, and the second is trained to reproduce the first's latents.
+        keeps_images: a single frame skips all layers that change the frame rate, and decodes to a single frame.
+        lead: 1 if the first frame has its own latent frame and each later one covers temporal_compression frames;
             else 0.
-        frame_multiple: clips are padded to a multiple of so many frames, the lead aside.
-        chunk: frames that the networks see at once where the model cuts time by itself; None where it does not.
-        recomputed: kinds of cells whose activations `recompute_activations` does not keep.
+        frame_multiple: clips are padded to a multiple of this many frames, the lead not counted.
+        chunk: frames that the networks see at once if the model cuts time into chunks; else None.
+        recomputed: cell types that `recompute_activations` checkpoints.
         default_tiling: what `enable_tiling` starts from.
         geometry: how latents relate to pixels.
     """
@@ -81,7 +80,7 @@ class VideoAutoencoder(StoredModel):
         self.config = merge_config(self.default_config, {**stored, **(config or {})}, self.name)
         self.sample_deterministic = sample_deterministic
         self.tiling: TilingConfig | None = None
-        self.enter, self.leave = Enter(), Leave()  # of the networks, which may have a layout of their own
+        self.enter, self.leave = Enter(), Leave()  # the networks may use their own layout
 
     def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | StateDict | None) -> None:
         self.geometry = Geometry(
@@ -100,19 +99,19 @@ class VideoAutoencoder(StoredModel):
     # What a model may override.
 
     def encode_moments(self, x: Tensor) -> Tensor:
-        """(B, 3, T, H, W), padded -> mean and log-variance along the channels, (B, 2 z, t, h, w), or latents alone"""
+        """(B, 3, T, H, W), padded -> mean and log-variance along the channels, (B, 2 z, t, h, w), or only latents"""
         return self.leave(self.encoder(self.enter(x)))
 
     def before_decoder(self, z: Tensor) -> Tensor:
-        """What the decoder is given in place of z, which has entered."""
+        """The decoder's input, from z in the layers' layout."""
         return z
 
     def decode_latents(self, z: Tensor, still: bool = False) -> Tensor:
-        """(B, z, t, h, w) -> (B, 3, T, H, W), T being lead + (t - lead) * temporal_compression, and H and W h and w
-        times spatial_compression.
+        """(B, z, t, h, w) -> (B, 3, T, H, W), where T is lead + (t - lead) * temporal_compression, and H and W are h
+        and w times spatial_compression.
 
         Args:
-            still: z is an image's, t = 1 and so is T; only for models that keep images.
+            still: z is an image, t = T = 1; only for models with `keeps_images`.
         """
         return self.leave(self.decoder(self.before_decoder(self.enter(z))))
 
@@ -121,23 +120,23 @@ class VideoAutoencoder(StoredModel):
         return self.decoder.features(self.before_decoder(self.enter(z)))
 
     def unscaled(self, z):
-        """Latents of `encode`, arrays or tensors, without the scaling that `encode` applies."""
+        """Undo the scaling that `encode` applies, on arrays or tensors."""
         return z
 
     def scaling_for(self, mean: float, std: float, means: list[float], stds: list[float]) -> dict:
-        """The config's keys that bring latents of these statistics, unscaled, to about unit variance.
+        """The config keys that scale latents with these statistics (of unscaled latents) to about unit variance.
 
         Args:
-            mean, std: of all latents.
-            means, stds: of each channel.
+            mean, std: over all latents.
+            means, stds: per channel.
         """
         return {"scaling_factor": 1 / std, "shift_factor": mean}
 
     def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Bring a clip (B, 3, T, H, W) to one of a few lengths, so that clips of any length need few compiled graphs.
+        """Pad a clip (B, 3, T, H, W) to one of a few lengths, so that clips of any length need few compiled graphs.
 
         Returns:
-            A clip that `latents` makes the same of, and which of its frames are x's: (T',), 1 or 0, None for all.
+            A clip for which `latents` returns the same, and which of its frames are x's: (T',) of 1 or 0, None for all.
         """
         return x, None
 
@@ -145,7 +144,7 @@ class VideoAutoencoder(StoredModel):
 
     @property
     def codec(self) -> Codec:
-        """The same on numpy arrays, in the tiles that are on now."""
+        """The model as a codec on numpy arrays, with the current tiling."""
         encoder, decoder = on_host(self.encode_moments), on_host(self.decode_latents)
         return Codec(self.geometry, encoder, decoder, self.tiling, self.default_tiling)
 
@@ -156,9 +155,9 @@ class VideoAutoencoder(StoredModel):
             x: (B, 3, T, H, W) in [-1, 1], of any size; an image is T = 1.
 
         Returns:
-            z, mean and logvar, each of the shape that `latent_shape` gives and in fp32; z is a sample of the posterior,
-            or its mean where the model was built with sample_deterministic. Without a posterior z is the mean, and
-            logvar None.
+            z, mean and logvar in fp32, each of the shape that `latent_shape` returns. z is a sample of the posterior,
+            or its mean if the model was built with sample_deterministic. Without a posterior z is the mean and logvar
+            is None.
         """
         x = _array(x)
         certain = not self.has_posterior or self.sample_deterministic or x.ndim != 5
@@ -170,8 +169,8 @@ class VideoAutoencoder(StoredModel):
 
         Args:
             z: (B, z, t, h, w).
-            num_target_frames: keep this many frames from the first on, by default all that the latents stand for. A
-                model that keeps images takes t = 1 for an image unless more frames are asked for.
+            num_target_frames: keep only the first n frames; by default all that the latents represent. A model that
+                `keeps_images` decodes t = 1 as an image unless more frames are requested.
 
         Returns:
             (B, 3, T, H, W) in fp32, about [-1, 1]: not clipped.
@@ -179,33 +178,33 @@ class VideoAutoencoder(StoredModel):
         return Tensor(self.codec.decode(_array(z), num_target_frames))
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; in tiles where those are on."""
+        """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; in tiles if tiling is enabled."""
         return Tensor(self.codec.reconstruct(_array(x)))
 
     def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
-        """`encode` of a video that is read piece by piece, as arrays: see `mg.codec.Codec.encode_stream`."""
+        """`encode` for a video read piece by piece, as arrays: see `mg.codec.Codec.encode_stream`."""
         return self.codec.encode_stream(read, num_frames, seed)
 
     def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
-        """`decode` of latents that are read piece by piece: see `mg.codec.Codec.decode_stream`."""
+        """`decode` for latents read piece by piece: see `mg.codec.Codec.decode_stream`."""
         return self.codec.decode_stream(read, num_latents, num_target_frames)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the latents of a (B, C, T, H, W) video."""
         return self.geometry.latent_shape(shape)
 
-    # Training: the same within a larger graph, without tiles.
+    # Training: the same inside a larger graph, without tiles.
 
     def construct(self, x: Tensor) -> Tensor:
-        """What a surrounding graph sees of a call."""
+        """What a call means inside a graph."""
         return self.forward(x)[0]
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Encode and decode. The randomness comes from outside, so that it can be compiled within a larger graph.
+        """Encode and decode. The noise is an input, so that this can be compiled inside a larger graph.
 
         Args:
             x: (B, 3, T, H, W) in [-1, 1].
-            noise: standard normal, of the latents' shape; None gives the posterior's mean. Unused without a posterior.
+            noise: standard normal, of the latents' shape; None uses the posterior's mean. Unused without a posterior.
 
         Returns:
             Reconstruction (x's shape, fp32), z, mean, logvar.
@@ -216,15 +215,15 @@ class VideoAutoencoder(StoredModel):
     def latents(
         self, x: Tensor, noise: Tensor | None = None, valid: Tensor | None = None, detached: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The first half of `forward`: all but what makes pixels.
+        """The first half of `forward`: everything before the pixel decoder.
 
         Args:
-            valid: what `align_frames` gave beside x.
-            detached: let no gradient into the first stage of a model of two.
+            valid: the mask that `align_frames` returned with x.
+            detached: in a two-stage model, stop the gradient before the first stage.
 
         Returns:
-            What pixels are made of (z, or what a model of two stages makes of z), z, mean, logvar, and what the first
-            of these is to be like, in a model that `has_target`; None elsewhere.
+            The decoder's input (z, or what a two-stage model computes from z), z, mean, logvar, and the target of the
+            decoder's input in a model that `has_target`, else None.
         """
         mean, logvar = self.posterior(x)
         z = mean if logvar is None or noise is None else sample(mean, logvar, noise)
@@ -235,7 +234,7 @@ class VideoAutoencoder(StoredModel):
         return crop(self.pixels(code, shape[2]), shape)
 
     def features(self, code: Tensor, frames: int) -> Tensor:
-        """`reconstruct` up to the input of the decoder's last convolution."""
+        """The first part of `reconstruct`, up to the input of the decoder's last convolution."""
         return self.decode_features(code, self.geometry.is_still(code.shape[2], frames))
 
     def picture(self, h: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -243,21 +242,21 @@ class VideoAutoencoder(StoredModel):
         return crop(self.leave(self.pixel_decoder.picture(h)).astype(ms.float32), shape)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and log-variance of the latents of a clip of any size, or the latents and None."""
+        """Mean and log-variance of the latents of a clip of any size; without a posterior, the latents and None."""
         for axis, missing in enumerate(self.geometry.missing(x.shape), 2):
             if missing:
                 x = repeat_edges(x, axis, 0, missing)
         return self.split_moments(self.encode_moments(x))
 
     def code(self, z: Tensor, frames: int | None) -> Tensor:
-        """What pixels are made of: z, but in a model of two stages."""
+        """The decoder's input: z itself, except in a two-stage model."""
         return z
 
     def pixels(self, code: Tensor, frames: int | None) -> Tensor:
         """(B, z, t, h, w) -> (B, 3, T, H, W) in fp32, not cropped.
 
         Args:
-            frames: how many the clip had; None for all that the latents stand for.
+            frames: the clip's number of frames; None for all that the latents represent.
         """
         return self.decode_latents(code, self.geometry.is_still(code.shape[2], frames)).astype(ms.float32)
 
@@ -271,7 +270,7 @@ class VideoAutoencoder(StoredModel):
 
     @property
     def pixel_decoder(self) -> nn.Cell:
-        """The decoder that gives pixels."""
+        """The decoder that outputs pixels."""
         return self.decoder
 
     @property
@@ -280,7 +279,7 @@ class VideoAutoencoder(StoredModel):
         return self.pixel_decoder.last_conv
 
     def recompute_activations(self, output: bool = True) -> None:
-        """Gradient checkpointing: keep the inputs of blocks for the backward pass, and compute the rest again there.
+        """Gradient checkpointing: keep only the inputs of blocks, and compute the rest again in the backward pass.
 
         Args:
             output: checkpoint the norm before the decoder's last convolution too.
@@ -292,16 +291,16 @@ class VideoAutoencoder(StoredModel):
             self.pixel_decoder.norm_out.recompute()
 
     def enable_tiling(self, **settings) -> None:
-        """From now on encode, decode and call work tile by tile, in time and, if asked for, in space.
+        """Make encode, decode and call work tile by tile, in time and, if requested, in space.
 
-        Memory on the device then depends on the tile alone. Norms see a tile in place of the whole clip, so results
-        differ a little from untiled ones; overlapping tiles are blended linearly.
+        Device memory then depends only on the tile size. Norms see a tile instead of the whole clip, so results differ
+        slightly from untiled ones; overlapping tiles are blended linearly.
 
         Args:
-            settings: fields of `mg.tiling.TilingConfig`, laid over `default_tiling`.
+            settings: fields of `mg.tiling.TilingConfig` that override `default_tiling`.
 
         Raises:
-            ValueError: sizes that are no multiples of the compression.
+            ValueError: sizes that aren't multiples of the compression.
         """
         tiling = replace(self.default_tiling, **settings)
         tiling.encode_axes(self.temporal_compression, self.spatial_compression, self.lead)
@@ -318,7 +317,7 @@ def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first frames, rows and columns of x, as many as `shape` has. (B, C, T, H, W)"""
+    """Crop x (B, C, T, H, W) to the frames, rows and columns of `shape`."""
     _, _, t, h, w = shape
     for axis, length in ((2, t), (3, h), (4, w)):
         x = narrow(x, axis, 0, min(length, x.shape[axis]))
@@ -326,7 +325,7 @@ def crop(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def on_host(network: Callable[..., Tensor]) -> Callable[..., np.ndarray]:
-    """A network of tensors as a function of float32 arrays, for a `Codec`."""
+    """Wrap a network on tensors as a function of float32 arrays, for a `Codec`."""
 
     def run(x: np.ndarray, *settings, **named) -> np.ndarray:
         return network(Tensor(np.ascontiguousarray(x)), *settings, **named).astype(ms.float32).asnumpy()
@@ -335,5 +334,5 @@ def on_host(network: Callable[..., Tensor]) -> Callable[..., np.ndarray]:
 
 
 def _array(x: Tensor) -> np.ndarray:
-    """bf16 too, which numpy does not have"""
+    """Also for bf16, which numpy does not have."""
     return x.astype(ms.float32).asnumpy() if x.dtype in (ms.float16, ms.bfloat16) else x.asnumpy()

@@ -1,9 +1,9 @@
-"""How much memory it takes to run a model on a clip: told before it is run, from what was measured.
+"""How much memory a model needs for a clip, estimated from measurements before it runs.
 
 A network's memory grows with the pixels that it sees at once and with its width at full resolution. `MEASURED` has the
-bytes for a pixel and a channel of that width, on a CPU in fp32, in graph mode, with half as much again as
-`mg-benchmark-memory --models ...` finds: wide models take more than the ones that it measures, which are half as wide.
-Devices take less than a CPU: they need no copies in other layouts.
+bytes per pixel and channel of that width, on a CPU in fp32 and graph mode, at 1.5 times what
+`mg-benchmark-memory --models ...` finds: wide models need more than the half as wide ones that it measures. Devices
+need less than a CPU, since they make no copies in other layouts.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ PARTS = ("encode", "decode")
 
 
 class Footprint(NamedTuple):
-    """Of a model: bytes per pixel and channel of each part, and how many channels it has at full resolution, by its
+    """A model's bytes per pixel and channel for each part, and its number of channels at full resolution, from its
     config."""
 
     encode: float
@@ -32,12 +32,12 @@ MEASURED = {
     "hunyuan_vae": Footprint(60, 75, lambda config: config["block_out_channels"][0]),
     "temporal_vae": Footprint(20, 20, lambda config: max(config["spatial_block_out_channels"][0], config["filters"])),
 }
-OP_BY_OP = 0.9  # times what a compiled graph takes
-COMPILED, NOT_COMPILED = 600 * 2**20, 150 * 2**20  # bytes that a part takes whatever its clip, compiled or op by op
-CLIP = 12 * 6  # bytes per pixel of the whole clip on the host: three float32 of it, and of what becomes of it
-SCORES = 2**30  # bytes that attention has at most at once, of scores, and of what the softmax makes of them
+OP_BY_OP = 0.9  # relative to a compiled graph
+COMPILED, NOT_COMPILED = 600 * 2**20, 150 * 2**20  # bytes that a part needs for any clip, compiled or op by op
+CLIP = 12 * 6  # bytes per pixel of the whole clip on the host: three float32 values, for the clip and for its result
+SCORES = 2**30  # maximum bytes of attention scores, and of their softmax, at once
 
-# Tiles to try: heights and widths in pixels, and by what frames are divided.
+# Tiles to try: heights and widths in pixels, and divisors of the frames.
 SIZES = (256, 192, 128, 96, 64)
 FRACTIONS = (1, 2, 4, 8)
 
@@ -49,12 +49,12 @@ def bytes_needed(
     parts: Sequence[str] = PARTS,
     op_by_op: bool = False,
 ) -> int | None:
-    """About how many bytes it takes to run `model` on clips (B, 3, T, H, W), beyond the model itself; None for a model
-    of which nothing is known.
+    """About how many bytes `model` needs to run on clips (B, 3, T, H, W), in addition to the model itself; None for an
+    unknown model.
 
     Args:
         tiling: None for whole clips.
-        parts: encode, decode; of several the most counts, since they come one after the other.
+        parts: encode, decode; the maximum counts, since they run one after the other.
     """
     footprint = MEASURED.get(model.name)
     if footprint is None:
@@ -66,12 +66,12 @@ def bytes_needed(
         network = getattr(footprint, part) * footprint.width(model.config) * pixels * (OP_BY_OP if op_by_op else 1)
         _, _, t, h, w = model.latent_shape((batch, 3, frames, height, width))
         scores = min(SCORES, 4 * batch * t * (h * w) ** 2)
-        most = max(most, network + (3 if op_by_op else 2) * scores)  # scaled ones stay while the softmax is made
+        most = max(most, network + (3 if op_by_op else 2) * scores)  # scaled scores stay during the softmax
     return int(most + fixed) + clip_bytes(shape)
 
 
 def clip_bytes(shape: tuple[int, ...]) -> int:
-    """About how many bytes clips (B, C, T, H, W), and what becomes of them, take on the host."""
+    """About how many bytes clips (B, C, T, H, W) and their results take on the host."""
     b, _, t, h, w = shape
     return CLIP * b * t * h * w
 
@@ -79,7 +79,7 @@ def clip_bytes(shape: tuple[int, ...]) -> int:
 def tile_shape(
     model: VideoAutoencoder, shape: tuple[int, ...], tiling: TilingConfig | None, part: str
 ) -> tuple[int, ...]:
-    """What the network sees of clips (B, C, T, H, W) at once, in pixels: all of it, padded, or a tile."""
+    """The shape in pixels that the network sees at once of clips (B, C, T, H, W): the padded clip, or a tile."""
     b, c, t, h, w = shape
     t, h, w = (size + missing for size, missing in zip((t, h, w), model.geometry.missing(shape)))
     if tiling is not None:
@@ -90,11 +90,11 @@ def tile_shape(
 
 
 def tilings(model: VideoAutoencoder, given: dict) -> list[TilingConfig]:
-    """Tilings of `model`, the one to be preferred first: from its own tiles down to an eighth of their frames and to 64
-    pixels. What is `given` stays.
+    """Tilings of `model` in order of preference: from its default tiles down to an eighth of their frames and to 64
+    pixels. Fields that are `given` are fixed.
 
-    256 pixels with all of the frames, what models are trained on, come before fewer frames; of a model whose frames
-    know nothing of each other fewer frames come first, which change nothing.
+    256 pixels with all frames, as in training, come before fewer frames; for a model whose frames are independent,
+    fewer frames come first, since they change nothing.
     """
     default, step = model.default_tiling, model.temporal_compression
     sizes = [default.spatial_tile, *(size for size in SIZES if size < (default.spatial_tile or size + 1))]
@@ -110,13 +110,13 @@ def tilings(model: VideoAutoencoder, given: dict) -> list[TilingConfig]:
         try:
             for axes in (tiling.encode_axes, tiling.decode_axes):
                 axes(step, model.spatial_compression, model.geometry.lead)
-        except ValueError:  # a size that this model cannot have, or not beside what is given
+        except ValueError:  # a size that doesn't fit this model, or the given fields
             continue
         found[tiling] = None
     return list(found)
 
 
 def _fewer_frames(default: TilingConfig, step: int, factor: int) -> dict[str, int]:
-    """The tiles along time and what they share, divided by `factor`, in whole latents."""
+    """The tiles along time and their overlaps, divided by `factor`, in whole latents."""
     fields = ("encode_tile", "encode_overlap", "decode_tile", "decode_overlap")
     return {name: getattr(default, name) // factor // step * step for name in fields}

@@ -1,6 +1,6 @@
-"""A model's parameters as a list of layers: our name of each, the original's, and the shapes of its parameters.
+"""A model's parameters as a list of layers, each with our name, the original's, and the shapes of its parameters.
 
-MindSpore calls the parameters of a norm gamma and beta, everyone else weight and bias.
+MindSpore calls a norm's parameters gamma and beta; everyone else calls them weight and bias.
 """
 
 import re
@@ -11,19 +11,19 @@ T = TypeVar("T")
 
 _THEIRS = {"gamma": "weight", "beta": "bias"}
 
-# What torch.compile, FSDP, activation checkpointing, Lightning and MindSpore put between the names of layers.
+# What torch.compile, FSDP, activation checkpointing, Lightning and MindSpore insert into parameter names.
 _WRAPPERS = re.compile(
     r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|_backbone)\."
 )
-# Before a model's names there may stand whatever a larger model calls it. Where several places look like it, these are
-# it before others; an optimizer's moments and moving averages are so last.
+# A model's names may have any prefix, if it is part of a larger model. If several match, these are preferred over
+# others, and an optimizer's moments and moving averages come last.
 _PREFIXES = ("", "module.", "model.", "vae.", "first_stage_model.", "autoencoder.", "generator.")
 _PREFIXES += ("spatial_vae.module.", "spatial_vae.")  # the spatial half of Open-Sora 1.2's VAE
 _COPIES = re.compile(r"moment|exp_avg|adam|accum|ema|average|shadow", re.IGNORECASE)
 
 
 class Layer(NamedTuple):
-    """One layer: our name, the original's, and the shape of its parameters below."""
+    """One layer: our name, the original's, and the shapes of its parameters."""
 
     name: str
     original: str
@@ -46,7 +46,7 @@ def norm(name: str, original: str, channels: int) -> Layer:
 
 
 class Renamed(Mapping[str, T]):
-    """What a mapping holds, under other names; `sources` are those that it has there."""
+    """A mapping's values under other names; `sources` maps these to the original names."""
 
     def __init__(self, state: Mapping[str, T], sources: dict[str, str]):
         self.state, self.sources = state, sources
@@ -62,13 +62,13 @@ class Renamed(Mapping[str, T]):
 
 
 def own_part(state: Mapping[str, T], parts: Collection[str]) -> Renamed[T]:
-    """What of a file is a model's, under names without prefixes before and wrappers within them.
+    """A model's part of a file, under names without prefixes and wrappers.
 
         module.encoder.conv_in.weight, vae._orig_mod.encoder.conv_in.weight -> encoder.conv_in.weight
 
     Args:
-        parts: what the model's own names begin with; a prefix behind which all of them are found is the model's. What
-            lies outside of it is left out. Of two names that are alike without wrappers, one keeps them.
+        parts: first components of the model's names; the prefix with the most of them is the model's, and names without
+            it are left out. If two names are equal without wrappers, one of them keeps its wrappers.
     """
     bare = {name: _WRAPPERS.sub("", name) for name in state}
     plain = {name: name for name in state if bare[name] == name}
@@ -81,7 +81,7 @@ def own_part(state: Mapping[str, T], parts: Collection[str]) -> Renamed[T]:
 
 
 def prefix(names: Iterable[str], parts: Collection[str]) -> str:
-    """What stands before a model's names in a file, wrappers aside."""
+    """The prefix of a model's names in a file, ignoring wrappers."""
     found: dict[str, set[str]] = {}
     for name in names:
         segments = name.split(".")
@@ -97,12 +97,13 @@ def prefix(names: Iterable[str], parts: Collection[str]) -> str:
 
 
 def kind(name: str, shape: tuple[int, ...]) -> tuple[str, int]:
-    """What all layers of one place have in common, however many and wide they are: the parameter's name without its
-    numbers, and how many axes it has.
+    """What parameters in the same place share, however many and wide their layers are: the name without its numbers,
+    and the number of axes.
 
         encoder.down.3.block.0.norm1.gamma (512,) -> encoder.down.#.block.#.norm1.weight, 1
 
-    A norm's parameters have everyone's names here, and a 1x1 convolution is the linear layer that it may be stored as.
+    A norm's parameters are called weight and bias here, and a 1x1 convolution counts as the linear layer that it may be
+    stored as.
     """
     *layer, parameter = re.sub(r"(?<![^.])\d+(?![^.])", "#", name).split(".")
     while len(shape) > 1 and shape[-1] == 1:
@@ -111,7 +112,7 @@ def kind(name: str, shape: tuple[int, ...]) -> tuple[str, int]:
 
 
 def torch_name(name: str) -> str:
-    """Our name of a parameter as PyTorch would have it."""
+    """PyTorch's version of our name of a parameter."""
     layer, _, parameter = name.rpartition(".")
     return f"{layer}.{_THEIRS.get(parameter, parameter)}"
 

@@ -1,4 +1,4 @@
-"""Which models there are, and which of them weights are: by the config beside them, else by their tensors."""
+"""The known models, and which of them a weights file holds: by the config next to it, else by its tensors."""
 
 import difflib
 import os
@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound="StoredModel")
 
 
 def merge_config(defaults: dict, given: dict, name: str) -> dict:
-    """`defaults` with what is `given` laid over them; an unknown key is an error that names the nearest."""
+    """`defaults` overridden by `given`; an unknown key is an error that suggests the nearest one."""
     for key in given:
         if key not in defaults:
             near = difflib.get_close_matches(key, defaults, 1)
@@ -26,10 +26,10 @@ def merge_config(defaults: dict, given: dict, name: str) -> dict:
 
 
 class Registry(Generic[Model]):
-    """Models of one kind, by their names.
+    """Models of one kind, by name.
 
     Args:
-        others: registries whose models are here too, whenever they are added there.
+        others: registries whose models are included too, even those added later.
     """
 
     def __init__(self, *others: "Registry[Any]"):
@@ -38,31 +38,31 @@ class Registry(Generic[Model]):
 
     @property
     def _models(self) -> dict[str, type[Model]]:
-        """All models, in the order in which they were added."""
+        """All models, in the order they were added."""
         models = dict(self._own)
         for other in self._others:
             models |= other._models
         return models
 
     def add(self, model: type[Model]) -> type[Model]:
-        """Make a model known by its `name`.
+        """Register a model under its `name`.
 
         Raises:
-            ValueError: it has no `name` or `default_config`, or another has its name.
+            ValueError: it has no `name` or `default_config`, or the name is taken.
         """
         for attribute, kind in (("name", str), ("default_config", dict)):
             if not isinstance(getattr(model, attribute, None), kind):
                 raise ValueError(f"{model.__name__} cannot be registered; its class must have a {attribute}")
         if self._own.setdefault(model.name, model) is not model:
-            raise ValueError(f"{model.__name__} cannot be registered; there is a model {model.name!r} already")
+            raise ValueError(f"{model.__name__} cannot be registered; a model {model.name!r} already exists")
         return model
 
     def names(self) -> list[str]:
-        """The names of the models here, those of each registry in their order."""
+        """The names of the models here, sorted, then those of each other registry."""
         return sorted(self._own) + [name for other in self._others for name in other.names()]
 
     def model_class(self, name: str) -> type[Model]:
-        """The class of a model, whose static methods need no model to be built.
+        """The class of a model; its static methods work without building one.
 
         Raises:
             ValueError: an unknown name.
@@ -72,10 +72,11 @@ class Registry(Generic[Model]):
         return self._models[name]
 
     def model_name(self, path: str | os.PathLike | StateDict) -> str:
-        """Which model's weights lie at `path`: the config beside them says it, else their tensors' names and shapes do.
+        """The name of the model whose weights are at `path`, from the config next to them, else from their tensors'
+        names and shapes.
 
         Raises:
-            CheckpointError: neither does, or they are those of several, or of a model that is none of these.
+            CheckpointError: the model cannot be determined, is ambiguous, or is not one of these.
         """
         with open_state_dict(path) as state:
             described = self._described(state)
@@ -84,27 +85,27 @@ class Registry(Generic[Model]):
             alike, tensors = self.recognise(state.shapes), f"{next(iter(state))[:64]!r} and {len(state) - 1} more"
         if len(alike) == 1:
             return alike[0]
-        likeness = f"may be those of {' or '.join(sorted(alike))}" if alike else "are no known model's"
+        likeness = f"match {' or '.join(sorted(alike))}" if alike else "match no known model"
         raise CheckpointError(
-            f"{path}: no config beside it says which model this is, and its tensors ({tensors}) {likeness}; give its "
+            f"{path}: no config next to it says which model this is, and its tensors ({tensors}) {likeness}; give its "
             f"name, name= or on a command line --model.name or --model: one of {', '.join(self.names())}"
         )
 
     def recognise(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """The models whose tensors have such names and shapes, of whatever size; of a whole and its parts, the
-        whole."""
+        """The models whose tensors have such names and shapes, at any size; a model's parts are left out if it is
+        recognised itself."""
         alike = [model for model in self._models.values() if model.recognises(shapes)]
         parts = {part for model in alike for part in model.parts}
         return [model.name for model in alike if model.name not in parts]
 
     def stored_config(self, pretrained: str | os.PathLike | StateDict, model: str | type[Model]) -> dict:
-        """The config that stands beside weights, or is part of them, in our keys; {} where none is.
+        """The config stored next to weights or inside them, with our keys; {} if there is none.
 
         Args:
-            model: whose it is to be, by name or class.
+            model: the model that it should describe, by name or class.
 
         Raises:
-            CheckpointError: it is another model's, or cannot be read.
+            CheckpointError: it describes another model, or cannot be read.
         """
         model = self.model_class(model) if isinstance(model, str) else model
         with open_state_dict(pretrained) as state:
@@ -115,7 +116,7 @@ class Registry(Generic[Model]):
                 why = f"its tensors are those of {described!r}"
             whole = self._models.get(described)
             if described != model.name and (whole is None or model.name not in whole.parts):
-                raise CheckpointError(f"{pretrained} holds another model than {model.name!r}: {why}")
+                raise CheckpointError(f"{pretrained} holds a model other than {model.name!r}: {why}")
             config = read_config(state.config_file) if state.config_file else {}
             config.pop("model", None)
             try:
@@ -140,9 +141,9 @@ class Registry(Generic[Model]):
         """Build a model.
 
         Args:
-            pretrained: file or folder to take the weights from. The config that stands beside them is the default then.
+            pretrained: file or folder to load weights from. A config stored next to them becomes the default.
             config: overrides of the model's config.
-            dtype, use_recompute: as the models have them.
+            dtype, use_recompute: as in the models' constructors.
 
         Raises:
             ValueError: an unknown name or config key.
@@ -158,17 +159,17 @@ class Registry(Generic[Model]):
             except (TypeError, ValueError) as error:
                 if config or not stored or isinstance(error, CheckpointError):
                     raise
-                raise CheckpointError(f"{state.config_file}: no {name} can be built of it: {error}") from error
+                raise CheckpointError(f"{state.config_file}: cannot build {name} from it: {error}") from error
 
     def _described(self, state: StateDict, model: type[Model] | None = None) -> str | None:
-        """The name of the model that the config beside weights is of, ours or an original's; None where it does not
-        say.
+        """The name of the model that the config next to weights describes, in our format or an original's; None if it
+        doesn't say.
 
         Args:
-            model: one that may be its, though it is not registered.
+            model: a model to accept although it is not registered.
 
         Raises:
-            CheckpointError: it is of none.
+            CheckpointError: it describes an unknown model.
         """
         if state.config_file is None:
             return None
@@ -185,15 +186,15 @@ class Registry(Generic[Model]):
         if named is None and stranger is not None:
             raise CheckpointError(
                 f"{state.config_file}: describes {'an' if stranger[:1] in 'AEIOU' else 'a'} {stranger[:64]}, "
-                f"which is none of the models here; {self._what_is_read()}"
+                f"which isn't one of the models here; {self._what_is_read()}"
             )
         return named
 
     def _what_is_read(self) -> str:
-        """All models, with the names that others have for them in their configs."""
+        """All models, with the class names that the originals' configs use."""
         models = [(name, self._models[name]) for name in self.names()]
         names = [f"{name} ({', '.join(model.originals)})" if model.originals else name for name, model in models]
-        return f"those are {', '.join(names)}"
+        return f"the models are {', '.join(names)}"
 
 
 AUTOENCODERS: "Registry[VideoAutoencoder]" = Registry()  # filled by `mg.models`

@@ -1,7 +1,7 @@
-"""`StoredModel`: what every model, whatever it does, knows of its weights in files, ours and others'.
+"""`StoredModel`: what every model knows about its weights in files, ours and others'.
 
-Names, shapes and configs of the originals; reading, writing and telling models apart; the end of its constructor. An
-autoencoder and a denoiser have this in common, and nothing else.
+Names, shapes and configs of the originals; reading, writing and recognising models; the end of the constructor. This is
+all that autoencoders and denoisers have in common.
 """
 
 import functools
@@ -33,14 +33,14 @@ _logger = logging.getLogger(__name__)
 
 
 class Format(NamedTuple):
-    """Names in which a model's weights are written for others.
+    """A format in which a model's weights are written for other software.
 
     Attributes:
-        reader: who reads them.
-        file: the weights' file in their folders.
+        reader: who reads it.
+        file: name of the weights file in their folders.
         weights: our weights and config -> theirs.
-        config: our config -> what stands beside them.
-        exact: names of tensors that are settings, and stay fp32 where the weights are rounded.
+        config: our config -> the config next to them.
+        exact: names of tensors that are settings, and stay fp32 when the weights are rounded.
     """
 
     reader: str
@@ -51,22 +51,22 @@ class Format(NamedTuple):
 
 
 def described_here(name: str) -> Callable[[dict], dict]:
-    """What stands beside weights in a format that has no config of its own: ours, so that they are read here."""
+    """The config next to weights in a format without its own: ours, so that they can be read here."""
     return lambda config: {"model": name, **config}
 
 
 class StoredModel(nn.Cell):
-    """A model that is known by its name and can be stored.
+    """A model that has a name and can be stored.
 
     Attributes:
-        name: by which it is known.
-        default_config: every key of its config; the values are those of the released weights.
+        name: the model's name.
+        default_config: every config key, with the released weights' values.
         config: every setting that the weights depend on.
-        formats: what the weights can be written as for others, by name; the first is the original's.
-        originals: the classes that the originals' configs name.
-        parts: models that can be taken out of this one's weights, by name, each with what makes its config of this
-            one's.
-        settings: parameters that follow from the config: written for others, and not taken from what they wrote.
+        formats: formats in which the weights can be written for other software, by name; the first is the original's.
+        originals: class names in the originals' configs.
+        parts: models that can be extracted from this one's weights: name -> function that derives the part's config
+            from this one's.
+        settings: parameters that follow from the config: written for other software, but not loaded from its files.
     """
 
     name: str
@@ -77,41 +77,41 @@ class StoredModel(nn.Cell):
     parts: dict[str, Callable[[dict], dict]] = {}
     settings: tuple[str, ...] = ()
 
-    # What files of the original hold. All are functions of a config: nothing is built for a conversion.
+    # The original's files. These are all functions of a config, so that a conversion builds no model.
 
     @staticmethod
     def is_original_config(config: dict) -> bool:
-        """Whether a config without our `model` key is what the original writes for this model."""
+        """Whether a config without our `model` key is the original's for this model."""
         return False
 
     @staticmethod
     def translate_config(config: dict) -> dict:
-        """This model's config from the original's, as it stands beside weights; one that is already ours passes."""
+        """This model's config from the original's, as stored next to weights; one that is already ours is kept."""
         return config
 
     @staticmethod
     def config_in_weights(state: Mapping) -> dict:
-        """The keys of this model's config that the original keeps among its weights."""
+        """The keys of this model's config that the original stores in its weights."""
         return {}
 
     @staticmethod
     def translate_weights(state: Mapping, config: dict) -> dict:
-        """Rename the originals' parameters to this model's; names that are already ours, and others, pass."""
+        """Rename the originals' parameters to this model's; our own names, and unknown ones, are kept."""
         return dict(state)
 
     @staticmethod
     def own_part(state: Mapping) -> dict:
-        """What of a file may be this model's: without what lies beside it there."""
+        """The part of a file that may be this model's, without the other contents."""
         return dict(state)
 
     @staticmethod
     def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-        """The name and shape of every parameter of a model of this config."""
+        """The name and shape of every parameter of a model with this config."""
         raise NotImplementedError
 
     @classmethod
     def original_config(cls, config: dict) -> dict:
-        """The config that the original reads, from ours; ours, where the original has no file for it."""
+        """The config that the original reads, from ours; ours if the original has no config file."""
         return next(iter(cls.formats.values())).config(config) if cls.formats else {"model": cls.name, **config}
 
     @classmethod
@@ -121,11 +121,11 @@ class StoredModel(nn.Cell):
 
     @classmethod
     def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether a file with tensors of these names and shapes holds this model, of whatever size: it has all parts of
-        the model (encoder, decoder, ...), and in them nothing but what is also in a model of the default config, under
-        our names, the original's or those of another format. A model without `weight_shapes` is never recognised."""
+        """Whether a file with tensors of these names and shapes holds this model, at any size: it has all parts of the
+        model (encoder, decoder, ...), and in them only what a model with the default config also has, under our names,
+        the original's or another format's. A model without `weight_shapes` is never recognised."""
         try:
-            parts, known = _kinds(cls)  # type: ignore[arg-type]  # the __hash__ that mypy sees is an instance's
+            parts, known = _kinds(cls)  # type: ignore[arg-type]  # mypy sees an instance's __hash__
         except NotImplementedError:
             return False
         own = cls.own_part(naming.own_part(shapes, parts))
@@ -133,7 +133,7 @@ class StoredModel(nn.Cell):
         return _parts(found) == parts and all(naming.kind(*entry) in known for entry in found.items())
 
     def finish(self, dtype: str, use_recompute: bool, pretrained: str | Path | StateDict | None) -> None:
-        """The end of a model's constructor: its layers' form, precision, recompute and weights, once all are there."""
+        """The end of a model's constructor, once all layers exist: form, precision, gradient checkpointing, weights."""
         runtime.block_on_cpu()
         set_form(self)
         set_precision(self, dtype)
@@ -143,21 +143,22 @@ class StoredModel(nn.Cell):
             self.load_weights(pretrained)
 
     def recompute_activations(self) -> None:
-        """Gradient checkpointing: keep the inputs of blocks for the backward pass, and compute the rest again there."""
+        """Gradient checkpointing: keep only the inputs of blocks, and compute the rest again in the backward pass."""
         raise NotImplementedError
 
     # Weights.
 
     @classmethod
     def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
-        """The weights of a file in our names, and which of those that a model wants are there.
+        """Match the weights of a file with the parameters of a model.
 
         Args:
-            state: a file's, in our names, the original's or another format's, with whatever prefix.
+            state: a file's weights, in our names, the original's or another format's, with any prefix.
             wanted: our name of every parameter -> its shape.
 
         Returns:
-            Those that are wanted and found, of whatever shape; the report, what is left over being in the file's names.
+            The wanted weights that were found, under our names and of any shape; a report, with unused weights under
+            the file's names.
         """
         own = naming.own_part(state, _parts(wanted))
         found = cls.translate_weights(own, config)
@@ -168,10 +169,10 @@ class StoredModel(nn.Cell):
         return {name: found[name] for name in wanted if name in found}, report
 
     def load_weights(self, path: str | Path | StateDict, strict: bool = True) -> LoadReport:
-        """Take the weights of a file or folder in any format that `mg.checkpoints` reads, ours or the original's.
+        """Load weights from a file or folder in any format that `mg.checkpoints` reads, ours or the original's.
 
         Args:
-            strict: fail unless every parameter is found with its shape; names left over never matter.
+            strict: fail unless every parameter is found with its shape; unused names are always ignored.
 
         Raises:
             CheckpointError: an unreadable file, or names and shapes that are not this model's.
@@ -183,7 +184,7 @@ class StoredModel(nn.Cell):
             if strict and not report.complete:
                 raise CheckpointError(
                     f"{path} does not fit this {self.name}: {report.summary()}; "
-                    "if its sizes differ, give its config (config.json, or a .json of the file's name beside it)",
+                    "if its sizes differ, give its config (config.json, or a .json of the same name next to the file)",
                     report,
                 )
             taken = naming.Renamed(found, {name: name for name in report.used if name not in self.settings})
@@ -194,20 +195,20 @@ class StoredModel(nn.Cell):
         return report
 
     def save_pretrained(self, folder: str | Path, weights: dict | None = None) -> None:
-        """Write config.json and model.safetensors; `weights` replace parameters of their name."""
+        """Write config.json and model.safetensors; `weights` replace the parameters of the same names."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.save_weights(folder / "model.safetensors", folder / "config.json", weights)
 
     def save_weights(self, path: Path, config_path: Path | None = None, weights: dict | None = None) -> None:
-        """Write the weights as one file, .ckpt or .safetensors, and the config beside it (by default X.json for X)."""
+        """Write the weights to one .ckpt or .safetensors file, and the config next to it (by default X.json for X)."""
         arrays = {name: p.asnumpy() for name, p in self.named_weights()}
         write_state_dict(path, {**arrays, **(weights or {})})
         with atomic_write(config_path or path.with_suffix(".json")) as partial:
             partial.write_text(json.dumps({"model": self.name, **self.config}, indent=2) + "\n")
 
     def named_weights(self) -> Iterator[tuple[str, Parameter]]:
-        """Every parameter, by its name within this model."""
+        """Every parameter with its name within this model."""
         return self.parameters_and_names()
 
 
@@ -222,7 +223,7 @@ def _parts(names: Iterable[str]) -> set[str]:
 
 @functools.cache
 def _kinds(model: type[StoredModel]) -> tuple[set[str], set]:
-    """The parts of a model, and the kinds of its parameters in our names and in those of each format."""
+    """The parts of a model, and the kinds of its parameters under our names and those of each format."""
     ours = model.weight_shapes(model.default_config)
     empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
     writers = [model.original_weights, *(format.weights for format in model.formats.values())]

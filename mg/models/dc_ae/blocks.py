@@ -1,8 +1,8 @@
 """The blocks of Video DC-AE: residual blocks, linear attention, and resampling with shortcuts that have no parameters.
 
-DC-AE (arXiv 2410.10733) gave the shortcuts: pixels go to channels or back, and channels are averaged or repeated, so
-that the convolution beside them learns a residual. EfficientViT (arXiv 2205.14756) gave the linear attention, whose
-cost grows with the number of tokens and not with its square. Open-Sora 2.0 (arXiv 2503.09642) carried both into time.
+The shortcuts are DC-AE's (arXiv 2410.10733): pixels move to channels or back, and channels are averaged or repeated, so
+that the parallel convolution learns a residual. The linear attention is EfficientViT's (arXiv 2205.14756); its cost is
+linear in the number of tokens, not quadratic. Open-Sora 2.0 (arXiv 2503.09642) extended both to time.
 """
 
 from mindspore import nn, ops
@@ -34,7 +34,7 @@ class ResBlock(nn.Cell):
 class LiteMLA(nn.Cell):
     """Residual multi-scale linear attention over all T*H*W tokens.
 
-    A second set of heads sees queries, keys and values gathered from the 5x5x5 neighbourhood.
+    A second set of heads sees queries, keys and values aggregated over the 5x5x5 neighbourhood.
     """
 
     def __init__(self, channels: int):
@@ -56,7 +56,7 @@ class LiteMLA(nn.Cell):
 
 
 class GLUMBConv(nn.Cell):
-    """Residual gated feed-forward: expand, a depthwise 3x3x3 convolution, one half gates the other, and back."""
+    """Residual gated feed-forward: expand, depthwise 3x3x3 convolution, gate one half with the other, project back."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -72,7 +72,7 @@ class GLUMBConv(nn.Cell):
 
 
 class EfficientViTBlock(nn.Cell):
-    """Attention for what is far, a gated convolution for what is near."""
+    """Attention for global context, a gated convolution for local context."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -84,7 +84,7 @@ class EfficientViTBlock(nn.Cell):
 
 
 class Downsample(nn.Cell):
-    """Conv 3x3x3 of stride 2 plus the pixels themselves, moved to channels and averaged down to `out_channels`.
+    """Conv 3x3x3 with stride 2, plus the pixels themselves, moved to channels and averaged down to `out_channels`.
 
     (B, Cin, T, H, W) -> (B, Cout, T / 2 or T, H / 2, W / 2)
 
@@ -107,7 +107,7 @@ class Upsample(nn.Cell):
     (B, Cin, T, H, W) -> (B, Cout, 2T or T, 2H, 2W)
 
     Args:
-        temporal: double T too, but for an image.
+        temporal: double T too, except for an image.
     """
 
     def __init__(self, in_channels: int, out_channels: int, temporal: bool):

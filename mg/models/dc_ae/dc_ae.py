@@ -8,13 +8,13 @@ F32T4C128_AE.safetensors (dc-ae-f32t4c128).
     z, _, _ = dc_ae.encode(x)              # x (B, 3, T, H, W) in [-1, 1] -> (B, 128, ceil(T/4), H/32, W/32)
     y = dc_ae.decode(z, num_target_frames=x.shape[2])
 
-Any T, H and W goes in: what is no multiple of 4 and 32 is padded by repeating the edges and cropped back. The original
-refuses such clips, decodes 2 to 4 frames to one, and in tiles loses frames of some lengths, 3 of 52. A single frame is
-an image: it passes by everything that changes the frame rate. So latents of t = 1 decode to one frame unless
-`num_target_frames` asks for more.
+Any T, H and W is accepted: clips are padded to multiples of 4 and 32 by repeating the edges, and cropped back. The
+original rejects such clips, decodes 2 to 4 frames to one, and in tiles loses frames at some lengths, e.g. 3 of 52. A
+single frame is an image and skips all layers that change the frame rate, so latents of t = 1 decode to one frame unless
+`num_target_frames` requests more.
 
 `scaling_factor` is the standard deviation of the latents: encode divides by it and decode multiplies, so that a
-diffusion model sees about unit variance. None leaves latents as they are; `mg-latent-statistics` measures it.
+diffusion model sees about unit variance. None leaves latents unscaled; `mg-latent-statistics` measures it.
 """
 
 import itertools
@@ -49,7 +49,7 @@ DC_AE_CONFIG = {
     "scaling_factor": None,
 }
 
-# Per stage, the finest first: its blocks, and whether its resampling changes the frame rate.
+# For each stage, finest first: its blocks, and whether its resampling changes the frame rate.
 BLOCKS = tuple({"residual": ResBlock, "attention": EfficientViTBlock}[kind] for kind in BLOCK_KINDS)
 TEMPORAL = (False, False, False, True, True, False)
 
@@ -71,7 +71,7 @@ class EncoderStage(nn.Cell):
 
 
 class DecoderStage(nn.Cell):
-    """Upsampling from the stage before, the next coarser one, then blocks; the coarsest has no upsampling."""
+    """Upsampling from the previous (next coarser) stage, then blocks; the coarsest stage has no upsampling."""
 
     def __init__(self, stage: int, widths: list[int], depth: int):
         super().__init__()
@@ -122,7 +122,7 @@ class Decoder(nn.Cell):
         return self.picture(self.features(z, still))
 
     def features(self, z, still):
-        """All up to the input of the last convolution; `still`: z is an image's, and so is the output."""
+        """Everything up to the input of the last convolution; `still`: z and the output are an image."""
         x = self.project_in(z) + self.repeat(z)
         for i in range(self.num_stages):
             x = self.stages[self.num_stages - 1 - i](x, still)  # the coarsest first
@@ -137,11 +137,11 @@ class VideoDCAE(VideoAutoencoder):
     """Video DC-AE.
 
     Args:
-        config: overrides of DC_AE_CONFIG: widths and depths of the six stages, the finest first; `scaling_factor`.
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
-            them is the default then.
-        use_recompute: recompute activations in the backward pass in place of keeping them.
-        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters and norms stay fp32, and so
+        config: overrides of DC_AE_CONFIG: widths and depths of the six stages, finest first; `scaling_factor`.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. A config stored next to
+            them becomes the default.
+        use_recompute: use gradient checkpointing.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and matrix products; parameters and norms stay fp32, as
             does the linear attention under fp16.
 
     Raises:
@@ -222,7 +222,7 @@ def _check(config: dict) -> None:
         if any(width % HEAD for width, block in zip(widths, BLOCKS) if block is EfficientViTBlock):
             raise ValueError(f"DC-AE config: {part}_width_list is {widths}; the last three must be multiples of {HEAD}")
         for width, coarser in itertools.pairwise(widths):
-            if 4 * width % coarser:  # a shortcut makes one of the other, in an image from 4 pixels
+            if 4 * width % coarser:  # for the shortcuts, which turn 4 pixels of an image into channels
                 raise ValueError(
                     f"DC-AE config: {part}_width_list is {widths}; 4 * {width} must be a multiple of {coarser}"
                 )

@@ -1,7 +1,7 @@
 """Names and shapes of Video DC-AE's parameters: ours, and those of Open-Sora 2.0's checkpoints.
 
-Open-Sora wraps every layer: a residual branch is its `main`, a convolution its `conv`, a sequence its `op_list`, in
-which resampling and blocks share one count.
+Open-Sora wraps every layer: a residual branch is `main`, a convolution `conv`, a sequence `op_list`, in which
+resampling and blocks are numbered together.
 
     Open-Sora                                            here
     encoder.stages.0.op_list.1.main.conv2.norm.weight    encoder.stages.0.blocks.1.norm.gamma
@@ -17,12 +17,12 @@ from mg.checkpoints import rename, rename_back
 from mg.models import naming
 from mg.models.naming import Layer, conv3d, norm
 
-# The blocks of each stage, the finest first.
+# The blocks of each stage, finest first.
 BLOCK_KINDS = ("residual",) * 3 + ("attention",) * 3
 
 
 def from_open_sora(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Open-Sora's names -> ours; names that are ours already, and others, pass."""
+    """Open-Sora's names -> ours; our own names, and unknown ones, are kept."""
     return rename(state, naming.original_names(layers(config)))
 
 
@@ -41,7 +41,7 @@ def parameter_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def layers(config: Mapping) -> Iterator[Layer]:
-    """The layers of a config, in the order in which data meets them."""
+    """The layers of a config, in forward order."""
     channels, latents = config["in_channels"], config["latent_channels"]
 
     widths, depths = config["encoder_width_list"], config["encoder_depth_list"]

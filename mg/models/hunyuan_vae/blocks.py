@@ -1,4 +1,4 @@
-"""The encoder and decoder of HunyuanVideo's VAE: latent diffusion's, every convolution causal in time."""
+"""The encoder and decoder of HunyuanVideo's VAE: latent diffusion's, with every convolution causal in time."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Upsample(nn.Cell):
     """Nearest neighbour, then a convolution. (B, C, T, H, W) -> (B, C, T or 2 T - 1, H or 2 H, W or 2 W)
 
     Args:
-        factors: of time and space, 1 or 2; in time the first frame stays one.
+        factors: for time and space, 1 or 2; in time the first frame is not doubled.
     """
 
     def __init__(self, channels: int, factors: tuple[int, int]):
@@ -34,11 +34,11 @@ class Encoder(nn.Cell):
     """(B, in_channels, 4 k + 1, H, W) -> (B, out_channels, k + 1, H / s, W / s)
 
     Args:
-        widths: channels of each level, the finest first.
-        factors: by how much time and space shrink behind each level but the last, from the finest on.
-        num_res_blocks: of a level.
-        groups: of the norms.
-        attention: attend in the middle.
+        widths: channels of each level, finest first.
+        factors: by how much time and space shrink after each level but the last, finest first.
+        num_res_blocks: blocks per level.
+        groups: groups of the norms.
+        attention: use attention in the middle.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Decoder(nn.Cell):
 
     Args:
         widths, groups, attention: the encoder's.
-        factors: by how much time and space grow behind each level but the last, from the coarsest on.
-        num_res_blocks: the encoder's; a level of the decoder has one more.
+        factors: by how much time and space grow after each level but the last, coarsest first.
+        num_res_blocks: the encoder's; the decoder has one more per level.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Decoder(nn.Cell):
         return self.picture(self.features(z))
 
     def features(self, z):
-        """All up to the input of the last convolution."""
+        """Everything up to the input of the last convolution."""
         h = self.mid(self.conv_in(z))
         for i in range(self.num_levels):
             h = self.up[self.num_levels - 1 - i](h)  # the coarsest level first

@@ -1,18 +1,18 @@
 """The VAE of HunyuanVideo (arXiv 2412.03603): 4x8x8 compression, 16 channels, causal in time.
 
-Latent diffusion's autoencoder in three dimensions; HunyuanVideo and Open-Sora 2.0 make their videos of its latents. The
-defaults are the released checkpoint's. Its weights stand under Tencent's community licence and are not shipped here.
+Latent diffusion's autoencoder in three dimensions; HunyuanVideo and Open-Sora 2.0 generate its latents. The defaults
+are the released checkpoint's. Its weights are under Tencent's community licence and are not shipped here.
 
     vae = create_model("hunyuan_vae", pretrained="hunyuan_vae.safetensors")
     z, mean, logvar = vae.encode(x)        # x (B, 3, 4 k + 1, H, W) in [-1, 1] -> (B, 16, k + 1, H/8, W/8)
     y = vae.decode(z, num_target_frames=x.shape[2])
 
-The first frame becomes a latent frame of its own, so that an image is a clip of one frame; every 4 later ones become
-one. Clips of another length than 4 k + 1 repeat their last frame, and are cropped back. No convolution and no attention
-looks ahead, but the norms see the whole clip.
+The first frame gets its own latent frame, so that an image is a clip of one frame; every 4 later ones share one. Clips
+whose length isn't 4 k + 1 are padded by repeating the last frame, and cropped back. No convolution or attention looks
+ahead, but the norms see the whole clip.
 
-Latents come as they are: the caller multiplies them by the config's `scaling_factor`, 0.476986, as diffusers' pipelines
-do; Open-Sora's own `encode` does so itself.
+Latents are not scaled: the caller multiplies them by the config's `scaling_factor`, 0.476986, as diffusers' pipelines
+do; Open-Sora's `encode` does so itself.
 """
 
 from collections.abc import Mapping
@@ -57,13 +57,14 @@ class HunyuanVAE(VideoAutoencoder):
     """The causal video VAE of HunyuanVideo.
 
     Args:
-        config: overrides of HUNYUAN_VAE_CONFIG, in the names of diffusers' config.json: widths of the levels, the
-            finest first; blocks of a level; `scaling_factor`, for the caller.
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
-            them is the default then.
-        use_recompute: recompute activations in the backward pass in place of keeping them.
+        config: overrides of HUNYUAN_VAE_CONFIG, with the keys of diffusers' config.json: widths of the levels, finest
+            first; blocks per level; `scaling_factor`, for the caller.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. A config stored next to
+            them becomes the default.
+        use_recompute: use gradient checkpointing.
         sample_deterministic: `encode` returns the posterior's mean as z.
-        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters, norms and softmax stay fp32.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and matrix products; parameters, norms and softmax stay
+            fp32.
 
     Raises:
         ValueError: a config that cannot be built.

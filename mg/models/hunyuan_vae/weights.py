@@ -1,9 +1,9 @@
 """Names and shapes of the HunyuanVideo VAE's parameters and its config: ours, and those of the released files.
 
-diffusers' folder, Open-Sora 2.0's `hunyuan_vae.safetensors` and Tencent's `pytorch_model.pt` bear the same names, the
-last with `vae.` before each. ComfyUI's `hunyuan_video_vae_bf16.safetensors` has latent diffusion's, with a `conv`
-within each convolution and the attention's products as 1x1x1 convolutions. Ours are latent diffusion's, as in
-`mg.models.layers.resnet`: levels count from the finest in the decoder too.
+diffusers' folder, Open-Sora 2.0's `hunyuan_vae.safetensors` and Tencent's `pytorch_model.pt` use the same names, the
+last with the prefix `vae.`. ComfyUI's `hunyuan_video_vae_bf16.safetensors` uses latent diffusion's, with a `conv`
+inside each convolution and the attention's linear layers as 1x1x1 convolutions. Ours are latent diffusion's, as in
+`mg.models.layers.resnet`: levels are numbered from the finest in the decoder too.
 
     diffusers, Open-Sora, Tencent                              here
     encoder.down_blocks.1.resnets.0.conv1.conv.weight          encoder.down.1.block.0.conv1.weight
@@ -29,16 +29,16 @@ from mg.checkpoints import CheckpointError, rename, rename_back
 from mg.models import naming
 from mg.models.naming import Layer, conv3d, linear, norm
 
-_TENCENT = "vae."  # before each name in Tencent's own file
+_TENCENT = "vae."  # prefix of each name in Tencent's own file
 
 
 def from_released(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """The names and shapes of a released file -> ours; names that are ours already, and others, pass."""
+    """The names and shapes of a released file -> ours; our own names, and unknown ones, are kept."""
     shapes = parameter_shapes(config)
     names = rename(rename(state, naming.original_names(layers(config))), comfyui_names(config))
     found = rename(names, {name: naming.torch_name(name) for name in shapes})
     for name, shape in shapes.items():
-        if name in found and found[name].shape == (*shape, 1, 1, 1):  # a linear layer as a convolution
+        if name in found and found[name].shape == (*shape, 1, 1, 1):  # a linear layer stored as a convolution
             found[name] = found[name].reshape(shape)
     return found
 
@@ -80,10 +80,10 @@ def parameter_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def factors(config: Mapping) -> list[tuple[int, int]]:
-    """By how much time and space change behind each level but the last, in the order in which data meets them.
+    """By how much time and space change after each level but the last, in forward order.
 
-    The encoder starts with the finest level, the decoder with the coarsest: it does not mirror the encoder, both halve
-    or double the frame rate last.
+    The encoder starts with the finest level, the decoder with the coarsest: it does not mirror the encoder, since both
+    change the frame rate last.
     """
     changes = len(config["block_out_channels"]) - 1
     in_time = config["temporal_compression_ratio"].bit_length() - 1
@@ -92,7 +92,7 @@ def factors(config: Mapping) -> list[tuple[int, int]]:
 
 
 def layers(config: Mapping) -> Iterator[Layer]:
-    """The layers of a config, in the order in which data meets them; raises as `check_config` does."""
+    """The layers of a config, in forward order; raises as `check_config` does."""
     check_config(config)
     widths, count, latents = config["block_out_channels"], config["layers_per_block"], config["latent_channels"]
     changed = [time * space > 1 for time, space in factors(config)] + [False]
@@ -149,7 +149,7 @@ def _middle(part: str, width: int, attention: bool) -> Iterator[Layer]:
     yield from _block(f"{ours}.block_2", f"{theirs}.resnets.1", width, width)
 
 
-# Configs. Ours has diffusers' keys, but for those that allow a single value.
+# Configs. Ours has diffusers' keys, except those with only one supported value.
 
 _BLOCKS = {  # class -> its blocks
     "AutoencoderKLHunyuanVideo": ("HunyuanVideoDownBlock3D", "HunyuanVideoUpBlock3D"),
@@ -164,13 +164,13 @@ def config_from_diffusers(config: Mapping) -> dict:
     """Our config from the `config.json` of diffusers or Tencent.
 
     Raises:
-        CheckpointError: it describes what cannot be built here.
+        CheckpointError: it describes an unsupported model.
     """
     down, up = _BLOCKS[config["_class_name"]]
     single = {"act_fn": "silu", "down_block_types": down, "up_block_types": up}
     for key, value in single.items():
         if any(found != value for found in np.ravel(config.get(key, value))):
-            raise CheckpointError(f"{key} is {config[key]}; only a VAE where it is {value} can be built")
+            raise CheckpointError(f"{key} is {config[key]}; this VAE only supports {value}")
     return {
         _THEIR_KEYS.get(key, key): value
         for key, value in config.items()
@@ -186,8 +186,8 @@ def check_config(config: Mapping) -> None:
     widths, groups = config["block_out_channels"], config["norm_num_groups"]
     if np.size(widths) < 3 or any(type(width) is not int or width <= 0 or width % groups for width in widths):
         raise ValueError(
-            f"hunyuan_vae config: block_out_channels is {widths}; it must be 3 multiples of {groups}, norm_num_groups, "
-            "or more"
+            f"hunyuan_vae config: block_out_channels is {widths}; it must be 3 or more multiples of {groups}, the "
+            "config's norm_num_groups"
         )
     if config["temporal_compression_ratio"] != 4:
         raise ValueError(
@@ -222,7 +222,7 @@ def config_to_diffusers(config: Mapping) -> dict:
 
 
 def _described(kind: str, config: Mapping) -> dict:
-    """What a class's config says where ours has a single value."""
+    """The keys of a class's config that ours leaves out, since only one value is supported."""
     levels = len(config["block_out_channels"])
     down, up = _BLOCKS[kind]
     types = {"down_block_types": [down] * levels, "up_block_types": [up] * levels}

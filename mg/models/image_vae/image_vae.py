@@ -1,6 +1,6 @@
 """The image VAE of Stable Diffusion (latent diffusion, arXiv 2112.10752), frame by frame over a video.
 
-The defaults are SD3.5's: 8x8 compression, 16 channels, no quant convolutions. It is what a TAE is inflated from.
+The defaults are SD3.5's: 8x8 compression, 16 channels, no quant convolutions. A TAE is inflated from this model.
 """
 
 from collections.abc import Mapping
@@ -42,22 +42,22 @@ IMAGE_VAE_CONFIG = {
 
 
 class ImageAutoencoder(VideoAutoencoder):
-    """Encodes and decodes every frame on its own: (B, 3, T, H, W) <-> (B, z, T, H/8, W/8).
+    """Encodes and decodes every frame independently: (B, 3, T, H, W) <-> (B, z, T, H/8, W/8).
 
-    Set `micro_batch_size` to run so many frames at once, which bounds the memory.
+    Set `micro_batch_size` to run at most this many frames at once and bound memory use.
 
     Args:
         config: overrides of IMAGE_VAE_CONFIG.
-        pretrained: file or folder of weights. The config that stands beside them is the default then.
-        use_recompute: recompute activations in the backward pass in place of keeping them.
-        dtype: fp32 | fp16 | bf16, the precision of convolutions and products.
+        pretrained: file or folder of weights. A config stored next to them becomes the default.
+        use_recompute: use gradient checkpointing.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and matrix products.
     """
 
     name = "image_vae"
     default_config = IMAGE_VAE_CONFIG
     temporal_compression = 1
     recomputed = (ResnetBlock,)
-    default_tiling = TilingConfig(decode_overlap=0)  # frames know nothing of each other
+    default_tiling = TilingConfig(decode_overlap=0)  # frames are independent
     originals = ("AutoencoderKL",)
     formats = {
         "diffusers": Format(
@@ -139,13 +139,13 @@ class ImageAutoencoder(VideoAutoencoder):
         n, size = x.shape[0], self.micro_batch_size
         if size is None or n <= size:
             return fn(x)
-        if n % size:  # the last one full too, so that a compiled graph meets one shape
+        if n % size:  # fill up the last one, so that a compiled graph sees only one shape
             x = repeat_edges(x, 0, 0, -n % size)
         return narrow(ops.cat([fn(images) for images in split(x, size, 0)]), 0, 0, n)
 
 
 def _fold(x: Tensor) -> Tensor:
-    """Frames become images of a batch, so that norms see one each: (B, C, T, H, W) -> (B*T, C, 1, H, W)"""
+    """Make frames a batch of images, so that norms see one at a time: (B, C, T, H, W) -> (B*T, C, 1, H, W)"""
     b, c, t, h, w = x.shape
     return swap_frames(x).reshape(b * t, c, 1, h, w)
 

@@ -1,8 +1,8 @@
 """Names and shapes of the image VAE's parameters: latent diffusion's, which are ours, and diffusers'.
 
-One list of layers says everything: `layers(config)`. MindSpore calls a norm's parameters gamma and beta; diffusers
-counts the decoder's levels from the coarsest, latent diffusion from the finest, and writes the attention's 1x1
-convolutions as linear layers.
+Everything follows from one list of layers, `layers(config)`. MindSpore calls a norm's parameters gamma and beta;
+diffusers numbers the decoder's levels from the coarsest, latent diffusion from the finest, and stores the attention's
+1x1 convolutions as linear layers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ import numpy as np
 from mg.checkpoints import CheckpointError, LoadReport, rename_back
 from mg.models import naming
 
-_PARTS = ("encoder", "decoder")  # and quant convolutions beside them, in some
+_PARTS = ("encoder", "decoder")  # some have quant convolutions as well
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers until 2023
 
 _NORM_PARAMETERS = {"gamma": "weight", "beta": "bias"}  # MindSpore's names and everyone else's
 
 
 class Layer(NamedTuple):
-    """One layer: latent diffusion's name for it, diffusers', what it is (conv | norm | attention) and its size."""
+    """One layer: latent diffusion's name, diffusers' name, kind (conv | norm | attention) and size."""
 
     name: str
     diffusers: str
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 def layers(config: Mapping) -> Iterator[Layer]:
-    """The layers of the VAE of a config: ch, ch_mult, num_res_blocks, z_channels, in_channels, out_ch, quant convs."""
+    """The layers of a config's VAE: ch, ch_mult, num_res_blocks, z_channels, in_channels, out_ch, quant convs."""
     widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
     levels, blocks, z = len(widths), config["num_res_blocks"], config["z_channels"]
     moments = 2 * z if config.get("double_z", True) else z
@@ -92,14 +92,14 @@ def image_vae_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """Find the image VAE in `state` and give it our names. What is missing or of another shape is in the report.
+    """Find the image VAE in `state` and give it our names. Missing and misshapen parameters are in the report.
 
     Args:
-        state: in diffusers' names, new or old; in latent diffusion's; or in our own; also as the part of a larger
-            model's checkpoint, behind a prefix. Only the tensors that are used are read.
+        state: in diffusers' names, new or old, latent diffusion's or ours; it may be part of a larger model's
+            checkpoint, with a prefix. Only the tensors that are used are read.
 
     Returns:
-        Our names -> float32 arrays, and the report in the names of `state`.
+        Our names -> float32 arrays, and a report in the names of `state`.
     """
     own = naming.own_part(state, _PARTS)
     sources = own_part(own.sources)
@@ -126,26 +126,26 @@ def rename(state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dict[str, 
 
 
 def translate(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """The names that `rename` knows -> ours; others pass."""
+    """The names that `rename` knows -> ours; others are kept."""
     renamed, report = rename(state, config)
     return renamed | {name: state[name] for name in report.unexpected}
 
 
 def own_part(state: Mapping) -> dict:
-    """One spelling of an image VAE's names."""
+    """An image VAE's names in their canonical spelling."""
     return {_canonical(name): value for name, value in state.items()}
 
 
 def check_fit(report: LoadReport) -> None:
-    """Raise unless the VAE that `rename` found is the config's: all of it, and nothing more within the VAE.
+    """Raise unless the VAE that `rename` found is exactly the config's, complete and without extra parameters.
 
     Raises:
-        CheckpointError: with the counts and first names; the report is its attribute.
+        CheckpointError: with the counts and first names; its `report` has all of them.
     """
     prefix = naming.prefix(report.used, _PARTS)
     parts = tuple(f"{prefix}{part}." for part in (*_PARTS, "quant_conv", "post_quant_conv"))
     if not report.complete or any(name.startswith(parts) for name in report.unexpected):
-        raise CheckpointError(f"is not an image VAE of the wanted architecture: {report.summary()}", report)
+        raise CheckpointError(f"is not an image VAE of the expected architecture: {report.summary()}", report)
 
 
 def from_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
@@ -156,7 +156,7 @@ def from_diffusers(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str
 
 
 def to_latent_diffusion(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Our names -> those of latent diffusion's code in PyTorch, which ComfyUI and others read.
+    """Our names -> those of latent diffusion's PyTorch code, which ComfyUI and others read.
 
     Raises:
         CheckpointError: a parameter is missing.
@@ -186,7 +186,7 @@ def config_from_diffusers(config_json: Mapping) -> dict:
     """Our config of the image VAE that a `config.json` of diffusers' AutoencoderKL describes.
 
     Raises:
-        CheckpointError: it describes another class, or an AutoencoderKL that is built otherwise.
+        CheckpointError: it describes another class, or an unsupported AutoencoderKL.
     """
     widths = config_json.get("block_out_channels", [64])
     if not isinstance(widths, (list, tuple)) or not widths or not all(type(w) is int and w > 0 for w in widths):
@@ -204,7 +204,7 @@ def config_from_diffusers(config_json: Mapping) -> dict:
     for key, value in wanted.items():
         found = config_json.get(key, value)
         if (list(found) if isinstance(found, tuple) else found) != value:
-            raise CheckpointError(f"{key} is {found}; only an image VAE where it is {value} can be built")
+            raise CheckpointError(f"{key} is {found}; the image VAE only supports {value}")
     groups = _whole(config_json, "norm_num_groups", 32)
     if any(width % widths[0] or width % groups for width in widths):
         raise CheckpointError(f"block_out_channels is {widths}; each must be a multiple of the first and of {groups}")
@@ -270,7 +270,7 @@ def _middle(part: str, width: int) -> Iterator[Layer]:
 
 
 def _canonical(name: str) -> str:
-    """One spelling of what old diffusers, latent diffusion's torch code and MindSpore write differently."""
+    """The canonical spelling of what old diffusers, latent diffusion's PyTorch code and MindSpore write differently."""
     head, _, parameter = name.rpartition(".")
     layer = head.rpartition(".")[2]
     if ".attentions." in head and layer in _OLD_ATTENTION:

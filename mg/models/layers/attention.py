@@ -1,6 +1,6 @@
-"""Attention: within a frame, over its pixels; along time, over a pixel's frames; over both, causal; and linear.
+"""Attention: spatial, over a frame's pixels; temporal, over a pixel's frames; over both, causal; and linear.
 
-These have a single head, but for the linear one, and are residual. `MultiHeadAttention` is what transformers have.
+These are residual and have a single head, except the linear one. `MultiHeadAttention` is for transformers.
 """
 
 import mindspore as ms
@@ -27,30 +27,30 @@ class Dense(PrecisionCell):
 
 
 class DotProductAttention(PrecisionCell):
-    """softmax(q^T k / sqrt(C)) v for q (N, C, L) and k, v (N, C, M) -> (N, C, L); the softmax in fp32.
+    """softmax(q^T k / sqrt(C)) v for q (N, C, L) and k, v (N, C, M) -> (N, C, L); the softmax is in fp32.
 
-    Where the N*L*M scores would be more than `most_scores`, 1 GB, the queries go in as many pieces as that takes.
+    If the N*L*M scores would exceed `most_scores`, 1 GB, the queries are processed in pieces.
 
     Args:
-        channels_last: take and give (N, L, C) and (N, M, C); there may be more axes in front.
+        channels_last: inputs and outputs are (N, L, C) and (N, M, C), optionally with more leading axes.
     """
 
     most_scores = 2**28
 
     def __init__(self, channels_last: bool = False):
         super().__init__()
-        self.tokens = -2 if channels_last else -1  # their axis
+        self.tokens = -2 if channels_last else -1  # the tokens' axis
         if channels_last:
             self.match, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
         else:
             self.match, self.mix = ops.BatchMatMul(transpose_a=True), ops.BatchMatMul(transpose_b=True)
 
     def construct(self, q, k, v, hidden=None):
-        """hidden: True at keys that get no weight, of a shape that broadcasts to the scores' (..., L, M)."""
+        """hidden: True at masked keys, of a shape that broadcasts to the scores' (..., L, M)."""
         keys, length = k.shape[self.tokens], q.shape[self.tokens]
         if keys == 1:
-            # A lone key has all the weight. (PyNative in MindSpore 2.10, once it has had a gradient of a softmax over
-            # one value, gets every later one wrong.)
+            # A single key gets all the weight. (In MindSpore 2.10's PyNative, once a gradient of a softmax over one
+            # value has been taken, all later ones are wrong.)
             return ops.broadcast_to(self.cast(v), q.shape)
         n = 1
         for size in q.shape[:-2]:
@@ -76,10 +76,10 @@ class DotProductAttention(PrecisionCell):
 
 
 class MultiHeadAttention(PrecisionCell):
-    """Attention of several heads. q (B, L, heads, C), k and v (B, M, heads, C) -> (B, L, heads * C)
+    """Multi-head attention. q (B, L, heads, C), k and v (B, M, heads, C) -> (B, L, heads * C)
 
     Args:
-        flash: let Ascend use its flash attention, which its form of this layer has.
+        flash: use flash attention on Ascend, in its form of this layer.
     """
 
     def __init__(self, flash: bool = False):
@@ -88,7 +88,7 @@ class MultiHeadAttention(PrecisionCell):
         self.attention = DotProductAttention(channels_last=True)
 
     def construct(self, q, k, v, hidden=None):
-        """hidden: (B, 1, 1, M), True at keys that get no weight; at least one of each sample must get some."""
+        """hidden: (B, 1, 1, M), True at masked keys; each sample must have at least one unmasked key."""
         return self.attend(q, k, v, hidden)
 
     def attend(self, q, k, v, hidden):
@@ -98,7 +98,7 @@ class MultiHeadAttention(PrecisionCell):
 
 
 class SpatialAttention(nn.Cell):
-    """Residual attention over the H*W pixels of every frame. Its output projection starts at zero: no effect."""
+    """Residual attention over the H*W pixels of every frame. Its output projection is initialised to zero."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -126,7 +126,7 @@ class SpatialAttention(nn.Cell):
 
 
 class TemporalAttention(nn.Cell):
-    """Residual attention over the T frames of every pixel. Its output projection starts at zero: no effect."""
+    """Residual attention over the T frames of every pixel. Its output projection is initialised to zero."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -154,11 +154,11 @@ class TemporalAttention(nn.Cell):
 
 
 class CausalAttention(nn.Cell):
-    """Residual attention over the pixels of all frames, of which each sees those of its own frame and of earlier ones.
+    """Residual attention over the pixels of all frames; each pixel sees those of its own and of earlier frames.
 
-    The queries go frame by frame, each with the keys that it may see: there is no mask, half the products of one are
-    saved, and of the (T*H*W)^2 scores only H*W * T*H*W exist at once; for the backward pass, half of all are kept.
-    Its output projection starts at zero: no effect.
+    Queries are processed frame by frame, each with the keys that it may see: this needs no mask, saves half the
+    products, and of the (T*H*W)^2 scores only H*W * T*H*W exist at once; for the backward pass, half of all are kept.
+    Its output projection is initialised to zero.
     """
 
     def __init__(self, channels: int, groups: int):
@@ -178,7 +178,7 @@ class CausalAttention(nn.Cell):
         for stop in range(pixels, q.shape[1] + 1, pixels):
             seen = narrow(q, 1, stop - pixels, pixels), narrow(k, 1, 0, stop), narrow(v, 1, 0, stop)
             frames += (self.attention(*seen),)  # (B, H*W, C)
-        # One alone as it is: MindSpore 2.10 warns of the gradient of a cat of one.
+        # No cat of a single frame: MindSpore 2.10 warns about its gradient.
         y = self.proj_out(mint.cat(frames, dim=1) if len(frames) > 1 else frames[0])
         return x + self.clips(y, x.shape)
 
@@ -195,15 +195,15 @@ class CausalAttention(nn.Cell):
 class LinearAttention(PrecisionCell):
     """relu(q) attends to relu(k) without a softmax: (v k^T) q / (sum of k)^T q, over all T*H*W tokens.
 
-    EfficientViT's (arXiv 2205.14756), whose cost grows with the number of tokens and not with its square. Takes the
-    channels of q, k and v of every head in turn, of two sets of heads, (B, 3C, T, H, W) each, and gives (B, 2C, T, H,
-    W) in fp32. The order of the products is what makes it linear.
+    EfficientViT's (arXiv 2205.14756), with cost linear in the number of tokens thanks to the order of the products.
+    Inputs are two sets of heads, (B, 3C, T, H, W) each, with the channels of q, k and v of one head after the other;
+    returns (B, 2C, T, H, W) in fp32.
 
     Args:
-        head: channels of a head.
+        head: channels per head.
     """
 
-    leaves_fp16 = True  # sums over all tokens
+    leaves_fp16 = True  # it sums over all tokens
 
     def __init__(self, head: int):
         super().__init__()

@@ -1,7 +1,7 @@
-"""Convolutions over (B, C, T, H, W), as the papers write them. All are one operator, `Convolution`: in space with a
+"""Convolutions over (B, C, T, H, W), as the papers write them. All use one operator, `Convolution`: in space with a
 kernel (1, k, k), in time with (k, 1, 1), in both with (k, k, k).
 
-What a device makes of them is a matter of forms, see `mg.models.layers.forms`.
+How a device computes them depends on its form, see `mg.models.layers.forms`.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Convolution(nn.Cell):
 
     Args:
         stride: in time, height and width.
-        padding: zeros in front and behind, at the top and bottom, left and right.
+        padding: zeros before and after in time, at the top and bottom, left and right.
     """
 
     def __init__(self, stride: tuple[int, int, int] = (1, 1, 1), padding: Sequence[int] = (0,) * 6, groups: int = 1):
@@ -34,7 +34,7 @@ class Convolution(nn.Cell):
         return ops.conv3d(self.pad(x), weight, bias, self.stride, "pad", self.margins, 1, self.groups)
 
     def pad(self, x):
-        """The zeros that are not alike on both sides, which operators do not add by themselves."""
+        """Add uneven zeros, which the operators cannot add themselves."""
         for axis, before, behind in self.uneven:
             zeros = ops.zeros(x.shape[:axis] + (1,) + x.shape[axis + 1 :], x.dtype)
             x = ops.cat((zeros,) * before + (x,) + (zeros,) * behind, axis)
@@ -42,10 +42,10 @@ class Convolution(nn.Cell):
 
 
 class Conv(PrecisionCell):
-    """What the convolutions share: a weight, a bias or none, and precision.
+    """What the convolutions share: a weight, an optional bias, and precision.
 
     Args:
-        weight: its first value; a subclass says what it is for a kernel of `Convolution`.
+        weight: its initial value; subclasses define how it becomes a kernel of `Convolution`.
     """
 
     def __init__(self, weight: Tensor, bias: bool, convolution: Convolution):
@@ -59,7 +59,7 @@ class Conv(PrecisionCell):
         return self.cast(self.conv(self.pad(self.cast(x)), self.cast(self.kernel()), bias))
 
     def pad(self, x):
-        """What stands around x in place of zeros."""
+        """Pad x with anything other than zeros."""
         return x
 
     def kernel(self):
@@ -71,9 +71,9 @@ class SpatialConv(Conv):
     """Conv2d on every frame. (B, Cin, T, H, W) -> (B, Cout, T, H', W')
 
     Args:
-        kernel_size, stride: in height and width alike.
+        kernel_size, stride: the same in height and width.
         padding: zeros at the (top, bottom, left, right).
-        zero: start at zero, as the last layer of a residual branch does here.
+        zero: initialise to zero, as in the last layer of a residual branch here.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class SpatialConv(Conv):
 class TemporalConv(Conv):
     """Conv1d along time on every pixel, edges replicated. (B, C, T, H, W) -> (B, C, ceil(T / stride), H, W)
 
-    It starts as the identity: 1 at the kernel's centre, so that an inflated image model is still that image model.
-    The weight has Conv1d's shape in MindSpore, (C, C, 1, k).
+    Initialised to the identity, 1 at the kernel's centre, so that an inflated image model stays that image model. The
+    weight has the shape of MindSpore's Conv1d, (C, C, 1, k).
 
     Args:
         padding: "replicate" repeats the edge frames, "zeros" adds black ones.
@@ -138,10 +138,10 @@ class Conv3d(Conv):
     """(B, Cin, T, H, W) -> (B, Cout, T', H', W'), with kernel_size // 2 zeros on every side.
 
     Args:
-        kernel_size: in time, height and width alike.
+        kernel_size: the same in time, height and width.
         stride: in time, height and width.
-        depthwise: every channel has a kernel of its own; in_channels and out_channels are the same then.
-        weight_init: where the weight starts, by default N(0, 0.02).
+        depthwise: every channel has its own kernel; in_channels and out_channels must be equal.
+        weight_init: the weight's initializer, by default N(0, 0.02).
     """
 
     def __init__(
@@ -161,13 +161,13 @@ class Conv3d(Conv):
 
 
 class CausalConv3d(Conv):
-    """A Conv3d of which no frame sees a later one: what it adds in time all stands in front.
+    """A Conv3d in which no frame sees a later one: all padding in time is in front.
 
-    It starts at N(0, 1 / fan_in).
+    Initialised to N(0, 1 / fan_in).
 
     Args:
-        zero: start at zero, as the last layer of a residual branch does here.
-        padding: "zeros", of which kernel_size - stride stand in front: k * stride frames become k. Or "replicate",
+        zero: initialise to zero, as in the last layer of a residual branch here.
+        padding: "zeros", with kernel_size - stride of them in front: k * stride frames become k. Or "replicate",
             which repeats the edges, the first frame kernel_size - 1 times: k * stride + 1 frames become k + 1.
     """
 
@@ -202,7 +202,7 @@ class CausalConv3d(Conv):
 class GroupedPointwiseConv(PrecisionCell):
     """A 1x1x1 convolution within groups of channels, without bias. (B, C, T, H, W) -> (B, C, T, H, W)
 
-    A product of matrices: devices want the groups of a convolution to be one, or as many as channels.
+    Computed as a matrix product: devices only support convolutions with one group or as many groups as channels.
     """
 
     def __init__(self, channels: int, groups: int):
@@ -218,7 +218,7 @@ class GroupedPointwiseConv(PrecisionCell):
 
 
 def _start(zero: bool):
-    """How a weight starts: at zero, or at N(0, 1 / fan_in)."""
+    """A weight's initializer: zero, or N(0, 1 / fan_in)."""
     return "zeros" if zero else HeNormal(nonlinearity="linear")
 
 

@@ -1,7 +1,7 @@
-"""Where clips enter the layers, and where they leave them; and how frames and channels are exchanged.
+"""Where clips enter and leave the layers, and how frames and channels are swapped.
 
-Every layer here takes and gives (B, C, T, H, W). A form of the layers (mg.models.layers.forms) may have them work in
-another layout: then `Enter` brings what comes into it, and `Leave` back what goes out.
+Every layer here maps (B, C, T, H, W) to (B, C, T, H, W). In some forms (mg.models.layers.forms) they work in another
+layout: `Enter` then converts their input to it, and `Leave` converts their output back.
 """
 
 from mindspore import mint, nn, ops
@@ -32,31 +32,31 @@ def swap_frames(x):
 def repeat_edges(x, axis: int, before: int, after: int):
     """Repeat the first slice along `axis` `before` more times, and the last one `after`."""
     if x.shape[axis] == 1:
-        # Not a cat of x and itself: PyNative in MindSpore 2.10 gets the gradient of one wrong.
+        # Not a cat of x with itself: its gradient is wrong in MindSpore 2.10's PyNative.
         return ops.broadcast_to(x, x.shape[:axis] + (before + 1 + after,) + x.shape[axis + 1 :])
     first, *middle, last = ends(x, axis)
     return mint.cat((first,) * (before + 1) + tuple(middle) + (last,) * (after + 1), dim=axis)
 
 
 def zeros_behind(x, axis: int, number: int):
-    """So many slices of zeros more at the end of `axis`."""
+    """Append `number` slices of zeros at the end of `axis`."""
     if not number:
         return x
     shape = x.shape[:axis] + (number,) + x.shape[axis + 1 :]
     return mint.cat((x, mint.zeros(shape, dtype=x.dtype)), dim=axis)
 
 
-# Views, all of these, which cost nothing on Ascend; `ops.split`, `ops.narrow` and slices are kernels, compiled online.
-# `mint.split` is one too, but PyNative in MindSpore 2.10 gets its gradients wrong.
+# All of these are views, which cost nothing on Ascend; `ops.split`, `ops.narrow` and slices are kernels, compiled
+# online. `mint.split` is a view too, but its gradients are wrong in MindSpore 2.10's PyNative.
 
 
 def narrow(x, axis: int, start: int, length: int):
-    """`length` slices along `axis`, from `start` on."""
+    """`length` slices along `axis`, starting at `start`."""
     return mint.narrow(x, axis, start, length)
 
 
 def split(x, sizes, axis: int):
-    """Parts of these sizes along `axis`, which they fill; an int is that of all."""
+    """Split `axis` into parts of these sizes, which must add up to its length; an int is the size of every part."""
     if isinstance(sizes, int):
         sizes = (sizes,) * (x.shape[axis] // sizes)
     parts, start = (), 0
@@ -67,6 +67,6 @@ def split(x, sizes, axis: int):
 
 
 def ends(x, axis: int):
-    """The first slice along `axis`, those between, if any, and the last."""
+    """The first slice along `axis`, those in between (if any) and the last."""
     between = x.shape[axis] - 2
     return split(x, (1, between, 1) if between else (1, 1), axis)

@@ -10,9 +10,9 @@ class Linear(PrecisionCell):
     """x W^T + b, (..., in_channels) -> (..., out_channels)
 
     Args:
-        weight_init: an initializer of MindSpore's, or its name; by default Xavier's uniform one.
-        shape: of the stored weight, by default (out_channels, in_channels): that of a convolution whose patches, in
-            rows, are what comes in.
+        weight_init: a MindSpore initializer or its name; by default Xavier uniform.
+        shape: shape of the stored weight, by default (out_channels, in_channels); may be that of a convolution whose
+            flattened patches are the input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, weight_init=None, shape: tuple[int, ...] | None = None):

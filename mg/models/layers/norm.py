@@ -1,4 +1,4 @@
-"""Normalisation, always in fp32: of (B, C, T, H, W), and of tokens over their last axis."""
+"""Normalisation, always in fp32: for (B, C, T, H, W), and for tokens over their last axis."""
 
 import mindspore as ms
 import numpy as np
@@ -30,9 +30,10 @@ class GroupNorm(PrecisionCell):
 
 
 class RMSNorm(PrecisionCell):
-    """x / sqrt(mean over channels of x^2 + eps) * gamma + beta, at every pixel alone.
+    """x / sqrt(mean over channels of x^2 + eps) * gamma + beta, at each pixel separately.
 
-    The gains start at N(0, 0.02), as Video DC-AE's do: a residual branch that ends in this norm starts near zero.
+    The gains are initialised to N(0, 0.02), as in Video DC-AE: a residual branch that ends in this norm starts near
+    zero.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
@@ -48,7 +49,7 @@ class RMSNorm(PrecisionCell):
 
 
 class LayerNorm(nn.Cell):
-    """LayerNorm over the last axis, (..., C), without gains and offsets; gives fp32."""
+    """LayerNorm over the last axis, (..., C), without gains and offsets; returns fp32."""
 
     def __init__(self, channels: int, eps: float = 1e-6):
         super().__init__()
@@ -61,7 +62,7 @@ class LayerNorm(nn.Cell):
 
 
 class LastAxisRMSNorm(PrecisionCell):
-    """x / sqrt(mean over the last axis of x^2 + eps) * weight, (..., C), as Llama and T5 have it; in fp32."""
+    """x / sqrt(mean over the last axis of x^2 + eps) * weight, (..., C), as in Llama and T5; in fp32."""
 
     def __init__(self, channels: int, eps: float = 1e-6):
         super().__init__()

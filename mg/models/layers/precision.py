@@ -1,8 +1,9 @@
-"""Mixed precision: parameters, norms, softmax and losses stay in fp32; convolutions and products run in fp16 or bf16.
+"""Mixed precision: parameters, norms, softmax and losses stay in fp32; convolutions and matrix products run in fp16 or
+bf16.
 
 Every layer that computes in low precision is a `PrecisionCell` and passes its operands and its result through
-`self.cast`. MindSpore's CPU backend has no bf16 kernels, so there bf16 is emulated: values stay in fp32 containers and
-`cast` rounds them, and their gradients, to the nearest bf16. A YAML that trains on Ascend so trains anywhere.
+`self.cast`. MindSpore's CPU backend has no bf16 kernels, so bf16 is emulated there: values stay in fp32 containers, and
+`cast` rounds them and their gradients to the nearest bf16. This way a YAML that trains on Ascend trains anywhere.
 """
 
 import mindspore as ms
@@ -12,7 +13,7 @@ from mg import runtime
 
 
 class Cast(nn.Cell):
-    """Cast to a dtype; the gradient comes back in the input's own."""
+    """Cast to a dtype; the gradient has the input's dtype."""
 
     def __init__(self, dtype: ms.Type):
         super().__init__()
@@ -23,17 +24,17 @@ class Cast(nn.Cell):
 
 
 class RoundToBF16(nn.Cell):
-    """fp32 -> the nearest bf16, kept in fp32; the gradient is rounded in the same way."""
+    """fp32 -> the nearest bf16, kept in fp32; the gradient is rounded the same way."""
 
     def construct(self, x):
         return x.astype(ms.bfloat16).astype(ms.float32)
 
 
 class PrecisionCell(nn.Cell):
-    """A layer whose products run in the precision that `set_precision` chose; fp32 until then.
+    """A layer whose matrix products run in the precision that `set_precision` chose; fp32 until then.
 
     Attributes:
-        leaves_fp16: its sums leave the range of fp16, so that it stays in fp32 there.
+        leaves_fp16: its sums exceed the range of fp16, so it stays in fp32 instead.
     """
 
     leaves_fp16 = False
@@ -44,7 +45,7 @@ class PrecisionCell(nn.Cell):
 
 
 def set_precision(network: nn.Cell, precision: str) -> nn.Cell:
-    """Let every `PrecisionCell` in `network` compute in `precision`: fp32 | fp16 | bf16. Parameters stay fp32."""
+    """Make every `PrecisionCell` in `network` compute in `precision`: fp32 | fp16 | bf16. Parameters stay fp32."""
     if precision not in runtime.PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(runtime.PRECISIONS)}")
     if precision == "bf16" and runtime.device() == "gpu":

@@ -1,6 +1,6 @@
-"""Halving and doubling of the frame and of the frame rate. (B, C, T, H, W)
+"""Downsampling and upsampling by 2 in space and time. (B, C, T, H, W)
 
-Doubling is nearest neighbour and then a convolution, in one layer: forms (mg.models.layers.forms) make one of them.
+Upsampling is nearest neighbour followed by a convolution, in one layer: forms (mg.models.layers.forms) fuse the two.
 """
 
 from mindspore import mint, nn, ops
@@ -10,7 +10,7 @@ from mg.models.layers.layout import narrow
 
 
 class SpatialDownsample(nn.Cell):
-    """Conv 3x3 of stride 2 with one row and column of zeros at the bottom and right. H and W are halved."""
+    """Conv 3x3 with stride 2 and one row and column of zeros at the bottom and right. H and W are halved."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -21,7 +21,7 @@ class SpatialDownsample(nn.Cell):
 
 
 class TemporalDownsample(nn.Cell):
-    """Temporal conv of stride 2. T becomes ceil(T / 2)."""
+    """Temporal conv with stride 2. T becomes ceil(T / 2)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -46,8 +46,8 @@ class TemporalUpsample(nn.Cell):
     """Nearest neighbour in time, then a temporal conv. T is doubled.
 
     Args:
-        padding: "replicate", as in the Movie Gen paper, or "zeros", as in the weights that mindone trained. A single
-            frame becomes two that are alike in the former; forms may give one of them.
+        padding: "replicate", as in the Movie Gen paper, or "zeros", as in mindone's weights. With the former, a single
+            frame becomes two identical ones; forms may return only one of them.
     """
 
     def __init__(self, channels: int, padding: str = "replicate"):
@@ -59,7 +59,7 @@ class TemporalUpsample(nn.Cell):
 
 
 class DoublingSpatialConv(SpatialConv):
-    """`SpatialConv` 3x3 of frames that nearest neighbour has doubled. (B, C, T, H, W) -> (B, C, T, 2H, 2W)"""
+    """`SpatialConv` 3x3 after nearest-neighbour doubling in space. (B, C, T, H, W) -> (B, C, T, 2H, 2W)"""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels)
@@ -69,7 +69,7 @@ class DoublingSpatialConv(SpatialConv):
 
 
 class DoublingTemporalConv(TemporalConv):
-    """`TemporalConv` of frames that nearest neighbour has doubled. (B, C, T, H, W) -> (B, C, 2T, H, W)"""
+    """`TemporalConv` after nearest-neighbour doubling in time. (B, C, T, H, W) -> (B, C, 2T, H, W)"""
 
     def __init__(self, channels: int, padding: str = "replicate"):
         super().__init__(channels, padding=padding)
@@ -80,7 +80,7 @@ class DoublingTemporalConv(TemporalConv):
 
 
 class DoublingConv3d(Conv3d):
-    """`Conv3d` 3x3x3 of what nearest neighbour has doubled in height and width, and in time if asked to.
+    """`Conv3d` 3x3x3 after nearest-neighbour doubling in height and width, and in time if requested.
 
     (B, Cin, T, H, W) -> (B, Cout, frames * T, 2H, 2W)
     """
@@ -95,12 +95,12 @@ class DoublingConv3d(Conv3d):
 
 
 class DoublingCausalConv3d(CausalConv3d):
-    """`CausalConv3d` 3x3x3, edges replicated, of what nearest neighbour has doubled; in time the first frame stays one.
+    """`CausalConv3d` 3x3x3, edges replicated, after nearest-neighbour doubling; in time the first frame isn't doubled.
 
     (B, C, T, H, W) -> (B, C, T or 2T - 1, H or 2H, W or 2W)
 
     Args:
-        factors: of time and space, 1 or 2.
+        factors: for time and space, 1 or 2.
     """
 
     def __init__(self, channels: int, factors: tuple[int, int]):
@@ -116,7 +116,7 @@ class DoublingCausalConv3d(CausalConv3d):
 
 
 class ChannelsToFrames(nn.Cell):
-    """Every frame becomes two, of which channels 2 c and 2 c + 1 are channel c. (B, 2C, T, H, W) -> (B, C, 2T, H, W)"""
+    """Each frame becomes two, whose channel c are channels 2 c and 2 c + 1. (B, 2C, T, H, W) -> (B, C, 2T, H, W)"""
 
     def construct(self, x):
         b, c, t, h, w = x.shape
@@ -125,13 +125,13 @@ class ChannelsToFrames(nn.Cell):
 
 
 def double_pixels(x):
-    """Every pixel twice along H and W: nearest neighbour. (B, C, T, H, W) -> (B, C, T, 2H, 2W)"""
+    """Double H and W by nearest neighbour. (B, C, T, H, W) -> (B, C, T, 2H, 2W)"""
     b, c, t, h, w = x.shape
     x = mint.nn.functional.interpolate(x.reshape(b, c * t, h, w), scale_factor=2.0, mode="nearest")
     return x.reshape(b, c, t, 2 * h, 2 * w)
 
 
 def double_frames(x):
-    """Every frame twice. (B, C, T, H, W) -> (B, C, 2T, H, W)"""
+    """Repeat every frame. (B, C, T, H, W) -> (B, C, 2T, H, W)"""
     b, c, t, h, w = x.shape
     return ops.broadcast_to(x.expand_dims(3), (b, c, t, 2, h, w)).reshape(b, c, 2 * t, h, w)

@@ -1,8 +1,8 @@
 """The encoder and decoder of latent diffusion's autoencoder, per frame or factorised in space and time.
 
-Latent diffusion (arXiv 2112.10752) gave them; Movie Gen (arXiv 2410.13720, section 3.1.1) follows every spatial
-convolution with one in time, every spatial attention with a temporal one, and halves the frame rate where it halves
-the frame. Without the temporal parts this is the image VAE of SD and SDXL. Parameters bear latent diffusion's names.
+They are latent diffusion's (arXiv 2112.10752); Movie Gen (arXiv 2410.13720, section 3.1.1) follows every spatial
+convolution with one in time, every spatial attention with a temporal one, and halves the frame rate where it halves the
+frame. Without the temporal parts this is the image VAE of SD and SDXL. Parameters have latent diffusion's names.
 """
 
 import itertools
@@ -19,13 +19,14 @@ from mg.models.layers.resample import SpatialDownsample, SpatialUpsample, Tempor
 
 
 class ResnetBlock(nn.Cell):
-    """Twice norm, SiLU, conv; plus the input, through a 1x1 conv where the width changes.
+    """Norm, SiLU and conv, twice, plus the input, through a 1x1 conv if the width changes.
 
-    The second conv starts at zero: an untrained network is then nearly linear, and learns from scratch far faster.
+    The second conv is initialised to zero: an untrained network is then nearly linear, and learns from scratch far
+    faster.
 
     Args:
         groups, eps: of the norms.
-        conv: makes a convolution that keeps the size, `conv(in_channels, out_channels, kernel_size=3, zero=False)`.
+        conv: builds a size-preserving convolution, `conv(in_channels, out_channels, kernel_size=3, zero=False)`.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class Encoder(nn.Cell):
     """(B, in_channels, T, H, W) -> (B, out_channels, ceil(T / 2^m), H / 2^n, W / 2^n), n = len(widths) - 1
 
     Args:
-        widths: channels of each level, the finest first.
-        groups: of the norms.
+        widths: channels of each level, finest first.
+        groups: groups of the norms.
         temporal: build the temporal convolutions.
-        temporal_attention: attend along time too, in the middle.
+        temporal_attention: add temporal attention in the middle.
         temporal_levels: the m levels after which the frame rate is halved.
     """
 
@@ -99,10 +100,10 @@ class Decoder(nn.Cell):
     """(B, in_channels, t, h, w) -> (B, out_channels, t * 2^m, h * 2^n, w * 2^n), n = len(widths) - 1
 
     Args:
-        widths, groups, temporal, temporal_attention: as the encoder's.
-        num_res_blocks: the encoder's; a level of the decoder has one more.
+        widths, groups, temporal, temporal_attention: the encoder's.
+        num_res_blocks: the encoder's; the decoder has one more per level.
         temporal_levels: the m levels after which the frame rate is doubled.
-        temporal_padding: of the temporal upsampling, "replicate" or "zeros".
+        temporal_padding: "replicate" or "zeros", for temporal upsampling.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Decoder(nn.Cell):
         return self.picture(self.features(z))
 
     def features(self, z):
-        """All up to the input of the last convolution."""
+        """Everything up to the input of the last convolution."""
         h = self.mid(self.conv_in(z))
         for i in range(self.num_levels):
             h = self.up[self.num_levels - 1 - i](h)  # the coarsest level first
@@ -161,7 +162,7 @@ class Decoder(nn.Cell):
 def resnet_blocks(
     in_channels: int, out_channels: int, count: int, groups: int, conv: Callable[..., nn.Cell], eps: float = 1e-6
 ) -> nn.SequentialCell:
-    """`count` blocks in a row, the first of which changes the width."""
+    """`count` consecutive blocks, the first of which changes the width."""
     widths = [in_channels] + [out_channels] * count
     return nn.SequentialCell([ResnetBlock(*pair, groups, conv, eps) for pair in itertools.pairwise(widths)])
 
@@ -173,7 +174,7 @@ def _spatial_conv(in_channels: int, out_channels: int, kernel_size: int = 3, zer
 def _middle(channels: int, temporal: bool, temporal_attention: bool, groups: int) -> nn.SequentialCell:
     conv = FactorizedConv if temporal else _spatial_conv
     attention = SpatialAttention(channels, groups)
-    if temporal:  # numbered, so that the temporal one beside it has a name
+    if temporal:  # a sequence, so that the temporal one next to it has a name
         attention = nn.SequentialCell([attention] + [TemporalAttention(channels, groups)] * temporal_attention)
     return nn.SequentialCell(
         OrderedDict(
@@ -184,17 +185,17 @@ def _middle(channels: int, temporal: bool, temporal_attention: bool, groups: int
     )
 
 
-# An untrained network loses what it most needs: the last norm takes each image's brightness and contrast away, and the
-# posterior drowns the latents in noise. The functions below start it where neither happens.
+# An untrained network loses what it needs most: the last norm removes each image's brightness and contrast, and the
+# posterior drowns the latents in noise. The functions below initialise it so that neither happens.
 
 _MARGIN, _SHIFT = 4.0, 3.0
 
 
 def _start_transparent(block: ResnetBlock, norm: GroupNorm, conv: nn.Cell) -> None:
-    """Let silu(norm(h)) start as about h + constant.
+    """Initialise silu(norm(h)) to about h + constant.
 
-    Constants of either sign, large beside the features, are added before the norm and taken away by it: the deviation
-    that it divides by is theirs, not the image's. That needs an even number of channels in a group.
+    Constants of both signs, large compared with the features, are added before the norm, which removes them: it then
+    divides by their deviation, not the image's. This needs an even number of channels per group.
     """
     channels = norm.gamma.shape[0]
     if channels // norm.groups % 2:
@@ -208,11 +209,11 @@ def _start_transparent(block: ResnetBlock, norm: GroupNorm, conv: nn.Cell) -> No
 
 
 def through_transparent(count: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """How features pass silu(norm(h)) as it starts unhurt: (count, channels) before it, and (channels, count) behind.
+    """Matrices that carry features through the initial silu(norm(h)): (count, channels), then (channels, count).
 
-    Each has both signs, and so no mean that the norm could take away and no square that SiLU could add. The first
-    three, brightness and colours, have them on constants of either sign: nothing of them is in the deviation either.
-    Features for which there are no channels are left out.
+    Each feature appears with both signs, so it has no mean for the norm to remove and no square for SiLU to add. The
+    first three, brightness and colours, have both signs on constants of either sign, so they don't enter the deviation
+    either. Features beyond the available channels are left out.
     """
     spread = np.zeros((count, channels))
     taken = 0
@@ -222,12 +223,12 @@ def through_transparent(count: int, channels: int) -> tuple[np.ndarray, np.ndarr
             spread[feature, taken : taken + len(signs)] = signs
             taken += len(signs)
     sigmoid = 1 / (1 + np.exp(-_SHIFT))
-    slope = sigmoid + _SHIFT * sigmoid * (1 - sigmoid)  # of SiLU where it starts
+    slope = sigmoid + _SHIFT * sigmoid * (1 - sigmoid)  # of SiLU at _SHIFT
     return spread, spread.T / np.maximum(np.abs(spread).sum(1), 1) / slope
 
 
 def start_certain(conv: nn.Cell, logvar: float = -6.0) -> None:
-    """Let the second half of what `conv` gives, the posterior's log-variance, start small and constant."""
+    """Initialise the second half of `conv`'s output, the posterior's log-variance, to a small constant."""
     weights, biases = conv.weight.asnumpy().copy(), conv.bias.asnumpy().copy()
     weights[len(weights) // 2 :] = 0
     biases[len(biases) // 2 :] = logvar

@@ -1,7 +1,7 @@
-"""DC-AE's shortcuts without parameters (arXiv 2410.10733), and its gate. (B, C, T, H, W)
+"""DC-AE's parameter-free shortcuts (arXiv 2410.10733), and its gate. (B, C, T, H, W)
 
-Pixels go to channels or back, and channels are averaged or repeated, so that the convolution beside them learns a
-residual. Open-Sora 2.0 (arXiv 2503.09642) carried them into time.
+Pixels move to channels or back, and channels are averaged or repeated, so that the parallel convolution learns a
+residual. Open-Sora 2.0 (arXiv 2503.09642) extended them to time.
 """
 
 from mindspore import mint, nn, ops
@@ -23,7 +23,7 @@ class AverageChannels(nn.Cell):
 
 
 class RepeatChannels(nn.Cell):
-    """Every channel several times in a row. (B, C, T, H, W) -> (B, channels, T, H, W)"""
+    """Repeat every channel. (B, C, T, H, W) -> (B, channels, T, H, W)"""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -36,12 +36,12 @@ class RepeatChannels(nn.Cell):
 
 
 class PixelsToChannels(nn.Cell):
-    """Blocks of 2 x 2 pixels become channels, and these are averaged down to `channels`.
+    """Blocks of 2 x 2 pixels become channels, which are averaged down to `channels`.
 
     (B, C, T, H, W) -> (B, channels, T or T / 2, H / 2, W / 2)
 
     Args:
-        temporal: blocks of 2 x 2 x 2, but of an image's single frame.
+        temporal: use blocks of 2 x 2 x 2, except for an image's single frame.
     """
 
     def __init__(self, channels: int, temporal: bool):
@@ -58,7 +58,7 @@ class PixelsToChannels(nn.Cell):
 
 
 class ChannelsToPixels(nn.Cell):
-    """Channels are repeated until they make `channels` in every block of frames x 2 x 2 pixels, and go there.
+    """Channels are repeated to fill `channels` in every block of frames x 2 x 2 pixels, and move there.
 
     (B, C, T, H, W) -> (B, channels, T * frames, 2H, 2W)
     """
@@ -76,7 +76,7 @@ class ChannelsToPixels(nn.Cell):
 
 
 class Gate(nn.Cell):
-    """One half of the channels times SiLU of the other. (B, 2C, T, H, W) -> (B, C, T, H, W)"""
+    """The first half of the channels times SiLU of the second. (B, 2C, T, H, W) -> (B, C, T, H, W)"""
 
     def construct(self, x):
         y, gate = split(x, x.shape[1] // 2, 1)

@@ -1,12 +1,12 @@
-"""Where a TAE trains from: the layers on its straight path fitted to clips, in closed form and in seconds.
+"""A TAE's starting point for training: the layers on its straight path fitted to clips, in closed form, in seconds.
 
-An untrained TAE is linear but for a little: its residual branches start at zero, and the last norm and SiLU of encoder
-and decoder let pass what they are given (`mg.models.layers.resnet`). What is left, the first and last convolutions, the
-shortcuts, and those that halve and double, is a chain of small linear maps. Halving keeps the principal components of
-the pixels or frames that become one; doubling is fitted by least squares, layer by layer, to what stood before the
-halving. The branches then learn what a linear map cannot do.
+An untrained TAE is almost linear: its residual branches start at zero, and the last norm and SiLU of encoder and
+decoder pass their input through (`mg.models.layers.resnet`). What remains (the first and last convolutions, the
+shortcuts, the downsampling and upsampling convolutions) is a chain of small linear maps. Downsampling keeps the
+principal components of the pixels or frames that it merges; upsampling is fitted by least squares, layer by layer, to
+the features before the downsampling. The branches then learn what a linear map cannot do.
 
-Features are lists of clips here, (T, H, W, C) each: channels last, so that a layer is a product of matrices.
+Features are lists of clips here, (T, H, W, C) each: channels last, so that a layer is a matrix product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 
 from mg.models.layers.resnet import through_transparent
 
-# Of red, green and blue: brightness, and two differences; rows of length 1 at right angles.
+# Brightness and two colour differences from red, green and blue; the rows are orthonormal.
 _COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 
 Features = list[np.ndarray]
@@ -35,7 +35,7 @@ def linear_start(
         The parameters that change.
 
     Raises:
-        ValueError: a config without a straight path that this knows.
+        ValueError: a config whose straight path is not supported.
     """
     _check(config)
     widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
@@ -78,10 +78,10 @@ def linear_start(
 
 
 class _Layers:
-    """The layers as they are fitted, one behind another.
+    """The layers, fitted one after the other.
 
     Attributes:
-        changed: their weights, and biases of 0 where what comes in has both signs.
+        changed: their new weights, and zero biases where the input has both signs.
     """
 
     def __init__(self, state: Mapping[str, np.ndarray]):
@@ -89,18 +89,18 @@ class _Layers:
         self.changed: dict[str, np.ndarray] = {}
 
     def put(self, name: str, h: Features, matrix: np.ndarray) -> Features:
-        """Let a layer take every pixel times `matrix`, (Cin, Cout)."""
+        """Make a layer multiply every pixel by `matrix`, (Cin, Cout)."""
         self._set(name, matrix[None], 1)
         return [part @ matrix.astype(np.float32) for part in h]
 
     def pass_on(self, name: str, h: Features) -> Features:
-        """Let a shortcut, where there is one, change nothing but the number of channels."""
+        """Make a shortcut, if there is one, change only the number of channels."""
         if f"{name}.weight" not in self.state:
             return h
         return self.put(name, h, np.eye(h[0].shape[-1])[:, : len(self.state[f"{name}.weight"])])
 
     def halve(self, name: str, h: Features, most: int, together: Callable[[np.ndarray], np.ndarray]) -> Features:
-        """Let a layer give the principal components of what `together` makes one of, in the mean of its length."""
+        """Make a layer output the principal components of what `together` merges, divided by sqrt(taps)."""
         channels = h[0].shape[-1]
         h = [together(part) for part in h]
         taps = h[0].shape[-1] // channels
@@ -116,8 +116,8 @@ class _Layers:
         taps: Callable[[np.ndarray], np.ndarray],
         before: np.ndarray | None = None,
     ) -> Features:
-        """Let a layer bring h as near to the target as it can, in its first channels: the others stay random, and serve
-        the next layer as more of what it sees. `before` is what the input goes through, (C, Cin)."""
+        """Fit a layer's first channels to bring h as close to the target as possible; its other channels stay random
+        and give the next layer more inputs. `before` (C, Cin) is what the input is multiplied by first."""
         square, product = np.zeros(()), np.zeros(())
         for part, wanted in zip(h, target):
             seen = taps(part).reshape(-1, taps(part[:1, :1, :1]).shape[-1])
@@ -133,7 +133,7 @@ class _Layers:
         return [taps(part) @ solved.astype(np.float32) for part in h]
 
     def _set(self, name: str, kernel: np.ndarray, taps: int) -> np.ndarray:
-        """Lay a kernel (taps, Cin, Cout) over the layer's; what it gives besides stays, and reads what it did."""
+        """Write a kernel (taps, Cin, Cout) into the layer's weight; its other output channels stay as they are."""
         weight = self.state[f"{name}.weight"].copy()  # (Cout, Cin, kh, kw), or (Cout, Cin, 1, kt)
         count, channels = kernel.shape[2], kernel.shape[1]
         weight[:count] = 0
@@ -143,7 +143,7 @@ class _Layers:
         placed = kernel.reshape(*shape, channels, count).transpose(3, 2, 0, 1)
         weight[:count, :channels, down : down + shape[0], right : right + shape[1]] = placed
         self.changed[f"{name}.weight"] = weight
-        if name.endswith("conv_out.conv_spat"):  # took SiLU's offset away, which features of both signs do not have
+        if name.endswith("conv_out.conv_spat"):  # it removed SiLU's offset, which features of both signs don't have
             bias = self.state[f"{name}.bias"].copy()
             bias[:count] = 0
             self.changed[f"{name}.bias"] = bias
@@ -151,7 +151,7 @@ class _Layers:
 
 
 def _principal(h: Features, count: int) -> tuple[np.ndarray, Features]:
-    """The directions in which features are largest, (C, count), and the features along them."""
+    """The directions in which features are largest, (C, count), and the features projected onto them."""
     flat = [part.reshape(-1, part.shape[-1]) for part in h]
     square = sum((part.T @ part).astype(np.float64) for part in flat)
     components = np.linalg.eigh(square)[1][:, : -count - 1 : -1]
@@ -169,14 +169,14 @@ def _frames(x: np.ndarray) -> np.ndarray:
 
 
 def _around(x: np.ndarray) -> np.ndarray:
-    """What a 3x3 kernel sees, zeros around the frame. (T, H, W, C) -> (T, H, W, 9C)"""
+    """What a 3x3 kernel sees, with zeros around the frame. (T, H, W, C) -> (T, H, W, 9C)"""
     _, height, width, _ = x.shape
     x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return np.concatenate([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], -1)
 
 
 def _along(x: np.ndarray) -> np.ndarray:
-    """What a kernel of three frames sees, edges repeated. (T, H, W, C) -> (T, H, W, 3C)"""
+    """What a kernel of three frames sees, with edges repeated. (T, H, W, C) -> (T, H, W, 3C)"""
     return np.concatenate([np.concatenate([x[:1], x[:-1]]), x, np.concatenate([x[1:], x[-1:]])], -1)
 
 
@@ -185,11 +185,11 @@ def _check(config: Mapping) -> None:
     down, up = config["temporal_downsample_level"], config["temporal_upsample_level"]
     shuts = [config["ch"] * multipliers[level] // groups for level in (0, -1)]
     rules = {
-        "ch_mult must have another number in its second place than in its first, and in its last than before it": (
+        "ch_mult must differ between its first two levels, and between its last two": (
             len(multipliers) > 1 and multipliers[0] != multipliers[1] and multipliers[-1] != multipliers[-2]
         ),
-        "the norms' groups must be of a multiple of 4 channels": all(size % 4 == 0 for size in shuts),
-        "temporal_upsample_level must be temporal_downsample_level, each one higher": (
+        "each norm group must have a multiple of 4 channels": all(size % 4 == 0 for size in shuts),
+        "temporal_upsample_level must be temporal_downsample_level with 1 added to each": (
             {level + 1 for level in down} == set(up)
         ),
         "use_quant_conv and use_post_quant_conv must be false": (
@@ -198,4 +198,4 @@ def _check(config: Mapping) -> None:
     }
     for rule, holds in rules.items():
         if not holds:
-            raise ValueError(f"a linear start is not for this TAE: {rule}")
+            raise ValueError(f"this TAE has no linear start: {rule}")

@@ -1,8 +1,8 @@
 """Movie Gen's temporal autoencoder, TAE (arXiv 2410.13720, section 3.1.1): 8x8x8 compression, 16 channels.
 
 An SD3.5 image VAE inflated in time: every 2-D convolution is followed by a 1-D one over the frames, every spatial
-attention by a temporal one. `mg-inflate` makes its first weights from the image VAE's. Names and shapes of the
-parameters are those of mindone's checkpoints, which load as they are.
+attention by a temporal one. `mg-inflate` makes its initial weights from the image VAE's. Parameters have the names and
+shapes of mindone's checkpoints, which load directly.
 
     tae = TemporalAutoencoder(pretrained="tae.ckpt", use_tile=False)
     z, mean, logvar = tae.encode(x)              # x (B, 3, T, H, W) in [-1, 1] -> (B, 16, ceil(T/8), H/8, W/8)
@@ -46,19 +46,18 @@ TAE_CONFIG = {
 
 
 class TemporalAutoencoder(VideoAutoencoder):
-    """The TAE. Any T, H and W goes in: frames are padded by repeating their edges and cropped back.
+    """The TAE. It accepts any T, H and W: clips are padded by repeating their edges, and cropped back.
 
     Args:
         config: overrides of TAE_CONFIG; also `temporal_upsample_padding`, "replicate" as in the paper or "zeros" as
-            in the weights that mindone trained, and `norm_num_groups` of the norms (32).
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
-            them is the default then.
-        use_recompute: recompute activations in the backward pass in place of keeping them.
+            in mindone's weights, and `norm_num_groups`, the norms' groups (32).
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. A config stored next to
+            them becomes the default.
+        use_recompute: use gradient checkpointing.
         sample_deterministic: `encode` returns the posterior's mean as z.
         use_tile: encode and decode long videos in tiles along time, see `enable_tiling`.
-        encode_tile, encode_overlap, decode_tile, decode_overlap: frames of a tile and of the overlap of two,
-            multiples of 8.
-        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters stay fp32.
+        encode_tile, encode_overlap, decode_tile, decode_overlap: frames per tile and per overlap, multiples of 8.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and matrix products; parameters stay fp32.
 
     Raises:
         ValueError: a config that cannot be built.
@@ -128,10 +127,10 @@ class TemporalAutoencoder(VideoAutoencoder):
         """Fit the straight path of an untrained TAE to clips, see `mg.models.tae.linear_start`.
 
         Args:
-            clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; some dozens are enough.
+            clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; a few dozen are enough.
 
         Raises:
-            ValueError: a config whose straight path that module does not know.
+            ValueError: a config whose straight path is not supported.
         """
         parameters = dict(self.named_weights())
         state = {name: parameter.asnumpy() for name, parameter in parameters.items()}
@@ -165,7 +164,7 @@ class TemporalAutoencoder(VideoAutoencoder):
         return self._all_frames(super().picture(h, shape), shape[2])
 
     def _all_frames(self, x, frames):
-        """The decoder makes one frame of a single latent frame, where all that it stands for are alike."""
+        """Repeat the only frame: the decoder returns one if all frames of a single latent frame are the same."""
         return ops.cat((x,) * frames, axis=2) if frames > 1 and x.shape[2] == 1 else x
 
 
@@ -174,12 +173,12 @@ def _check(config: dict) -> None:
     down, up = config["temporal_downsample_level"], config["temporal_upsample_level"]
     rules = {
         "double_z must be True: the TAE has a posterior": config["double_z"],
-        "attn_resolutions must be []: attention stands in the middle alone": not config["attn_resolutions"],
+        "attn_resolutions must be []: only the middle has attention": not config["attn_resolutions"],
         "dropout must be 0": config["dropout"] == 0,
         "attn_type must be vanilla or spat_only": config["attn_type"] in ("vanilla", "spat_only"),
-        f"temporal_downsample_level must lie in 0..{levels - 1}": set(down) <= set(range(levels)),
-        f"temporal_upsample_level must lie in 0..{levels - 1}": set(up) <= set(range(levels)),
-        "temporal_downsample_level and temporal_upsample_level must be as many": len(set(down)) == len(set(up)),
+        f"temporal_downsample_level must be within 0..{levels - 1}": set(down) <= set(range(levels)),
+        f"temporal_upsample_level must be within 0..{levels - 1}": set(up) <= set(range(levels)),
+        "temporal_downsample_level and temporal_upsample_level must match in length": len(set(down)) == len(set(up)),
     }
     for rule, holds in rules.items():
         if not holds:

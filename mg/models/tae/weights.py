@@ -1,14 +1,14 @@
 """Weights of the TAE: its names and shapes, inflation from an image VAE and back, and mindone's checkpoints.
 
-The spatial half of a TAE is an image VAE, layer by layer; the temporal half stands beside it:
+The spatial half of a TAE is an image VAE, layer by layer; the temporal half is next to it:
 
     image VAE                          TAE
     encoder.conv_in                    encoder.conv_in.conv_spat, .conv_temp
     encoder.down.0.downsample.conv     encoder.down.0.downsample_spat.conv, .downsample_temp.conv
     encoder.mid.attn_1.q               encoder.mid.attn_1.0.q, and attn_1.1.{norm,to_q,to_k,to_v,proj_out}
 
-An inflated TAE equals its image VAE on every image (Movie Gen, arXiv 2410.13720, section 3.1.1): temporal kernels are
-the identity, and the temporal attention's output projection is zero.
+On images an inflated TAE equals its image VAE (Movie Gen, arXiv 2410.13720, section 3.1.1): temporal kernels are the
+identity, and the temporal attention's output projection is zero.
 """
 
 import logging
@@ -31,11 +31,11 @@ from mg.models.image_vae.weights import (
 _logger = logging.getLogger(__name__)
 
 _PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-_ATTENTION_STD = 0.02  # of the temporal attention's queries, keys and values, cut at two deviations
+_ATTENTION_STD = 0.02  # of the temporal attention's queries, keys and values, truncated at two deviations
 
 
 def expected_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of a TAE; those of mindone's checkpoints, but for the unused temb_proj."""
+    """Name -> shape of every parameter of a TAE, as in mindone's checkpoints but without the unused temb_proj."""
     shapes = {}
     for layer in layers(config):
         for parameter, shape in layer.shapes().items():
@@ -48,15 +48,15 @@ def inflate(image_state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dic
     """A TAE's weights from an image VAE's.
 
     Args:
-        image_state: in any names that `mg.models.image_vae.weights.rename` knows; other models' tensors may lie
-            beside it, as in a single-file checkpoint, and are reported as left over.
+        image_state: in any names that `mg.models.image_vae.weights.rename` knows. It may also hold other models'
+            tensors, as in a single-file checkpoint; they are reported as left over.
         config: the TAE's.
 
     Returns:
-        The TAE's parameters in float32, the same on every call, and the report of names used and left over.
+        The TAE's parameters in float32, the same on every call, and a report of the names used and left over.
 
     Raises:
-        CheckpointError: the VAE in `image_state` is not the config's; its `report` says how.
+        CheckpointError: the VAE in `image_state` doesn't match the config; details are in its `report`.
     """
     image, report = rename(image_state, config)
     check_fit(report)
@@ -70,7 +70,7 @@ def inflate(image_state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dic
 
 
 def to_image_vae(tae_state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """The spatial half of a TAE as an image VAE in diffusers' names; the temporal half is left behind.
+    """The spatial half of a TAE as an image VAE in diffusers' names; the temporal half is dropped.
 
     Raises:
         CheckpointError: a parameter is missing.
@@ -86,10 +86,10 @@ def to_image_vae(tae_state: Mapping[str, np.ndarray], config: Mapping) -> dict[s
 
 
 def from_mindone(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """The TAE in a checkpoint of mindone's, trained or not, under our names, which are mindone's without prefixes.
+    """The TAE in a mindone checkpoint, trained or not, under our names, which are mindone's without prefixes.
 
-    The prefixes `autoencoder.` and `_backbone.` go. What is no parameter of the model (the optimizer's moments,
-    counters, logvar, the discriminator, the unused temb_proj) is passed over and stands in the report as unexpected.
+    The prefixes `autoencoder.` and `_backbone.` are removed. Anything that isn't a parameter of the model (optimizer
+    moments, counters, logvar, the discriminator, the unused temb_proj) is skipped and reported as unexpected.
 
     Raises:
         CheckpointError: two names are the same without their prefixes.
@@ -101,27 +101,27 @@ def from_mindone(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
             report.unexpected.append(source)
             continue
         if name in renamed:
-            raise CheckpointError(f"{name} is there twice, once as {source}")
+            raise CheckpointError(f"{name} appears twice, once as {source}")
         renamed[name] = state[source]
         report.used.append(source)
     if report.unexpected:
-        _logger.info("passed over %d entries that are no parameters of the TAE", len(report.unexpected))
+        _logger.info("skipped %d entries that aren't parameters of the TAE", len(report.unexpected))
     return renamed, report
 
 
 def own_part(state: Mapping) -> dict:
-    """What of a checkpoint of mindone's is the TAE, under our names."""
+    """The TAE's part of a mindone checkpoint, under our names."""
     names = {source: _own_name(source) for source in state}
     return {name: state[source] for source, name in names.items() if name is not None}
 
 
 def config_from_image_vae(config: Mapping) -> dict:
-    """The config of the TAE that an image VAE inflates to, from diffusers' `config.json` or from our own's keys.
+    """The config of the TAE that an image VAE inflates to, from diffusers' `config.json` or from our keys.
 
     The frame rate is halved wherever the frame is.
 
     Raises:
-        CheckpointError: it describes another class, or an AutoencoderKL that the TAE has no counterpart of.
+        CheckpointError: it describes another class, or an AutoencoderKL that has no TAE counterpart.
     """
     described = config_to_diffusers(config) if "ch_mult" in config else config
     image = config_from_diffusers(described)
@@ -139,7 +139,7 @@ def config_from_image_vae(config: Mapping) -> dict:
 
 
 def _own_name(source: str) -> str | None:
-    """Our name of an entry of mindone's; None where it is no parameter of the model."""
+    """Our name of a mindone entry; None if it isn't a parameter of the model."""
     name = source.replace("_backbone.", "").removeprefix("autoencoder.")
     return name if name.startswith(_PARTS) and ".temb_proj." not in name else None
 
@@ -157,7 +157,7 @@ def _spatial_name(layer: Layer) -> str:
 
 
 def _temporal_shapes(layer: Layer, config: Mapping) -> dict[str, tuple[int, ...]]:
-    """The temporal parameters that follow an image VAE's layer in the TAE."""
+    """The temporal parameters after an image VAE's layer in the TAE."""
     width = layer.out_channels
     if layer.kind == "norm":
         return {}
@@ -179,12 +179,12 @@ def _temporal_shapes(layer: Layer, config: Mapping) -> dict[str, tuple[int, ...]
 
 
 def _temporal_start(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """What a temporal parameter is in an inflated TAE."""
+    """The value of a temporal parameter in an inflated TAE."""
     if name.endswith(".gamma"):
         return np.ones(shape, np.float32)
     if name.endswith((".bias", ".beta", ".proj_out.weight")):
         return np.zeros(shape, np.float32)
-    if len(shape) == 2:  # random, but each name's own numbers on every call
+    if len(shape) == 2:  # random, but seeded by the name: the same on every call
         numbers = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
         return (numbers.clip(-2, 2) * _ATTENTION_STD).astype(np.float32)
     weight = np.zeros(shape, np.float32)  # (C, C, 1, k)

@@ -1,6 +1,6 @@
-"""The temporal VAE: MAGVIT-v2's causal tokenizer (arXiv 2310.05737) without its codebook and its changes of the frame.
+"""The temporal VAE: MAGVIT-v2's causal tokenizer (arXiv 2310.05737) without its codebook and spatial compression.
 
-Its pixels are another VAE's latents, and what it compresses is the frame rate alone.
+Its pixels are another VAE's latents, and it compresses only the frame rate.
 """
 
 from collections import OrderedDict
@@ -33,10 +33,10 @@ class Encoder(nn.Cell):
     """(B, in_channels, T, H, W) -> (B, out_channels, T / 2^m, H, W), T a multiple of 2^m
 
     Args:
-        widths: channels of each level, the finest first.
-        halves: for each level but the last, whether the frame rate is halved behind it, m times in all.
-        num_res_blocks: of a level, and of the middle.
-        groups: of the norms.
+        widths: channels of each level, finest first.
+        halves: for each level but the last, whether the frame rate is halved after it, m times in total.
+        num_res_blocks: blocks per level, and in the middle.
+        groups: groups of the norms.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Decoder(nn.Cell):
 
 
 class TemporalVAE(nn.Cell):
-    """Encoder and decoder of latents (B, channels, T, h, w), T a multiple of 2^m; not a model by itself.
+    """Encoder and decoder of latents (B, channels, T, h, w), T a multiple of 2^m; not a complete model.
 
     Args:
-        channels: of what is encoded.
-        latent_channels: of what it is encoded to.
+        channels: channels of the input.
+        latent_channels: channels of the latents.
         widths, halves, num_res_blocks, groups: the encoder's.
     """
 

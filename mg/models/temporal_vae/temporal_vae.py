@@ -6,17 +6,17 @@ the released checkpoint's, OpenSora-VAE-v1.2.
     vae = create_model("temporal_vae", pretrained="OpenSora-VAE-v1.2/model.safetensors")
     z, mean, logvar = vae.encode(x)                    # x (B, 3, T, H, W) in [-1, 1] -> (B, 4, t, H/8, W/8)
     y = vae.decode(z, num_target_frames=x.shape[2])    # or vae(x)
-    flat = vae.spatial_vae(x)                          # what the spatial half alone gives back
+    flat = vae.spatial_vae(x)                          # reconstruction by the spatial half only
 
-Time is cut into chunks of `micro_frame_size` frames, 17, that know nothing of each other and become 5 latent frames
-each; the rest of a clip becomes a quarter, rounded up. What a chunk lacks to a multiple of 4 is zeros before its first
-frame, in the spatial latents, and is cut off again after decoding. So to decode, one must know how many frames there
-were: by default all are given that the latents can stand for, 17 of 5 latent frames and 4 of a single one, an image's.
-Within a chunk the convolutions are causal, but the norms see all of it.
+Time is cut into independent chunks of `micro_frame_size` frames, 17, which become 5 latent frames each; the remainder
+of a clip shrinks to a quarter, rounded up. A chunk is padded to a multiple of 4 by zeros before its first frame, in the
+spatial latents, which are cropped after decoding. So decoding needs to know the number of frames: by default it returns
+as many as the latents can represent, 17 for 5 latent frames and 4 for a single one, an image's. Within a chunk the
+convolutions are causal, but the norms see all of it.
 
-Latents come as (z - shift) / scale, per channel, as Open-Sora's diffusion models want them; `decode` undoes it, and the
-training step's `latents` leaves it out. The first half's latents are its posterior's mean times
-`spatial_scaling_factor`: Open-Sora draws them from the posterior, whose deviation is small beside theirs.
+Latents are scaled to (z - shift) / scale, per channel, as Open-Sora's diffusion models expect; `decode` undoes it, and
+the training step's `latents` skips it. The first half's latents are its posterior's mean times
+`spatial_scaling_factor`: Open-Sora samples them from the posterior, whose deviation is small compared with theirs.
 """
 
 from collections.abc import Mapping
@@ -69,18 +69,18 @@ TEMPORAL_VAE_CONFIG = {
 
 
 class OpenSoraVAE(VideoAutoencoder):
-    """The spatial VAE and the temporal VAE in a row.
+    """The spatial VAE followed by the temporal VAE.
 
     Args:
         config: overrides of TEMPORAL_VAE_CONFIG: the spatial half's widths and blocks; the temporal half's `filters`,
-            `channel_multipliers`, blocks, and the levels that halve the frame rate; `micro_frame_size`, frames of a
+            `channel_multipliers`, blocks, and the levels that halve the frame rate; `micro_frame_size`, frames per
             chunk, null for whole clips; `micro_batch_size`, frames that the spatial half sees at once, null for all;
             `shift` and `scale` of the latents, a number or one per channel.
-        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. The config that stands beside
-            them is the default then.
-        use_recompute: recompute activations in the backward pass in place of keeping them.
+        pretrained: file or folder of weights in any format that `mg.checkpoints` reads. A config stored next to
+            them becomes the default.
+        use_recompute: use gradient checkpointing.
         sample_deterministic: `encode` returns the posterior's mean as z.
-        dtype: fp32 | fp16 | bf16, the precision of convolutions and products; parameters and norms stay fp32.
+        dtype: fp32 | fp16 | bf16, the precision of convolutions and matrix products; parameters and norms stay fp32.
 
     Raises:
         ValueError: a config that cannot be built.
@@ -230,8 +230,8 @@ class OpenSoraVAE(VideoAutoencoder):
         return self.split_moments(_in_a_row(moments))
 
     def code(self, z: Tensor, frames: int | None) -> Tensor:
-        """(B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w): `frames` if t is right for so many, else all
-        that the latents can stand for."""
+        """(B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w): `frames` of them if that fits t, else as many
+        as the latents can represent."""
         size = self.chunk or z.shape[2] * self.temporal_compression
         chunks = []
         for i, chunk in enumerate(_chunks(z, self.geometry.latent_chunk)):
@@ -244,7 +244,7 @@ class OpenSoraVAE(VideoAutoencoder):
 
     def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         frames = x.shape[2]
-        start = frames - frames % (self.chunk or frames + 1)  # of a last chunk that is not full
+        start = frames - frames % (self.chunk or frames + 1)  # of the last chunk, if it isn't full
         front = -(frames - start) % self.temporal_compression
         aligned = np.concatenate([x[:, :, :start], *[x[:, :, start : start + 1]] * front, x[:, :, start:]], axis=2)
         valid = np.ones(frames + front, np.float32)
@@ -254,21 +254,21 @@ class OpenSoraVAE(VideoAutoencoder):
     # Tiles.
 
     def enable_tiling(self, **settings) -> None:
-        """Work tile by tile in space from now on, in either half. Time is cut into chunks in any case.
+        """Work in spatial tiles from now on, in both halves. Time is always cut into chunks.
 
         Args:
-            settings: fields of `mg.tiling.TilingConfig`, laid over `default_tiling`: spatial_tile,
-                spatial_overlap and last.
+            settings: fields of `mg.tiling.TilingConfig` that override `default_tiling`: spatial_tile, spatial_overlap
+                and last.
 
         Raises:
-            ValueError: tiles along time, or sizes that are no multiples of the compression.
+            ValueError: tiles along time, or sizes that aren't multiples of the compression.
         """
         tiling = replace(self.default_tiling, **settings)
         for key in ("encode_tile", "decode_tile"):
             if getattr(tiling, key):
                 raise ValueError(
-                    f"{key} is {getattr(tiling, key)}; it must be 0: {self.name} cuts time into chunks by itself, of "
-                    "the config's micro_frame_size"
+                    f"{key} is {getattr(tiling, key)}; it must be 0: {self.name} already cuts time into chunks of the "
+                    "config's micro_frame_size"
                 )
         super().enable_tiling(**settings)
         self.spatial_vae.enable_tiling(**vars(tiling))
@@ -284,7 +284,7 @@ def _chunks(x: Tensor, size: int | None) -> tuple[Tensor, ...]:
 
 
 def _in_a_row(chunks: list[Tensor]) -> Tensor:
-    """Joined along time; one alone as it is, since MindSpore 2.10 warns of the gradient of a cat of one."""
+    """Join along time; a single chunk is returned as is, since MindSpore 2.10 warns about the gradient of its cat."""
     return ops.cat(chunks, axis=2) if len(chunks) > 1 else chunks[0]
 
 
@@ -307,8 +307,8 @@ def _check(config: dict) -> None:
         raise ValueError(f"temporal_vae config: channel_multipliers is {multipliers}; it must be whole numbers above 0")
     if len(halves) != len(multipliers) - 1 or not all(type(value) is bool for value in halves):
         raise ValueError(
-            f"temporal_vae config: temporal_downsample is {halves}; it must be {len(multipliers) - 1} times true or "
-            "false, one less than channel_multipliers"
+            f"temporal_vae config: temporal_downsample is {halves}; it must be {len(multipliers) - 1} values, each "
+            "true or false: one fewer than channel_multipliers"
         )
     for key in ("shift", "scale"):
         values = np.ravel(config[key])

@@ -8,8 +8,8 @@
     temporal_vae.decoder.block_res_blocks.1.0.conv3.conv.weight  temporal_vae.decoder.up.1.block.0.nin_shortcut.weight
     temporal_vae.decoder.conv_blocks.1.conv.weight               temporal_vae.decoder.up.2.upsample.conv.weight
 
-What normalises the latents, the tensors `scale` and `shift` there, is part of the config here. The spatial half bears
-diffusers' names there, and latent diffusion's here: `mg.models.image_vae.weights` knows both.
+The tensors `scale` and `shift` there, which normalise the latents, are part of the config here. The spatial half has
+diffusers' names there and latent diffusion's here: `mg.models.image_vae.weights` knows both.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,10 +27,10 @@ _SPATIAL, _THEIR_SPATIAL = "spatial_vae.", "spatial_vae.module."
 
 
 def spatial_config(config: Mapping) -> dict:
-    """The config of the image VAE that the spatial half is, in the keys of `mg.models.image_vae`.
+    """The config of the spatial half, an image VAE, in the keys of `mg.models.image_vae`.
 
     Raises:
-        ValueError: widths that are no multiples of the first.
+        ValueError: widths that aren't multiples of the first.
     """
     widths = config["spatial_block_out_channels"]
     if not widths or any(type(width) is not int or width <= 0 or width % widths[0] for width in widths):
@@ -54,7 +54,7 @@ def spatial_config(config: Mapping) -> dict:
 
 
 def from_open_sora(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
-    """Open-Sora's names -> ours; names that are ours already, and others, pass, but for `scale` and `shift`."""
+    """Open-Sora's names -> ours, without `scale` and `shift`; our own names, and unknown ones, are kept."""
     spatial, rest = {}, {}
     for name, value in state.items():
         if name.startswith(_SPATIAL):
@@ -84,8 +84,8 @@ def to_open_sora(state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, 
 
 
 def buffers_of(state: Mapping[str, np.ndarray]) -> dict:
-    """The config's keys that Open-Sora keeps among its weights; {} where they are not there."""
-    # The shortest number that is the same float32, so that the config reads as it was written.
+    """The config keys that Open-Sora stores in its weights; {} if they are missing."""
+    # The shortest decimal with the same float32 value, so that the config reads as it was written.
     shortest = np.vectorize(lambda value: float(str(np.float32(value))), otypes=[float])
     return {name: shortest(np.squeeze(state[name])).tolist() for name in BUFFERS if name in state}
 
@@ -98,7 +98,7 @@ def parameter_shapes(config: Mapping) -> dict[str, tuple[int, ...]]:
 
 
 def temporal_layers(config: Mapping) -> Iterator[Layer]:
-    """The layers of the temporal half, in the order in which data meets them."""
+    """The layers of the temporal half, in forward order."""
     channels, latents = config["spatial_latent_channels"], config["latent_channels"]
     widths = [config["filters"] * multiplier for multiplier in config["channel_multipliers"]]
     halves, count = config["temporal_downsample"], config["num_res_blocks"]
@@ -141,8 +141,8 @@ def _blocks(name: str, original: str, width: int, next_width: int, count: int) -
         width = next_width
 
 
-# Configs. Open-Sora's takes the sizes of both halves from elsewhere: the released ones. Where they differ they are said
-# in the same two sections, in diffusers' and in the original's names.
+# Configs. Open-Sora's doesn't contain the sizes of the two halves, which are always the released ones. Different sizes
+# go into the same two sections, under diffusers' and the original's names.
 
 _SPATIAL_KEYS = {
     "block_out_channels": "spatial_block_out_channels",
@@ -164,10 +164,10 @@ _OWN_KEYS = ("micro_frame_size", *BUFFERS)
 
 
 def config_from_open_sora(config: Mapping) -> dict:
-    """Our config from that of a VideoAutoencoderPipeline.
+    """Our config from a VideoAutoencoderPipeline's.
 
     Raises:
-        CheckpointError: its halves are of other kinds.
+        CheckpointError: its halves are other classes.
     """
     sections: dict[str, dict] = {}
     for section, kinds, keys in (
@@ -182,7 +182,7 @@ def config_from_open_sora(config: Mapping) -> dict:
 
 
 def config_to_open_sora(config: Mapping, released: Mapping) -> dict:
-    """The config of a VideoAutoencoderPipeline from ours; sizes are said where they are not the released ones."""
+    """A VideoAutoencoderPipeline's config from ours; it includes only sizes that differ from the released ones."""
 
     def section(keys: Mapping[str, str]) -> dict:
         return {theirs: config[ours] for theirs, ours in keys.items() if config[ours] != released[ours]}

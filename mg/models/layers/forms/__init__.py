@@ -1,15 +1,15 @@
-"""Forms of the layers: the paper's, and equal ones that suit a device better.
+"""Forms of the layers: the paper's, and equivalent ones that suit a device better.
 
     set_form(model, "paper")
 
-`mg.models.layers` has each layer in its paper's form. Here is a table of others for a CPU, for Ascend and for export;
-a model takes the one of its device when it is built. All have the same parameters and give the same, to rounding.
+`mg.models.layers` has each layer in its paper's form. This table has others for CPUs, Ascend and export; a model gets
+its device's form when it is built. All have the same parameters and compute the same, to rounding.
 
     paper            as the papers write it, MindSpore's Conv3D for every convolution; runs on CPUs, for comparison
-    cpu              frames first and 2-D convolutions of few products; for CPUs, and GPUs through MindSpore's plugin
+    cpu              frames first and 2-D convolutions with fewer products; for CPUs, and GPUs (MindSpore's plugin)
     ascend           the paper's operations in aclnn operators
-    ascend_folded    the same, but on the small grid behind nearest neighbour: fewer products, more operators
-    export           for other engines: operators that say what they compute
+    ascend_folded    the same, but upsampling on the grid before nearest neighbour: fewer products, more operators
+    export           for other engines: standard operators
 """
 
 import contextlib
@@ -33,12 +33,12 @@ _PAPER = {form: paper for table in FORMS.values() for paper, form in table.items
 
 
 def set_form(network: nn.Cell, form: str | None = None, standard_layout: bool = False) -> nn.Cell:
-    """Let the layers of `network` compute in one of `FORMS`, by default that of the device in use.
+    """Make the layers of `network` compute in one of `FORMS`, by default that of the current device.
 
-    A graph that is compiled already stays as it is: call this before the first use.
+    A graph that is already compiled does not change: call this before the first use.
 
     Args:
-        standard_layout: by default, one whose layers work on (B, C, T, H, W); for networks without `Enter` and `Leave`.
+        standard_layout: pick a default form that works on (B, C, T, H, W); for networks without `Enter` and `Leave`.
 
     Raises:
         ValueError: an unknown form.
@@ -55,7 +55,7 @@ def set_form(network: nn.Cell, form: str | None = None, standard_layout: bool = 
 
 @contextlib.contextmanager
 def in_form(network: nn.Cell, form: str) -> Iterator[None]:
-    """`set_form` for a `with` block; behind it every layer has the form that it had."""
+    """`set_form` for a `with` block; afterwards every layer has its previous form again."""
     before = [(cell, type(cell)) for _, cell in network.cells_and_names()]
     try:
         set_form(network, form)
@@ -66,7 +66,7 @@ def in_form(network: nn.Cell, form: str) -> Iterator[None]:
 
 
 def _put(cell: nn.Cell, kind: type[nn.Cell]) -> None:
-    """Make `cell` one of another class, which has the same parameters; `prepare` gives it what else it needs."""
+    """Change `cell` to another class with the same parameters; `prepare` sets up anything else it needs."""
     if type(cell) is not kind:
         object.__setattr__(cell, "__class__", kind)
         if hasattr(cell, "prepare"):

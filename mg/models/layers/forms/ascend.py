@@ -1,8 +1,9 @@
-"""The layers in aclnn operators, which Ascend has compiled: others (aclop) are compiled online, for every shape anew.
+"""The layers in aclnn operators, which Ascend ships compiled: others (aclop) are compiled online, again for every
+shape.
 
-A convolution is aclnn's in three dimensions. CANN takes no Conv2D wider than 4,096, which pixels in a row are; and
-`ops.Conv3D` no groups. `FOLDED` works on the small grid where the papers work on what nearest neighbour has doubled:
-products are saved, and operators added; nobody has measured yet which is faster.
+All convolutions use aclnn's 3-D one. CANN supports no Conv2D wider than 4,096, which flattened pixels exceed, and
+`ops.Conv3D` no groups. `FOLDED` works on the small grid where the papers first double it by nearest neighbour: this
+saves products but adds operators; which is faster has not been measured yet.
 """
 
 import itertools
@@ -17,8 +18,8 @@ from mg.models.layers.layout import ends, narrow, split, zeros_behind
 
 
 def conv3d(x, weight, bias, stride, padding, groups):
-    """The operator behind `mint.nn.functional.conv3d`, which is not in the scope of the cell that calls it: gradient
-    checkpointing would not reach it, and keep what it gives."""
+    """The operator behind `mint.nn.functional.conv3d`, which runs outside the scope of the cell that calls it: gradient
+    checkpointing would not reach it, and its output would be kept."""
     return conv3d_ext_op(x, weight, bias, stride, padding, (1, 1, 1), groups)
 
 
@@ -37,7 +38,7 @@ class Convolution(conv.Convolution):
 
 
 class TemporalConv(conv.TemporalConv):
-    """Padded by one operator: of views of the edges, gradient checkpointing would keep all that they are views of."""
+    """Padded by one operator: for views of the edges, gradient checkpointing would keep the tensors they point into."""
 
     def pad(self, x):
         return mint.nn.functional.pad(x, (0, 0, 0, 0, self.margin, self.margin), mode="replicate") if self.margin else x
@@ -53,7 +54,7 @@ class CausalConv3d(conv.CausalConv3d):
 
 
 def repeat_edges(x, margin, before):
-    """`margin` rows and columns on every side, and `before` frames in front."""
+    """Repeat the edges: `margin` rows and columns on every side, and `before` frames in front."""
     return mint.nn.functional.pad(x, (margin, margin, margin, margin, before, 0), mode="replicate")
 
 
@@ -67,10 +68,10 @@ class LayerNorm(norm.LayerNorm):
 
 
 class MultiHeadAttention(attention.MultiHeadAttention):
-    """Flash attention in fp16 and bf16, where it was asked for and pays: for more tokens than there are sequences.
+    """Flash attention in fp16 and bf16, if requested and worthwhile: with more tokens than sequences.
 
-    `ops.flash_attention_score` takes heads of a multiple of 16 channels, up to 2048 sequences, and a mask of every
-    query's keys; zeros behind a head's channels change neither scores nor what is kept.
+    `ops.flash_attention_score` needs heads with a multiple of 16 channels, at most 2048 sequences, and a mask for every
+    query; zeros after a head's channels change neither the scores nor the channels that are kept.
     """
 
     def construct(self, q, k, v, hidden=None):
@@ -84,7 +85,7 @@ class MultiHeadAttention(attention.MultiHeadAttention):
         q, k, v = zeros_behind(q, 3, lacking), zeros_behind(k, 3, lacking), zeros_behind(v, 3, lacking)
         y = ops.flash_attention_score(
             q, k, v, heads, attn_mask=hidden, scalar_value=channels**-0.5, input_layout="BSND"
-        )  # (B, L, heads, C and what it lacked)
+        )  # (B, L, heads, C + lacking)
         return narrow(y, 3, 0, channels).reshape(sequences, length, heads * channels)
 
 
@@ -103,11 +104,11 @@ LAYERS: dict[type[nn.Cell], type[nn.Cell]] = {
 
 
 def on_small_grid(cast, x, weight, bias, doubled):
-    """Nearest neighbour along the axes that `doubled` names of (T, H, W), and a kernel of three taps there.
+    """Nearest neighbour along those of (T, H, W) that are `doubled`, then a kernel with three taps along these.
 
     Args:
-        cast: brings what is computed of the weight to the layer's precision.
-        x: (B, Cin, T, H, W), padded: with a sample at either end of a doubled axis, and whole along the others.
+        cast: casts kernels computed from the weight to the layer's precision.
+        x: (B, Cin, T, H, W), padded by one sample at both ends of a doubled axis, and fully along the others.
         weight: (Cout, Cin, 3 or 1, 3 or 1, 3 or 1).
     """
     kernels = (weight,)
@@ -118,7 +119,7 @@ def on_small_grid(cast, x, weight, bias, doubled):
     for kernel, places in zip(kernels, itertools.product(*[range(2) if each else (0,) for each in doubled])):
         seen = x
         for axis in range(3):
-            if doubled[axis]:  # the first of a pair sees the sample before it, the second the one behind
+            if doubled[axis]:  # the first of a pair sees the sample before it, the second the one after it
                 first, *between, last = ends(seen, 2 + axis)
                 seen = mint.cat((*between, last) if places[axis] else (first, *between), dim=2 + axis)
         parts += (conv3d(seen, cast(kernel), bias, (1, 1, 1), (0, 0, 0), 1),)
@@ -126,7 +127,7 @@ def on_small_grid(cast, x, weight, bias, doubled):
 
 
 def in_turn(parts, doubled):
-    """Values whose places along the `doubled` axes of (T, H, W) are taken in turn, the last axis first."""
+    """Interleave parts along the `doubled` axes of (T, H, W); the last axis varies fastest."""
     for axis in (2, 1, 0):
         if doubled[axis]:
             pairs = ()
@@ -159,12 +160,12 @@ class FoldedConv3d(resample.DoublingConv3d):
 
 
 class FoldedCausalConv3d(resample.DoublingCausalConv3d):
-    """In time the first frame stays one: of each pair the second of the frame before comes first."""
+    """In time the first frame isn't doubled: each pair is the previous frame's second and this frame's first."""
 
     def construct(self, x):
         time, space = self.factors[0] == 2, self.factors[1] == 2
         t = x.shape[2]
-        # Of frames that are doubled, each kernel sees one and the one before it; else, three.
+        # Each kernel sees a frame and the previous one if time is doubled, else three frames.
         x = repeat_edges(self.cast(x), 1, 1 if time else 2)
         if not time:
             return self.cast(on_small_grid(self.cast, x, self.weight, self.cast(self.bias), (False, space, space)))

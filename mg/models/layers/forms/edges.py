@@ -1,4 +1,4 @@
-"""Repeated edges by slices that are copied: what views cost on a CPU, and other engines cannot read, these do not."""
+"""Repeated edges from copied slices, without views: those are slow on a CPU, and other engines cannot read them."""
 
 from mindspore import ops
 

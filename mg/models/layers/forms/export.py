@@ -1,7 +1,7 @@
-"""The layers for other engines: operators that say what they compute, each of which an engine has its own way with.
+"""The layers for other engines: standard operators, which an engine can optimise in its own way.
 
-Convolutions are Conv2D where one will do, over frames or, in time, over (T, H*W), and Conv3D else. Doubling stays as
-the papers write it: mg/deploy/upsampling.py brings it to the small grid.
+Convolutions are Conv2D where possible, over frames or, in time, over (T, H*W), and Conv3D otherwise. Doubling stays as
+the papers write it: mg/deploy/upsampling.py moves it to the small grid.
 """
 
 import mindspore as ms
@@ -119,7 +119,7 @@ class CausalConv3d(conv.CausalConv3d):
             return x
         if self.replicated:
             return repeat_edges(x, 2, self.before, 0)
-        b, c, _, h, w = x.shape  # not the operator's own padding, which devices want alike on both sides
+        b, c, _, h, w = x.shape  # not the operator's own padding, which devices need to be equal on both sides
         return ops.cat((ops.zeros((b, c, self.before, h, w), x.dtype), x), axis=2)
 
     def pad_sides(self, x):
@@ -172,7 +172,7 @@ class DoublingSpatialConv(resample.DoublingSpatialConv):
 
 
 class DoublingTemporalConv(resample.DoublingTemporalConv):
-    """A single frame comes back as one where edges are repeated: then both of the pair are the same."""
+    """With repeated edges a single frame stays one frame, since both of its pair would be the same."""
 
     prepare, on_rows = TemporalConv.prepare, TemporalConv.on_rows
 
@@ -218,14 +218,14 @@ class Gate(shortcuts.Gate):
 
 
 def double_pixels(x):
-    """Every pixel twice along H and W."""
+    """Repeat every pixel along H and W."""
     b, c, t, h, w = x.shape
     x = ops.stack((x, x), axis=-1).reshape(b, c, t, h, 2 * w)
     return ops.stack((x, x), axis=4).reshape(b, c, t, 2 * h, 2 * w)
 
 
 def double_frames(x):
-    """Every frame twice."""
+    """Repeat every frame."""
     b, c, t, h, w = x.shape
     return ops.stack((x, x), axis=3).reshape(b, c, 2 * t, h, w)
 

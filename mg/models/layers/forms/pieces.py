@@ -1,7 +1,7 @@
-"""Large clips piece by piece along time, so that of what a layer makes on the way no more than a piece exists at once.
+"""Large clips piece by piece along time, so that a layer's intermediate results only exist for one piece at a time.
 
-For a CPU, where MindSpore runs operator by operator, and in inference. A compiled graph gains nothing: each piece adds
-operators, of which MindSpore's compiler keeps more than the pieces save. Clips are (B, T, C, H, W), frames first.
+For inference on a CPU where MindSpore runs op by op. A compiled graph gains nothing: each piece adds operators, for
+which MindSpore's compiler keeps more memory than the pieces save. Clips are (B, T, C, H, W), frames first.
 """
 
 import itertools
@@ -10,14 +10,14 @@ from mindspore import mint, nn, ops
 
 from mg import runtime
 
-most_values = 2**21  # of a piece: 8 MB in fp32
+most_values = 2**21  # per piece: 8 MB in fp32
 
 
 class InPieces(nn.Cell):
-    """A layer that takes large clips in pieces, where Python calls it: a compiler sees `construct` alone.
+    """A layer that processes large clips in pieces when called from Python; a compiler only sees `construct`.
 
     Attributes:
-        growth: how many values it makes of one, if they are more; 0 of a layer that takes no pieces.
+        growth: output values per input value, at least 1; 0 if the layer cannot work in pieces.
     """
 
     growth = 1.0
@@ -25,23 +25,23 @@ class InPieces(nn.Cell):
     def __call__(self, x, *args):
         if self.training or x.size * self.growth <= most_values or not _op_by_op():
             return super().__call__(x, *args)
-        if len(x) > 1:  # clips, or images, know nothing of each other
+        if len(x) > 1:  # clips, or images, are independent
             parts = ((self(x[start:stop], *args), start, stop) for start, stop in bounds(x, self.growth, axis=0))
             return _join(parts, len(x), axis=0)
         return self.in_pieces(x, *args) if x.shape[1] > 1 else super().__call__(x, *args)
 
     def in_pieces(self, x, *args):
-        """What `construct` gives, to rounding; by itself that of each frame alone."""
+        """`construct`, to rounding; by default for layers that process each frame independently."""
         return along_time(self.construct, x, self.growth)
 
 
 def _op_by_op() -> bool:
-    """Whether a CPU runs operators one by one, for their values alone."""
+    """Whether a CPU runs op by op, without gradients."""
     return runtime.device() == "cpu" and not runtime.is_graph_mode() and not runtime.records_gradients()
 
 
 def bounds(x, growth: float = 1, axis: int = 1) -> list[tuple[int, int]]:
-    """Where each piece along `axis` starts and stops; all are of about the same length."""
+    """(start, stop) of each piece along `axis`; all have about the same length."""
     length = x.shape[axis]
     count = min(length, -(-int(x.size * growth) // most_values))
     stops = [length * i // count for i in range(count + 1)]
@@ -55,7 +55,7 @@ def each(x):
 
 
 def frames(x, start: int, stop: int, repeated: bool = True):
-    """The frames from `start` to `stop`; outside of x they are its edges, or zeros."""
+    """The frames from `start` to `stop`; outside x they are its edges, or zeros."""
     b, t, c, h, w = x.shape
     before, behind = max(0, -start), max(0, stop - t)
     inner = ops.narrow(x, 1, start + before, stop - start - before - behind)
@@ -69,12 +69,12 @@ def frames(x, start: int, stop: int, repeated: bool = True):
 
 
 def along_time(function, x, growth: float = 1, before: int = 0, behind: int = 0, repeated: bool = True):
-    """What `function` makes of x, piece by piece.
+    """Apply `function` to x piece by piece.
 
     Args:
-        function: takes a piece with the frames `before` and `behind` it, gives what becomes of the piece alone.
+        function: receives a piece with the frames `before` and `behind` it, and returns the result for the piece only.
         growth: see `InPieces`.
-        repeated: outside of x there are its edges; or zeros.
+        repeated: pad x with its edges, otherwise with zeros.
     """
 
     def parts():
@@ -85,10 +85,10 @@ def along_time(function, x, growth: float = 1, before: int = 0, behind: int = 0,
 
 
 def _join(parts, length: int, axis: int = 1):
-    """One tensor of `parts` along `axis`, each with where it starts and stops in a `length` that may have grown since.
+    """Join `parts` along `axis`, each with its start and stop in the input's `length`, which the layer may have grown.
 
-    Each is copied when it comes: a cat would hold all of them beside the whole. A tensor on a CPU and its array share
-    their memory.
+    Each part is copied as it arrives: a cat would hold all of them next to the result. On a CPU a tensor and its array
+    share memory.
     """
     whole = None
     for part, start, stop in parts:

@@ -1,10 +1,9 @@
-"""The layers as a CPU does them best: frames first, (B, T, C, H, W), so that every frame is a picture and all
-convolutions are Conv2D.
+"""The layers for CPUs: frames first, (B, T, C, H, W), so that every frame is a picture and all convolutions are Conv2D.
 
-MindSpore 2.10 keeps, until the process ends, about two tensors for every transpose of a compiled graph, and four for
-every operator that broadcasts by itself. Nothing here transposes or broadcasts what is large: taps in time are
-convolutions whose results are shifted and added, gains and offsets of channels are a batch norm's and a bias's, and
-pixels are interleaved by stacking.
+Until the process ends, MindSpore 2.10 keeps about two tensors for every transpose in a compiled graph, and four for
+every operator that broadcasts implicitly. So nothing here transposes or broadcasts large tensors: taps in time are
+convolutions whose results are shifted and added, channel gains and offsets are a batch norm's or a bias's, and pixels
+are interleaved by stacking.
 """
 
 from mindspore import nn

@@ -1,4 +1,4 @@
-"""Attention over frames that come first."""
+"""Attention in the frames-first layout."""
 
 import mindspore as ms
 from mindspore import ops
@@ -36,7 +36,7 @@ class CausalAttention(attention.CausalAttention):
 
 
 class LinearAttention(attention.LinearAttention):
-    """Frame by frame, with the sums over tokens added up over frames: tokens need not lie side by side."""
+    """Frame by frame, with the sums over tokens added up over frames, so that tokens need not be contiguous."""
 
     def construct(self, first, second):
         b, t, c, h, w = first.shape

@@ -1,4 +1,4 @@
-"""Convolutions as Conv2D: taps in time are convolutions whose results are shifted and added."""
+"""Convolutions as Conv2D: the results of the taps in time are shifted and added."""
 
 from mindspore import ops
 
@@ -21,21 +21,21 @@ class Conv(InPieces):
     """What the convolutions share."""
 
     def finish(self, y, frames):
-        """The bias, and the precision. (B*frames, C, H, W) -> (B, frames, C, H, W)"""
+        """Add the bias and cast. (B*frames, C, H, W) -> (B, frames, C, H, W)"""
         bias = None if self.bias is None else self.cast(self.bias)
         return clips(self.cast(add_bias(y, bias)), frames)
 
 
 class ConvInTime(Conv):
-    """Of those that see several frames: `within` makes what `construct` does of the frames that have all of theirs
-    under their kernel, `before` each in front; outside of the clip its edges are, if `repeated`, or zeros."""
+    """A convolution that sees several frames: `within` is `construct` for the frames whose whole kernel is inside x,
+    with `before` frames in front; the clip is padded with its edges if `repeated`, else with zeros."""
 
     def in_pieces(self, x):
         behind = self.kernel_size - 1 - self.before
         return along_time(self.within, self.cast(x), self.growth, self.before, behind, self.repeated)
 
     def sum_of_taps(self, x):
-        """Over i of what `tap` i has, `before` - i frames earlier. -> (B, T, C, H', W')"""
+        """Sum over i of `tap` i, shifted by i - `before` frames. -> (B, T, C, H', W')"""
         total = shifted(self.tap(x, 0), -self.before, self.repeated)
         for i in range(1, self.kernel_size):
             total = total + shifted(self.tap(x, i), i - self.before, self.repeated)
@@ -71,11 +71,11 @@ class TemporalConv(ConvInTime, conv.TemporalConv):
         return self.finish(y, t)
 
     def within(self, x):
-        """Of the frames that have all under their kernel. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
+        """The result for frames whose whole kernel is inside x. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
         return self.finish(*convolve_within(self.conv2d, x, [self.tap_weight(i) for i in range(self.kernel_size)]))
 
     def tap(self, x, i: int):
-        """What tap i makes of each frame"""
+        """Tap i applied to each frame"""
         return clips(self.conv2d(pictures(x), self.tap_weight(i)), x.shape[1])
 
     def tap_weight(self, i: int):
@@ -104,7 +104,7 @@ class FactorizedConv(conv.FactorizedConv):
 
 
 class Conv3d(ConvInTime, conv.Conv3d):
-    """A dense kernel's taps in time are output channels of one Conv2D, and so are a depthwise one's."""
+    """A kernel's taps in time, dense or depthwise, are output channels of one Conv2D."""
 
     repeated = False
 
@@ -143,12 +143,12 @@ class Conv3d(ConvInTime, conv.Conv3d):
         return self.finish(y, t)
 
     def within(self, x):
-        """Of the frames that have all under their kernel. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
+        """The result for frames whose whole kernel is inside x. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
         taps = ops.unstack(self.cast(self.weight), axis=2)
         return self.finish(*convolve_within(self.conv2d, self.pad_pictures(x), taps))
 
     def taps(self, x):
-        """What each tap in time makes of x, (B, T, k, C, H', W')"""
+        """Each tap in time applied to x, (B, T, k, C, H', W')"""
         b, t, *_ = x.shape
         size, c = self.kernel_size, self.weight.shape[0]
         if self.grouped:
@@ -158,7 +158,7 @@ class Conv3d(ConvInTime, conv.Conv3d):
         return y.reshape(b, t, size, c, y.shape[2], y.shape[3])
 
     def tap(self, taps, i: int):
-        """Not by unstack: of a tuple's items MindSpore 2.10 finds no gradient within a gradient of bf16."""
+        """Not by unstack: in MindSpore 2.10 a tuple's items have no gradient inside a gradient of bf16."""
         return ops.narrow(taps, 3 if self.grouped else 2, i, 1).squeeze(3 if self.grouped else 2)
 
     def pad_frames(self, x):

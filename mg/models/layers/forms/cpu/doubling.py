@@ -1,4 +1,4 @@
-"""Upsampling on the small grid, whose pixels are interleaved by stacking."""
+"""Upsampling on the small grid; pixels are interleaved by stacking."""
 
 from mindspore import nn, ops
 
@@ -16,13 +16,13 @@ class Doubling(nn.Cell):
     x (N, Cin, H, W), `quarters` of a weight (Cout, Cin, 3, 3) -> (N, Cout, 2H, 2W)
 
     Args:
-        repeated: the edges are, in place of zeros.
+        repeated: pad with repeated edges instead of zeros.
     """
 
     def __init__(self, out_channels: int, repeated: bool = False):
         super().__init__()
         self.repeated = repeated
-        # Of each block of 2x2 the pixel at the top left sees its own small pixel and those above and to the left.
+        # In each 2x2 block the top left pixel sees its own small pixel and those above and to the left.
         top, bottom, left, right = ((0, 0) if repeated else pads for pads in ((1, 0), (0, 1), (1, 0), (0, 1)))
         self.top_left = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=top + left)
         self.top_right = ops.Conv2D(out_channels, 2, pad_mode="pad", pad=top + right)
@@ -45,7 +45,7 @@ class Doubling(nn.Cell):
         return repeat_edges(x, 3, left, right) if self.repeated else x
 
     def side_by_side(self, left, right):
-        """The pixels of two pictures in turn. (N, C, H, W) twice -> (N, C, H, 2W)"""
+        """Interleave the columns of two pictures. (N, C, H, W) twice -> (N, C, H, 2W)"""
         n, c, h, w = left.shape
         return ops.stack((left, right), axis=4).reshape(n, c, h, 2 * w)
 
@@ -60,14 +60,14 @@ class DoublingSpatialConv(Conv, resample.DoublingSpatialConv):
         return self.finish(self.doubled(pictures(self.cast(x)), self.weight), x.shape[1])
 
     def doubled(self, x, weight):
-        """`Doubling` by a kernel (Cout, Cin, 3, 3) in fp32"""
+        """`Doubling` with a kernel (Cout, Cin, 3, 3) in fp32"""
         top_left, top_right, bottom_left, bottom_right = quarters(weight)
         kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
         return self.double(x, *kernels)
 
 
 class DoublingTemporalConv(Conv, resample.DoublingTemporalConv):
-    """A single frame comes back as one where edges are repeated: then both of the pair are the same."""
+    """With repeated edges a single frame stays one frame, since both of its pair would be the same."""
 
     growth = 4.0
 
@@ -88,7 +88,7 @@ class DoublingTemporalConv(Conv, resample.DoublingTemporalConv):
         return along_time(self.within, self.cast(x), self.growth, 1, 1, self.margin > 0)
 
     def within(self, x):
-        """The frames between the first and the last, with these beside them. (B, t + 2, C, H, W) -> (B, 2t, C, H, W)"""
+        """Double the frames between the first and the last. (B, t + 2, C, H, W) -> (B, 2t, C, H, W)"""
         t = x.shape[1] - 2
         before, own, behind = (pictures(ops.narrow(x, 1, start, t)) for start in range(3))
         w0, w1, w2 = ops.unstack(self.weight, axis=3)  # (C, C, 1)
@@ -127,13 +127,13 @@ class DoublingConv3d(Conv, resample.DoublingConv3d):
         return along_time(within, self.cast(x), self.growth, 1, 1, repeated=False)
 
     def within(self, x):
-        """Of the frames that have one on each side. (B, t + 2, Cin, H, W) -> (B, t, Cout, 2H, 2W)"""
+        """The result for frames with a neighbour on each side. (B, t + 2, Cin, H, W) -> (B, t, Cout, 2H, 2W)"""
         t = x.shape[1] - 2
         y = self.doubled(under_kernel(x, t, 3, 1), join_taps(self.weight))
         return self.finish(y, t)
 
     def pairs_within(self, x):
-        """The same, and each of them becomes two. (B, t + 2, Cin, H, W) -> (B, 2t, Cout, 2H, 2W)"""
+        """The same, with each frame doubled. (B, t + 2, Cin, H, W) -> (B, 2t, Cout, 2H, 2W)"""
         b, t, _, h, w = x.shape
         t = t - 2
         first, second = fold(self.weight, 2)
@@ -142,7 +142,7 @@ class DoublingConv3d(Conv, resample.DoublingConv3d):
         return self.finish(y, 2 * t)
 
     def seen(self, x, start, frames, weight):
-        """The frames of a pair's first, or second: each of them under a kernel of two, from `start` on."""
+        """The first, or second, frames of all pairs: a kernel of two frames, starting at `start`."""
         return self.doubled(under_kernel(ops.narrow(x, 1, start, frames + 1), frames, 2, 1), join_taps(weight))
 
 
@@ -166,17 +166,17 @@ class DoublingCausalConv3d(Conv, resample.DoublingCausalConv3d):
         return self.without_first(along_time(self.within, self.cast(x), self.growth, self.earlier))
 
     def without_first(self, y):
-        """The first frame has no pair: of each the second of the earlier frame comes first."""
+        """Drop the first output: the first frame isn't doubled. A pair starts with the previous frame's second."""
         return ops.narrow(y, 1, 1, y.shape[1] - 1) if self.factors[0] == 2 else y
 
     def within(self, x):
-        """Of the frames that have all under their kernel. (B, t + 1, Cin, H, W) -> (B, 2t, C, H', W'), or where time
-        is not doubled (B, t + 2, Cin, H, W) -> (B, t, C, H', W')"""
+        """The result for frames whose whole kernel is inside x. (B, t + 1, Cin, H, W) -> (B, 2t, C, H', W'), or if time
+        is not doubled, (B, t + 2, Cin, H, W) -> (B, t, C, H', W')"""
         b, t, c, h, w = x.shape
         time, space = self.factors
         if time == 2:
             t = t - 1
-            x = under_kernel(x, t, 2, 1)  # (B*t, 2C, H, W): each behind the one before it
+            x = under_kernel(x, t, 2, 1)  # (B*t, 2C, H, W): the previous frame, then the frame
             first, second = fold(self.weight, 2)
             pairs = self.in_space(x, join_taps(second)), self.in_space(x, join_taps(first))
             y = ops.stack(pairs, axis=1).reshape(b * 2 * t, c, space * h, space * w)

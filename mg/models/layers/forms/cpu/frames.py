@@ -1,4 +1,4 @@
-"""Frames of a clip as pictures, their channels under a kernel in time, and the sums over its taps."""
+"""Frames of a clip as pictures, frames under a temporal kernel as channels, and sums over its taps."""
 
 from mindspore import ops
 
@@ -16,7 +16,7 @@ def clips(x, frames: int):
 
 
 def shifted(x, offset: int, repeated: bool):
-    """As many frames as x has, from `offset` on; outside of x its edges, or zeros."""
+    """x shifted by `offset` frames, keeping its length; outside x there are its edges, or zeros."""
     b, t, c, h, w = x.shape
     if offset == 0:
         return x
@@ -32,7 +32,7 @@ def shifted(x, offset: int, repeated: bool):
 
 
 def convolve_within(conv2d, x, weights):
-    """A convolution in time, one of `weights` a tap, of the frames that have all under their kernel: tap by tap.
+    """A temporal convolution, tap by tap with one of `weights` each, of the frames whose whole kernel is inside x.
 
     (B, t + k - 1, Cin, H, W) -> (B*t, Cout, H', W'), t
     """
@@ -44,7 +44,7 @@ def convolve_within(conv2d, x, weights):
 
 
 def under_kernel(x, frames: int, size: int, stride: int):
-    """The frames under a kernel of `size` frames as channels of one. (B, T, C, H, W) -> (B*frames, C*size, H, W)"""
+    """Stack the frames under a kernel of `size` frames as channels. (B, T, C, H, W) -> (B*frames, C*size, H, W)"""
     b, t, c, h, w = x.shape
     missing = size - 1 + frames * stride - t
     if missing > 0:  # for the reshape below; no kernel sees them
@@ -52,14 +52,14 @@ def under_kernel(x, frames: int, size: int, stride: int):
     seen = ()
     for i in range(size):
         frames_seen = ops.narrow(x, 1, i, frames * stride)
-        if stride > 1:  # not a slice with a step: on CPUs MindSpore 2.10 has no gradient for one in a batch
+        if stride > 1:  # not a strided slice: on CPUs MindSpore 2.10 has no gradient for one in a batch
             frames_seen = ops.narrow(frames_seen.reshape(b, frames, stride, c, h, w), 2, 0, 1)
         seen += (frames_seen.reshape(b, frames, c, h, w),)
     return ops.stack(seen, axis=3).reshape(b * frames, c * size, h, w)
 
 
 def join_taps(weight):
-    """A kernel for what `under_kernel` gives. (Cout, Cin, k, kh, kw) -> (Cout, Cin*k, kh, kw)"""
+    """The kernel for `under_kernel`'s output. (Cout, Cin, k, kh, kw) -> (Cout, Cin*k, kh, kw)"""
     c_out, c_in, size, height, width = weight.shape
     return weight.reshape(c_out, c_in * size, height, width)
 

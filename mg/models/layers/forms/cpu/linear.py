@@ -1,4 +1,4 @@
-"""Linear layers whose bias is added by an operator of its own, which keeps nothing."""
+"""Linear layers whose bias is added by a separate operator, which keeps nothing."""
 
 from mindspore import ops
 

@@ -1,4 +1,4 @@
-"""Norms: gains and offsets of channels are a batch norm's and a bias's."""
+"""Norms: channel gains and offsets are applied by a batch norm or a bias."""
 
 import mindspore as ms
 from mindspore import ops
@@ -10,7 +10,7 @@ _LARGE = 2**16  # values
 
 
 class GroupNorm(InPieces, norm.GroupNorm):
-    """In parts, which take half the operator's time. In training they gain nothing, and compile for twice as long."""
+    """Composed of simpler operators, in half the time. In training that gains nothing, and compiles twice as long."""
 
     def prepare(self):
         self.affine = ops.BatchNorm(is_training=False, epsilon=1e-12)
@@ -29,7 +29,7 @@ class GroupNorm(InPieces, norm.GroupNorm):
         return self.exchange(y.reshape(b, c, t, h, w))
 
     def exchange(self, x):
-        """`swap_frames`, of which nothing is kept"""
+        """`swap_frames`, without the tensors that a transpose keeps"""
         b, first, second, h, w = x.shape
         if first == 1 or second == 1:
             return x.reshape(b, second, first, h, w)
@@ -46,14 +46,14 @@ class GroupNorm(InPieces, norm.GroupNorm):
         return along_time(self.scaling(x), x)
 
     def scaling(self, x):
-        """A function that normalises pieces of x by the statistics of the whole."""
+        """Return a function that normalises pieces of x by the statistics of all of x."""
         mean = self.of_groups(ops.cat([self.sums(piece) for piece in each(x)], 1), x)
         squares = [self.sums(add_to_channels(piece, -mean).square()) for piece in each(x)]
         factors = self.factors(self.of_groups(ops.cat(squares, 1), x))
         return lambda piece: self.cast(self.scaled(piece, mean, factors))
 
     def sums(self, x):
-        """Over the pixels of each frame alone: a CPU's sum of millions of values in a row is off by 5e-4.
+        """Sum over the pixels of each frame separately: on a CPU one sum of millions of values is off by 5e-4.
 
         (B, T, C, H, W) -> (B, T, C)
         """
@@ -61,7 +61,7 @@ class GroupNorm(InPieces, norm.GroupNorm):
         return x.astype(ms.float32).reshape(b * t * c, h * w).sum(axis=1).reshape(b, t, c)
 
     def of_groups(self, sums, x):
-        """The mean of each group of channels, all frames and pixels of x, for each of its channels, (B, C)."""
+        """The mean over a group's channels and all frames and pixels of x, repeated for each of its channels, (B, C)"""
         b, t, c, h, w = x.shape
         means = sums.sum(axis=1).reshape(b, self.groups, c // self.groups).sum(axis=2, keepdims=True)
         means = means * (self.groups / (t * c * h * w))
@@ -93,8 +93,8 @@ def add_to_channels(x, offsets):
 
 
 def affine(batch_norm, x, factors, offsets, means=None):
-    """(x (N, C, H, W) - means (C,)) * factors (C,) + offsets (C,), of which nothing is kept but x: a norm by constant
-    statistics."""
+    """(x (N, C, H, W) - means (C,)) * factors (C,) + offsets (C,), as a norm with constant statistics, which keeps only
+    x."""
     means = ops.zeros(factors.shape, ms.float32) if means is None else means
     return batch_norm(x, factors, offsets, means, ops.ones(factors.shape, ms.float32))[0]
 

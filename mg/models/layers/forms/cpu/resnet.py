@@ -1,4 +1,4 @@
-"""The residual block, of which norm, activation and convolution go together, piece by piece."""
+"""The residual block, with norm, activation and convolution computed together, piece by piece."""
 
 from mindspore import ops
 
@@ -14,7 +14,7 @@ class ResnetBlock(InPieces, resnet.ResnetBlock):
         return (self.nin_shortcut(x) if self.widens else x) + h
 
     def activated(self, norm, convolution, x):
-        """The convolution of silu(norm(x)), which exists in pieces alone where the convolution is of single frames."""
+        """The convolution of silu(norm(x)), which only exists in pieces if the convolution is per frame."""
         normalised = norm.scaling(x)
         if isinstance(convolution, SpatialConv):
             spatial, temporal = convolution, None

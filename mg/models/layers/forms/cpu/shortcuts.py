@@ -1,4 +1,4 @@
-"""What goes beside the convolutions: pixels and channels exchanged, averaged, repeated, and gates."""
+"""The layers next to the convolutions: moving pixels to channels and back, averaging, repeating, and gates."""
 
 from mindspore import ops
 
@@ -64,6 +64,6 @@ class Gate(InPieces, shortcuts.Gate):
 
 
 def copied(x, copies: int):
-    """Each channel so many times in a row. (B, T, C, H, W) -> (B, T, C * copies, H, W)"""
+    """Repeat each channel `copies` times. (B, T, C, H, W) -> (B, T, C * copies, H, W)"""
     b, t, c, h, w = x.shape
     return ops.broadcast_to(x.reshape(b * t, c, 1, h, w), (b * t, c, copies, h, w)).reshape(b, t, c * copies, h, w)
