@@ -65,6 +65,7 @@ class ClipSettings:
         motions: what clips take turns in: pan | zoom | rotation | pan and zoom | object | pan and object.
         directions: pans go in one of so many, spread evenly from the right on; null lets them go anywhere.
         closest: how many times larger than a clip the short side of a photograph may be; at least 1.1.
+        photographs: what train clips take turns in, by file name; null takes all train photographs.
     """
 
     size: int = 128
@@ -76,6 +77,7 @@ class ClipSettings:
     motions: list[str] = field(default_factory=lambda: list(MOTIONS))
     directions: int | None = None
     closest: float = 2.2
+    photographs: list[str] | None = None
 
     def __post_init__(self):
         if self.size < 16 or self.size % 2:
@@ -85,12 +87,14 @@ class ClipSettings:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not self.fps > 0:
             raise DataError(f"fps is {self.fps}; it must be above 0")
-        if not self.motions:
-            raise DataError(f"motions is empty; it must have some of {', '.join(MOTIONS)}")
-        for motion in self.motions:
-            if motion not in MOTIONS:
-                near = difflib.get_close_matches(motion, MOTIONS, 1, cutoff=0)[0]
-                raise DataError(f"motions has {motion!r}, which there is not; did you mean {near!r}?")
+        for name, known in (("motions", MOTIONS), ("photographs", TRAIN_PHOTOGRAPHS)):
+            chosen = getattr(self, name)
+            if chosen is not None and not chosen:
+                raise DataError(f"{name} is empty; it must have some of {', '.join(known)}")
+            for value in chosen or []:
+                if value not in known:
+                    near = difflib.get_close_matches(value, known, 1, cutoff=0)[0]
+                    raise DataError(f"{name} has {value!r}, which there is not; did you mean {near!r}?")
         if self.directions is not None and self.directions < 1:
             raise DataError(f"directions is {self.directions}; it must be at least 1, or null")
         if not self.closest >= 1.1:
@@ -137,7 +141,7 @@ def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
         return False
     files = []
     for split, count, photographs in (
-        ("train", settings.train_clips, TRAIN_PHOTOGRAPHS),
+        ("train", settings.train_clips, tuple(settings.photographs or TRAIN_PHOTOGRAPHS)),
         ("test", settings.test_clips, TEST_PHOTOGRAPHS),
     ):
         rows = []
@@ -158,7 +162,7 @@ def draw_clip(photographs: tuple[str, ...], number: int, settings: ClipSettings)
     Photographs and motions take turns, so that a few clips show many of both. The caption says what is to be seen and
     how the camera moves: "a rocket, the camera moves left and zooms in".
     """
-    split = 0 if photographs == TRAIN_PHOTOGRAPHS else 1
+    split = 0 if set(photographs) <= set(TRAIN_PHOTOGRAPHS) else 1
     rng = np.random.default_rng((settings.seed, split, number))
     photograph = photographs[number % len(photographs)]
     # Each further round over the photographs starts the motions one later, so that they meet in new pairs.
