@@ -2,8 +2,8 @@
 
     mg-make-text-encoder --csv_path train.csv --output_dir outputs/text_encoder
 
-writes a folder that text_encoder.from_pretrained takes. The words mean nothing to it; a denoiser that is trained on what
-it makes of captions learns to tell them apart. One that is trained needs the very same folder from then on.
+writes a folder that text_encoder.from_pretrained takes. The words mean nothing to it; a denoiser that is trained on
+what it makes of captions learns what each is to mean, and needs the very same folder from then on.
 """
 
 from dataclasses import dataclass

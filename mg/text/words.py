@@ -17,6 +17,7 @@ from mg.text.t5 import T5_CONFIG, T5Encoder
 
 _MARKS = ("<pad>", "</s>", "<unk>")
 _WORDS = r"\w+|[^\w\s]"  # as the tokenizer's splitting at spaces and punctuation has it
+_REFERENCE_WIDTH = 4096
 _SIZES = {"d_kv": 16, "num_layers": 1, "num_heads": 4}
 
 
@@ -53,7 +54,7 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
     if name.endswith("norm.weight"):
         # What reads captions begins with weights of one size, whatever the width; T5-XXL, 4096 wide, is its measure.
         last = name.endswith("final_layer_norm.weight")
-        return np.full(shape, (T5_CONFIG["d_model"] / shape[0]) ** 0.5 / 2 if last else 1, np.float32)
+        return np.full(shape, (_REFERENCE_WIDTH / shape[0]) ** 0.5 / 2 if last else 1, np.float32)
     deviation = 1.0 if name == "shared.weight" else shape[-1] ** -0.5
     return rng.standard_normal(shape, np.float32) * np.float32(deviation)
 
