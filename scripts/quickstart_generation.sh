@@ -33,7 +33,7 @@ generate() {
         --beside "$out/clips/train.csv" --save-dir "$out/samples" "$@"
 }
 first='{"reference_path": "'$out'/test_clips/videos/train_000.mp4", "mask_strategy": "0"}'
-generate --prompt-path $configs/prompts.txt --sample-name text
+generate --prompt-path assets/texts/quickstart.txt --sample-name text
 generate --prompt "an astronaut, the camera moves left$first" "an astronaut, the camera moves right$first" \
     --sample-name first_frame
 generate --prompt "a rocket, the camera moves right" --loop 3 --sample-name long
