@@ -32,7 +32,7 @@ generate() {
     python scripts/inference.py --config $configs/inference.yaml --ckpt-path "$out/train/stdit3.ckpt" \
         --beside "$out/clips/train.csv" --save-dir "$out/samples" "$@"
 }
-first='{"reference_path": "'$out'/test_clips/videos/train_000.mp4", "mask_strategy": "0"}'
+first='{"reference_path": "'"$out"'/test_clips/videos/train_000.mp4", "mask_strategy": "0"}'
 generate --prompt-path assets/texts/quickstart.txt --sample-name text
 generate --prompt "an astronaut, the camera moves left$first" "an astronaut, the camera moves right$first" \
     --sample-name first_frame

@@ -61,13 +61,15 @@ def test_first_frames_are_compared_with_the_reconstruction_and_the_rest_with_wha
     assert first_frames([moves], [true], [grey(56, 1)]).kept == pytest.approx(-20 * np.log10(0.2))
 
 
-def test_losses_are_those_before_and_after_a_run(tmp_path):
-    path = tmp_path / "validation.jsonl"
-    path.write_text("".join(json.dumps({"step": s, "loss": 3 - s, "baseline": 2.5}) + "\n" for s in (0, 1, 2)))
-    assert losses_of(path) == {"untrained": 3, "trained": 1, "baseline": 2.5}
-    path.write_text('{"step": 1, "loss": 2, "baseline": 2.5}\n')
-    with pytest.raises(ValueError, match="has no measurement before update 1"):
-        losses_of(path)
+def test_losses_are_those_before_the_first_run_and_after_the_last(tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text("".join(json.dumps({"step": s, "loss": 3 - s, "baseline": 2.5}) + "\n" for s in (0, 1, 2)))
+    assert losses_of([first]) == {"untrained": 3, "trained": 1, "baseline": 2.5}
+    second.write_text('{"step": 0, "loss": 0.9, "baseline": 2.5}\n{"step": 5, "loss": 0.8, "baseline": 2.5}\n')
+    assert losses_of([first, second]) == {"untrained": 3, "trained": 0.8, "baseline": 2.5}
+    first.write_text('{"step": 1, "loss": 2, "baseline": 2.5}\n')
+    with pytest.raises(ValueError, match="first.jsonl: has no measurement before update 1"):
+        losses_of([first, second])
 
 
 @pytest.fixture

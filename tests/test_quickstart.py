@@ -1,4 +1,5 @@
-"""The quickstart walks the whole road, from photographs to scored reconstructions, and says where they are."""
+"""The quickstarts walk the whole road, from photographs to scored reconstructions, and to generated clips that are
+judged, and say where they are."""
 
 import csv
 import json
@@ -10,19 +11,25 @@ from pathlib import Path
 import pytest
 
 from mg.data.index import read_index
+from mg.generation.samples import read_rows
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.full
-def test_quickstart(tmp_path):
+def quickstart(script, *arguments):
     run = subprocess.run(
-        [ROOT / "scripts" / "quickstart.sh", tmp_path, "--max_steps", "2"],
+        [ROOT / "scripts" / script, *arguments],
         env={**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-2000:]
+    return run
+
+
+@pytest.mark.full
+def test_quickstart(tmp_path):
+    run = quickstart("quickstart.sh", tmp_path, "--max_steps", "2")
     records = [json.loads(line) for line in (tmp_path / "train" / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1]
 
@@ -46,6 +53,31 @@ def check_results(output_path, kind, told):
     for path in (output_path / "train" / "loss.png", folder / "side_by_side", folder / "metrics.csv", report):
         assert str(path) in told
         assert path.exists()
+
+
+@pytest.mark.full
+def test_quickstart_of_generation(tmp_path):
+    told = quickstart("quickstart_generation.sh", tmp_path, "--max_steps", "2", "--validation.clips", "2").stdout
+    samples = {row.name: row for row in read_rows(tmp_path / "samples").values()}
+    prompts = (ROOT / "assets" / "texts" / "quickstart.txt").read_text().splitlines()
+    assert [row.prompt for name, row in samples.items() if name.startswith("text_")] == prompts
+    assert set(prompts) <= {row.caption for row in read_index(tmp_path / "clips" / "train.csv")}
+    assert all(row.status == "ok" for row in samples.values())
+    assert {name: row.frames for name, row in samples.items() if not name.startswith("text_")} == {
+        "first_frame_0000": 8,
+        "first_frame_0001": 8,
+        "long_0000": 3 * (8 - 2) + 2,
+    }
+    judged = json.loads((tmp_path / "judged" / "judged.json").read_text())
+    assert set(judged["captions"]) == {"all", "1", "2"} and judged["first_frames"]["kept"] > 60
+    assert judged["captions"]["1"]["share"] > 2 * judged["captions"]["1"]["chance"], "assets/denoiser knows subjects"
+    assert judged["validation"]["trained"] < min(judged["validation"]["untrained"], judged["validation"]["baseline"])
+    for path in (
+        tmp_path / "samples" / "index.html",
+        tmp_path / "train" / "loss.png",
+        tmp_path / "judged" / "judged.json",
+    ):
+        assert str(path) in told and path.exists()
 
 
 def test_test_clips_show_photographs_that_nothing_was_trained_on():

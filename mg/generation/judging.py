@@ -12,7 +12,7 @@ the first frame held still.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +47,8 @@ class JudgeConfig(GenerateConfig):
         noises: clips that are generated under each caption, each from noise that all captions share.
         captions: how many captions are judged, at most, from the first on.
         first_frames: how many first frames are given, at most, from the first clip on; 0 gives none.
-        validation: validation.jsonl of the training run, to report its first and its last line.
+        validation: validation.jsonl of the training runs that led to it, from the untrained network on, which all
+            measured on the same clips.
     """
 
     csv_path: str
@@ -55,7 +56,7 @@ class JudgeConfig(GenerateConfig):
     noises: int = 2
     captions: int | None = None
     first_frames: int = 16
-    validation: str | None = None
+    validation: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         super().__post_init__()
@@ -185,8 +186,8 @@ def judge(config: JudgeConfig, progress: Callable[[list], Iterator] = iter) -> d
         true = [_read_clip(config, pipeline.codec, row) for row in tested]
         result = first_frames(clips[len(heard) :], true, [each[:1] for each in alone])
         found["first_frames"] = {"clips": len(given), **result._asdict()}
-    if config.validation is not None:
-        found["validation"] = losses_of(Path(config.validation))
+    if config.validation:
+        found["validation"] = losses_of(config.validation)
     folder = Path(config.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / FILE) as temporary:
@@ -213,16 +214,18 @@ def _generate(pipeline: Pipeline, items: Sequence[Item], progress: Callable[[lis
     return clips
 
 
-def losses_of(path: Path) -> dict[str, float]:
-    """The loss before and after a training run by its validation.jsonl: "untrained", "trained" and the "baseline".
+def losses_of(files: Sequence[str | Path]) -> dict[str, float]:
+    """The loss before and after training runs, one going on from the other, by their validation.jsonl: "untrained",
+    "trained" and the "baseline".
 
     Raises:
-        ValueError: it does not begin with an untrained network.
+        ValueError: they do not begin with an untrained network.
     """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if not lines or lines[0]["step"] != 0:
-        raise ValueError(f"{path}: has no measurement before update 1; give validation.jsonl of a whole run")
-    return {"untrained": lines[0]["loss"], "trained": lines[-1]["loss"], "baseline": lines[-1]["baseline"]}
+    runs = [[json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()] for path in files]
+    if not all(runs) or runs[0][0]["step"] != 0:
+        raise ValueError(f"{files[0]}: has no measurement before update 1; give validation.jsonl of a whole run")
+    first, last = runs[0][0], runs[-1][-1]
+    return {"untrained": first["loss"], "trained": last["loss"], "baseline": last["baseline"]}
 
 
 def _read_clip(config: JudgeConfig, codec: LatentCodec, row: IndexRow) -> np.ndarray:
