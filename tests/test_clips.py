@@ -120,6 +120,11 @@ def test_motions_and_photographs_that_are_not_there_are_named(chosen):
         ClipSettings(**chosen)
 
 
+def test_what_passes_in_front_is_of_another_photograph():
+    with pytest.raises(DataError, match="photographs must be at least two"):
+        ClipSettings(photographs=["moon.png"], motions=["object"])
+
+
 def test_same_settings_same_bytes_and_other_seed_other_clips(clips, tmp_path):
     assert make_clips(tmp_path / "again", SETTINGS)
     assert files(tmp_path / "again") == files(clips)

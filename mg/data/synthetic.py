@@ -95,6 +95,8 @@ class ClipSettings:
                 if value not in known:
                     near = difflib.get_close_matches(value, known, 1, cutoff=0)[0]
                     raise DataError(f"{name} has {value!r}, which there is not; did you mean {near!r}?")
+        if self.photographs is not None and len(set(self.photographs)) < 2 and any("object" in m for m in self.motions):
+            raise DataError("photographs must be at least two where motions have an object, which is of another one")
         if self.directions is not None and self.directions < 1:
             raise DataError(f"directions is {self.directions}; it must be at least 1, or null")
         if not self.closest >= 1.1:

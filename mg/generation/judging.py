@@ -64,6 +64,8 @@ class JudgeConfig(GenerateConfig):
         require(self.noises >= 1, self, "noises", "at least 1")
         require(self.captions is None or self.captions >= 2, self, "captions", "at least 2, or null")
         require(self.first_frames >= 0, self, "first_frames", "at least 0")
+        if self.first_frames and self.frames < 2:
+            raise ValueError("first_frames must be 0 where num_frames is 1: no frame comes after the first")
         if self.first_frames and self.refuses_masks:
             raise ValueError(f"first_frames is {self.first_frames}; {self.refuses_masks}, or set it to 0")
 
@@ -164,7 +166,9 @@ def judge(config: JudgeConfig, progress: Callable[[list], Iterator] = iter) -> d
     if len(captions) < 2:
         raise ValueError(f"{config.csv_path}: has {len(captions)} captions; there must be at least 2 to tell apart")
     tested = read_index(config.test_csv_path or config.csv_path)[: config.first_frames]
+    losses = losses_of(config.validation) if config.validation else None
     pipeline = load_pipeline(config)
+    known, true = ([_read_clip(config, pipeline.codec, row) for row in some] for some in (rows, tested))
 
     wanted = [(caption, number) for number in range(config.noises) for caption in captions[: config.captions]]
     heard = [_item(config, caption, number) for caption, number in wanted]
@@ -173,21 +177,18 @@ def judge(config: JudgeConfig, progress: Callable[[list], Iterator] = iter) -> d
         item.references = [encode_reference(config, pipeline.codec, row.path, item.request.insertions)[0]]
     clips = _generate(pipeline, [*heard, *given], progress)
 
-    found: dict = {"generated": len(heard), "captions": {}, "first_frames": None, "validation": None}
-    distances = psnrs(clips[: len(heard)], [_read_clip(config, pipeline.codec, row) for row in rows])
+    found: dict = {"generated": len(heard), "captions": {}, "first_frames": None, "validation": losses}
+    distances = psnrs(clips[: len(heard)], known)
     for name, reading in _readings([row.caption for row in rows] + [caption for caption, _ in wanted]).items():
-        known, asked = reading[: len(rows)], reading[len(rows) :]
-        if len(set(known)) > 1:
-            result = heeded(distances, asked, known)
-            found["captions"][name] = {"different": len(set(known)), **result._asdict()}
+        of_known, of_heard = reading[: len(rows)], reading[len(rows) :]
+        if len(set(of_known)) > 1:
+            result = heeded(distances, of_heard, of_known)
+            found["captions"][name] = {"different": len(set(of_known)), **result._asdict()}
     if given:
         frames = pipeline.codec.frames_of(1)
         alone = [to_uint8_frames(pipeline.codec.decode(item.references[0][None, :, :1], frames)[0]) for item in given]
-        true = [_read_clip(config, pipeline.codec, row) for row in tested]
         result = first_frames(clips[len(heard) :], true, [each[:1] for each in alone])
         found["first_frames"] = {"clips": len(given), **result._asdict()}
-    if config.validation:
-        found["validation"] = losses_of(config.validation)
     folder = Path(config.save_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / FILE) as temporary:
