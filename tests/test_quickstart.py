@@ -60,6 +60,7 @@ def check_results(output_path, kind, told):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 def test_quickstart_of_generation(tmp_path):
     told = quickstart("quickstart_generation.sh", tmp_path, "--max_steps", "2", "--validation.clips", "2").stdout
     samples = {row.name: row for row in read_rows(tmp_path / "samples").values()}
