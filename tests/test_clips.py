@@ -10,6 +10,7 @@ from mg.data import DataError
 from mg.data.index import read_index
 from mg.data.synthetic import (
     MOTIONS,
+    SUBJECTS,
     TEST_PHOTOGRAPHS,
     TRAIN_PHOTOGRAPHS,
     ClipSettings,
@@ -46,14 +47,14 @@ def test_indexes_list_readable_clips(clips):
 def test_no_photograph_is_on_both_sides(clips):
     assert not set(TRAIN_PHOTOGRAPHS) & set(TEST_PHOTOGRAPHS)
     names = {
-        split: {name.split(".")[0].replace("_", " ") for name in photographs}
+        split: {SUBJECTS[photograph] for photograph in photographs}
         for split, photographs in (("train", TRAIN_PHOTOGRAPHS), ("test", TEST_PHOTOGRAPHS))
     }
     for split, others in (("train", "test"), ("test", "train")):
         for number in range(24):
             _, caption = draw_clip(TRAIN_PHOTOGRAPHS if split == "train" else TEST_PHOTOGRAPHS, number, SETTINGS)
-            assert any(name in caption for name in names[split])
-            assert not any(name in caption for name in names[others])
+            shown = {part.removeprefix("a piece of ").removesuffix(" passes in front") for part in caption.split(", ")}
+            assert shown & names[split] and not shown & names[others]
 
 
 @pytest.mark.parametrize("name", [*TRAIN_PHOTOGRAPHS, *TEST_PHOTOGRAPHS])
@@ -63,19 +64,65 @@ def test_every_photograph_is_in_the_package(name):
 
 
 def test_every_motion_moves_smoothly():
-    settings = ClipSettings(size=128, num_frames=10)
-    seen = set()
-    for number in range(len(MOTIONS)):
-        clip, caption = draw_clip(TRAIN_PHOTOGRAPHS, number, settings)
-        seen.add(caption.split(", ")[1].split(" (")[0])
+    for number, motion in enumerate(MOTIONS):
+        clip, caption = draw_clip(TRAIN_PHOTOGRAPHS, number, ClipSettings(size=128, num_frames=10, motions=[motion]))
         assert clip.shape == (10, 128, 128, 3) and clip.dtype == np.uint8
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
-        flows = [
-            cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 5, 7, 1.5, 0) for a, b in itertools.pairwise(grey)
-        ]
-        fastest = [np.percentile(np.linalg.norm(flow, axis=-1), 98) for flow in flows]
+        fastest = [np.percentile(np.linalg.norm(flow, axis=-1), 98) for flow in flows(clip)]
         assert min(fastest) > 0.1 and max(fastest) < 4, (caption, fastest)
-    assert seen == set(MOTIONS)
+
+
+def flows(clip):
+    """The optical flow from each frame to the next, columns and rows."""
+    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
+    return [cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 4, 21, 5, 7, 1.5, 0) for a, b in itertools.pairwise(grey)]
+
+
+@pytest.mark.parametrize("motion", ["pan", "zoom", "rotation", "pan and zoom"])
+def test_captions_say_how_the_camera_moves(motion):
+    settings = ClipSettings(size=128, num_frames=6, motions=[motion], directions=4)
+    rows, columns = np.mgrid[-63.5:64, -63.5:64]
+    said = set()
+    for number in range(12):
+        clip, caption = draw_clip(("astronaut.png", "motorcycle_left.png"), number, settings)
+        subject, movement = caption.split(", the camera ")
+        assert subject == ("a motorcycle" if number % 2 else "an astronaut")
+        x, y = np.mean(flows(clip), axis=0).transpose(2, 0, 1)  # a camera sees all move the other way
+        seen = []
+        if "pan" in motion:
+            most, names = max((x.mean(), ("right", "left")), (y.mean(), ("down", "up")), key=lambda pair: abs(pair[0]))
+            seen.append(f"moves {names[int(most > 0)]}")
+        if "zoom" in motion:
+            seen.append("zooms " + ("in" if (x * columns + y * rows).mean() > 0 else "out"))
+        if motion == "rotation":
+            seen.append("turns " + ("clockwise" if (x * rows - y * columns).mean() > 0 else "counterclockwise"))
+        assert movement == " and ".join(seen)
+        said.add(movement)
+    assert len(said) >= 2
+
+
+def test_a_camera_that_hardly_moves_and_what_passes_are_told():
+    settings = ClipSettings(size=32, num_frames=2, motions=["object"])
+    _, caption = draw_clip(("moon.png", "grass.png"), 0, settings)
+    assert caption == "the moon, the camera hardly moves, a piece of grass passes in front"
+
+
+def test_clips_show_the_photographs_and_motions_that_are_chosen(tmp_path):
+    chosen = {"photographs": ["moon.png"], "motions": ["zoom"]}
+    assert make_clips(tmp_path, ClipSettings(size=32, num_frames=2, train_clips=3, test_clips=1, **chosen))
+    captions = [row.caption for row in read_index(tmp_path / "train.csv")]
+    assert all(caption.startswith("the moon, the camera zooms ") for caption in captions)
+    assert read_index(tmp_path / "test.csv")[0].caption.startswith("a cat, the camera zooms ")
+
+
+@pytest.mark.parametrize("chosen", [{"motions": ["pam"]}, {"photographs": ["mon.png"]}, {"motions": []}])
+def test_motions_and_photographs_that_are_not_there_are_named(chosen):
+    with pytest.raises(DataError, match="did you mean '(pan|moon.png)'|motions is empty; it must have some of pan"):
+        ClipSettings(**chosen)
+
+
+def test_what_passes_in_front_is_of_another_photograph():
+    with pytest.raises(DataError, match="photographs must be at least two"):
+        ClipSettings(photographs=["moon.png"], motions=["object"])
 
 
 def test_same_settings_same_bytes_and_other_seed_other_clips(clips, tmp_path):
@@ -112,7 +159,7 @@ def test_images_are_the_train_photographs(tmp_path):
     assert np.array_equal(read_image(rows[0].path), read_photograph(TRAIN_PHOTOGRAPHS[0]))
 
 
-@pytest.mark.parametrize("changes", [{"size": 33}, {"num_frames": 0}, {"fps": 0}, {"train_clips": -1}])
+@pytest.mark.parametrize("changes", [{"size": 33}, {"num_frames": 0}, {"fps": 0}, {"train_clips": -1}, {"closest": 1}])
 def test_settings_out_of_range_are_named(changes):
     with pytest.raises(DataError, match=f"{next(iter(changes))} is"):
         ClipSettings(**changes)

@@ -11,6 +11,7 @@ from mindspore import Tensor
 from tiny_generation import AUTOENCODER, FRAMES, HEIGHT, WIDTH, Workplace
 
 from mg.config import parse_config
+from mg.data.clip_folder import write_csv
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image
 from mg.diffusion.networks import create_denoiser
@@ -65,6 +66,12 @@ def test_text_to_video(place):
     before = (place.samples / "sample_0000-0.mp4").stat().st_mtime_ns
     assert place.run(config, "--prompt", "a cat", "--num-sample", "2", "--batch-size", "1") == 0
     assert (place.samples / "sample_0000-0.mp4").stat().st_mtime_ns == before
+    videos_of_cats = [(place.video(f"cat{number}.mp4").name, "a cat") for number in range(3)]
+    write_csv(place.folder / "train.csv", ("video", "caption"), [*videos_of_cats, (place.video().name, "a cow")])
+    assert place.run(config, "--prompt", "a cat", "--num-sample", "2", "--beside", place.folder / "train.csv") == 0
+    assert (place.samples / "sample_0000-0.mp4").stat().st_mtime_ns == before
+    page = (place.samples / "index.html").read_text(encoding="utf-8")
+    assert page.count('src="data:video/mp4') == 4 + 2 * 2 and page.count("<b>trained on</b> cat1.mp4") == 2
     (place.samples / "sample_0001-1.mp4").unlink()  # as a killed run leaves it
     assert place.run(config, "--prompt", "a cat", "a dog", "--num-sample", "2") == 0
     assert (place.samples / "sample_0000-0.mp4").stat().st_mtime_ns == before

@@ -5,7 +5,8 @@ object, a soft-edged piece of another photograph, passes in front. No photograph
 whole or in part.
 """
 
-from dataclasses import asdict, dataclass
+import difflib
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,26 +18,37 @@ from mg.data.errors import DataError
 from mg.data.transforms import resize_short_side
 from mg.data.video import read_image, write_image, write_video
 
-TRAIN_PHOTOGRAPHS = (
-    "astronaut.png",
-    "rocket.jpg",
-    "retina.jpg",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "motorcycle_left.png",
-    "motorcycle_right.png",
-    "brick.png",
-    "grass.png",
-    "gravel.png",
-    "moon.png",
-    "page.png",
-    "text.png",
-)
-TEST_PHOTOGRAPHS = ("chelsea.png", "coffee.png", "camera.png", "coins.png")
+# What the photographs show, as captions have it.
+_TRAIN_SUBJECTS = {
+    "astronaut.png": "an astronaut",
+    "rocket.jpg": "a rocket",
+    "retina.jpg": "a retina",
+    "hubble_deep_field.jpg": "galaxies",
+    "ihc.png": "stained tissue",
+    "motorcycle_left.png": "a motorcycle",
+    "motorcycle_right.png": "a motorcycle",
+    "brick.png": "a brick wall",
+    "grass.png": "grass",
+    "gravel.png": "gravel",
+    "moon.png": "the moon",
+    "page.png": "a printed page",
+    "text.png": "handwriting",
+}
+_TEST_SUBJECTS = {
+    "chelsea.png": "a cat",
+    "coffee.png": "a cup of coffee",
+    "camera.png": "a photographer",
+    "coins.png": "coins",
+}
+SUBJECTS = {**_TRAIN_SUBJECTS, **_TEST_SUBJECTS}
+TRAIN_PHOTOGRAPHS, TEST_PHOTOGRAPHS = tuple(_TRAIN_SUBJECTS), tuple(_TEST_SUBJECTS)
 
 MOTIONS = ("pan", "zoom", "rotation", "pan and zoom", "object", "pan and object")
+# Where a camera moves to, by eighths of a turn; rows of a picture count downwards.
+_DIRECTIONS = ("right", "right and down", "down", "left and down", "left", "left and up", "up", "right and up")
 
-_VERSION = 1  # of what is drawn: raise it with any change that alters the pixels, so that old folders are rebuilt
+# Of what is drawn and how it is described: raise it with any change of either, so that old folders are rebuilt.
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,10 @@ class ClipSettings:
         train_clips: number of train clips.
         test_clips: number of test clips.
         seed: for all random choices.
+        motions: motions that clips rotate through: pan | zoom | rotation | pan and zoom | object | pan and object.
+        directions: number of directions of pans, spread evenly starting from the right; null allows any.
+        closest: how many times larger than a clip the short side of a photograph may be; at least 1.1.
+        photographs: photographs that train clips rotate through, by file name; null uses all train photographs.
     """
 
     size: int = 128
@@ -58,6 +74,10 @@ class ClipSettings:
     train_clips: int = 32
     test_clips: int = 8
     seed: int = 0
+    motions: list[str] = field(default_factory=lambda: list(MOTIONS))
+    directions: int | None = None
+    closest: float = 2.2
+    photographs: list[str] | None = None
 
     def __post_init__(self):
         if self.size < 16 or self.size % 2:
@@ -67,6 +87,20 @@ class ClipSettings:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not self.fps > 0:
             raise DataError(f"fps is {self.fps}; it must be above 0")
+        for name, known in (("motions", MOTIONS), ("photographs", TRAIN_PHOTOGRAPHS)):
+            chosen = getattr(self, name)
+            if chosen is not None and not chosen:
+                raise DataError(f"{name} is empty; it must have some of {', '.join(known)}")
+            for value in chosen or []:
+                if value not in known:
+                    near = difflib.get_close_matches(value, known, 1, cutoff=0)[0]
+                    raise DataError(f"{name} has {value!r}, which there is not; did you mean {near!r}?")
+        if self.photographs is not None and len(set(self.photographs)) < 2 and any("object" in m for m in self.motions):
+            raise DataError("photographs must be at least two where motions have an object, which is of another one")
+        if self.directions is not None and self.directions < 1:
+            raise DataError(f"directions is {self.directions}; it must be at least 1, or null")
+        if not self.closest >= 1.1:
+            raise DataError(f"closest is {self.closest}; it must be at least 1.1")
 
 
 def read_photograph(name: str) -> np.ndarray:
@@ -91,7 +125,7 @@ def make_images(output_dir: Path) -> bool:
     for photograph in TRAIN_PHOTOGRAPHS:
         name = f"images/{Path(photograph).stem}.png"
         write_image(output_dir / name, read_photograph(photograph))
-        rows.append((name, _title(photograph)))
+        rows.append((name, SUBJECTS[photograph]))
     write_csv(output_dir / "images.csv", ("path", "caption"), rows)
     finish(output_dir / "images.json", manifest, ["images.csv", *(name for name, _ in rows)])
     return True
@@ -109,7 +143,7 @@ def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
         return False
     files = []
     for split, count, photographs in (
-        ("train", settings.train_clips, TRAIN_PHOTOGRAPHS),
+        ("train", settings.train_clips, tuple(settings.photographs or TRAIN_PHOTOGRAPHS)),
         ("test", settings.test_clips, TEST_PHOTOGRAPHS),
     ):
         rows = []
@@ -127,25 +161,28 @@ def make_clips(output_dir: Path, settings: ClipSettings) -> bool:
 def draw_clip(photographs: tuple[str, ...], number: int, settings: ClipSettings) -> tuple[np.ndarray, str]:
     """Clip `number` made from `photographs` -> uint8 RGB (T, size, size, 3), and its caption.
 
-    Photographs and motions rotate, so that even a few clips show many of both.
+    Photographs and motions rotate, so that even a few clips show many of both. The caption names the subject and the
+    camera's movement: "a rocket, the camera moves left and zooms in".
     """
-    split = 0 if photographs == TRAIN_PHOTOGRAPHS else 1
+    split = 0 if set(photographs) <= set(TRAIN_PHOTOGRAPHS) else 1
     rng = np.random.default_rng((settings.seed, split, number))
     photograph = photographs[number % len(photographs)]
     # Each round over the photographs shifts the motions by one, so that new pairs come up.
-    motion = MOTIONS[(number + number // len(photographs)) % len(MOTIONS)]
-    clip = _move_camera(read_photograph(photograph), motion, settings, rng)
-    caption = f"the photograph {_title(photograph)}, {motion}"
+    motion = settings.motions[(number + number // len(photographs)) % len(settings.motions)]
+    clip, movement = _move_camera(read_photograph(photograph), motion, settings, rng)
+    caption = f"{SUBJECTS[photograph]}, the camera {movement}"
     if "object" in motion:
         others = [name for name in photographs if name != photograph]
         other = others[int(rng.integers(len(others)))]
         clip = _pass_in_front(clip, read_photograph(other), settings, rng)
-        caption += f" (a piece of {_title(other)} passes in front)"
+        caption += f", a piece of {SUBJECTS[other]} passes in front"
     return np.clip(np.rint(clip), 0, 255).astype(np.uint8), caption
 
 
-def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rng: np.random.Generator) -> np.ndarray:
-    """Look at a photograph through a moving window -> float32 (T, size, size, 3) in 0..255."""
+def _move_camera(
+    photograph: np.ndarray, motion: str, settings: ClipSettings, rng: np.random.Generator
+) -> tuple[np.ndarray, str]:
+    """Look at a photograph through a moving window -> float32 (T, size, size, 3) in 0..255, and how it moves."""
     size, middle = settings.size, (settings.num_frames - 1) / 2
     scale = size / 128  # the speeds below are for 128 pixels
     pan, zoom, turn = 0.0, 0.0, 0.0
@@ -162,14 +199,17 @@ def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rn
     widest = abs(zoom) * middle
     corner = np.sqrt(2) if turn else 1.0
     needed = size * corner + 2 * pan * middle + 4
-    short = int(np.ceil(max(needed, size * rng.uniform(1.1, 2.2))))
+    short = int(np.ceil(max(needed, size * rng.uniform(1.1, settings.closest))))
     photograph = resize_short_side(photograph[None], short)[0].astype(np.float32)
     height, width = photograph.shape[:2]
 
     # Where the window's centre may be, so that no view leaves the photograph.
     margin_y, margin_x = min(needed, height) / 2, min(needed, width) / 2
     centre = np.array([rng.uniform(margin_x, width - margin_x), rng.uniform(margin_y, height - margin_y)])
-    direction = rng.uniform(0, 2 * np.pi)
+    turns = rng.uniform(0, 1)
+    if settings.directions is not None:
+        turns = np.floor(turns * settings.directions) / settings.directions
+    direction = 2 * np.pi * turns
     step = pan * np.array([np.cos(direction), np.sin(direction)])
 
     frames = []
@@ -179,7 +219,25 @@ def _move_camera(photograph: np.ndarray, motion: str, settings: ClipSettings, rn
         matrix = view * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         offset = centre + step * time - 0.5 - matrix @ np.full(2, (size - 1) / 2)
         frames.append(_warp(photograph, np.column_stack([matrix, offset]), size))
-    return np.stack(frames)
+    return np.stack(frames), _movement(turns if "pan" in motion else None, zoom, turn)
+
+
+def _movement(pan: float | None, zoom: float, turn: float) -> str:
+    """What a camera does, in words.
+
+    Args:
+        pan: where it moves to, in turns from the right towards below; None for nowhere.
+        zoom: above 0 if ever more is seen.
+        turn: above 0 if it turns clockwise.
+    """
+    said = []
+    if pan is not None:
+        said.append(f"moves {_DIRECTIONS[round(pan * len(_DIRECTIONS)) % len(_DIRECTIONS)]}")
+    if zoom:
+        said.append("zooms out" if zoom > 0 else "zooms in")
+    if turn:
+        said.append("turns clockwise" if turn > 0 else "turns counterclockwise")
+    return " and ".join(said) or "hardly moves"
 
 
 def _warp(image: np.ndarray, window_to_image: np.ndarray, size: int) -> np.ndarray:
@@ -224,7 +282,3 @@ def _pass_in_front(
         )
         out[i] = clip[i] * (1 - moved[..., 3:]) + moved[..., :3]
     return out
-
-
-def _title(photograph: str) -> str:
-    return Path(photograph).stem.replace("_", " ")

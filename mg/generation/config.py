@@ -207,6 +207,7 @@ class GenerateConfig:
         sample_name: what names begin with, in place of sample.
         prompt_as_path: name samples by their prompts; those whose file is there are skipped.
         gallery: write index.html, with all samples of save_dir.
+        beside: a CSV of clips that the gallery shows beside samples of their captions, such as those trained on.
         verbose: 0 no bars | 1 a bar over samples | 2 one over steps, too.
         llm_refine: must be false; Open-Sora 1.2 asks a service to refine prompts.
         watermark: must be false; Open-Sora 1.2 puts its name on videos.
@@ -257,6 +258,7 @@ class GenerateConfig:
     sample_name: str | None = None
     prompt_as_path: bool = False
     gallery: bool = True
+    beside: str | None = None
     verbose: Literal[0, 1, 2] = 2
     llm_refine: bool = False
     watermark: bool = False

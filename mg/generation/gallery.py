@@ -1,9 +1,10 @@
-"""All samples of a folder as one page to look at: prompt, settings, seed, the clip and what it was given.
+"""All samples of a folder as one page to look at: prompt, settings, seed, the clip, what it was given, and clips that a
+network was trained on under the same caption.
 
 Pictures are part of the page, which opens anywhere, as long as they are not too many; the others are named.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -14,14 +15,19 @@ MOST_BYTES = 200 * 2**20  # of pictures in the page
 _EMPTY: tuple = (None, "", [], {})
 
 
-def write_gallery(folder: Path, rows: Sequence[Row]) -> None:
-    """Write index.html into a folder of samples."""
+def write_gallery(folder: Path, rows: Sequence[Row], beside: Mapping[str, Sequence[Path]] | None = None) -> None:
+    """Write index.html into a folder of samples.
+
+    Args:
+        beside: clips to show beside the samples of a prompt.
+    """
     done, failed = [row for row in rows if row.status == OK], [row for row in rows if row.status != OK]
     left, clips = MOST_BYTES, []
     for row in done:
         files = [path for path in (folder / name for name in (row.file, *row.pictures)) if path.is_file()]
-        left -= sum(path.stat().st_size for path in files)
-        clips.append(_clip(row, files if left >= 0 else []))
+        others = list((beside or {}).get(row.prompt, [])) if files else []
+        left -= sum(path.stat().st_size for path in (*files, *others))
+        clips.append(_clip(row, files, others) if left >= 0 else _clip(row, [], []))
     content = html_template("mg.generation", "gallery.html").substitute(
         subtitle=f"{len(done)} {'sample' if len(done) == 1 else 'samples'}",
         clips="".join(clips) or nothing("There are none."),
@@ -30,12 +36,13 @@ def write_gallery(folder: Path, rows: Sequence[Row]) -> None:
     write_page(folder / "index.html", "Samples", content)
 
 
-def _clip(row: Row, files: Sequence[Path]) -> str:
+def _clip(row: Row, files: Sequence[Path], others: Sequence[Path]) -> str:
     shape = f"{row.frames} {'frame' if row.frames == 1 else 'frames'} of {row.height} x {row.width}"
     rate = f", {row.fps:g} frames per second" if row.frames > 1 else ""
     head = f"<h3>{escape(row.prompt) or '(no prompt)'} <small>{escape(row.name)}</small></h3>"
     titles = ["sample", *(f"reference {number}" for number in range(len(row.pictures)))]
     figures = [figure(path, title, f"{shape}{rate}" if title == "sample" else "") for path, title in zip(files, titles)]
+    figures += [figure(path, "trained on", path.name) for path in others]
     if not figures:
         figures = [nothing(f"{row.file}, {shape}{rate}: not in this page, which would grow too large, or not there")]
     told = {name: _said(value) for name, value in row.settings.items() if value not in _EMPTY}

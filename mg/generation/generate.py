@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg import runtime
+from mg.data.index import read_index
 from mg.data.transforms import resize, to_uint8_frames, to_video_tensor
 from mg.data.video import write_image, write_video
 from mg.diffusion.networks import Denoiser, create_denoiser
@@ -48,9 +49,11 @@ _logger = logging.getLogger(__name__)
 
 REFERENCES = "references"
 PICTURE_HEIGHT = 160  # of a reference in the gallery
+MOST_BESIDE = 2  # clips of the caption that the gallery shows beside a sample
 # What a run is told that changes no sample.
 _BESIDES = {"prompt", "prompt_path", "start_index", "end_index", "batch_size", "save_dir", "sample_name", "verbose"}
-_BESIDES |= {"prompt_as_path", "gallery", "device", "mode", "reference_path", "mask_strategy", "num_sample", "seed"}
+_BESIDES |= {"prompt_as_path", "gallery", "beside", "device", "mode", "reference_path", "mask_strategy", "num_sample"}
+_BESIDES |= {"seed"}
 
 
 @dataclass
@@ -83,6 +86,7 @@ def generate(config: GenerateConfig, rank: int = 0, world_size: int = 1) -> Repo
             most of it before anything is loaded.
     """
     requests = read_requests(config)
+    beside = clips_by_caption(config.beside) if config.beside and config.gallery else {}
     check_names(config, requests)
     check_paths(config)
     folder = Path(config.save_dir)
@@ -107,8 +111,20 @@ def generate(config: GenerateConfig, rank: int = 0, world_size: int = 1) -> Repo
         _make(config, load_pipeline(config), todo, folder, report)
     if config.gallery:
         rows = read_rows(folder)
-        write_gallery(folder, [rows[name] for name in rows])
+        write_gallery(folder, [rows[name] for name in rows], beside)
     return report
+
+
+def clips_by_caption(csv_path: str) -> dict[str, list[Path]]:
+    """A few clips of a CSV for each of its captions, by caption.
+
+    Raises:
+        ValueError, OSError: a CSV that cannot be read.
+    """
+    clips: dict[str, list[Path]] = {}
+    for row in read_index(csv_path):
+        clips.setdefault(row.caption, []).append(row.path)
+    return {caption: paths[:MOST_BESIDE] for caption, paths in clips.items()}
 
 
 def load_pipeline(config: GenerateConfig) -> Pipeline:

@@ -1,0 +1,81 @@
+"""A text encoder that takes no download: a T5 of one layer with random weights, and a tokenizer of given words.
+
+It understands nothing. But states of different texts differ, by their words and the order of these, always in the same
+way: so a denoiser that is trained on its states learns what each word is to mean. A word that it was not made for is
+the same as any other such.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mg.checkpoints import atomic_write, write_state_dict
+from mg.text.t5 import T5_CONFIG, T5Encoder
+
+_MARKS = ("<pad>", "</s>", "<unk>")
+_WORDS = r"\w+|[^\w\s]"  # as the tokenizer's splitting at spaces and punctuation has it
+_REFERENCE_WIDTH = 4096
+_SIZES = {"d_kv": 16, "num_layers": 1, "num_heads": 4}
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """All words and marks of punctuation of some texts, in lower case, by the alphabet."""
+    return sorted({word for text in texts for word in re.findall(_WORDS, text.lower())})
+
+
+def make_word_encoder(folder: Path, words: Sequence[str], channels: int = 64, seed: int = 0) -> None:
+    """Write tokenizer.json, config.json and model.safetensors, which `create_text_encoder("t5", folder)` reads.
+
+    Args:
+        folder: to write to.
+        words: that it tells apart.
+        channels: of its states.
+        seed: of the weights.
+
+    Raises:
+        ValueError: there are no words.
+    """
+    if not words:
+        raise ValueError("there are no words; a text encoder tells apart those that it is made for")
+    vocabulary = {token: number for number, token in enumerate((*_MARKS, *words))}
+    config = {**T5_CONFIG, **_SIZES, "vocab_size": len(vocabulary), "d_model": channels, "d_ff": 2 * channels}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
+    rng = np.random.default_rng(seed)
+    shapes = {name: tuple(each.shape) for name, each in T5Encoder(config, 2).parameters_and_names()}
+    write_state_dict(folder / "model.safetensors", {name: _draw(rng, name, shapes[name]) for name in sorted(shapes)})
+    _write_json(folder / "config.json", {"model_type": "t5", **config})
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if name.endswith("norm.weight"):
+        # What reads captions begins with weights of one size, whatever the width; T5-XXL, 4096 wide, is its measure.
+        last = name.endswith("final_layer_norm.weight")
+        return np.full(shape, (_REFERENCE_WIDTH / shape[0]) ** 0.5 / 2 if last else 1, np.float32)
+    deviation = 1.0 if name == "shared.weight" else shape[-1] ** -0.5
+    return rng.standard_normal(shape, np.float32) * np.float32(deviation)
+
+
+def _tokenizer(vocabulary: dict[str, int]) -> dict:
+    """A file of the tokenizers package: whole words, in lower case."""
+    marks = [{"id": number, "content": mark, "special": True} for number, mark in enumerate(_MARKS)]
+    kept = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{**mark, **kept} for mark in marks],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": _MARKS[2]},
+    }
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
