@@ -562,7 +562,7 @@ def test_inflating_another_models_folder_says_which_it_is(tmp_path):
     create_model("dc_ae", **CONFIGS["dc_ae"]).save_pretrained(tmp_path)
     with (
         open_state_dict(tmp_path) as image,
-        pytest.raises(CheckpointError, match="another model than 'image_vae': see"),
+        pytest.raises(CheckpointError, match="a model other than 'image_vae': see"),
     ):
         read_tae_config(image)
 
