@@ -125,6 +125,15 @@ def test_encode_and_decode_are_the_models_in_the_same_tiles(exported, engine):
         assert getattr(vae, name) == getattr(model, name)
 
 
+def test_streams_join_to_what_encode_and_decode_give(exported):
+    vae = load(exported.folder, threads=1)
+    x, z, frames = exported.x, exported.z, exported.x.shape[2]
+    pieces = list(vae.encode_stream(lambda start, stop: x[:, :, start:stop], frames, seed=3))
+    assert_close(np.concatenate([piece.z for piece in pieces], axis=2), vae.encode(x, seed=3).z)
+    pixels = list(vae.decode_stream(lambda start, stop: z[:, :, start:stop], z.shape[2], frames))
+    assert_close(np.concatenate(pixels, axis=2), vae.decode(z, frames))
+
+
 def test_any_length_and_size_goes_in_and_comes_back(exported):
     """Smaller than a tile, or no whole number of latents and tiles: shapes are the model's."""
     vae = load(exported.folder, threads=1)
