@@ -372,6 +372,29 @@ class TwoStageCodec(Codec):
         return [replace(axis, up=1) for axis in axes if axis.dim != 2]
 
 
+class Streams:
+    """What every autoencoder with a `geometry` and a `codec` offers, in MindSpore and exported."""
+
+    geometry: Geometry
+
+    @property
+    def codec(self) -> Codec:
+        """The model as a codec on numpy arrays."""
+        raise NotImplementedError
+
+    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
+        """`encode` for a video read piece by piece, as arrays: see `Codec.encode_stream`."""
+        return self.codec.encode_stream(read, num_frames, seed)
+
+    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
+        """`decode` for latents read piece by piece: see `Codec.decode_stream`."""
+        return self.codec.decode_stream(read, num_latents, num_target_frames)
+
+    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the latents of a (B, C, T, H, W) video."""
+        return self.geometry.latent_shape(shape)
+
+
 def fill(x: np.ndarray, missing: Sequence[int]) -> np.ndarray:
     """Repeat the last frame, row and column of x (B, C, T, H, W) this many times."""
     return np.pad(x, [(0, 0), (0, 0), *((0, n) for n in missing)], mode="edge") if any(missing) else x

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound="DataclassInstance")
 
+# What the originals call the index and the output folder.
+PATH_ALIASES = {"data_path": "csv_path", "data-path": "csv_path", "save_dir": "output_path", "save-dir": "output_path"}
+
 
 def parse_config(cls: type[T], description: str, argv: list[str] | None = None) -> T:
     """Fill the dataclass `cls` from the command line and a YAML file, given by `--config` or as the first argument.

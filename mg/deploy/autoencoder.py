@@ -11,13 +11,13 @@ result is cropped; norms see the padding, so there the results differ slightly f
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mg.codec import Codec, Decoder, Encoded, Encoder, Geometry, Read, TwoStageCodec, fill
+from mg.codec import Codec, Decoder, Encoded, Encoder, Geometry, Streams, TwoStageCodec, fill
 from mg.deploy.engines import Run, opener
 from mg.tiling import TilingConfig
 
@@ -89,7 +89,7 @@ def _read_settings(folder: Path) -> dict:
     return described
 
 
-class DeployedAutoencoder:
+class DeployedAutoencoder(Streams):
     """An exported model.
 
     Attributes:
@@ -99,7 +99,6 @@ class DeployedAutoencoder:
         frames: how many the networks see at once.
         networks: by name: encoder and decoder; with two stages spatial_encoder, temporal_encoder and so on.
         sha256: of the checkpoint.
-        codec: encodes and decodes, see `mg.codec`.
     """
 
     def __init__(self, described: dict, networks: dict[str, Network]):
@@ -124,7 +123,11 @@ class DeployedAutoencoder:
             images_only=self.frames == 1 and self.temporal_compression > 1,
         )
         tiling = TilingConfig(**described["tiling"])
-        self.codec = self._two_stages(tiling) if two_stages else self._one_stage(tiling)
+        self._codec = self._two_stages(tiling) if two_stages else self._one_stage(tiling)
+
+    @property
+    def codec(self) -> Codec:
+        return self._codec
 
     @property
     def tiling(self) -> TilingConfig | None:
@@ -157,18 +160,6 @@ class DeployedAutoencoder:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size."""
         return self.codec.reconstruct(x)
-
-    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
-        """`encode` for a video that is read piece by piece, see `mg.codec.Codec.encode_stream`."""
-        return self.codec.encode_stream(read, num_frames, seed)
-
-    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
-        """`decode` for latents that are read piece by piece, see `mg.codec.Codec.decode_stream`."""
-        return self.codec.decode_stream(read, num_latents, num_target_frames)
-
-    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the latents of a (B, C, T, H, W) video."""
-        return self.geometry.latent_shape(shape)
 
     def _one_stage(self, tiling: TilingConfig) -> Codec:
         return Codec(self.geometry, *self._functions("", self.geometry), tiling)

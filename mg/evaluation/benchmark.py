@@ -35,7 +35,7 @@ from tqdm import tqdm
 from mg import runtime
 from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config, where_from
 from mg.checkpoints.digest import sha256
-from mg.config import parse_config, require
+from mg.config import PATH_ALIASES, parse_config, require
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
@@ -77,12 +77,7 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
         ValueError: a setting is out of range.
     """
 
-    aliases: ClassVar[dict[str, str]] = {
-        "data_path": "csv_path",
-        "data-path": "csv_path",
-        "save_dir": "output_path",
-        "save-dir": "output_path",
-    }
+    aliases: ClassVar[dict[str, str]] = PATH_ALIASES
 
     csv_path: str
     models: list[str]

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg import runtime
-from mg.config import require
+from mg.config import PATH_ALIASES, require
 from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.decoding import VideoReader
 from mg.data.errors import NoRoom, VideoError, reading
@@ -178,11 +178,8 @@ class ClipsConfig(ClipOptions):
     """
 
     aliases: ClassVar[dict[str, str]] = {
-        "data_path": "csv_path",
-        "data-path": "csv_path",
+        **PATH_ALIASES,
         "dataset.data_path": "csv_path",
-        "save_dir": "output_path",
-        "save-dir": "output_path",
         "ckpt_path": "model.from_pretrained",
         "ckpt-path": "model.from_pretrained",
     }

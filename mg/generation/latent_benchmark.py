@@ -35,7 +35,7 @@ import numpy as np
 
 from mg import runtime
 from mg.checkpoints import atomic_write, read_state_dict
-from mg.config import require, to_dict
+from mg.config import PATH_ALIASES, require, to_dict
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import OpenSoraDataConfig
 from mg.diffusion.networks import network_of
@@ -106,12 +106,7 @@ class LatentBenchmarkConfig(ClipOptions):
         ValueError: a setting out of range.
     """
 
-    aliases: ClassVar[dict[str, str]] = {
-        "data_path": "csv_path",
-        "data-path": "csv_path",
-        "save_dir": "output_path",
-        "save-dir": "output_path",
-    }
+    aliases: ClassVar[dict[str, str]] = PATH_ALIASES
 
     csv_path: str
     test_csv_path: str

@@ -12,7 +12,7 @@ each compiled once per shape in graph mode, run on the device. Inside a larger g
 own loss, use `forward`, or its two halves `latents` and `reconstruct`: everything is then one graph, without tiles.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mg.checkpoints import StateDict
-from mg.codec import Codec, Encoded, Geometry, Read
+from mg.codec import Codec, Encoded, Geometry, Streams
 from mg.models.layers.layout import Enter, Leave, narrow, repeat_edges, split
 from mg.models.registry import AUTOENCODERS, merge_config
 from mg.models.stored import StoredModel
@@ -30,7 +30,7 @@ from mg.tiling import TilingConfig
 ms.jit_class(Geometry)  # so that graphs can use it too
 
 
-class VideoAutoencoder(StoredModel):
+class VideoAutoencoder(Streams, StoredModel):
     """Base class of all autoencoders. A model sets the class attributes and builds two cells, `encoder` and `decoder`.
 
     The decoder has `features` (everything but its last convolution), `picture` (that convolution) and `last_conv` (its
@@ -180,18 +180,6 @@ class VideoAutoencoder(StoredModel):
     def __call__(self, x: Tensor) -> Tensor:
         """Reconstruct x (B, 3, T, H, W) from the posterior's mean, at its own size; in tiles if tiling is enabled."""
         return Tensor(self.codec.reconstruct(_array(x)))
-
-    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
-        """`encode` for a video read piece by piece, as arrays: see `mg.codec.Codec.encode_stream`."""
-        return self.codec.encode_stream(read, num_frames, seed)
-
-    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
-        """`decode` for latents read piece by piece: see `mg.codec.Codec.decode_stream`."""
-        return self.codec.decode_stream(read, num_latents, num_target_frames)
-
-    def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of the latents of a (B, C, T, H, W) video."""
-        return self.geometry.latent_shape(shape)
 
     # Training: the same inside a larger graph, without tiles.
 

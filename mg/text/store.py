@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mg.checkpoints import atomic_write, read_config
 from mg.checkpoints.digest import sha256
-from mg.config import require
+from mg.config import PATH_ALIASES, require
 from mg.data.errors import DataError
 from mg.data.index import read_index
 from mg.data.rows import locked
@@ -85,11 +85,8 @@ class EncodeTextConfig:
     """
 
     aliases: ClassVar[dict[str, str]] = {
-        "data_path": "csv_path",
-        "data-path": "csv_path",
+        **PATH_ALIASES,
         "prompt-path": "prompt_path",
-        "save_dir": "output_path",
-        "save-dir": "output_path",
         "ckpt_path": "text_encoder.from_pretrained",
         "ckpt-path": "text_encoder.from_pretrained",
     }
