@@ -33,6 +33,13 @@ def start(
         )
 
 
+def run(folder: Path, script: Path, timeout: float, *arguments: object) -> None:
+    """Two workers of `script FOLDER ARGUMENTS`, to their end, which must be a good one; logs go to folder/logs."""
+    process = start(folder / "logs", script, folder, *arguments)
+    said = finish(process, folder / "logs", timeout)
+    assert process.returncode == 0, said[-5000:]
+
+
 def finish(process: subprocess.Popen, logs: Path, timeout: float) -> str:
     """What the terminal shows, once msrun has ended; what is left of it by then is an error."""
     family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
