@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from training_runs import short_run, write_data
 
+from mg.benchmark.quality import BenchmarkConfig, report_command
+from mg.benchmark.results import write_settings
 from mg.config import parse_config
 from mg.data import DataError
 from mg.data.buckets import (
@@ -28,10 +30,8 @@ from mg.data.buckets import (
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import write_image, write_video
-from mg.evaluation.benchmark import BenchmarkConfig, report_command
-from mg.evaluation.clips import ClipOptions, ModelConfig, group_by_shape, read_clips
-from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
-from mg.evaluation.results import write_settings
+from mg.inference.clips import ClipOptions, ModelConfig, group_by_shape, read_clips
+from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.models import create_model
 from mg.settings import check_settings
 from mg.training.autoencoder import TrainConfig

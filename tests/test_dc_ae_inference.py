@@ -11,8 +11,8 @@ from commands import run_here
 from tiny_models import DC_AE as TINY
 
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation.clips import ModelConfig, load_clip
-from mg.evaluation.reconstruction import InferenceConfig, score
+from mg.inference.clips import ModelConfig, load_clip
+from mg.inference.reconstruction import InferenceConfig, score
 from mg.models import create_model, from_pretrained
 from mg.tiling import TilingConfig
 

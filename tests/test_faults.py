@@ -28,9 +28,9 @@ from image_vaes import image_vae
 from small_steps import make
 from training_runs import SHORT, TwoConvs
 
+from mg.benchmark.results import Results, Row, read_rows
 from mg.checkpoints import atomic_write, naming, read_state_dict, write_state_dict
 from mg.data.video import write_image, write_video
-from mg.evaluation.results import Results, Row, read_rows
 from mg.evaluation.table import Table
 from mg.models import VideoAutoencoder, register_model
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint

@@ -14,6 +14,7 @@ import pytest
 from field_files import FPS, boxes, draw, encode, noisy, picture
 from PIL import Image
 
+from mg.benchmark import clip_cost
 from mg.data import remarks
 from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
@@ -23,8 +24,7 @@ from mg.data.timeline import Timeline
 from mg.data.transforms import resize
 from mg.data.versions import check_versions
 from mg.data.video import open_video, read_image
-from mg.evaluation import clip_cost
-from mg.evaluation.clips import ClipOptions, load_clip, read_clips
+from mg.inference.clips import ClipOptions, load_clip, read_clips
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from training_runs import TwoConvs
 from mg.config import parse_config
 from mg.data.index import read_index
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation import clips, reconstruction
-from mg.evaluation.clips import (
+from mg.inference import clips, reconstruction
+from mg.inference.clips import (
     Clip,
     ClipsConfig,
     ModelConfig,
@@ -30,8 +30,7 @@ from mg.evaluation.clips import (
     load_model,
     noise_for,
 )
-from mg.evaluation.latents import StatisticsConfig, measure
-from mg.evaluation.reconstruction import (
+from mg.inference.reconstruction import (
     InferenceConfig,
     Report,
     Result,
@@ -42,6 +41,7 @@ from mg.evaluation.reconstruction import (
     score,
     side_by_side,
 )
+from mg.inference.statistics import StatisticsConfig, measure
 from mg.losses.reconstruction import LossConfig
 from mg.models import create_model
 from mg.tiling import TilingConfig

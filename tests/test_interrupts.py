@@ -8,7 +8,7 @@ import pytest
 from training_runs import write_data
 
 from mg.data.index import read_index
-from mg.evaluation.clips import ClipsConfig, ModelConfig, batches
+from mg.inference.clips import ClipsConfig, ModelConfig, batches
 from mg.runtime import CtrlC
 
 

@@ -12,8 +12,8 @@ from tiny_models import SMALL_TEMPORAL_VAE as TEMPORAL_VAE
 
 from mg.data.index import read_index
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import ModelConfig, load_clip
-from mg.evaluation.latents import Moments, StatisticsConfig, measure_csv, scaling
+from mg.inference.clips import ModelConfig, load_clip
+from mg.inference.statistics import Moments, StatisticsConfig, measure_csv, scaling
 from mg.models import create_model, from_pretrained
 
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}

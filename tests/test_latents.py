@@ -25,11 +25,10 @@ from mg.data import DataError
 from mg.data import shards as folders
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation.clips import ClipOptions, ModelConfig, load_clip, open_clip
-from mg.latents import open_latents
-from mg.latents.decode import DecodeConfig, decode_folder
-from mg.latents.encode import EncodeConfig, _settings, encode_csv
-from mg.latents.folder import read_rows
+from mg.inference.clips import ClipOptions, ModelConfig, load_clip, open_clip
+from mg.inference.decode import DecodeConfig, decode_folder
+from mg.inference.encode import EncodeConfig, _settings, encode_csv
+from mg.latents import open_latents, read_rows
 from mg.models import create_model
 from mg.runtime import Runtime
 
@@ -197,7 +196,7 @@ def test_the_same_command_again_goes_on_and_tries_failures_only_if_asked(tmp_pat
     before = contents(tmp_path / "latents")
     seen = []
     monkeypatch.setattr(
-        "mg.latents.encode.open_clips",
+        "mg.inference.encode.open_clips",
         lambda rows, *rest, real=encode_csv.__globals__["open_clips"]: (
             seen.extend(r.name for r in rows) or real(rows, *rest)
         ),

@@ -13,10 +13,10 @@ import tiny_models
 from training_runs import TwoConvs
 
 from mg import models
+from mg.benchmark.quality import BenchmarkConfig, read_contestants
 from mg.checkpoints import CheckpointError, write_state_dict
 from mg.config import parse_config
-from mg.evaluation.benchmark import BenchmarkConfig, read_contestants
-from mg.evaluation.clips import ClipsConfig, load_model
+from mg.inference.clips import ClipsConfig, load_model
 from mg.models import VideoAutoencoder, create_model, from_pretrained, list_models, model_class, model_name, recognise
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.registry import AUTOENCODERS

@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 from training_runs import TwoConvs
 
+from mg.benchmark.results import Results, Row, read_rows
 from mg.checkpoints import atomic_write
 from mg.config import run_command_line
 from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import ModelConfig
 from mg.evaluation.pairs import EvaluateConfig, evaluate_folders, format_table
-from mg.evaluation.reconstruction import InferenceConfig, output_names, reconstruct_csv
-from mg.evaluation.results import Results, Row, read_rows
-from mg.latents import open_latents
-from mg.latents.encode import EncodeConfig, encode_csv
-from mg.latents.folder import Row as LatentsRow
-from mg.latents.folder import read_rows as read_latents
-from mg.latents.folder import record
+from mg.inference.clips import ModelConfig
+from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.reconstruction import InferenceConfig, output_names, reconstruct_csv
+from mg.latents import Row as LatentsRow
+from mg.latents import open_latents, record
+from mg.latents import read_rows as read_latents
 from mg.plain_text import csv_line, encoded, json_line, one_line, printable, split_lines
 from mg.training.logs import read_log
 

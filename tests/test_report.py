@@ -9,9 +9,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mg.benchmark.report import ERROR_MAP, ORIGINAL, RECONSTRUCTION, choose_clips, clip_file, write_report
+from mg.benchmark.results import Row
 from mg.data.video import read_image, write_image, write_video
-from mg.evaluation.report import ERROR_MAP, ORIGINAL, RECONSTRUCTION, choose_clips, clip_file, write_report
-from mg.evaluation.results import Row
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium")

@@ -15,8 +15,8 @@ from mg import runtime
 from mg.checkpoints import write_state_dict
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation.clips import ModelConfig, load_clip
-from mg.evaluation.reconstruction import InferenceConfig, score
+from mg.inference.clips import ModelConfig, load_clip
+from mg.inference.reconstruction import InferenceConfig, score
 from mg.losses.lpips import LPIPS
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, from_pretrained

@@ -8,9 +8,9 @@ writes results.csv, summary.json and report.html, which opens in any browser. Ru
 """
 
 from mg import runtime
+from mg.benchmark.quality import BenchmarkConfig, run_benchmark
+from mg.benchmark.summary import format_summary
 from mg.config import parse_config, run_command_line
-from mg.evaluation.benchmark import BenchmarkConfig, run_benchmark
-from mg.evaluation.summary import format_summary
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ again resumes a stopped run. `mg.latents.open_latents(folder)` reads the folder.
 
 from mg import runtime
 from mg.config import exit_status, parse_config, run_command_line
-from mg.latents.encode import EncodeConfig, encode_csv
+from mg.inference.encode import EncodeConfig, encode_csv
 from mg.plain_text import printable
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from mg.evaluation.page import definitions, figure, html_template, nothing, section, write_page
+from mg.benchmark.page import definitions, figure, html_template, nothing, section, write_page
 from mg.generation.samples import OK, Row
 
 MOST_BYTES = 200 * 2**20  # of pictures in the page

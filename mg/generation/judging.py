@@ -23,7 +23,6 @@ from mg.config import require
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import center_crop, to_uint8_frames
 from mg.diffusion.schedules import SampleNoise
-from mg.evaluation.clips import ClipOptions, load_clip
 from mg.evaluation.metrics import PSNR_CEILING
 from mg.generation.codec import LatentCodec
 from mg.generation.config import GenerateConfig, check_paths
@@ -31,6 +30,7 @@ from mg.generation.generate import encode_reference, load_pipeline
 from mg.generation.masks import parse_mask_strategy
 from mg.generation.pipeline import Item, Pipeline
 from mg.generation.requests import Request
+from mg.inference.clips import ClipOptions, load_clip
 from mg.text import clean_caption
 
 FILE = "judged.json"

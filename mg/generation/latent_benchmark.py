@@ -34,16 +34,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mg import runtime
+from mg.benchmark.quality import read_models
+from mg.benchmark.results import write_settings
 from mg.checkpoints import atomic_write, read_state_dict
 from mg.config import PATH_ALIASES, require, to_dict
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import OpenSoraDataConfig
 from mg.diffusion.networks import network_of
-from mg.evaluation.benchmark import read_models
-from mg.evaluation.clips import ClipOptions
-from mg.evaluation.latents import STATISTICS_FILE, StatisticsConfig, measure_csv
-from mg.evaluation.reconstruction import InferenceConfig
-from mg.evaluation.results import write_settings
 from mg.evaluation.table import Table, error_of
 from mg.generation.config import (
     AutoencoderSection,
@@ -61,8 +58,11 @@ from mg.generation.training.config import (
     TrainingSchedulerSection,
     ValidationSection,
 )
+from mg.inference.clips import ClipOptions
+from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.reconstruction import InferenceConfig
+from mg.inference.statistics import STATISTICS_FILE, StatisticsConfig, measure_csv
 from mg.latents import open_latents
-from mg.latents.encode import EncodeConfig, encode_csv
 from mg.plain_text import csv_line, name_bytes, one_line, write_text
 from mg.settings import check_settings
 from mg.training.logs import VALIDATION_FILE, read_log

@@ -29,9 +29,9 @@ from mg.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
-from mg.losses.discriminator import NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.discriminator import NLayerDiscriminator3D
 from mg.runtime import WorkerMean
 from mg.training.flat import flats
 from mg.training.optim import OptimConfig, OptimizerConfig

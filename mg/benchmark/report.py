@@ -1,15 +1,15 @@
 """A benchmark report as one self-contained HTML file: a table, plots, and clips that play in sync.
 
-The template is report.html next to this file; the page around it comes from `mg.evaluation.page`, the plots from
-`mg.evaluation.plots`.
+The template is report.html next to this file; the page around it comes from `mg.benchmark.page`, the plots from
+`mg.benchmark.plots`.
 """
 
 from html import escape
 from pathlib import Path
 
-from mg.evaluation.page import definitions, figure, html_template, media, nothing, section, write_page
-from mg.evaluation.plots import Point, chip, legend, line_plot, rate_plot
-from mg.evaluation.results import Row
+from mg.benchmark.page import definitions, figure, html_template, media, nothing, section, write_page
+from mg.benchmark.plots import Point, chip, legend, line_plot, rate_plot
+from mg.benchmark.results import Row
 
 # The kinds of pictures kept for a clip.
 ORIGINAL = "original"
@@ -46,7 +46,7 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
     """
     labels, flow = list(summary["models"]), summary["flow"]
     measured = [name for name in MEASURES if any(name in model["mean"] for model in summary["models"].values())]
-    content = html_template("mg.evaluation", "report.html").substitute(
+    content = html_template("mg.benchmark", "report.html").substitute(
         subtitle=escape(_subtitle(summary)),
         table=_table(summary, measured),
         left_out=_left_out(summary["left_out"], flow),

@@ -1,4 +1,13 @@
-"""A folder of latents:
+"""A data set of latents: a folder written by `mg.inference.encode`, read here, and decoded by `mg.inference.decode`.
+
+    from mg.latents import open_latents
+
+    latents = open_latents("outputs/latents")
+    clip = latents["a.mp4"]             # its caption, shape, frames, fps ...; nothing is read yet
+    z = clip.read()                     # (z, t, h, w), float32
+    z = clip.read(start=8, stop=16)     # reads only these 8 latent frames
+
+Reading needs neither MindSpore nor a model. The folder:
 
     latents.json                           shared settings: model, checkpoint and its hash, scaling, clips, tiles
     index.jsonl                            one row per video, including failed ones, in the order of the CSV

@@ -35,10 +35,10 @@ from mg.data.index import read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared, sparing
-from mg.evaluation.fitting import Fitting, described
 from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
 from mg.evaluation.table import Table, error_of
+from mg.inference.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared, sparing
+from mg.inference.fitting import Fitting, described
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
 from mg.plain_text import file_name, one_line, printable

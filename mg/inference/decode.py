@@ -19,10 +19,10 @@ from mg.config import require
 from mg.data.errors import DataError
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import TileFields, sparing
-from mg.evaluation.fitting import Fitting
-from mg.evaluation.reconstruction import output_names
-from mg.latents.folder import Latents, open_latents
+from mg.inference.clips import TileFields, sparing
+from mg.inference.fitting import Fitting
+from mg.inference.reconstruction import output_names
+from mg.latents import Latents, open_latents
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.plain_text import one_line, printable
 

@@ -7,9 +7,9 @@ from collections import Counter
 import mindspore as ms
 import numpy as np
 
+from mg.benchmark.report import ERROR_MAP_RANGE
+from mg.benchmark.results import Row
 from mg.evaluation.measures import METRICS, Measures
-from mg.evaluation.report import ERROR_MAP_RANGE
-from mg.evaluation.results import Row
 from mg.plain_text import printable
 
 

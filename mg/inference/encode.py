@@ -1,4 +1,4 @@
-"""Encode the videos and images of a CSV into a folder of latents to train a diffusion model on; see mg.latents.folder.
+"""Encode the videos and images of a CSV into a folder of latents to train a diffusion model on; see mg.latents.
 
 Each video is read, encoded and written in pieces along time, in the model's own tiles, so that memory does not depend
 on its length. Videos are distributed over ranks by their position in the CSV. Running the command again resumes a
@@ -23,9 +23,9 @@ from mg.data.errors import NoRoom
 from mg.data.index import IndexRow, read_index
 from mg.data.rows import locked
 from mg.data.shards import OK
-from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, open_clips, sparing
-from mg.evaluation.fitting import DoesNotFit, Fitting
-from mg.latents.folder import SETTINGS_FILE, Row, ShardWriter, read_rows, record
+from mg.inference.clips import ClipReader, ClipsConfig, load_model, open_clips, sparing
+from mg.inference.fitting import DoesNotFit, Fitting
+from mg.latents import SETTINGS_FILE, Row, ShardWriter, read_rows, record
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
 from mg.sampling import clip_seed

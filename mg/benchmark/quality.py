@@ -33,6 +33,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mg import runtime
+from mg.benchmark.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
+from mg.benchmark.results import OK, Results, Row, read_rows, write_settings
+from mg.benchmark.summary import summarize
 from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config, where_from
 from mg.checkpoints.digest import sha256
 from mg.config import PATH_ALIASES, parse_config, require
@@ -40,15 +43,12 @@ from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import DCT_CELL, DCT_PLACES, area_trilinear_baseline, dct_baseline
-from mg.evaluation.clips import Clip, ClipOptions, load_model, read_clips, sparing
-from mg.evaluation.fitting import Fitting, described
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
-from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
-from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
-from mg.evaluation.results import OK, Results, Row, read_rows, write_settings
-from mg.evaluation.summary import summarize
 from mg.evaluation.table import error_of
+from mg.inference.clips import Clip, ClipOptions, load_model, read_clips, sparing
+from mg.inference.fitting import Fitting, described
+from mg.inference.reconstruction import InferenceConfig, output_names, unique
 from mg.models import model_name
 from mg.plain_text import name_bytes, one_line, printable
 from mg.settings import check_settings
