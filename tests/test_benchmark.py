@@ -32,10 +32,11 @@ from mg.benchmark.quality import (
 from mg.benchmark.summary import format_summary
 from mg.codec import Encoded
 from mg.config import parse_config
+from mg.data.clips import load_clip
 from mg.data.video import open_video, write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline, dct_baseline
 from mg.evaluation.metrics import psnr
-from mg.inference.clips import ModelConfig, load_clip
+from mg.inference.loading import ModelSection
 from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.models import create_model
 
@@ -460,7 +461,7 @@ def test_inference_gives_the_command_that_makes_a_report_of_its_run(
     tmp_path, configure, checkpoints, monkeypatch, capsys
 ):
     clips = configure(["a.mp4", "empty.mp4"])
-    model = ModelConfig(checkpoints[0], dtype="bf16")
+    model = ModelSection(checkpoints[0], dtype="bf16")
     config = InferenceConfig(
         model,
         clips.csv_path,

@@ -31,8 +31,8 @@ from mg.generation.training.config import (
 )
 from mg.generation.training.latents import StoredLatents, _whole
 from mg.generation.training.step import DenoiserStep
-from mg.inference.clips import ModelConfig
 from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.loading import ModelSection
 from mg.latents import open_latents
 from mg.runtime import Runtime
 from mg.text.store import EncodeTextConfig, TextEncoderConfig, encode_texts
@@ -190,7 +190,7 @@ def stored(place):
     data = {"csv_path": str(place / "train.csv"), "video_folder": str(place / "videos")}
     for name, posterior in (("latents", True), ("means", False)):
         clips = dict(num_frames=4, image_size=16, crop=True, mode="pynative", device="cpu", posterior=posterior)
-        model = ModelConfig(str(AUTOENCODER), AUTOENCODERS["VideoAutoencoderKL"])
+        model = ModelSection(str(AUTOENCODER), AUTOENCODERS["VideoAutoencoderKL"])
         encode_csv(EncodeConfig(model=model, output_path=str(place / name), **data, **clips))
     encoder = TextEncoderConfig(str(place / "t5"), "t5", 4)
     texts = {"csv_path": data["csv_path"], "output_path": str(place / "embeddings"), "mode": "pynative"}

@@ -14,13 +14,14 @@ from training_runs import TwoConvs
 
 from mg.benchmark.footprints import measure_cost
 from mg.config import parse_config
+from mg.data import clips
+from mg.data.clips import ClipOptions, load_clip
 from mg.data.errors import reading
 from mg.data.video import write_image, write_video
-from mg.inference import clips
-from mg.inference.clips import ClipOptions, ModelConfig, load_clip
 from mg.inference.decode import DecodeConfig, decode_folder
 from mg.inference.encode import EncodeConfig, encode_csv
 from mg.inference.fitting import DoesNotFit, Fitting
+from mg.inference.loading import ModelSection
 from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.latents import open_latents
 from mg.models import create_model, memory
@@ -259,7 +260,7 @@ def set_of_sizes(tmp_path):
     write_image(tmp_path / "still.png", np.full((64, 64, 3), 90, np.uint8))
     (tmp_path / "set.csv").write_text("video\nsmall.mp4\nlarge.mp4\nstill.png\nagain.mp4\n")
     TwoConvs({}).save_weights(tmp_path / "w.ckpt")
-    options = dict(model=ModelConfig(str(tmp_path / "w.ckpt")), csv_path=str(tmp_path / "set.csv"), mode="pynative")
+    options = dict(model=ModelSection(str(tmp_path / "w.ckpt")), csv_path=str(tmp_path / "set.csv"), mode="pynative")
     return dict(options, image_size=0, crop=False, output_path=str(tmp_path / "out"))
 
 

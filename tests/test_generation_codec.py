@@ -12,7 +12,7 @@ from mg.deploy import load
 from mg.deploy.export import ExportConfig, export
 from mg.generation.codec import LatentCodec, load_codec
 from mg.generation.config import AutoencoderSection
-from mg.inference.clips import TileFields
+from mg.inference.loading import TileFields
 from mg.models import create_model
 
 DATA = Path(__file__).parent / "data" / "generation" / "video_autoencoder_kl"

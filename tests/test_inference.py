@@ -17,19 +17,12 @@ from tiny_models import InTiles
 from training_runs import TwoConvs
 
 from mg.config import parse_config
+from mg.data.clips import Clip, load_clip
 from mg.data.index import read_index
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.inference import clips, reconstruction
-from mg.inference.clips import (
-    Clip,
-    ClipsConfig,
-    ModelConfig,
-    TileFields,
-    group_by_shape,
-    load_clip,
-    load_model,
-    noise_for,
-)
+from mg.inference import loading, reconstruction
+from mg.inference.batches import group_by_shape
+from mg.inference.loading import ClipsConfig, ModelSection, TileFields, load_model, noise_for
 from mg.inference.reconstruction import (
     InferenceConfig,
     Report,
@@ -108,13 +101,13 @@ def models(monkeypatch):
     def load(path, name, dtype, **config):
         return made.setdefault(path, Offset(0.3 if "bad" in path else 0.1))
 
-    monkeypatch.setattr(clips, "from_pretrained", load)
+    monkeypatch.setattr(loading, "from_pretrained", load)
     return made
 
 
 def configure(folder, videos, names, **options):
     settings = dict(csv_path=write_index(folder, names), video_folder=str(videos), image_size=32)
-    settings["model"] = ModelConfig("tae.ckpt", **options.pop("model", {}))
+    settings["model"] = ModelSection("tae.ckpt", **options.pop("model", {}))
     return InferenceConfig(**{**settings, "output_path": str(folder / "out"), **options})
 
 
@@ -243,7 +236,7 @@ def test_a_sample_depends_on_the_seed_and_the_name_alone(tmp_path, videos):
 
     def scores(names, **options):
         config = configure(tmp_path, videos, names, num_frames=5, save_videos=False, compare=[str(tmp_path / "w.ckpt")])
-        config = replace(config, model=ModelConfig(str(tmp_path / "w.ckpt")), sample_posterior=True, **options)
+        config = replace(config, model=ModelSection(str(tmp_path / "w.ckpt")), sample_posterior=True, **options)
         found = {result.name: list(result.scores.values()) for result in reconstruct_csv(config).results}
         config = StatisticsConfig(**{each.name: getattr(config, each.name) for each in fields(ClipsConfig)})
         statistics = measure(load_model(config), read_index(config.csv_path, config.video_folder), config)
@@ -378,7 +371,7 @@ def test_a_report_without_any_success_still_has_a_table():
 )
 def test_settings_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        InferenceConfig(ModelConfig("tae.ckpt", use_temporal_tiling=True), "index.csv", **options)
+        InferenceConfig(ModelSection("tae.ckpt", use_temporal_tiling=True), "index.csv", **options)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/inference/*.yaml")), ids=lambda p: p.stem)

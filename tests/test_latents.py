@@ -23,11 +23,12 @@ from mg.checkpoints import CheckpointError
 from mg.config import parse_config
 from mg.data import DataError
 from mg.data import shards as folders
+from mg.data.clips import ClipOptions, load_clip, open_clip
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.inference.clips import ClipOptions, ModelConfig, load_clip, open_clip
 from mg.inference.decode import DecodeConfig, decode_folder
 from mg.inference.encode import EncodeConfig, _settings, encode_csv
+from mg.inference.loading import ModelSection
 from mg.latents import open_latents, read_rows
 from mg.models import create_model
 from mg.runtime import Runtime
@@ -66,7 +67,7 @@ def configure(tmp_path, videos, checkpoint):
     def configure(names=NAMES, **options) -> EncodeConfig:
         lines = [f'"{name}",of {name.split(".")[0].replace(",", "")}' for name in names]
         (tmp_path / "index.csv").write_text("\n".join(["video,caption", *lines]) + "\n", encoding="utf-8")
-        settings = dict(csv_path=str(tmp_path / "index.csv"), video_folder=str(videos), model=ModelConfig(checkpoint))
+        settings = dict(csv_path=str(tmp_path / "index.csv"), video_folder=str(videos), model=ModelSection(checkpoint))
         settings |= dict(output_path=str(tmp_path / "latents"), image_size=0, crop=False)
         return EncodeConfig(**{**settings, **options})
 
@@ -122,7 +123,7 @@ def sha256sum(path: str) -> str:
 
 
 def test_scaling_says_the_factors_and_whether_they_are_applied(tmp_path, checkpoint):
-    config = EncodeConfig(ModelConfig(checkpoint), str(tmp_path / "index.csv"))
+    config = EncodeConfig(ModelSection(checkpoint), str(tmp_path / "index.csv"))
     model = create_model("image_vae", ch=32, ch_mult=[1], num_res_blocks=1, z_channels=2)
     assert _settings(config, model)["scaling"]["factors"] == {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 
@@ -227,11 +228,11 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(tmp_path, confi
     other = tmp_path / "other.ckpt"
     randomized(TwoConvs({}), seed=1).save_weights(other)  # TwoConvs' own are the same after the same seed
     with pytest.raises(ValueError, match="model.sha256 was "):
-        encode_csv(configure(model=ModelConfig(str(other))))
+        encode_csv(configure(model=ModelSection(str(other))))
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(Path(checkpoint).read_bytes())
     moved.with_suffix(".json").write_bytes(Path(checkpoint).with_suffix(".json").read_bytes())
-    assert encode_csv(configure(model=ModelConfig(str(moved)))).there == 1
+    assert encode_csv(configure(model=ModelSection(str(moved)))).there == 1
 
 
 def test_a_run_that_was_stopped_loses_the_open_shard_at_most(tmp_path, configure, monkeypatch):

@@ -16,7 +16,7 @@ from mg import models
 from mg.benchmark.quality import BenchmarkConfig, read_contestants
 from mg.checkpoints import CheckpointError, write_state_dict
 from mg.config import parse_config
-from mg.inference.clips import ClipsConfig, load_model
+from mg.inference.loading import ClipsConfig, load_model
 from mg.models import VideoAutoencoder, create_model, from_pretrained, list_models, model_class, model_name, recognise
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.registry import AUTOENCODERS

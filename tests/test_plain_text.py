@@ -19,8 +19,8 @@ from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import write_image, write_video
 from mg.evaluation.pairs import EvaluateConfig, evaluate_folders, format_table
-from mg.inference.clips import ModelConfig
 from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.loading import ModelSection
 from mg.inference.reconstruction import InferenceConfig, output_names, reconstruct_csv
 from mg.latents import Row as LatentsRow
 from mg.latents import open_latents, record
@@ -129,7 +129,7 @@ def set_of_names(tmp_path):
     (tmp_path / "set.csv").write_bytes(encoded("".join(lines)))
     TwoConvs({}).save_weights(tmp_path / "w.ckpt")
     settings = dict(csv_path=str(tmp_path / "set.csv"), video_folder=str(folder), image_size=16, mode="pynative")
-    return dict(settings, model=ModelConfig(str(tmp_path / "w.ckpt")), output_path=str(tmp_path / "out"))
+    return dict(settings, model=ModelSection(str(tmp_path / "w.ckpt")), output_path=str(tmp_path / "out"))
 
 
 def test_any_name_and_caption_goes_through_latents(tmp_path, set_of_names):

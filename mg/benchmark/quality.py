@@ -39,6 +39,8 @@ from mg.benchmark.summary import summarize
 from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config, where_from
 from mg.checkpoints.digest import sha256
 from mg.config import PATH_ALIASES, parse_config, require
+from mg.data.clips import Clip, ClipOptions, read_clips
+from mg.data.errors import sparing
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
@@ -46,8 +48,8 @@ from mg.evaluation.baseline import DCT_CELL, DCT_PLACES, area_trilinear_baseline
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
 from mg.evaluation.table import error_of
-from mg.inference.clips import Clip, ClipOptions, load_model, read_clips, sparing
 from mg.inference.fitting import Fitting, described
+from mg.inference.loading import load_model
 from mg.inference.reconstruction import InferenceConfig, output_names, unique
 from mg.models import model_name
 from mg.plain_text import name_bytes, one_line, printable

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
-from mg.data.errors import VideoError
+from mg.data.clips import ClipOptions, load_clip
+from mg.data.errors import VideoError, sparing
 from mg.data.transforms import center_crop
 from mg.data.video import IMAGE_SUFFIXES
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.table import Table, error_of
-from mg.inference.clips import ClipOptions, load_clip, sparing
 from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)

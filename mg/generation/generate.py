@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg import runtime
+from mg.data.errors import sparing
 from mg.data.index import read_index
 from mg.data.transforms import resize, to_uint8_frames, to_video_tensor
 from mg.data.video import write_image, write_video
@@ -40,7 +41,6 @@ from mg.generation.pipeline import Item, Pipeline, shared_frames
 from mg.generation.references import find_reference, read_reference
 from mg.generation.requests import Request, check_names, name_of, read_requests
 from mg.generation.samples import ERROR, OK, Row, read_rows, record
-from mg.inference.clips import sparing
 from mg.plain_text import file_name, one_line, printable
 from mg.sampling import clip_seed
 from mg.text import clean_caption, create_text_encoder, open_embeddings

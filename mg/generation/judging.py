@@ -20,6 +20,7 @@ import numpy as np
 
 from mg.checkpoints import atomic_write
 from mg.config import require
+from mg.data.clips import ClipOptions, load_clip
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import center_crop, to_uint8_frames
 from mg.diffusion.schedules import SampleNoise
@@ -30,7 +31,6 @@ from mg.generation.generate import encode_reference, load_pipeline
 from mg.generation.masks import parse_mask_strategy
 from mg.generation.pipeline import Item, Pipeline
 from mg.generation.requests import Request
-from mg.inference.clips import ClipOptions, load_clip
 from mg.text import clean_caption
 
 FILE = "judged.json"

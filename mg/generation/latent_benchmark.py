@@ -38,6 +38,7 @@ from mg.benchmark.quality import read_models
 from mg.benchmark.results import write_settings
 from mg.checkpoints import atomic_write, read_state_dict
 from mg.config import PATH_ALIASES, require, to_dict
+from mg.data.clips import ClipOptions
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import OpenSoraDataConfig
 from mg.diffusion.networks import network_of
@@ -58,7 +59,6 @@ from mg.generation.training.config import (
     TrainingSchedulerSection,
     ValidationSection,
 )
-from mg.inference.clips import ClipOptions
 from mg.inference.encode import EncodeConfig, encode_csv
 from mg.inference.reconstruction import InferenceConfig
 from mg.inference.statistics import STATISTICS_FILE, StatisticsConfig, measure_csv

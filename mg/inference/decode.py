@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from mg.checkpoints.digest import sha256
 from mg.config import require
-from mg.data.errors import DataError
+from mg.data.errors import DataError, sparing
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
-from mg.inference.clips import TileFields, sparing
 from mg.inference.fitting import Fitting
+from mg.inference.loading import TileFields
 from mg.inference.reconstruction import output_names
 from mg.latents import Latents, open_latents
 from mg.models import VideoAutoencoder, from_pretrained

@@ -19,12 +19,13 @@ from tqdm import tqdm
 from mg.checkpoints import atomic_write, read_config
 from mg.checkpoints.digest import sha256
 from mg.config import require
-from mg.data.errors import NoRoom
+from mg.data.clips import OpenClip, open_clips
+from mg.data.errors import NoRoom, sparing
 from mg.data.index import IndexRow, read_index
 from mg.data.rows import locked
 from mg.data.shards import OK
-from mg.inference.clips import ClipReader, ClipsConfig, load_model, open_clips, sparing
 from mg.inference.fitting import DoesNotFit, Fitting
+from mg.inference.loading import ClipsConfig, load_model
 from mg.latents import SETTINGS_FILE, Row, ShardWriter, read_rows, record
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
@@ -145,7 +146,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
 
 
 def _encode(
-    model: VideoAutoencoder, row: IndexRow, clip: ClipReader, config: EncodeConfig, shards: ShardWriter, tiles: str
+    model: VideoAutoencoder, row: IndexRow, clip: OpenClip, config: EncodeConfig, shards: ShardWriter, tiles: str
 ) -> None:
     height, width = clip.size
     length = model.latent_shape((1, 3, clip.num_frames, height, width))[2]
@@ -155,7 +156,7 @@ def _encode(
 
 
 def _pieces(
-    model: VideoAutoencoder, name: str, clip: ClipReader, config: EncodeConfig
+    model: VideoAutoencoder, name: str, clip: OpenClip, config: EncodeConfig
 ) -> Iterator[dict[str, np.ndarray]]:
     """The tensors to store for a clip, (z, t', h, w), in pieces along time.
 

@@ -31,14 +31,17 @@ from mindspore import Tensor
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
+from mg.data.clips import Clip
+from mg.data.errors import sparing
 from mg.data.index import read_index
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
 from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
 from mg.evaluation.table import Table, error_of
-from mg.inference.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared, sparing
+from mg.inference.batches import batches, spared
 from mg.inference.fitting import Fitting, described
+from mg.inference.loading import ClipsConfig, load_model, noise_for
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
 from mg.plain_text import file_name, one_line, printable

@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
-class ModelConfig:
+class TrainedModelSection:
     """The autoencoder.
 
     Args:
@@ -84,7 +84,7 @@ class TrainConfig(RunConfig):
 
     csv_path: str
     video_folder: str | None = None
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: TrainedModelSection = field(default_factory=TrainedModelSection)
     loss: LossConfig = field(default_factory=LossConfig)
     discriminator: DiscriminatorConfig | None = None
     gen_loss_config: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)
