@@ -21,11 +21,10 @@ from mindspore import Tensor
 from tiny_models import InTiles
 from training_runs import TwoConvs
 
-from mg.benchmark import quality
+from mg.benchmark import contestants, quality
 from mg.benchmark.quality import (
     BenchmarkConfig,
     error_map,
-    read_contestants,
     report_command,
     run_benchmark,
 )
@@ -198,8 +197,8 @@ class Slow(InTiles):
 
 def test_the_first_run_of_a_shape_is_not_timed(configure, monkeypatch):
     model = Slow()
-    monkeypatch.setattr(quality, "load_model", lambda _: model)
-    monkeypatch.setattr(quality.time, "perf_counter", lambda: model.now)
+    monkeypatch.setattr(contestants, "load_model", lambda _: model)
+    monkeypatch.setattr(contestants.time, "perf_counter", lambda: model.now)
     found = run_benchmark(configure(["a.mp4", "b.mp4", "still.png"], models=configure().models[:1]))
     assert [row.status for row in found.rows] == ["ok"] * 3
     for row in found.rows:
@@ -210,7 +209,7 @@ def test_the_first_run_of_a_shape_is_not_timed(configure, monkeypatch):
 def test_a_clip_that_a_model_cannot_take_costs_one_row(configure, monkeypatch):
     model = Slow()
     model.fails_on = [(1, 3, 1, 32, 32)]
-    monkeypatch.setattr(quality, "load_model", lambda _: model)
+    monkeypatch.setattr(contestants, "load_model", lambda _: model)
     found = run_benchmark(configure(["still.png", "a.mp4"], models=configure().models[:1]))
     assert [(row.status, row.error) for row in found.rows] == [("error", "out of memory"), ("ok", "")]
 
@@ -382,7 +381,7 @@ def test_a_config_gives_model_precision_and_tiles_but_no_clips(tmp_path, configu
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/inference/*.yaml")), ids=lambda p: p.stem)
 def test_the_shipped_configurations_are_models_of_a_benchmark(path, configure, checkpoints):
-    (contestant,) = read_contestants(configure(models=[f"{path}={checkpoints[0]}"]))
+    (contestant,) = contestants.read_models(configure(models=[f"{path}={checkpoints[0]}"]).models)
     shipped = yaml.safe_load(path.read_text())["model"]
     assert contestant.label == "first" and contestant.settings["dtype"] == shipped["dtype"]
     assert contestant.config.model.name == shipped["name"]

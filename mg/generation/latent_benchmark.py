@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from mg import runtime
-from mg.benchmark.quality import read_models
+from mg.benchmark.contestants import read_models
 from mg.benchmark.results import write_settings
 from mg.checkpoints import atomic_write, read_state_dict
 from mg.config import PATH_ALIASES, require, to_dict
