@@ -95,7 +95,7 @@ def shards(folder: Path) -> list[str]:
 def test_every_video_has_its_latents_and_its_line(tmp_path, videos, checkpoint, configure):
     config = configure()
     report = encode_csv(config)
-    assert (report.videos, report.mine, report.encoded, report.there) == (6, 6, 5, 0)
+    assert (report.total, report.mine, report.encoded, report.there) == (6, 6, 5, 0)
     assert [name for name, _ in report.failed] == ["broken.mp4"]
     latents = open_latents(tmp_path / "latents")
     assert list(latents) == GOOD and len(latents) == 5 and "broken.mp4" not in latents
