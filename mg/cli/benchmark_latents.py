@@ -10,7 +10,8 @@ and trains on no autoencoder twice.
 from mg import runtime
 from mg.cli import end_of_benchmark
 from mg.config import parse_config, run_command_line
-from mg.generation.latent_benchmark import LatentBenchmarkConfig, format_results, run_latent_benchmark
+from mg.generation.latent_benchmark import format_results, run_latent_benchmark
+from mg.generation.latent_learning import LatentBenchmarkConfig
 
 
 def main() -> int:
