@@ -20,19 +20,18 @@ from mg.config import parse_config
 from mg.data.clips import Clip, load_clip
 from mg.data.index import read_index
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.inference import loading, reconstruction
+from mg.inference import loading
 from mg.inference.batches import group_by_shape
 from mg.inference.loading import ClipsConfig, ModelSection, TileFields, load_model, noise_for
+from mg.inference.outputs import LABEL_HEIGHT, output_names, side_by_side
 from mg.inference.reconstruction import (
     InferenceConfig,
     Report,
     Result,
     format_table,
-    output_names,
     reconstruct,
     reconstruct_csv,
     score,
-    side_by_side,
 )
 from mg.inference.statistics import StatisticsConfig, measure
 from mg.losses.reconstruction import LossConfig
@@ -142,7 +141,7 @@ def test_reconstruction_original_and_side_by_side_are_written_under_names_that_d
         assert sorted(path.name for path in (out / kind).iterdir()) == ["a_x.mp4", "a_x_2.mp4", "b_x.mp4", "still.png"]
     original, shown = open_video(out / "original" / "a_x.mp4"), open_video(out / "side_by_side" / "a_x.mp4")
     assert (original.num_frames, original.height, original.width, original.fps) == (5, 32, 32, 10)
-    assert (shown.num_frames, shown.height, shown.width) == (5, 32 + reconstruction.LABEL_HEIGHT, 3 * 32)
+    assert (shown.num_frames, shown.height, shown.width) == (5, 32 + LABEL_HEIGHT, 3 * 32)
     still, original = read_image(out / "reconstruction" / "still.png"), read_image(out / "original" / "still.png")
     assert np.abs(still.astype(int) - np.minimum(original + 0.1 * 127.5, 255)).max() <= 1
 
@@ -342,8 +341,8 @@ def test_fast_videos_are_thinned_and_play_at_the_speed_that_they_had(tmp_path, v
 def test_columns_stand_side_by_side_under_labels():
     left, right = (np.full((2, 16, 40, 3), value, np.uint8) for value in (10, 20))
     shown = side_by_side({"original": left, "a long label": right})
-    assert shown.shape == (2, 16 + reconstruction.LABEL_HEIGHT, 80, 3)
-    labels, frames = np.split(shown, [reconstruction.LABEL_HEIGHT], axis=1)
+    assert shown.shape == (2, 16 + LABEL_HEIGHT, 80, 3)
+    labels, frames = np.split(shown, [LABEL_HEIGHT], axis=1)
     assert set(np.unique(frames[:, :, :40])) == {10} and set(np.unique(frames[:, :, 40:])) == {20}
     assert labels[:, :, :40].max() > 200 and labels[:, :, 40:].max() > 200
 

@@ -21,7 +21,8 @@ from mg.data.video import write_image, write_video
 from mg.evaluation.pairs import EvaluateConfig, evaluate_folders, format_table
 from mg.inference.encode import EncodeConfig, encode_csv
 from mg.inference.loading import ModelSection
-from mg.inference.reconstruction import InferenceConfig, output_names, reconstruct_csv
+from mg.inference.outputs import output_names
+from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.latents import Row as LatentsRow
 from mg.latents import open_latents, record
 from mg.latents import read_rows as read_latents

@@ -20,7 +20,8 @@ from mg.config import parse_config
 from mg.evaluation.baseline import DCT_CELL, DCT_PLACES, area_trilinear_baseline, dct_baseline
 from mg.inference.fitting import Fitting, described
 from mg.inference.loading import load_model
-from mg.inference.reconstruction import InferenceConfig, unique
+from mg.inference.outputs import unique
+from mg.inference.reconstruction import InferenceConfig
 from mg.models import model_name
 from mg.plain_text import printable
 

@@ -41,11 +41,11 @@ from mg.data.clips import Clip, ClipOptions, read_clips
 from mg.data.errors import sparing
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
-from mg.data.video import write_image, write_video
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
 from mg.evaluation.table import error_of
-from mg.inference.reconstruction import InferenceConfig, output_names
+from mg.inference.outputs import output_names, write_frames
+from mg.inference.reconstruction import InferenceConfig
 from mg.plain_text import name_bytes, one_line, printable
 from mg.settings import check_settings
 
@@ -233,9 +233,9 @@ def _fill(row: Row, model, clip: Clip, measures: Measures, folder: Path) -> None
     y = np.clip(found.y, -1, 1)
     real, generated = ((video.transpose(1, 2, 3, 0) + 1) / 2 for video in (clip.x, y))  # (T, H, W, 3)
     figures = measures.of(real, generated)
-    _write(clip_file(folder, row, ORIGINAL), to_uint8_frames(clip.x), row.fps)
-    _write(clip_file(folder, row, RECONSTRUCTION), to_uint8_frames(y), row.fps)
-    _write(clip_file(folder, row, ERROR_MAP), error_map(real, generated), row.fps)
+    write_frames(clip_file(folder, row, ORIGINAL), to_uint8_frames(clip.x), row.fps)
+    write_frames(clip_file(folder, row, RECONSTRUCTION), to_uint8_frames(y), row.fps)
+    write_frames(clip_file(folder, row, ERROR_MAP), error_map(real, generated), row.fps)
     for name, value in {**figures, **found.took}.items():
         setattr(row, name, value)
     row.flow = measures.config.flow if "flolpips" in figures else ""
@@ -256,13 +256,6 @@ def error_map(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
     levels = np.abs(real - generated).mean(-1) * (255 / ERROR_MAP_RANGE)  # (T, H, W)
     levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
     return np.stack([cv2.cvtColor(cv2.applyColorMap(x, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for x in levels])
-
-
-def _write(path: Path, frames: np.ndarray, fps: float) -> None:
-    if path.suffix == ".png":
-        write_image(path, frames[0])
-    else:
-        write_video(path, frames, fps)
 
 
 def _free_memory() -> None:
