@@ -33,7 +33,7 @@ from tqdm import tqdm
 from mg import runtime
 from mg.benchmark.contestants import DCT, Baseline, Contestant, Timed, as_option, read_models
 from mg.benchmark.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
-from mg.benchmark.results import OK, Results, Row, read_rows, write_settings
+from mg.benchmark.results import OK, ResultRow, Results, read_rows, write_settings
 from mg.benchmark.summary import summarize
 from mg.checkpoints import atomic_write
 from mg.config import PATH_ALIASES, require
@@ -97,7 +97,7 @@ class Benchmark:
     """The result of a run: `rows` of all models and videos, by model and in the order of the index, and the `summary`.
     `unwritten` is set if a file could not be written."""
 
-    rows: list[Row]
+    rows: list[ResultRow]
     summary: dict
     report: Path
     unwritten: OSError | None = None
@@ -144,7 +144,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
             broken[contestant.label] = one_line(error)
             _logger.warning("%s: %s", contestant.label, one_line(error))
             continue
-        blank = [Row(index[i].name, outputs[i], contestant.label) for i in todo]
+        blank = [ResultRow(index[i].name, outputs[i], contestant.label) for i in todo]
         for row in _measure(model, [index[i] for i in todo], blank, config, measures, folder / "clips"):
             results.add(row)
             rows[row.model, row.output] = row
@@ -196,11 +196,11 @@ def _settings(
 def _measure(
     model: Timed | Baseline,
     index: list[IndexRow],
-    rows: list[Row],
+    rows: list[ResultRow],
     config: BenchmarkConfig,
     measures: Measures,
     folder: Path,
-) -> Iterator[Row]:
+) -> Iterator[ResultRow]:
     """Fill the `rows`, one for each row of the index, and yield them as they are done."""
     done = []
     with tqdm(total=len(rows), desc=rows[0].model, unit="clip") as progress, runtime.CtrlC() as ctrl_c:
@@ -210,7 +210,7 @@ def _measure(
             _logger.warning("%s: %s: %s", rows[number].model, printable(rows[number].name), rows[number].error)
             done.append(rows[number])
 
-        def take() -> Iterator[Row]:
+        def take() -> Iterator[ResultRow]:
             yield from done
             progress.update(len(done))
             done.clear()
@@ -226,7 +226,7 @@ def _measure(
         yield from take()
 
 
-def _fill(row: Row, model, clip: Clip, measures: Measures, folder: Path) -> None:
+def _fill(row: ResultRow, model, clip: Clip, measures: Measures, folder: Path) -> None:
     row.frames, row.height, row.width = clip.x.shape[1:]
     row.fps = clip.fps or 1.0
     found = model(clip.x)

@@ -23,7 +23,7 @@ from mg.data.index import IndexRow, read_index
 from mg.data.shards import EncodeReport, settle
 from mg.inference.fitting import DoesNotFit, Fitting
 from mg.inference.loading import ClipsConfig, load_model
-from mg.latents import SETTINGS_FILE, Row, ShardWriter, read_rows, record
+from mg.latents import SETTINGS_FILE, LatentsRow, ShardWriter, read_rows, record
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
 from mg.sampling import clip_seed
@@ -81,7 +81,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
     if config.posterior and not model.has_posterior:
         raise ValueError(f"posterior is true, but {model.name} has none: its latents are deterministic; turn it off")
     folder = Path(config.output_path)
-    settle(folder, SETTINGS_FILE, _settings(config, model), "model", Row)
+    settle(folder, SETTINGS_FILE, _settings(config, model), "model", LatentsRow)
     mine = rows[rank::world_size]
     report = EncodeReport(len(rows), len(mine))
     before = read_rows(folder)
@@ -105,7 +105,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
         def on_error(number: int, error: Exception) -> None:
             row = todo[number]
             again = isinstance(error, OSError | MemoryError | NoRoom | DoesNotFit)
-            shards.fail(Row(row.name, row.caption), one_line(error), again)
+            shards.fail(LatentsRow(row.name, row.caption), one_line(error), again)
             report.failed.append((row.name, one_line(error)))
             _logger.warning("%s: %s", printable(row.name), one_line(error))
             progress.update()
@@ -125,7 +125,7 @@ def _encode(
 ) -> None:
     height, width = clip.size
     length = model.latent_shape((1, 3, clip.num_frames, height, width))[2]
-    described = Row(row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps)
+    described = LatentsRow(row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps)
     described.still, described.tiles = clip.still, tiles
     shards.store(described, length, _pieces(model, row.name, clip, config))
 

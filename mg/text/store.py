@@ -23,7 +23,7 @@ from mg.plain_text import one_line, printable
 from mg.text.captions import clean_caption
 from mg.text.encoders import TextEncoder, create_text_encoder
 from mg.text.prompts import append_scores, read_prompts, split_suffix, texts_from
-from mg.text.stored import PREFIX, SETTINGS_FILE, TENSOR, Row
+from mg.text.stored import PREFIX, SETTINGS_FILE, TENSOR, TextRow
 
 _logger = logging.getLogger(__name__)
 _SECONDS = 600  # after which a shard is finished: what a killed run loses at most
@@ -131,23 +131,23 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
     texts = read_texts(config)
     encoder = config.text_encoder.create()
     folder = Path(config.output_path)
-    settle(folder, SETTINGS_FILE, _settings(config, encoder), "encoder", Row)
+    settle(folder, SETTINGS_FILE, _settings(config, encoder), "encoder", TextRow)
     mine = texts[rank::world_size]
     report = EncodeReport(len(texts), len(mine))
-    todo = report.to_do(mine, read_rows(folder, Row), config.retry_failed)
+    todo = report.to_do(mine, read_rows(folder, TextRow), config.retry_failed)
     order = {text: i for i, text in enumerate(texts)}
     size = config.shard_size * 2**20
-    writer = ShardWriter(folder, Row, PREFIX, order, config.embeddings_dtype, size, rank, world_size, size // 512)
+    writer = ShardWriter(folder, TextRow, PREFIX, order, config.embeddings_dtype, size, rank, world_size, size // 512)
     with writer as shards:
         finished = time.monotonic()
         for text in tqdm(todo, desc="texts", unit="text"):
             try:
                 states = _states(encoder, text)  # (1, tokens, D)
-                shards.store(Row(text), states.shape[1], [{TENSOR: states}])
+                shards.store(TextRow(text), states.shape[1], [{TENSOR: states}])
                 report.encoded += 1
             except Exception as error:
                 _logger.debug("", exc_info=True)
-                shards.fail(Row(text), one_line(error), again=isinstance(error, OSError | MemoryError))
+                shards.fail(TextRow(text), one_line(error), again=isinstance(error, OSError | MemoryError))
                 report.failed.append((text, one_line(error)))
                 _logger.warning("%s: %s", printable(text), one_line(error))
             if time.monotonic() > finished + _SECONDS:
