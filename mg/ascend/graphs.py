@@ -26,11 +26,11 @@ from mg.diffusion.schedules import Schedule, create_schedule
 from mg.generation.training.step import DenoiserStep
 from mg.losses.adversarial import DiscriminatorLossConfig
 from mg.losses.backbones import BACKBONES, BackboneFeatures
-from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.lpips import LPIPSMaps
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder, create_model
 from mg.models.autoencoder import sample
+from mg.models.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.runtime import Runtime
 from mg.text.clip import CLIPTextTower
 from mg.text.t5 import T5Encoder

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mg.checkpoints import StateDict
 from mg.models.autoencoder import VideoAutoencoder
-from mg.models.hunyuan_vae.blocks import Conv, Decoder, Encoder
+from mg.models.hunyuan_vae.blocks import CausalDecoder, CausalEncoder, Conv
 from mg.models.hunyuan_vae.weights import (
     CLASSES,
     check_config,
@@ -113,10 +113,10 @@ class HunyuanVAE(VideoAutoencoder):
             config["norm_num_groups"],
             config["mid_block_add_attention"],
         )
-        self.encoder = Encoder(config["in_channels"], 2 * self.latent_channels, *shape)
+        self.encoder = CausalEncoder(config["in_channels"], 2 * self.latent_channels, *shape)
         self.quant_conv = Conv(2 * self.latent_channels, 2 * self.latent_channels, kernel_size=1)
         self.post_quant_conv = Conv(self.latent_channels, self.latent_channels, kernel_size=1)
-        self.decoder = Decoder(self.latent_channels, config["out_channels"], *shape)
+        self.decoder = CausalDecoder(self.latent_channels, config["out_channels"], *shape)
         start_certain(self.quant_conv)
         self.finish(dtype, use_recompute, pretrained)
 

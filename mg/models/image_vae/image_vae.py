@@ -22,7 +22,7 @@ from mg.models.image_vae.weights import (
 )
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.layout import narrow, repeat_edges, split, swap_frames
-from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.layers.resnet import ResnetBlock, ResnetDecoder, ResnetEncoder
 from mg.models.stored import Format, described_here
 from mg.tiling import TilingConfig
 
@@ -85,8 +85,8 @@ class ImageAutoencoder(VideoAutoencoder):
         self.latent_channels = config["z_channels"]
         self.spatial_compression = 2 ** (len(widths) - 1)
         shape = (widths, config["num_res_blocks"], config["norm_num_groups"])
-        self.encoder = Encoder(config["in_channels"], 2 * self.latent_channels, *shape)
-        self.decoder = Decoder(self.latent_channels, config["out_ch"], *shape)
+        self.encoder = ResnetEncoder(config["in_channels"], 2 * self.latent_channels, *shape)
+        self.decoder = ResnetDecoder(self.latent_channels, config["out_ch"], *shape)
         if config["use_quant_conv"]:
             self.quant_conv = SpatialConv(2 * self.latent_channels, 2 * self.latent_channels, 1, padding=(0, 0, 0, 0))
         if config["use_post_quant_conv"]:

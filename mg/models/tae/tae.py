@@ -19,7 +19,7 @@ from mindspore import Tensor, ops
 from mg.checkpoints import StateDict
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
-from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.layers.resnet import ResnetBlock, ResnetDecoder, ResnetEncoder
 from mg.models.stored import Format, described_here
 from mg.models.tae.linear_start import linear_start
 from mg.models.tae.weights import expected_shapes, from_mindone, own_part
@@ -97,7 +97,7 @@ class TemporalAutoencoder(VideoAutoencoder):
             "temporal": True,
             "temporal_attention": config["attn_type"] == "vanilla",
         }
-        self.encoder = Encoder(
+        self.encoder = ResnetEncoder(
             config["in_channels"],
             2 * self.latent_channels,
             temporal_levels=tuple(config["temporal_downsample_level"]),
@@ -107,7 +107,7 @@ class TemporalAutoencoder(VideoAutoencoder):
             self.quant_conv = FactorizedConv(2 * self.latent_channels, 2 * self.latent_channels, 1)
         if config["use_post_quant_conv"]:
             self.post_quant_conv = FactorizedConv(self.latent_channels, self.latent_channels, 1)
-        self.decoder = Decoder(
+        self.decoder = ResnetDecoder(
             self.latent_channels,
             config["out_ch"],
             temporal_levels=tuple(config["temporal_upsample_level"]),
