@@ -16,11 +16,10 @@ from PIL import Image
 
 from mg.benchmark import clip_cost
 from mg.data import remarks
-from mg.data.clips import ClipOptions, load_clip, read_clips
+from mg.data.clips import ClipOptions, OpenClip, load_clip, read_clips
 from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
-from mg.data.reader import OpenClip
 from mg.data.timeline import Timeline
 from mg.data.transforms import resize
 from mg.data.versions import check_versions
