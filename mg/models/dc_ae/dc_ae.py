@@ -24,6 +24,7 @@ from pathlib import Path
 from mindspore import nn, ops
 
 from mg.checkpoints import StateDict
+from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.dc_ae.blocks import (
     HEAD,
@@ -151,12 +152,8 @@ class VideoDCAE(VideoAutoencoder):
 
     name = "dc_ae"
     default_config = DC_AE_CONFIG
-    spatial_compression = 2 ** (len(BLOCKS) - 1)
-    temporal_compression = frame_multiple = 2 ** sum(TEMPORAL)
-    has_posterior = False
     scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
     applies_scaling = True
-    keeps_images = True
     formats = {
         "open_sora": Format("Open-Sora 2.0", "model.safetensors", to_open_sora, described_here("dc_ae")),
     }
@@ -175,14 +172,19 @@ class VideoDCAE(VideoAutoencoder):
         super().__init__(config, pretrained=pretrained)
         config = self.config
         _check(config)
-        self.latent_channels = config["latent_channels"]
+        channels, latents, temporal = config["in_channels"], config["latent_channels"], 2 ** sum(TEMPORAL)
+        self.geometry = Geometry(
+            channels,
+            latents,
+            spatial=2 ** (len(BLOCKS) - 1),
+            temporal=temporal,
+            frame_multiple=temporal,
+            keeps_images=True,
+            has_posterior=False,
+        )
         self.scaling_factor = 1.0 if config["scaling_factor"] is None else config["scaling_factor"]
-        self.encoder = Encoder(
-            config["in_channels"], self.latent_channels, config["encoder_width_list"], config["encoder_depth_list"]
-        )
-        self.decoder = Decoder(
-            self.latent_channels, config["in_channels"], config["decoder_width_list"], config["decoder_depth_list"]
-        )
+        self.encoder = Encoder(channels, latents, config["encoder_width_list"], config["encoder_depth_list"])
+        self.decoder = Decoder(latents, channels, config["decoder_width_list"], config["decoder_depth_list"])
         self.finish(dtype, use_recompute, pretrained)
 
     @staticmethod
@@ -208,8 +210,9 @@ class VideoDCAE(VideoAutoencoder):
     def decode_latents(self, z, still=False):
         return self.leave(self.decoder(self.before_decoder(self.enter(z)), still))
 
-    def decode_features(self, z, still=False):
-        return self.decoder.features(self.before_decoder(self.enter(z)), still)
+    def features(self, code, frames):
+        still = self.geometry.is_still(code.shape[2], frames)
+        return self.decoder.features(self.before_decoder(self.enter(code)), still)
 
 
 def _check(config: dict) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mg.checkpoints import StateDict
+from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.hunyuan_vae.blocks import Conv, Decoder, Encoder
 from mg.models.hunyuan_vae.weights import (
@@ -74,7 +75,6 @@ class HunyuanVAE(VideoAutoencoder):
     name = "hunyuan_vae"
     default_config = HUNYUAN_VAE_CONFIG
     scaling = "for the caller: z * scaling_factor after encode, undone before decode"
-    lead = 1
     recomputed = (ResnetBlock, CausalAttention)
     default_tiling = TilingConfig(
         encode_tile=64, encode_overlap=16, decode_tile=64, decode_overlap=16, spatial_tile=256, last="short"
@@ -103,9 +103,15 @@ class HunyuanVAE(VideoAutoencoder):
         super().__init__(config, sample_deterministic, pretrained)
         config = self.config
         check_config(config)
-        self.latent_channels = config["latent_channels"]
-        self.spatial_compression = config["spatial_compression_ratio"]
-        self.temporal_compression = self.frame_multiple = config["temporal_compression_ratio"]
+        latents, temporal = config["latent_channels"], config["temporal_compression_ratio"]
+        self.geometry = Geometry(
+            config["in_channels"],
+            latents,
+            spatial=config["spatial_compression_ratio"],
+            temporal=temporal,
+            lead=1,
+            frame_multiple=temporal,
+        )
         shape = (
             config["block_out_channels"],
             factors(config),
@@ -113,10 +119,10 @@ class HunyuanVAE(VideoAutoencoder):
             config["norm_num_groups"],
             config["mid_block_add_attention"],
         )
-        self.encoder = Encoder(config["in_channels"], 2 * self.latent_channels, *shape)
-        self.quant_conv = Conv(2 * self.latent_channels, 2 * self.latent_channels, kernel_size=1)
-        self.post_quant_conv = Conv(self.latent_channels, self.latent_channels, kernel_size=1)
-        self.decoder = Decoder(self.latent_channels, config["out_channels"], *shape)
+        self.encoder = Encoder(config["in_channels"], 2 * latents, *shape)
+        self.quant_conv = Conv(2 * latents, 2 * latents, kernel_size=1)
+        self.post_quant_conv = Conv(latents, latents, kernel_size=1)
+        self.decoder = Decoder(latents, config["out_channels"], *shape)
         start_certain(self.quant_conv)
         self.finish(dtype, use_recompute, pretrained)
 

@@ -10,7 +10,8 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
-from mg.models.autoencoder import VideoAutoencoder, crop
+from mg.codec import Geometry
+from mg.models.autoencoder import VideoAutoencoder
 from mg.models.image_vae.weights import (
     config_from_diffusers,
     config_to_diffusers,
@@ -24,6 +25,7 @@ from mg.models.layers.conv import SpatialConv
 from mg.models.layers.layout import narrow, repeat_edges, split, swap_frames
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
 from mg.models.stored import Format, described_here
+from mg.models.trainable import crop
 from mg.tiling import TilingConfig
 
 IMAGE_VAE_CONFIG = {
@@ -55,7 +57,6 @@ class ImageAutoencoder(VideoAutoencoder):
 
     name = "image_vae"
     default_config = IMAGE_VAE_CONFIG
-    temporal_compression = 1
     recomputed = (ResnetBlock,)
     default_tiling = TilingConfig(decode_overlap=0)  # frames are independent
     originals = ("AutoencoderKL",)
@@ -82,15 +83,15 @@ class ImageAutoencoder(VideoAutoencoder):
         super().__init__(config, pretrained=pretrained)
         config = self.config
         widths = [config["ch"] * m for m in config["ch_mult"]]
-        self.latent_channels = config["z_channels"]
-        self.spatial_compression = 2 ** (len(widths) - 1)
+        latents = config["z_channels"]
+        self.geometry = Geometry(config["in_channels"], latents, spatial=2 ** (len(widths) - 1), temporal=1)
         shape = (widths, config["num_res_blocks"], config["norm_num_groups"])
-        self.encoder = Encoder(config["in_channels"], 2 * self.latent_channels, *shape)
-        self.decoder = Decoder(self.latent_channels, config["out_ch"], *shape)
+        self.encoder = Encoder(config["in_channels"], 2 * latents, *shape)
+        self.decoder = Decoder(latents, config["out_ch"], *shape)
         if config["use_quant_conv"]:
-            self.quant_conv = SpatialConv(2 * self.latent_channels, 2 * self.latent_channels, 1, padding=(0, 0, 0, 0))
+            self.quant_conv = SpatialConv(2 * latents, 2 * latents, 1, padding=(0, 0, 0, 0))
         if config["use_post_quant_conv"]:
-            self.post_quant_conv = SpatialConv(self.latent_channels, self.latent_channels, 1, padding=(0, 0, 0, 0))
+            self.post_quant_conv = SpatialConv(latents, latents, 1, padding=(0, 0, 0, 0))
         self.finish(dtype, use_recompute, pretrained)
 
     @staticmethod
@@ -122,8 +123,8 @@ class ImageAutoencoder(VideoAutoencoder):
     def decode_latents(self, z, still=False):
         return _unfold(self._in_micro_batches(self._decode_images, _fold(z)), z.shape[2])
 
-    def decode_features(self, z, still=False):
-        return self.decoder.features(self.before_decoder(self.enter(_fold(z))))
+    def features(self, code, frames):
+        return super().features(_fold(code), frames)
 
     def picture(self, h, shape):
         return crop(_unfold(self.leave(self.decoder.picture(h)), shape[2]).astype(ms.float32), shape)

@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
+from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
@@ -86,9 +87,8 @@ class TemporalAutoencoder(VideoAutoencoder):
         config = self.config
         _check(config)
         widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
-        self.latent_channels = config["z_channels"]
-        self.spatial_compression = 2 ** (len(widths) - 1)
-        self.temporal_compression = 2 ** len(config["temporal_downsample_level"])
+        latents, halvings = config["z_channels"], len(config["temporal_downsample_level"])
+        self.geometry = Geometry(config["in_channels"], latents, spatial=2 ** (len(widths) - 1), temporal=2**halvings)
 
         shared = {
             "widths": widths,
@@ -99,16 +99,16 @@ class TemporalAutoencoder(VideoAutoencoder):
         }
         self.encoder = Encoder(
             config["in_channels"],
-            2 * self.latent_channels,
+            2 * latents,
             temporal_levels=tuple(config["temporal_downsample_level"]),
             **shared,
         )
         if config["use_quant_conv"]:
-            self.quant_conv = FactorizedConv(2 * self.latent_channels, 2 * self.latent_channels, 1)
+            self.quant_conv = FactorizedConv(2 * latents, 2 * latents, 1)
         if config["use_post_quant_conv"]:
-            self.post_quant_conv = FactorizedConv(self.latent_channels, self.latent_channels, 1)
+            self.post_quant_conv = FactorizedConv(latents, latents, 1)
         self.decoder = Decoder(
-            self.latent_channels,
+            latents,
             config["out_ch"],
             temporal_levels=tuple(config["temporal_upsample_level"]),
             temporal_padding=config["temporal_upsample_padding"],
@@ -158,7 +158,7 @@ class TemporalAutoencoder(VideoAutoencoder):
         return self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z
 
     def decode_latents(self, z, still=False):
-        return self._all_frames(super().decode_latents(z, still), z.shape[2] * self.temporal_compression)
+        return self._all_frames(super().decode_latents(z, still), z.shape[2] * self.geometry.temporal)
 
     def picture(self, h, shape):
         return self._all_frames(super().picture(h, shape), shape[2])

@@ -28,9 +28,9 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
-from mg.codec import Codec, TwoStageCodec
+from mg.codec import Codec, Geometry, TwoStageCodec
 from mg.models import naming
-from mg.models.autoencoder import VideoAutoencoder, on_host, sample
+from mg.models.autoencoder import VideoAutoencoder, on_host
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.layers.layout import narrow, split
 from mg.models.layers.resnet import ResnetBlock
@@ -47,6 +47,7 @@ from mg.models.temporal_vae.weights import (
     spatial_config,
     to_open_sora,
 )
+from mg.models.trainable import sample
 from mg.tiling import TilingConfig, chunk_bounds
 
 TEMPORAL_VAE_CONFIG = {
@@ -91,7 +92,7 @@ class OpenSoraVAE(VideoAutoencoder):
     default_config = TEMPORAL_VAE_CONFIG
     scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
     applies_scaling = True
-    has_target = True
+    two_stages = True
     recomputed = (ResnetBlock,)
     originals = (ORIGINAL,)
     formats = {
@@ -119,15 +120,18 @@ class OpenSoraVAE(VideoAutoencoder):
         super().__init__(config, sample_deterministic, pretrained)
         config = self.config
         _check(config)
-        self.latent_channels = config["latent_channels"]
-        self.spatial_compression = 2 ** (len(config["spatial_block_out_channels"]) - 1)
-        self.temporal_compression = 2 ** sum(config["temporal_downsample"])
-        self.chunk = config["micro_frame_size"]
+        self.geometry = Geometry(
+            config["in_channels"],
+            config["latent_channels"],
+            spatial=2 ** (len(config["spatial_block_out_channels"]) - 1),
+            temporal=2 ** sum(config["temporal_downsample"]),
+            chunk=config["micro_frame_size"],
+        )
         self.spatial_vae = ImageAutoencoder(spatial_config(config))
         self.spatial_vae.micro_batch_size = config["micro_batch_size"]
         self.temporal_vae = TemporalVAE(
             config["spatial_latent_channels"],
-            self.latent_channels,
+            config["latent_channels"],
             [config["filters"] * multiplier for multiplier in config["channel_multipliers"]],
             config["temporal_downsample"],
             config["num_res_blocks"],
@@ -177,6 +181,12 @@ class OpenSoraVAE(VideoAutoencoder):
         return {"shift": means, "scale": stds}
 
     def latents(self, x, noise=None, valid=None, detached=False):
+        """Everything before the pixel decoder.
+
+        Args:
+            valid: the mask that `align_frames` returned with x.
+            detached: stop the gradient before the first stage.
+        """
         x_z = self.spatial_latents(x)
         if detached:
             x_z = ops.stop_gradient(x_z)
@@ -184,7 +194,7 @@ class OpenSoraVAE(VideoAutoencoder):
             x_z = x_z * valid.reshape(1, 1, -1, 1, 1)
         mean, logvar = self.temporal_posterior(x_z)
         z = mean if noise is None else sample(mean, logvar, noise)
-        return self.code(z, x.shape[2]), z, mean, logvar, x_z
+        return {"code": self.code(z, x.shape[2]), "z": z, "mean": mean, "logvar": logvar, "target": x_z}
 
     def posterior(self, x):
         return self.temporal_posterior(self.spatial_latents(x))
@@ -200,7 +210,7 @@ class OpenSoraVAE(VideoAutoencoder):
         return self.spatial_vae.pixels(code / self.config["spatial_scaling_factor"], frames)
 
     @property
-    def pixel_decoder(self):
+    def decoder(self):
         return self.spatial_vae.decoder
 
     # The two halves.
@@ -221,31 +231,36 @@ class OpenSoraVAE(VideoAutoencoder):
     def temporal_posterior(self, x_z: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 4, T, h, w) -> mean and log-variance of the latents, (B, z, t, h, w) each, of all chunks"""
         moments = []
-        for chunk in _chunks(x_z, self.chunk):
+        for chunk in _chunks(x_z, self.geometry.chunk):
             b, c, frames, h, w = chunk.shape
-            front = -frames % self.temporal_compression
+            front = -frames % self.geometry.temporal
             if front:
                 chunk = ops.cat((ops.zeros((b, c, front, h, w), chunk.dtype), chunk), axis=2)
             moments.append(self.temporal_vae.encode(chunk))
         return self.split_moments(_in_a_row(moments))
 
     def code(self, z: Tensor, frames: int | None) -> Tensor:
-        """(B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w): `frames` of them if that fits t, else as many
-        as the latents can represent."""
-        size = self.chunk or z.shape[2] * self.temporal_compression
+        """The decoder's input: (B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w), `frames` of them if that
+        fits t, else as many as the latents can represent."""
+        size = self.geometry.chunk or z.shape[2] * self.geometry.temporal
         chunks = []
         for i, chunk in enumerate(_chunks(z, self.geometry.latent_chunk)):
             decoded = self.temporal_vae.decode(chunk).astype(ms.float32)
             kept = most = min(decoded.shape[2], size)
-            if frames is not None and decoded.shape[2] - self.temporal_compression < frames - i * size <= most:
+            if frames is not None and decoded.shape[2] - self.geometry.temporal < frames - i * size <= most:
                 kept = frames - i * size
             chunks.append(narrow(decoded, 2, decoded.shape[2] - kept, kept))
         return _in_a_row(chunks)
 
-    def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pad a clip (B, 3, T, H, W) to one of a few lengths, so that clips of any length need few compiled graphs.
+
+        Returns:
+            A clip for which `latents` returns the same, and which of its frames are x's: (T',) of 1 or 0.
+        """
         frames = x.shape[2]
-        start = frames - frames % (self.chunk or frames + 1)  # of the last chunk, if it isn't full
-        front = -(frames - start) % self.temporal_compression
+        start = frames - frames % (self.geometry.chunk or frames + 1)  # of the last chunk, if it isn't full
+        front = -(frames - start) % self.geometry.temporal
         aligned = np.concatenate([x[:, :, :start], *[x[:, :, start : start + 1]] * front, x[:, :, start:]], axis=2)
         valid = np.ones(frames + front, np.float32)
         valid[start : start + front] = 0
