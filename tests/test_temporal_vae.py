@@ -19,7 +19,6 @@ from mg.models.layers.conv import CausalConv3d
 from mg.models.layers.forms import in_form
 from mg.models.temporal_vae.blocks import Upsample
 from mg.models.temporal_vae.temporal_vae import TEMPORAL_VAE_CONFIG, OpenSoraVAE
-from mg.models.temporal_vae.weights import parameter_shapes, to_open_sora
 
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "temporal_vae" / "weights.safetensors"
@@ -109,9 +108,9 @@ def test_the_spatial_half_equals_diffusers_in_sdxls_config(tmp_path, mode):
 
 def test_the_default_is_the_released_checkpoint():
     stored = dict(line.split(" ", 1) for line in (DATA / "temporal_vae_names.txt").read_text().splitlines())
-    shapes = parameter_shapes(TEMPORAL_VAE_CONFIG)
+    shapes = OpenSoraVAE.weight_shapes(TEMPORAL_VAE_CONFIG)
     nothing = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    found = {name: array.shape for name, array in to_open_sora(nothing, TEMPORAL_VAE_CONFIG).items()}
+    found = {name: array.shape for name, array in OpenSoraVAE.original_weights(nothing, TEMPORAL_VAE_CONFIG).items()}
     assert found == {name: tuple(json.loads(f"[{shape.strip('(),')}]")) for name, shape in stored.items()}
     sizes = {
         part: [int(np.prod(shape)) for name, shape in shapes.items() if name.startswith(part)]
@@ -126,9 +125,8 @@ def test_the_default_is_the_released_checkpoint():
     }
 
 
-def test_the_table_of_names_is_the_models(model):
-    assert {name: tuple(p.shape) for name, p in model.named_weights()} == parameter_shapes(model.config)
-    assert {p.name for p in model.get_parameters()} == set(parameter_shapes(model.config))
+def test_parameters_have_their_place_as_their_name(model):
+    assert [p.name for p in model.get_parameters()] == [name for name, _ in model.named_weights()]
 
 
 @pytest.mark.full
@@ -144,7 +142,7 @@ def test_the_originals_tensors_scale_and_shift_become_config(tmp_path):
     assert {"scale", "shift"} < state.keys()
     config = {**TEMPORAL_VAE_CONFIG, **TINY}
     assert OpenSoraVAE.config_in_weights(state) == {key: config[key] for key in ("scale", "shift")}
-    assert set(OpenSoraVAE.translate_weights(state, config)) == set(parameter_shapes(config))
+    assert set(OpenSoraVAE.translate_weights(state, config)) == set(OpenSoraVAE.weight_shapes(config))
     state["scale"], state["shift"] = np.float32(2.5), np.float32(0)  # as they are where training leaves them
     assert OpenSoraVAE.config_in_weights(state) == {"scale": 2.5, "shift": 0.0}
     model = create_model("temporal_vae", scale=2.5, shift=0.0, **SMALL)
@@ -157,7 +155,6 @@ def test_the_originals_tensors_scale_and_shift_become_config(tmp_path):
 
 def cut_into(model, micro_frame_size, monkeypatch):
     """As if the model were built with this `micro_frame_size`."""
-    monkeypatch.setattr(model, "chunk", micro_frame_size)
     monkeypatch.setattr(model, "geometry", replace(model.geometry, chunk=micro_frame_size))
 
 

@@ -102,7 +102,7 @@ def export_model(
         "version": FORMAT,
         "format": format,
         "model": model.name,
-        "config": model.config,
+        "config": dict(model.config),
         "sha256": checkpoint,
         "spatial_compression": model.spatial_compression,
         "temporal_compression": model.temporal_compression,

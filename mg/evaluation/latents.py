@@ -28,6 +28,7 @@ from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_fo
 from mg.evaluation.fitting import Fitting
 from mg.evaluation.table import error_of
 from mg.models import VideoAutoencoder
+from mg.models.registry import merge_config
 from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
         return statistics, {}
     factors = scaling(model, statistics.channels)
     replaced = {key: model.config[key] for key in factors}
-    model.config = {**model.config, **factors}
+    model.config = merge_config(model.config, factors, model.name)
     overall = statistics.channels.over_channels()
     described = {
         "model": model.name,

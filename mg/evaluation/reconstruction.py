@@ -350,7 +350,8 @@ def format_table(report: Report) -> str:
 
 def _one_of(i: int, latents: Latents) -> Latents:
     """Those of item i of a batch, as a batch of one."""
-    return cast(Latents, {name: value if value is None else value[i : i + 1] for name, value in latents.items()})
+    tensors = cast(dict[str, Tensor | None], latents)
+    return cast(Latents, {name: None if value is None else value[i : i + 1] for name, value in tensors.items()})
 
 
 def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: InferenceConfig) -> None:

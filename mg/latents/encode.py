@@ -180,7 +180,7 @@ def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
             "checkpoint": str(checkpoint),
             "sha256": sha256(checkpoint),
             "dtype": config.model.dtype,
-            "config": model.config,
+            "config": dict(model.config),
             "tiling": _tiling(model, config),
         },
         "scaling": {

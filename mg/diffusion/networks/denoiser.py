@@ -14,7 +14,6 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn
-from mindspore.nn.utils import no_init_parameters
 
 from mg.checkpoints import LoadReport, StateDict
 from mg.collectives import Group
@@ -107,13 +106,13 @@ class Denoiser(StoredModel):
         raise NotImplementedError
 
     @classmethod
-    def complete(cls, config: dict) -> dict:
+    def complete(cls, config: Mapping) -> dict:
         """The config with defaults filled in, checked.
 
         Raises:
             ValueError: an unknown key, or a value that cannot be built.
         """
-        config = merge_config(cls.default_config, config, cls.name)
+        config = dict(merge_config(cls.default_config, config, cls.name))
         channels, heads = config["hidden_size"], config["num_heads"]
         for key in ("in_channels", "hidden_size", "depth", "num_heads", "caption_channels", "model_max_length"):
             if type(config[key]) is not int or config[key] < 1:
@@ -244,25 +243,22 @@ class Denoiser(StoredModel):
     # Weights, under the originals' names.
 
     @classmethod
-    def is_original_config(cls, config: dict) -> bool:
+    def is_original_config(cls, config: Mapping) -> bool:
         architectures = config.get("architectures")
         named = [config.get("model_type"), *(architectures if isinstance(architectures, list) else [])]
         return "model" not in config and any(name in cls.originals for name in named)
 
     @classmethod
-    def translate_config(cls, config: dict) -> dict:
-        return weights.config_from_open_sora(config, cls.default_config) if cls.is_original_config(config) else config
+    def translate_config(cls, config: Mapping) -> dict:
+        if not cls.is_original_config(config):
+            return dict(config)
+        return weights.config_from_open_sora(config, cls.default_config)
 
     @classmethod
-    def original_config(cls, config: dict) -> dict:
+    def original_config(cls, config: Mapping) -> dict:
         if not cls.originals:  # Open-Sora 1.0's networks have none
             return described_here(cls.name)(config)
         return weights.config_to_open_sora(config, cls.originals[0])
-
-    @classmethod
-    def weight_shapes(cls, config: dict) -> dict[str, tuple[int, ...]]:
-        with no_init_parameters():  # so that they use no memory
-            return {name: tuple(p.shape) for name, p in cls(config).named_weights()}
 
     @classmethod
     def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -275,7 +271,7 @@ class Denoiser(StoredModel):
         return False
 
     @classmethod
-    def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
+    def fit(cls, state: Mapping, config: Mapping, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
         """Also takes files of older networks, PixArt's or DiT's: `report.new` is then what they lack."""
         settings = cls.positions(cls.complete(config))
         return weights.fit(state, wanted, settings, cls.new_to_older, cls.blocks_of_older)
@@ -295,7 +291,7 @@ class SizedDenoiser(Denoiser):
     """A denoiser for latents of a single size, `input_size`, which its position embeddings depend on."""
 
     @classmethod
-    def complete(cls, config: dict) -> dict:
+    def complete(cls, config: Mapping) -> dict:
         config = super().complete(config)
         if config["input_size"] is None:
             raise ValueError(f"{cls.name}: input_size is None; it must be three whole numbers, [T, H, W]")
