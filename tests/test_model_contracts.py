@@ -3,6 +3,9 @@
 What is a model's own, its equality with the original above all, is in the file of its name.
 """
 
+import re
+from dataclasses import FrozenInstanceError
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from mindspore import Tensor
 from tiny_models import DC_AE, IMAGE_VAE, SMALL_HUNYUAN_VAE, SMALL_TAE, SMALL_TEMPORAL_VAE, randomized
 
 from mg.checkpoints import CheckpointError
-from mg.models import create_model, from_pretrained, list_models
+from mg.models import create_model, from_pretrained, list_models, model_class
+from mg.models.config import StoredConfig
 
 # Config, and the latent frames that clips on both sides of every boundary have.
 CASES = {
@@ -157,6 +161,21 @@ def test_weights_of_another_model_are_refused_by_name(model, name, tmp_path):
     other = "tae" if name != "tae" else "dc_ae"
     with pytest.raises(CheckpointError, match=f"holds a model other than '{other}'"):
         create_model(other, tmp_path / "weights.safetensors")
+
+
+# Configs.
+
+
+def test_a_config_is_typed_frozen_and_documented_and_reads_as_a_mapping(name):
+    config = model_class(name).default_config
+    assert isinstance(config, StoredConfig) and dict(config) == config == {**config} and len(config) == len([*config])
+    for key, value in config.items():
+        assert getattr(config, key) is value
+        assert any(re.search(rf"\b{key}\b", each.__doc__ or "") for each in type(config).__mro__), key
+        with pytest.raises(FrozenInstanceError):
+            setattr(config, key, value)
+    with pytest.raises(KeyError):
+        config["no_such_key"]
 
 
 # Precisions.

@@ -11,8 +11,8 @@ from tiers import GRAPH_IN_FULL
 
 from mg.models import create_model, from_pretrained
 from mg.models.image_vae.image_vae import ImageAutoencoder
-from mg.models.tae.tae import TAE_CONFIG, TemporalAutoencoder
 from mg.models.tae.inflation import inflate
+from mg.models.tae.tae import TAE_CONFIG, TemporalAutoencoder
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-4  # of the output's scale

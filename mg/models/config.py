@@ -1,4 +1,4 @@
-"""`ModelConfig`: what the configs of models have in common.
+"""`StoredConfig`: what the configs of models have in common.
 
 A config is a frozen dataclass whose defaults are the released checkpoint's, and which reads as a mapping too:
 `config.ch` and `config["ch"]`, `{**config}`, `config == {"ch": 128, ...}`. Its keys are those of the file next to
@@ -12,7 +12,7 @@ from typing import Any
 from mg.config import require
 
 
-class ModelConfig(Mapping[str, Any]):
+class StoredConfig(Mapping[str, Any]):
     """Base of the configs. A subclass is a `dataclass(frozen=True, eq=False)`, and checks itself in `__post_init__`.
 
     Raises:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mg.checkpoints import CheckpointError, StateDict, open_state_dict, read_config
-from mg.models.config import ModelConfig
+from mg.models.config import StoredConfig
 
 if TYPE_CHECKING:
     from mg.models.autoencoder import VideoAutoencoder
@@ -19,13 +19,13 @@ Config = TypeVar("Config", bound=Mapping[str, Any])
 
 
 def merge_config(defaults: Config, given: Mapping, name: str) -> Config:
-    """`defaults`, a `ModelConfig` or a dict, overridden by `given`.
+    """`defaults`, a `StoredConfig` or a dict, overridden by `given`.
 
     Raises:
         ValueError: an unknown key, with the nearest one, or a config that cannot be built.
     """
     check_keys(defaults, given, name)
-    if isinstance(defaults, ModelConfig):
+    if isinstance(defaults, StoredConfig):
         return replace(defaults, **given)  # type: ignore[type-var]
     return cast(Config, {**defaults, **given})
 

@@ -79,7 +79,7 @@ class StoredModel(nn.Cell):
 
     Attributes:
         name: the model's name.
-        default_config: every config key, with the released weights' values; a `ModelConfig`, or a plain dict.
+        default_config: every config key, with the released weights' values; a `StoredConfig`, or a plain dict.
         config: every setting that the weights depend on.
         formats: formats in which the weights can be written for other software, by name; the first is the original's.
         originals: class names in the originals' configs.
@@ -284,6 +284,6 @@ def _kinds(model: type[StoredModel]) -> tuple[set[str], set]:
     known = {
         naming.kind(name, array.shape)
         for state in states
-        for name, array in naming.own_part(state, _parts(ours)).items()
+        for name, array in model.own_part(naming.own_part(state, _parts(ours))).items()
     }
     return _parts(ours), known

@@ -26,7 +26,7 @@ from mindspore import nn, ops
 from mg.checkpoints import StateDict
 from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
-from mg.models.config import ModelConfig, are_positive, is_above_0
+from mg.models.config import StoredConfig, are_positive, is_above_0
 from mg.models.dc_ae.blocks import (
     HEAD,
     Downsample,
@@ -47,7 +47,7 @@ TEMPORAL = (False, False, False, True, True, False)
 
 
 @dataclass(frozen=True, eq=False)
-class DCAEConfig(ModelConfig):
+class DCAEConfig(StoredConfig):
     """Config of Video DC-AE.
 
     Attributes:
@@ -192,6 +192,7 @@ class VideoDCAE(VideoAutoencoder):
     """
 
     name = "dc_ae"
+    config: DCAEConfig
     default_config = DC_AE_CONFIG
     scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
     applies_scaling = True
@@ -212,7 +213,7 @@ class VideoDCAE(VideoAutoencoder):
     ):
         super().__init__(config, pretrained=pretrained)
         config = self.config
-        channels, latents, temporal = config["in_channels"], config["latent_channels"], 2 ** sum(TEMPORAL)
+        channels, latents, temporal = config.in_channels, config.latent_channels, 2 ** sum(TEMPORAL)
         self.geometry = Geometry(
             channels,
             latents,
@@ -222,9 +223,9 @@ class VideoDCAE(VideoAutoencoder):
             keeps_images=True,
             has_posterior=False,
         )
-        self.scaling_factor = 1.0 if config["scaling_factor"] is None else config["scaling_factor"]
-        self.encoder = Encoder(channels, latents, config["encoder_width_list"], config["encoder_depth_list"])
-        self.decoder = Decoder(latents, channels, config["decoder_width_list"], config["decoder_depth_list"])
+        self.scaling_factor = 1.0 if config.scaling_factor is None else config.scaling_factor
+        self.encoder = Encoder(channels, latents, config.encoder_width_list, config.encoder_depth_list)
+        self.decoder = Decoder(latents, channels, config.decoder_width_list, config.decoder_depth_list)
         self.finish(dtype, use_recompute, pretrained)
 
     def encode_moments(self, x):

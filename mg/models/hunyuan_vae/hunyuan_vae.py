@@ -22,7 +22,7 @@ from pathlib import Path
 from mg.checkpoints import StateDict
 from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
-from mg.models.config import ModelConfig, are_positive, is_above_0
+from mg.models.config import StoredConfig, are_positive, is_above_0
 from mg.models.hunyuan_vae.blocks import Conv, Decoder, Encoder
 from mg.models.hunyuan_vae.weights import (
     CLASSES,
@@ -40,7 +40,7 @@ from mg.tiling import TilingConfig
 
 
 @dataclass(frozen=True, eq=False)
-class HunyuanVAEConfig(ModelConfig):
+class HunyuanVAEConfig(StoredConfig):
     """Config of the HunyuanVideo VAE, with the keys of diffusers' config.json.
 
     Attributes:
@@ -111,6 +111,7 @@ class HunyuanVAE(VideoAutoencoder):
     """
 
     name = "hunyuan_vae"
+    config: HunyuanVAEConfig
     default_config = HUNYUAN_VAE_CONFIG
     scaling = "for the caller: z * scaling_factor after encode, undone before decode"
     recomputed = (ResnetBlock, CausalAttention)
@@ -146,26 +147,26 @@ class HunyuanVAE(VideoAutoencoder):
     ):
         super().__init__(config, sample_deterministic, pretrained)
         config = self.config
-        latents, temporal = config["latent_channels"], config["temporal_compression_ratio"]
+        latents, temporal = config.latent_channels, config.temporal_compression_ratio
         self.geometry = Geometry(
-            config["in_channels"],
+            config.in_channels,
             latents,
-            spatial=config["spatial_compression_ratio"],
+            spatial=config.spatial_compression_ratio,
             temporal=temporal,
             lead=1,
             frame_multiple=temporal,
         )
         shape = (
-            config["block_out_channels"],
+            config.block_out_channels,
             factors(config),
-            config["layers_per_block"],
-            config["norm_num_groups"],
-            config["mid_block_add_attention"],
+            config.layers_per_block,
+            config.norm_num_groups,
+            config.mid_block_add_attention,
         )
-        self.encoder = Encoder(config["in_channels"], 2 * latents, *shape)
+        self.encoder = Encoder(config.in_channels, 2 * latents, *shape)
         self.quant_conv = Conv(2 * latents, 2 * latents, kernel_size=1)
         self.post_quant_conv = Conv(latents, latents, kernel_size=1)
-        self.decoder = Decoder(latents, config["out_channels"], *shape)
+        self.decoder = Decoder(latents, config.out_channels, *shape)
         start_certain(self.quant_conv)
         self.finish(dtype, use_recompute, pretrained)
 

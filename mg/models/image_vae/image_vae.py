@@ -13,7 +13,7 @@ from mindspore import Tensor, ops
 from mg.checkpoints import StateDict
 from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
-from mg.models.config import ModelConfig, are_positive
+from mg.models.config import StoredConfig, are_positive
 from mg.models.image_vae.weights import SPELLINGS, config_from_diffusers, config_to_diffusers
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.layout import narrow, repeat_edges, split, swap_frames
@@ -25,7 +25,7 @@ from mg.tiling import TilingConfig
 
 
 @dataclass(frozen=True, eq=False)
-class ImageVAEConfig(ModelConfig):
+class ImageVAEConfig(StoredConfig):
     """Config of the image VAE, with latent diffusion's keys; the defaults are SD3.5's.
 
     Attributes:
@@ -71,6 +71,7 @@ class ImageAutoencoder(VideoAutoencoder):
     """
 
     name = "image_vae"
+    config: ImageVAEConfig
     default_config = IMAGE_VAE_CONFIG
     recomputed = (ResnetBlock,)
     default_tiling = TilingConfig(decode_overlap=0)  # frames are independent
@@ -102,13 +103,13 @@ class ImageAutoencoder(VideoAutoencoder):
     ):
         super().__init__(config, pretrained=pretrained)
         config = self.config
-        widths = [config["ch"] * m for m in config["ch_mult"]]
-        latents = config["z_channels"]
-        self.geometry = Geometry(config["in_channels"], latents, spatial=2 ** (len(widths) - 1), temporal=1)
-        shape = (widths, config["num_res_blocks"], config["norm_num_groups"])
-        self.encoder = Encoder(config["in_channels"], 2 * latents, *shape)
-        self.decoder = Decoder(latents, config["out_ch"], *shape)
-        self.quantized, self.dequantized = config["use_quant_conv"], config["use_post_quant_conv"]
+        widths = [config.ch * m for m in config.ch_mult]
+        latents = config.z_channels
+        self.geometry = Geometry(config.in_channels, latents, spatial=2 ** (len(widths) - 1), temporal=1)
+        shape = (widths, config.num_res_blocks, config.norm_num_groups)
+        self.encoder = Encoder(config.in_channels, 2 * latents, *shape)
+        self.decoder = Decoder(latents, config.out_ch, *shape)
+        self.quantized, self.dequantized = config.use_quant_conv, config.use_post_quant_conv
         if self.quantized:
             self.quant_conv = SpatialConv(2 * latents, 2 * latents, 1, padding=(0, 0, 0, 0))
         if self.dequantized:

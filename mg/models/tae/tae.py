@@ -13,6 +13,7 @@ shapes of mindone's checkpoints, which load directly.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -85,6 +86,7 @@ class TemporalAutoencoder(VideoAutoencoder):
     """
 
     name = "tae"
+    config: TAEConfig
     default_config = TAEConfig()
     recomputed = (ResnetBlock,)
     formats = {"mindone": Format("mindone", "model.ckpt", described_here("tae"))}
@@ -104,33 +106,33 @@ class TemporalAutoencoder(VideoAutoencoder):
     ):
         super().__init__(config, sample_deterministic, pretrained)
         config = self.config
-        widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
-        latents, halvings = config["z_channels"], len(config["temporal_downsample_level"])
-        self.geometry = Geometry(config["in_channels"], latents, spatial=2 ** (len(widths) - 1), temporal=2**halvings)
+        widths = [config.ch * multiplier for multiplier in config.ch_mult]
+        latents, halvings = config.z_channels, len(config.temporal_downsample_level)
+        self.geometry = Geometry(config.in_channels, latents, spatial=2 ** (len(widths) - 1), temporal=2**halvings)
 
-        shared = {
+        shared: dict[str, Any] = {
             "widths": widths,
-            "num_res_blocks": config["num_res_blocks"],
-            "groups": config["norm_num_groups"],
+            "num_res_blocks": config.num_res_blocks,
+            "groups": config.norm_num_groups,
             "temporal": True,
-            "temporal_attention": config["attn_type"] == "vanilla",
+            "temporal_attention": config.attn_type == "vanilla",
         }
         self.encoder = Encoder(
-            config["in_channels"],
+            config.in_channels,
             2 * latents,
-            temporal_levels=tuple(config["temporal_downsample_level"]),
+            temporal_levels=tuple(config.temporal_downsample_level),
             **shared,
         )
-        self.quantized, self.dequantized = config["use_quant_conv"], config["use_post_quant_conv"]
+        self.quantized, self.dequantized = config.use_quant_conv, config.use_post_quant_conv
         if self.quantized:
             self.quant_conv = FactorizedConv(2 * latents, 2 * latents, 1)
         if self.dequantized:
             self.post_quant_conv = FactorizedConv(latents, latents, 1)
         self.decoder = Decoder(
             latents,
-            config["out_ch"],
-            temporal_levels=tuple(config["temporal_upsample_level"]),
-            temporal_padding=config["temporal_upsample_padding"],
+            config.out_ch,
+            temporal_levels=tuple(config.temporal_upsample_level),
+            temporal_padding=config.temporal_upsample_padding,
             **shared,
         )
         self.finish(dtype, use_recompute, pretrained)

@@ -31,7 +31,7 @@ from mg.checkpoints import StateDict
 from mg.codec import Codec, Geometry, TwoStageCodec
 from mg.models import naming
 from mg.models.autoencoder import VideoAutoencoder, on_host
-from mg.models.config import ModelConfig, are_positive, is_above_0
+from mg.models.config import StoredConfig, are_positive, is_above_0
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.image_vae.weights import SPELLINGS
 from mg.models.layers.layout import narrow, split
@@ -52,7 +52,7 @@ from mg.tiling import TilingConfig, chunk_bounds
 
 
 @dataclass(frozen=True, eq=False)
-class TemporalVAEConfig(ModelConfig):
+class TemporalVAEConfig(StoredConfig):
     """Config of the Open-Sora 1.2 VAE.
 
     Attributes:
@@ -130,6 +130,7 @@ class OpenSoraVAE(VideoAutoencoder):
     """
 
     name = "temporal_vae"
+    config: TemporalVAEConfig
     default_config = TEMPORAL_VAE_CONFIG
     scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
     applies_scaling = True
@@ -163,22 +164,22 @@ class OpenSoraVAE(VideoAutoencoder):
         super().__init__(config, sample_deterministic, pretrained)
         config = self.config
         self.geometry = Geometry(
-            config["in_channels"],
-            config["latent_channels"],
-            spatial=2 ** (len(config["spatial_block_out_channels"]) - 1),
-            temporal=2 ** sum(config["temporal_downsample"]),
-            chunk=config["micro_frame_size"],
+            config.in_channels,
+            config.latent_channels,
+            spatial=2 ** (len(config.spatial_block_out_channels) - 1),
+            temporal=2 ** sum(config.temporal_downsample),
+            chunk=config.micro_frame_size,
         )
-        self.factor, self.between = config["spatial_scaling_factor"], config["spatial_latent_channels"]
+        self.factor, self.between = config.spatial_scaling_factor, config.spatial_latent_channels
         self.spatial_vae = ImageAutoencoder(spatial_config(config))
-        self.spatial_vae.micro_batch_size = config["micro_batch_size"]
+        self.spatial_vae.micro_batch_size = config.micro_batch_size
         self.temporal_vae = TemporalVAE(
-            config["spatial_latent_channels"],
-            config["latent_channels"],
-            [config["filters"] * multiplier for multiplier in config["channel_multipliers"]],
-            config["temporal_downsample"],
-            config["num_res_blocks"],
-            config["norm_num_groups"],
+            config.spatial_latent_channels,
+            config.latent_channels,
+            [config.filters * multiplier for multiplier in config.channel_multipliers],
+            config.temporal_downsample,
+            config.num_res_blocks,
+            config.norm_num_groups,
         )
         self.finish(dtype, use_recompute, pretrained)
 
@@ -206,7 +207,7 @@ class OpenSoraVAE(VideoAutoencoder):
             spatial.tiling,
         )
         encoder, decoder = on_host(self.temporal_vae.encode), on_host(self.temporal_vae.decode)
-        shift, scale = self.config["shift"], self.config["scale"]
+        shift, scale = self.config.shift, self.config.scale
         return TwoStageCodec(self.geometry, frames, encoder, decoder, self.tiling, shift, scale)
 
     def unscaled(self, z):
