@@ -46,7 +46,8 @@ def names_in_diffusers(config: dict) -> dict[str, str]:
 
 
 def from_diffusers(state: dict, config: dict) -> dict:
-    return ImageAutoencoder.translate_weights(state, image_config(config))
+    given = image_config(config)
+    return ImageAutoencoder.fit(state, given, ImageAutoencoder.weight_shapes(given))[0]
 
 
 def to_ldm(state: dict, prefix: str = "") -> dict:
