@@ -26,7 +26,10 @@ def merge_config(defaults: Config, given: Mapping, name: str) -> Config:
     """
     check_keys(defaults, given, name)
     if isinstance(defaults, StoredConfig):
-        return replace(defaults, **given)  # type: ignore[type-var]
+        try:
+            return replace(defaults, **given)  # type: ignore[type-var]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     return cast(Config, {**defaults, **given})
 
 
