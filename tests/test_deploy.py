@@ -120,7 +120,7 @@ def test_encode_and_decode_are_the_models_in_the_same_tiles(exported, engine):
         assert_close(logvar, exported.logvar.asnumpy())
     assert_close(vae.decode(exported.z, exported.x.shape[2]), exported.y)
     model = exported.model
-    assert (vae.name, vae.config) == (model.name, json.loads(json.dumps(model.config)))
+    assert (vae.name, vae.config) == (model.name, json.loads(json.dumps(dict(model.config))))
     for name in ("spatial_compression", "temporal_compression", "latent_channels", "tiling"):
         assert getattr(vae, name) == getattr(model, name)
 

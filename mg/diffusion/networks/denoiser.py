@@ -318,12 +318,12 @@ class SizedDenoiser(Denoiser):
     @staticmethod
     def grid(config: DenoiserConfig) -> tuple[int, int, int]:
         """The number of patches along T, H and W."""
-        t, h, w = (-(-size // patch) for size, patch in zip(config.input_size, config.patch_size))
+        t, h, w = (-(-size // patch) for size, patch in zip(config.input_size or (), config.patch_size))
         return t, h, w
 
     def _check_latents(self, x) -> int:
         samples = super()._check_latents(x)
-        if tuple(x.shape[2:]) != tuple(self.config.input_size):
+        if tuple(x.shape[2:]) != tuple(self.config.input_size or ()):
             raise ValueError(
                 f"x has shape {tuple(x.shape)}, and this {self.name} is for {self.config.input_size}, "
                 "[T, H, W]; build it with that input_size"
