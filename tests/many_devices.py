@@ -21,7 +21,8 @@ from mg.data.index import read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.training import trainer
 from mg.training.autoencoder import TrainConfig
-from mg.training.step import TrainStep, Updater
+from mg.training.step import TrainStep
+from mg.training.updater import Updater
 from mg.training.workers import WorkersError, require_same, share_bad_files
 
 ADVERSARY = (

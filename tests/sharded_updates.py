@@ -19,7 +19,7 @@ from mg import runtime
 from mg.collectives import Group
 from mg.training import flat
 from mg.training.optim import OptimConfig
-from mg.training.step import Gather, Updater
+from mg.training.updater import Gather, Updater
 
 SHAPES = {"conv.weight": (5, 3, 3, 3), "conv.bias": (5,), "norm.weight": (7,), "out.weight": (300, 401), "scale": (1,)}
 UPDATES, MIDDLE = 4, 2

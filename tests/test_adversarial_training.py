@@ -17,9 +17,9 @@ from mg.losses.adversarial import (
     discriminator_loss,
     generator_loss,
 )
-from mg.losses.discriminator import DISCRIMINATOR_FILE, DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, from_pretrained
+from mg.models.discriminator import DISCRIMINATOR_FILE, DiscriminatorConfig, NLayerDiscriminator3D
 from mg.training import trainer
 from mg.training.optim import OptimConfig, OptimizerConfig
 from mg.training.step import Adversary, TrainStep

@@ -21,22 +21,22 @@ from mindspore import Tensor
 from tiny_models import InTiles
 from training_runs import TwoConvs
 
-from mg.codec import Encoded
-from mg.config import parse_config
-from mg.data.video import open_video, write_image, write_video
-from mg.evaluation import benchmark
-from mg.evaluation.baseline import area_trilinear_baseline, dct_baseline
-from mg.evaluation.benchmark import (
+from mg.benchmark import contestants, quality
+from mg.benchmark.quality import (
     BenchmarkConfig,
     error_map,
-    read_contestants,
     report_command,
     run_benchmark,
 )
-from mg.evaluation.clips import ModelConfig, load_clip
+from mg.benchmark.summary import format_summary
+from mg.codec import Encoded
+from mg.config import parse_config
+from mg.data.clips import load_clip
+from mg.data.video import open_video, write_image, write_video
+from mg.evaluation.baseline import area_trilinear_baseline, dct_baseline
 from mg.evaluation.metrics import psnr
-from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
-from mg.evaluation.summary import format_summary
+from mg.inference.loading import ModelSection
+from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.models import create_model
 
 ROOT = Path(__file__).parents[1]
@@ -197,8 +197,8 @@ class Slow(InTiles):
 
 def test_the_first_run_of_a_shape_is_not_timed(configure, monkeypatch):
     model = Slow()
-    monkeypatch.setattr(benchmark, "load_model", lambda _: model)
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: model.now)
+    monkeypatch.setattr(contestants, "load_model", lambda _: model)
+    monkeypatch.setattr(contestants.time, "perf_counter", lambda: model.now)
     found = run_benchmark(configure(["a.mp4", "b.mp4", "still.png"], models=configure().models[:1]))
     assert [row.status for row in found.rows] == ["ok"] * 3
     for row in found.rows:
@@ -209,7 +209,7 @@ def test_the_first_run_of_a_shape_is_not_timed(configure, monkeypatch):
 def test_a_clip_that_a_model_cannot_take_costs_one_row(configure, monkeypatch):
     model = Slow()
     model.fails_on = [(1, 3, 1, 32, 32)]
-    monkeypatch.setattr(benchmark, "load_model", lambda _: model)
+    monkeypatch.setattr(contestants, "load_model", lambda _: model)
     found = run_benchmark(configure(["still.png", "a.mp4"], models=configure().models[:1]))
     assert [(row.status, row.error) for row in found.rows] == [("error", "out of memory"), ("ok", "")]
 
@@ -225,7 +225,7 @@ def test_a_killed_run_goes_on_behind_its_last_whole_row(tmp_path, configure, mon
     whole = [(row.model, row.name, row.status, row.psnr) for row in run_benchmark(configure()).rows]
     results, filled, enough = tmp_path / "out" / "results.csv", [], 3
     results.unlink()
-    fill = benchmark._fill
+    fill = quality._fill
 
     def stop(row, *arguments):
         if len(filled) == enough:
@@ -233,7 +233,7 @@ def test_a_killed_run_goes_on_behind_its_last_whole_row(tmp_path, configure, mon
         filled.append(row)
         fill(row, *arguments)
 
-    monkeypatch.setattr(benchmark, "_fill", stop)
+    monkeypatch.setattr(quality, "_fill", stop)
     with pytest.raises(KeyboardInterrupt):
         run_benchmark(configure())
     enough = None
@@ -278,10 +278,10 @@ def test_ctrl_c_ends_a_compiled_run_in_order(tmp_path, configure, checkpoints):
     code = """
 import os, runpy, signal, sys
 import training_runs
-from mg.evaluation import benchmark
+from mg.benchmark import quality
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells ignore it
-add = benchmark.Results.add
-benchmark.Results.add = lambda *row: (add(*row), os.kill(os.getpid(), signal.SIGINT))
+add = quality.Results.add
+quality.Results.add = lambda *row: (add(*row), os.kill(os.getpid(), signal.SIGINT))
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
     script = str(ROOT / "scripts" / "benchmark.py")
@@ -381,7 +381,7 @@ def test_a_config_gives_model_precision_and_tiles_but_no_clips(tmp_path, configu
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/inference/*.yaml")), ids=lambda p: p.stem)
 def test_the_shipped_configurations_are_models_of_a_benchmark(path, configure, checkpoints):
-    (contestant,) = read_contestants(configure(models=[f"{path}={checkpoints[0]}"]))
+    (contestant,) = contestants.read_models(configure(models=[f"{path}={checkpoints[0]}"]).models)
     shipped = yaml.safe_load(path.read_text())["model"]
     assert contestant.label == "first" and contestant.settings["dtype"] == shipped["dtype"]
     assert contestant.config.model.name == shipped["name"]
@@ -434,7 +434,7 @@ def test_settings_out_of_range_are_named(configure, options, message):
 def test_an_error_map_is_black_where_nothing_differs_and_brightest_from_its_range_on():
     real = np.zeros((1, 2, 3, 3))
     generated = real.copy()
-    generated[0, 0, 1], generated[0, 0, 2] = benchmark.ERROR_MAP_RANGE, 1
+    generated[0, 0, 1], generated[0, 0, 2] = quality.ERROR_MAP_RANGE, 1
     shown = error_map(real, generated)
     assert shown.shape == (1, 2, 3, 3) and shown.dtype == np.uint8
     assert shown[0, 0, 0].max() < 5 and shown[0, 0, 1].sum() > 600
@@ -460,7 +460,7 @@ def test_inference_gives_the_command_that_makes_a_report_of_its_run(
     tmp_path, configure, checkpoints, monkeypatch, capsys
 ):
     clips = configure(["a.mp4", "empty.mp4"])
-    model = ModelConfig(checkpoints[0], dtype="bf16")
+    model = ModelSection(checkpoints[0], dtype="bf16")
     config = InferenceConfig(
         model,
         clips.csv_path,

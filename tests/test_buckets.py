@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from training_runs import short_run, write_data
 
+from mg.benchmark.quality import BenchmarkConfig, report_command
+from mg.benchmark.results import write_settings
 from mg.config import parse_config
 from mg.data import DataError
 from mg.data.buckets import (
@@ -25,13 +27,13 @@ from mg.data.buckets import (
     count_pixels,
     read_buckets,
 )
+from mg.data.clips import ClipOptions, read_clips
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import write_image, write_video
-from mg.evaluation.benchmark import BenchmarkConfig, report_command
-from mg.evaluation.clips import ClipOptions, ModelConfig, group_by_shape, read_clips
-from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
-from mg.evaluation.results import write_settings
+from mg.inference.batches import group_by_shape
+from mg.inference.loading import ModelSection
+from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.models import create_model
 from mg.settings import check_settings
 from mg.training.autoencoder import TrainConfig
@@ -612,6 +614,6 @@ def test_results_of_other_buckets_are_not_mixed_and_the_report_has_the_same(tmp_
     for other in ({"64px": {4: [0.5, 1], 8: [0.0, None]}}, None):
         with pytest.raises(ValueError, match="settings.json"):
             check_settings(tmp_path / "settings.json", {"clips": ClipOptions(buckets=other).describe()})
-    command = report_command(InferenceConfig(ModelConfig("x"), "x.csv", buckets=options.buckets, fps_max=12.0))
+    command = report_command(InferenceConfig(ModelSection("x"), "x.csv", buckets=options.buckets, fps_max=12.0))
     again = parse_config(BenchmarkConfig, "", shlex.split(command)[1:])
     assert again.describe() == {**options.describe(), "fps_max": 12.0}

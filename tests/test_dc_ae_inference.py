@@ -10,9 +10,10 @@ import pytest
 from commands import run_here
 from tiny_models import DC_AE as TINY
 
+from mg.data.clips import load_clip
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation.clips import ModelConfig, load_clip
-from mg.evaluation.reconstruction import InferenceConfig, score
+from mg.inference.loading import ModelSection
+from mg.inference.reconstruction import InferenceConfig, score
 from mg.models import create_model, from_pretrained
 from mg.tiling import TilingConfig
 
@@ -65,7 +66,7 @@ def test_the_shipped_config_reconstructs_in_tiles(tmp_path, checkpoint, index, m
     model = from_pretrained(checkpoint, dtype=summary["config"]["model"]["dtype"])
     assert summary["config"]["model"]["dtype"] == "bf16"
     model.enable_tiling(**vars(TilingConfig(4, 0, 4, 0, 32, 0, "short")))  # a quarter of one latent is none
-    config = InferenceConfig(ModelConfig(str(checkpoint)), str(index), image_size=64, num_frames=8, fps_max=16)
+    config = InferenceConfig(ModelSection(str(checkpoint)), str(index), image_size=64, num_frames=8, fps_max=16)
     x = load_clip(index.parent / "moving.mp4", config)[0]
     y = np.clip(model(ms.Tensor(x[None])).asnumpy()[0], -1, 1)
     assert float(rows["moving.mp4"]["psnr"]) == pytest.approx(score(x, y)[0], abs=1e-3)

@@ -12,7 +12,7 @@ from training_runs import read_records
 
 from mg.config import parse_config
 from mg.data.synthetic import ClipSettings, make_clips
-from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
+from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.models import create_model
 
 ROOT = Path(__file__).parents[1]

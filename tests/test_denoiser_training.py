@@ -21,7 +21,6 @@ from mg.config import gives_section, parse_config
 from mg.data.loader import Batch, OpenSoraDataConfig
 from mg.diffusion.networks import create_denoiser
 from mg.diffusion.schedules import create_schedule
-from mg.evaluation.clips import ModelConfig
 from mg.generation.codec import AUTOENCODERS
 from mg.generation.config import AutoencoderSection, TextEncoderSection
 from mg.generation.training.config import (
@@ -32,8 +31,9 @@ from mg.generation.training.config import (
 )
 from mg.generation.training.latents import StoredLatents, _whole
 from mg.generation.training.step import DenoiserStep
+from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.loading import ModelSection
 from mg.latents import open_latents
-from mg.latents.encode import EncodeConfig, encode_csv
 from mg.runtime import Runtime
 from mg.text.store import EncodeTextConfig, TextEncoderConfig, encode_texts
 from mg.training.optim import OptimConfig
@@ -190,7 +190,7 @@ def stored(place):
     data = {"csv_path": str(place / "train.csv"), "video_folder": str(place / "videos")}
     for name, posterior in (("latents", True), ("means", False)):
         clips = dict(num_frames=4, image_size=16, crop=True, mode="pynative", device="cpu", posterior=posterior)
-        model = ModelConfig(str(AUTOENCODER), AUTOENCODERS["VideoAutoencoderKL"])
+        model = ModelSection(str(AUTOENCODER), AUTOENCODERS["VideoAutoencoderKL"])
         encode_csv(EncodeConfig(model=model, output_path=str(place / name), **data, **clips))
     encoder = TextEncoderConfig(str(place / "t5"), "t5", 4)
     texts = {"csv_path": data["csv_path"], "output_path": str(place / "embeddings"), "mode": "pynative"}

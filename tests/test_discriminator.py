@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 
 from mg import runtime
 from mg.checkpoints import CheckpointError, write_state_dict
-from mg.losses.discriminator import DISCRIMINATOR_FILE, DiscriminatorConfig, NLayerDiscriminator3D
+from mg.models.discriminator import DISCRIMINATOR_FILE, DiscriminatorConfig, NLayerDiscriminator3D
 
 PARITY = Path(__file__).parent / "data" / "discriminator"  # the original's outputs, ndf 8, evaluation mode
 TINY = {"ndf": 4, "n_layers": 3}

@@ -28,9 +28,9 @@ from image_vaes import image_vae
 from small_steps import make
 from training_runs import SHORT, TwoConvs
 
+from mg.benchmark.results import ResultRow, Results, read_rows
 from mg.checkpoints import atomic_write, naming, read_state_dict, write_state_dict
 from mg.data.video import write_image, write_video
-from mg.evaluation.results import Results, Row, read_rows
 from mg.evaluation.table import Table
 from mg.models import VideoAutoencoder, register_model
 from mg.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
@@ -692,7 +692,7 @@ def test_a_full_disk_keeps_older_checkpoints_and_names_the_file(tmp_path):
 def test_rows_that_a_full_disk_has_no_room_for_wait_until_it_has(tmp_path, caplog):
     path = tmp_path / "results.csv"
     results = Results(path)
-    rows = [Row(f"{i}{'x' * 500}", "output", "model") for i in range(6)]
+    rows = [ResultRow(f"{i}{'x' * 500}", "output", "model") for i in range(6)]
     with full_disk():
         for row in rows[:5]:
             results.add(row)

@@ -12,17 +12,18 @@ from mindspore import Tensor
 from tiny_models import DC_AE, HUNYUAN_VAE, IMAGE_VAE, SMALL_TAE, TEMPORAL_VAE
 from training_runs import TwoConvs
 
+from mg.benchmark.footprints import measure_cost
 from mg.config import parse_config
+from mg.data import clips
+from mg.data.clips import ClipOptions, load_clip
 from mg.data.errors import reading
 from mg.data.video import write_image, write_video
-from mg.evaluation import clips
-from mg.evaluation.clips import ClipOptions, ModelConfig, load_clip
-from mg.evaluation.fitting import DoesNotFit, Fitting
-from mg.evaluation.footprints import measure_cost
-from mg.evaluation.reconstruction import InferenceConfig, reconstruct_csv
+from mg.inference.decode import DecodeConfig, decode_folder
+from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.fitting import DoesNotFit, Fitting
+from mg.inference.loading import ModelSection
+from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.latents import open_latents
-from mg.latents.decode import DecodeConfig, decode_folder
-from mg.latents.encode import EncodeConfig, encode_csv
 from mg.models import create_model, memory
 from mg.models.memory import MEASURED, Footprint, bytes_needed, tilings
 from mg.runtime import forget_graphs, setup
@@ -141,9 +142,9 @@ def test_compiled_graphs_are_forgotten_before_a_clip_is_refused(monkeypatch):
         forgotten.append(network)
         free[0] *= 4
 
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.is_graph_mode", lambda: True)
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.forget_graphs", forget)
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: free[0])
+    monkeypatch.setattr("mg.inference.fitting.runtime.is_graph_mode", lambda: True)
+    monkeypatch.setattr("mg.inference.fitting.runtime.forget_graphs", forget)
+    monkeypatch.setattr("mg.inference.fitting.runtime.free_memory", lambda: free[0])
     with pytest.raises(DoesNotFit):
         fitting.settle(model, SMALL)  # of whose model there is no graph to forget
     assert fitting.settle(model, (1, 3, 1, 64, 64)) == "whole" and not forgotten
@@ -153,11 +154,11 @@ def test_compiled_graphs_are_forgotten_before_a_clip_is_refused(monkeypatch):
 def test_tiles_that_ran_before_fit_again_however_little_is_left(monkeypatch):
     """What a compiled graph holds, it holds for all clips that are cut into its tiles."""
     model, fitting, free = two_convs(), Fitting(), [needs(4, 128, 128) * GB / 0.9 + 1]
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.is_graph_mode", lambda: True)
+    monkeypatch.setattr("mg.inference.fitting.runtime.is_graph_mode", lambda: True)
     monkeypatch.setattr(
-        "mg.evaluation.fitting.runtime.forget_graphs", lambda _: pytest.fail("nothing is to be forgotten")
+        "mg.inference.fitting.runtime.forget_graphs", lambda _: pytest.fail("nothing is to be forgotten")
     )
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: free[0])
+    monkeypatch.setattr("mg.inference.fitting.runtime.free_memory", lambda: free[0])
     assert fitting.settle(model, LARGE) == "in tiles of 32x128x128"
     free[0] = 1000
     for height in range(128, 400, 32):
@@ -181,13 +182,13 @@ def test_a_model_of_which_nothing_is_known_runs_whole(monkeypatch):
 
 def test_the_memory_that_clips_before_took_is_taken_again(monkeypatch):
     """What a process holds stays its own: a second shape fits as the first did."""
-    monkeypatch.setattr("mg.evaluation.fitting.Fitting._at_start", GB)
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: 2 * GB)
-    monkeypatch.setattr("mg.evaluation.fitting.resident", lambda: 9 * GB)
+    monkeypatch.setattr("mg.inference.fitting.Fitting._at_start", GB)
+    monkeypatch.setattr("mg.inference.fitting.runtime.free_memory", lambda: 2 * GB)
+    monkeypatch.setattr("mg.inference.fitting.resident", lambda: 9 * GB)
     assert Fitting()._free() == pytest.approx(0.9 * 10 * GB)
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.is_graph_mode", lambda: True)
+    monkeypatch.setattr("mg.inference.fitting.runtime.is_graph_mode", lambda: True)
     assert Fitting()._free() == pytest.approx(0.9 * 2 * GB)  # what a compiled graph took stays the graph's
-    monkeypatch.setattr("mg.evaluation.fitting.runtime.free_memory", lambda: None)
+    monkeypatch.setattr("mg.inference.fitting.runtime.free_memory", lambda: None)
     assert Fitting()._free() is None and Fitting(max_memory=3)._free() == 3 * GB
 
 
@@ -259,7 +260,7 @@ def set_of_sizes(tmp_path):
     write_image(tmp_path / "still.png", np.full((64, 64, 3), 90, np.uint8))
     (tmp_path / "set.csv").write_text("video\nsmall.mp4\nlarge.mp4\nstill.png\nagain.mp4\n")
     TwoConvs({}).save_weights(tmp_path / "w.ckpt")
-    options = dict(model=ModelConfig(str(tmp_path / "w.ckpt")), csv_path=str(tmp_path / "set.csv"), mode="pynative")
+    options = dict(model=ModelSection(str(tmp_path / "w.ckpt")), csv_path=str(tmp_path / "set.csv"), mode="pynative")
     return dict(options, image_size=0, crop=False, output_path=str(tmp_path / "out"))
 
 

@@ -10,9 +10,9 @@ from tiny_models import DC_AE, HUNYUAN_VAE, IMAGE_VAE, SMALL_TAE, TEMPORAL_VAE, 
 
 from mg.deploy import load
 from mg.deploy.export import ExportConfig, export
-from mg.evaluation.clips import TileFields
 from mg.generation.codec import LatentCodec, load_codec
 from mg.generation.config import AutoencoderSection
+from mg.inference.loading import TileFields
 from mg.models import create_model
 
 DATA = Path(__file__).parent / "data" / "generation" / "video_autoencoder_kl"

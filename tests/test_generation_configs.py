@@ -13,7 +13,7 @@ from mg.generation import gallery
 from mg.generation.config import GenerateConfig, given
 from mg.generation.gallery import write_gallery
 from mg.generation.requests import read_requests
-from mg.generation.samples import Row, read_rows, record
+from mg.generation.samples import SampleRow, read_rows, record
 
 ROOT = Path(__file__).parents[1]
 ORIGINALS = json.loads((ROOT / "tests/data/generation/inference_configs.json").read_text(encoding="utf-8"))
@@ -74,9 +74,11 @@ def samples(tmp_path):
     write_image(tmp_path / "references" / "cat.png", frames[0])
     told = {"seed": 42, "aes": None, "scheduler": {"type": "iddpm", "cfg_scale": 7.0, "cfg_channel": None}}
     shape = dict(height=16, width=16, fps=8.0, settings=told)
-    video = Row("sample_0000", "a <cat>", file="sample_0000.mp4", frames=4, pictures=["references/cat.png"], **shape)
-    image = Row("sample_0001", "", file="sample_0001.png", frames=1, **shape)
-    failed = Row("sample_0002", "a dog", "error", "none.png: no such file")
+    video = SampleRow(
+        "sample_0000", "a <cat>", file="sample_0000.mp4", frames=4, pictures=["references/cat.png"], **shape
+    )
+    image = SampleRow("sample_0001", "", file="sample_0001.png", frames=1, **shape)
+    failed = SampleRow("sample_0002", "a dog", "error", "none.png: no such file")
     record(tmp_path, [failed, image])
     record(tmp_path, [video])
     return tmp_path

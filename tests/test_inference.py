@@ -17,31 +17,23 @@ from tiny_models import InTiles
 from training_runs import TwoConvs
 
 from mg.config import parse_config
+from mg.data.clips import Clip, load_clip
 from mg.data.index import read_index
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation import clips, reconstruction
-from mg.evaluation.clips import (
-    Clip,
-    ClipsConfig,
-    ModelConfig,
-    TileFields,
-    group_by_shape,
-    load_clip,
-    load_model,
-    noise_for,
-)
-from mg.evaluation.latents import StatisticsConfig, measure
-from mg.evaluation.reconstruction import (
+from mg.inference import loading
+from mg.inference.batches import group_by_shape
+from mg.inference.loading import ClipsConfig, ModelSection, TileFields, load_model, noise_for
+from mg.inference.outputs import LABEL_HEIGHT, output_names, side_by_side
+from mg.inference.reconstruction import (
     InferenceConfig,
     Report,
     Result,
     format_table,
-    output_names,
     reconstruct,
     reconstruct_csv,
     score,
-    side_by_side,
 )
+from mg.inference.statistics import StatisticsConfig, measure
 from mg.losses.reconstruction import LossConfig
 from mg.models import create_model
 from mg.tiling import TilingConfig
@@ -108,13 +100,13 @@ def models(monkeypatch):
     def load(path, name, dtype, **config):
         return made.setdefault(path, Offset(0.3 if "bad" in path else 0.1))
 
-    monkeypatch.setattr(clips, "from_pretrained", load)
+    monkeypatch.setattr(loading, "from_pretrained", load)
     return made
 
 
 def configure(folder, videos, names, **options):
     settings = dict(csv_path=write_index(folder, names), video_folder=str(videos), image_size=32)
-    settings["model"] = ModelConfig("tae.ckpt", **options.pop("model", {}))
+    settings["model"] = ModelSection("tae.ckpt", **options.pop("model", {}))
     return InferenceConfig(**{**settings, "output_path": str(folder / "out"), **options})
 
 
@@ -149,7 +141,7 @@ def test_reconstruction_original_and_side_by_side_are_written_under_names_that_d
         assert sorted(path.name for path in (out / kind).iterdir()) == ["a_x.mp4", "a_x_2.mp4", "b_x.mp4", "still.png"]
     original, shown = open_video(out / "original" / "a_x.mp4"), open_video(out / "side_by_side" / "a_x.mp4")
     assert (original.num_frames, original.height, original.width, original.fps) == (5, 32, 32, 10)
-    assert (shown.num_frames, shown.height, shown.width) == (5, 32 + reconstruction.LABEL_HEIGHT, 3 * 32)
+    assert (shown.num_frames, shown.height, shown.width) == (5, 32 + LABEL_HEIGHT, 3 * 32)
     still, original = read_image(out / "reconstruction" / "still.png"), read_image(out / "original" / "still.png")
     assert np.abs(still.astype(int) - np.minimum(original + 0.1 * 127.5, 255)).max() <= 1
 
@@ -243,7 +235,7 @@ def test_a_sample_depends_on_the_seed_and_the_name_alone(tmp_path, videos):
 
     def scores(names, **options):
         config = configure(tmp_path, videos, names, num_frames=5, save_videos=False, compare=[str(tmp_path / "w.ckpt")])
-        config = replace(config, model=ModelConfig(str(tmp_path / "w.ckpt")), sample_posterior=True, **options)
+        config = replace(config, model=ModelSection(str(tmp_path / "w.ckpt")), sample_posterior=True, **options)
         found = {result.name: list(result.scores.values()) for result in reconstruct_csv(config).results}
         config = StatisticsConfig(**{each.name: getattr(config, each.name) for each in fields(ClipsConfig)})
         statistics = measure(load_model(config), read_index(config.csv_path, config.video_folder), config)
@@ -349,8 +341,8 @@ def test_fast_videos_are_thinned_and_play_at_the_speed_that_they_had(tmp_path, v
 def test_columns_stand_side_by_side_under_labels():
     left, right = (np.full((2, 16, 40, 3), value, np.uint8) for value in (10, 20))
     shown = side_by_side({"original": left, "a long label": right})
-    assert shown.shape == (2, 16 + reconstruction.LABEL_HEIGHT, 80, 3)
-    labels, frames = np.split(shown, [reconstruction.LABEL_HEIGHT], axis=1)
+    assert shown.shape == (2, 16 + LABEL_HEIGHT, 80, 3)
+    labels, frames = np.split(shown, [LABEL_HEIGHT], axis=1)
     assert set(np.unique(frames[:, :, :40])) == {10} and set(np.unique(frames[:, :, 40:])) == {20}
     assert labels[:, :, :40].max() > 200 and labels[:, :, 40:].max() > 200
 
@@ -378,7 +370,7 @@ def test_a_report_without_any_success_still_has_a_table():
 )
 def test_settings_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        InferenceConfig(ModelConfig("tae.ckpt", use_temporal_tiling=True), "index.csv", **options)
+        InferenceConfig(ModelSection("tae.ckpt", use_temporal_tiling=True), "index.csv", **options)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/inference/*.yaml")), ids=lambda p: p.stem)

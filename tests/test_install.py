@@ -23,7 +23,7 @@ else:  # where pytest brings it
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS = sorted([*(ROOT / "scripts").glob("*.py"), *(ROOT / "tools").glob("*.py")])
-PROJECT_DATA = ["evaluation/page.html", "evaluation/report.html", "generation/gallery.html", "data/aspects.json"]
+PROJECT_DATA = ["benchmark/page.html", "benchmark/report.html", "generation/gallery.html", "data/aspects.json"]
 PROJECT_DATA += ["generation/latent_report.html"]
 PROJECT_DATA += ["ascend/symbols.txt", "py.typed"]
 BUILT_FROM = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE", "mg", "configs"]

@@ -8,7 +8,8 @@ import pytest
 from training_runs import write_data
 
 from mg.data.index import read_index
-from mg.evaluation.clips import ClipsConfig, ModelConfig, batches
+from mg.inference.batches import batches
+from mg.inference.loading import ClipsConfig, ModelSection
 from mg.runtime import CtrlC
 
 
@@ -52,7 +53,7 @@ def test_a_handler_that_was_left_behind_is_replaced(method):
 def test_a_loop_over_batches_ends_behind_the_batch_in_which_it_is_pressed(tmp_path):
     """Reconstruction's loop, and that of the latents' statistics."""
     options = write_data(tmp_path)
-    config = ClipsConfig(ModelConfig(from_pretrained="x"), options[1], image_size=16, num_frames=4)
+    config = ClipsConfig(ModelSection(from_pretrained="x"), options[1], image_size=16, num_frames=4)
     seen = []
     with pytest.raises(KeyboardInterrupt):
         for batch, _ in batches(read_index(options[1], options[3]), config, lambda *_: None):

@@ -14,8 +14,9 @@ from training_runs import Stop, write_data
 
 from mg import runtime
 from mg.config import parse_config
-from mg.generation import latent_benchmark
-from mg.generation.latent_benchmark import LatentBenchmarkConfig, format_results, run_latent_benchmark
+from mg.generation import latent_learning
+from mg.generation.latent_benchmark import format_results, run_latent_benchmark
+from mg.generation.latent_learning import LatentBenchmarkConfig
 from mg.generation.samples import read_rows
 from mg.latents import open_latents
 from mg.models import create_model
@@ -105,8 +106,8 @@ def test_what_is_done_is_not_done_again(place, found, monkeypatch):
     def train(*_):
         raise Stop
 
-    monkeypatch.setattr(latent_benchmark, "train", train)
-    monkeypatch.setattr(latent_benchmark, "measure_csv", train)
+    monkeypatch.setattr(latent_learning, "train", train)
+    monkeypatch.setattr(latent_learning, "measure_csv", train)
     again = run_latent_benchmark(config(place))
     assert again.complete and again.results == {label: found.results[label] for label in again.results}
     with pytest.raises(ValueError, match=r"settings.json: the results there .* training.seed was 42 and is 7 now"):
@@ -120,7 +121,7 @@ def test_a_killed_run_ends_as_a_whole_one(place, found, tmp_path, monkeypatch):
 
     settings = replace(config(place, models=("tae",)), tokens=[2, 4, 4], output_path=str(tmp_path))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(latent_benchmark, "generate", generate)
+        patch.setattr(latent_learning, "generate", generate)
         run_latent_benchmark(settings)
     ours, theirs = run_latent_benchmark(settings).results["tae"], found.results["tae"]
     assert {**ours, "samples": 0} == {**theirs, "samples": 0}

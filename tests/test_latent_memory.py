@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from training_runs import TwoConvs
 
-from mg.latents.memory import MemoryConfig, format_table, measure_memory, moving_picture, peak_memory
+from mg.benchmark.latent_memory import MemoryConfig, format_table, measure_memory, moving_picture, peak_memory
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,10 +10,11 @@ from commands import run_here
 from tiny_models import DC_AE
 from tiny_models import SMALL_TEMPORAL_VAE as TEMPORAL_VAE
 
+from mg.data.clips import load_clip
 from mg.data.index import read_index
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import ModelConfig, load_clip
-from mg.evaluation.latents import Moments, StatisticsConfig, measure_csv, scaling
+from mg.inference.loading import ModelSection
+from mg.inference.statistics import Moments, StatisticsConfig, measure_csv, scaling
 from mg.models import create_model, from_pretrained
 
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
@@ -67,7 +68,7 @@ def checkpoint(tmp_path_factory):
 
 def configure(clips, path, output, **options):
     return StatisticsConfig(
-        ModelConfig(str(path)), str(clips / "index.csv"), output_path=str(output), image_size=0, crop=False, **options
+        ModelSection(str(path)), str(clips / "index.csv"), output_path=str(output), image_size=0, crop=False, **options
     )
 
 

@@ -23,13 +23,13 @@ from mg.checkpoints import CheckpointError
 from mg.config import parse_config
 from mg.data import DataError
 from mg.data import shards as folders
+from mg.data.clips import ClipOptions, load_clip, open_clip
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation.clips import ClipOptions, ModelConfig, load_clip, open_clip
-from mg.latents import open_latents
-from mg.latents.decode import DecodeConfig, decode_folder
-from mg.latents.encode import EncodeConfig, _settings, encode_csv
-from mg.latents.folder import read_rows
+from mg.inference.decode import DecodeConfig, decode_folder
+from mg.inference.encode import EncodeConfig, _settings, encode_csv
+from mg.inference.loading import ModelSection
+from mg.latents import open_latents, read_rows
 from mg.models import create_model
 from mg.runtime import Runtime
 
@@ -67,7 +67,7 @@ def configure(tmp_path, videos, checkpoint):
     def configure(names=NAMES, **options) -> EncodeConfig:
         lines = [f'"{name}",of {name.split(".")[0].replace(",", "")}' for name in names]
         (tmp_path / "index.csv").write_text("\n".join(["video,caption", *lines]) + "\n", encoding="utf-8")
-        settings = dict(csv_path=str(tmp_path / "index.csv"), video_folder=str(videos), model=ModelConfig(checkpoint))
+        settings = dict(csv_path=str(tmp_path / "index.csv"), video_folder=str(videos), model=ModelSection(checkpoint))
         settings |= dict(output_path=str(tmp_path / "latents"), image_size=0, crop=False)
         return EncodeConfig(**{**settings, **options})
 
@@ -95,7 +95,7 @@ def shards(folder: Path) -> list[str]:
 def test_every_video_has_its_latents_and_its_line(tmp_path, videos, checkpoint, configure):
     config = configure()
     report = encode_csv(config)
-    assert (report.videos, report.mine, report.encoded, report.there) == (6, 6, 5, 0)
+    assert (report.total, report.mine, report.encoded, report.there) == (6, 6, 5, 0)
     assert [name for name, _ in report.failed] == ["broken.mp4"]
     latents = open_latents(tmp_path / "latents")
     assert list(latents) == GOOD and len(latents) == 5 and "broken.mp4" not in latents
@@ -123,7 +123,7 @@ def sha256sum(path: str) -> str:
 
 
 def test_scaling_says_the_factors_and_whether_they_are_applied(tmp_path, checkpoint):
-    config = EncodeConfig(ModelConfig(checkpoint), str(tmp_path / "index.csv"))
+    config = EncodeConfig(ModelSection(checkpoint), str(tmp_path / "index.csv"))
     model = create_model("image_vae", ch=32, ch_mult=[1], num_res_blocks=1, z_channels=2)
     assert _settings(config, model)["scaling"]["factors"] == {"scaling_factor": 1.5305, "shift_factor": 0.0609}
 
@@ -197,7 +197,7 @@ def test_the_same_command_again_goes_on_and_tries_failures_only_if_asked(tmp_pat
     before = contents(tmp_path / "latents")
     seen = []
     monkeypatch.setattr(
-        "mg.latents.encode.open_clips",
+        "mg.inference.encode.open_clips",
         lambda rows, *rest, real=encode_csv.__globals__["open_clips"]: (
             seen.extend(r.name for r in rows) or real(rows, *rest)
         ),
@@ -228,11 +228,11 @@ def test_a_folder_of_other_settings_is_refused_with_what_differs(tmp_path, confi
     other = tmp_path / "other.ckpt"
     randomized(TwoConvs({}), seed=1).save_weights(other)  # TwoConvs' own are the same after the same seed
     with pytest.raises(ValueError, match="model.sha256 was "):
-        encode_csv(configure(model=ModelConfig(str(other))))
+        encode_csv(configure(model=ModelSection(str(other))))
     moved = tmp_path / "moved.ckpt"
     moved.write_bytes(Path(checkpoint).read_bytes())
     moved.with_suffix(".json").write_bytes(Path(checkpoint).with_suffix(".json").read_bytes())
-    assert encode_csv(configure(model=ModelConfig(str(moved)))).there == 1
+    assert encode_csv(configure(model=ModelSection(str(moved)))).there == 1
 
 
 def test_a_run_that_was_stopped_loses_the_open_shard_at_most(tmp_path, configure, monkeypatch):

@@ -5,9 +5,9 @@ import json
 import pytest
 from commands import run_here
 
+from mg.benchmark import loader_speed
+from mg.benchmark.loader_speed import LoaderSpeedConfig, format_table, make_videos, measure_loader
 from mg.data.video import write_image
-from mg.evaluation import loader_speed
-from mg.evaluation.loader_speed import LoaderSpeedConfig, format_table, make_videos, measure_loader
 
 TOOL = "tools/benchmark_loader.py"
 

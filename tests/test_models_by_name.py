@@ -13,10 +13,11 @@ import tiny_models
 from training_runs import TwoConvs
 
 from mg import models
+from mg.benchmark.contestants import read_models
+from mg.benchmark.quality import BenchmarkConfig
 from mg.checkpoints import CheckpointError, write_state_dict
 from mg.config import parse_config
-from mg.evaluation.benchmark import BenchmarkConfig, read_contestants
-from mg.evaluation.clips import ClipsConfig, load_model
+from mg.inference.loading import ClipsConfig, load_model
 from mg.models import VideoAutoencoder, create_model, from_pretrained, list_models, model_class, model_name, recognise
 from mg.models.image_vae.image_vae import ImageAutoencoder
 from mg.models.registry import AUTOENCODERS
@@ -212,7 +213,7 @@ def test_a_name_that_the_tensors_belie_is_an_error(write, wrong):
 def test_commands_take_a_file_for_what_it_is(tmp_path, write):
     path, config = write(weights("image_vae")), CONFIGS["image_vae"]
     plain = BenchmarkConfig(csv_path="x.csv", models=[str(path)], output_path=str(tmp_path / "out"))
-    assert [contestant.settings["name"] for contestant in read_contestants(plain)] == ["image_vae"]
+    assert [contestant.settings["name"] for contestant in read_models(plain.models)] == ["image_vae"]
     options = [f"--model.config.{key}={value}" for key, value in config.items()]
     given = parse_config(ClipsConfig, "", ["--ckpt_path", str(path), "--csv_path", "x.csv", *options])
     assert load_model(given).name == "image_vae"

@@ -13,7 +13,7 @@ from mg.checkpoints import read_state_dict
 from mg.training import flat, optimizers
 from mg.training.optim import OPTIMIZERS, OptimConfig, OptimizerConfig
 from mg.training.schedules import learning_rates
-from mg.training.step import Updater
+from mg.training.updater import Updater
 
 TOTAL, EMA = 6, 0.8
 RECIPE = dict(lr=0.1, min_lr=0.01, schedule="cosine_decay", warmup_steps=2, weight_decay=0.3, clip_norm=2.0)

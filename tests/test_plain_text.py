@@ -12,20 +12,19 @@ import numpy as np
 import pytest
 from training_runs import TwoConvs
 
+from mg.benchmark.results import ResultRow, Results, read_rows
 from mg.checkpoints import atomic_write
 from mg.config import run_command_line
 from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import ModelConfig
 from mg.evaluation.pairs import EvaluateConfig, evaluate_folders, format_table
-from mg.evaluation.reconstruction import InferenceConfig, output_names, reconstruct_csv
-from mg.evaluation.results import Results, Row, read_rows
-from mg.latents import open_latents
-from mg.latents.encode import EncodeConfig, encode_csv
-from mg.latents.folder import Row as LatentsRow
-from mg.latents.folder import read_rows as read_latents
-from mg.latents.folder import record
+from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.loading import ModelSection
+from mg.inference.outputs import output_names
+from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
+from mg.latents import LatentsRow, open_latents, record
+from mg.latents import read_rows as read_latents
 from mg.plain_text import csv_line, encoded, json_line, one_line, printable, split_lines
 from mg.training.logs import read_log
 
@@ -77,7 +76,7 @@ def test_a_latents_index_that_an_earlier_version_wrote_is_read(tmp_path):
 
 
 def test_results_give_back_any_name_that_utf_8_holds(tmp_path):
-    rows = [Row(text, f"o{i}", "model", error="no") for i, text in enumerate(TEXTS)]
+    rows = [ResultRow(text, f"o{i}", "model", error="no") for i, text in enumerate(TEXTS)]
     results = Results(tmp_path / "a.csv", rows[:5])
     for row in rows[5:]:
         results.add(row)
@@ -130,7 +129,7 @@ def set_of_names(tmp_path):
     (tmp_path / "set.csv").write_bytes(encoded("".join(lines)))
     TwoConvs({}).save_weights(tmp_path / "w.ckpt")
     settings = dict(csv_path=str(tmp_path / "set.csv"), video_folder=str(folder), image_size=16, mode="pynative")
-    return dict(settings, model=ModelConfig(str(tmp_path / "w.ckpt")), output_path=str(tmp_path / "out"))
+    return dict(settings, model=ModelSection(str(tmp_path / "w.ckpt")), output_path=str(tmp_path / "out"))
 
 
 def test_any_name_and_caption_goes_through_latents(tmp_path, set_of_names):

@@ -9,22 +9,22 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mg.benchmark.report import ERROR_MAP, ORIGINAL, RECONSTRUCTION, choose_clips, clip_file, write_report
+from mg.benchmark.results import ResultRow
 from mg.data.video import read_image, write_image, write_video
-from mg.evaluation.report import ERROR_MAP, ORIGINAL, RECONSTRUCTION, choose_clips, clip_file, write_report
-from mg.evaluation.results import Row
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium")
 
 
-def make_row(name: str, model: str, psnr: float, frames: int = 6) -> Row:
+def make_row(name: str, model: str, psnr: float, frames: int = 6) -> ResultRow:
     size = dict(frames=frames, height=32, width=32, fps=12.0)
     figures = dict(psnr=psnr, ssim=psnr / 40, flolpips=0.1 if frames > 1 else None)
-    return Row(name, name.removesuffix(".mp4").replace("/", "_"), model, "ok", **size, **figures)
+    return ResultRow(name, name.removesuffix(".mp4").replace("/", "_"), model, "ok", **size, **figures)
 
 
 def make_summary(
-    rows: list[Row], models: list[str], failures: dict | None = None, left_out: dict | None = None
+    rows: list[ResultRow], models: list[str], failures: dict | None = None, left_out: dict | None = None
 ) -> dict:
     """What a benchmark would say of the rows."""
     failures, left_out = failures or {}, left_out or {}
@@ -55,7 +55,7 @@ def make_summary(
     return {**summary, **described}
 
 
-def write_clips(folder, rows: list[Row]) -> None:
+def write_clips(folder, rows: list[ResultRow]) -> None:
     """Moving bars, of another colour per model."""
     for number, row in enumerate(rows):
         t, y, x = np.meshgrid(np.arange(row.frames), np.arange(32), np.arange(32), indexing="ij")

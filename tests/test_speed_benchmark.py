@@ -12,11 +12,11 @@ from mindspore import Tensor
 from tiny_models import SMALL_HUNYUAN_VAE, SMALL_TEMPORAL_VAE
 
 from mg import runtime
-from mg.evaluation import growth, speed
-from mg.evaluation.operations import count_operations
-from mg.evaluation.peers import PeerNetwork, count_torch_operations, missing, peer_of
-from mg.evaluation.speed import SpeedConfig, format_table, measure_speed, pairwise_ratio, take_turns
-from mg.evaluation.speed_worker import Job, Worker, WorkerError
+from mg.benchmark import growth, speed
+from mg.benchmark.operations import count_operations
+from mg.benchmark.peers import PeerNetwork, count_torch_operations, missing, peer_of
+from mg.benchmark.speed import SpeedConfig, format_table, measure_speed, pairwise_ratio, take_turns
+from mg.benchmark.speed_worker import Job, Worker, WorkerError
 from mg.models import create_model
 from mg.models.layers.forms import set_form
 

@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict:
 @pytest.mark.parametrize("type", ["t5", "clip"])
 def test_stored_embeddings_are_what_the_encoder_gives(tmp_path, folders, configure, type):
     report = encode_texts(configure(type))
-    assert (report.texts, report.mine, report.encoded, report.there, report.failed) == (5, 5, 5, 0, [])
+    assert (report.total, report.mine, report.encoded, report.there, report.failed) == (5, 5, 5, 0, [])
     encoder, stored = create_text_encoder(type, folders[type], 12), open_embeddings(tmp_path / "stored")
     cleaned = [clean_caption(prompt, times=2) for prompt in PROMPTS]
     assert list(stored) == list(dict.fromkeys(cleaned)) and len(stored) == 5 and isinstance(stored, TextEncoder)

@@ -13,10 +13,11 @@ from tiny_models import SMALL_TEMPORAL_VAE as TINY
 
 from mg import runtime
 from mg.checkpoints import write_state_dict
+from mg.data.clips import load_clip
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.evaluation.clips import ModelConfig, load_clip
-from mg.evaluation.reconstruction import InferenceConfig, score
+from mg.inference.loading import ModelSection
+from mg.inference.reconstruction import InferenceConfig, score
 from mg.losses.lpips import LPIPS
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, from_pretrained
@@ -76,7 +77,7 @@ def check_rows(workplace, folder, num_frames, perceptual_weight, said):
     rows, summary = read_metrics(folder)
     loss = AutoencoderLoss(LossConfig(perceptual_weight=perceptual_weight, kl_weight=1e-6, kl_per_clip=True))
     model = from_pretrained(workplace / "vae.safetensors")
-    sizes = InferenceConfig(ModelConfig(""), "", image_size=32, num_frames=num_frames)
+    sizes = InferenceConfig(ModelSection(""), "", image_size=32, num_frames=num_frames)
     totals = []
     for name in [name for name, row in rows.items() if row["status"] == "ok"]:
         x = load_clip(workplace / "videos" / name, sizes)[0]
@@ -123,7 +124,7 @@ def test_the_shipped_config_writes_three_folders_and_prints_the_losses(tmp_path,
     assert sorted(path.name for path in (tmp_path / "D").iterdir()) == ["metrics.csv", "metrics.json", "side_by_side"]
 
     model = from_pretrained(workplace / "vae.safetensors")
-    x = load_clip(workplace / "videos" / "still.png", InferenceConfig(ModelConfig(""), "", image_size=32))[0]
+    x = load_clip(workplace / "videos" / "still.png", InferenceConfig(ModelSection(""), "", image_size=32))[0]
     for folder, wanted in (("D_ori", x), ("D_spatial", model.spatial_vae(Tensor(x[None])).asnumpy()[0])):
         shown = read_image(tmp_path / folder / "still.png").astype(int)
         assert np.abs(shown - to_uint8_frames(wanted)[0]).max() <= 1

@@ -22,9 +22,9 @@ from mg.config import parse_config, to_dict
 from mg.data.index import read_index
 from mg.data.loader import REPLACED_BY_BUCKETS, ClipLoader, DataConfig
 from mg.data.video import read_image
-from mg.losses.discriminator import DiscriminatorConfig
 from mg.losses.lpips import LPIPS
 from mg.models import create_model, from_pretrained
+from mg.models.discriminator import DiscriminatorConfig
 from mg.training.autoencoder import TrainConfig
 from mg.training.data_changes import describe_changes
 from mg.training.optim import OPTIMIZERS, SCHEDULES

@@ -21,7 +21,7 @@ from mg.ascend import kernels, liveness, rules, stand_ins
 from mg.ascend.graphs import TRAINED, Graph
 
 # Columns of the table of findings.
-TITLES = ("graph", "aclnn", "aclop", "host", "refused", "rules", "launches per parameter", "GB", "")
+TITLES = ("graph", "aclnn", "aclop", "hccl", "host", "refused", "rules", "launches per parameter", "GB", "")
 _SHOWN = 3  # faults shown in a graph's row
 _ROOT = Path(__file__).parents[2]  # where the compiling process imports mg from
 _RULES = {rule.__name__ for rule in rules.RULES}
@@ -57,9 +57,9 @@ class Finding:
 
     def row(self) -> str:
         """A row of a Markdown table with the columns TITLES."""
-        selected = [self.selection.count(kind).total() for kind in ("aclnn", "aclop", "host")]
+        selected = [self.selection.count(kind).total() for kind in ("aclnn", "aclop", "hccl", "host")]
         broken = sum(times for fault, times in self.faults.items() if fault.partition(":")[0] in _RULES)
-        launches = f"{len(self.selection.kernels) / self.parameters:.1f}" if self.parameters else "-"
+        launches = f"{self.selection.launches / self.parameters:.1f}" if self.parameters else "-"
         memory = f"{self.memory / 1e9:.3f}" if self.memory else "-"
         lines = self.lines()
         if len(self.faults) > _SHOWN:
@@ -102,8 +102,9 @@ class Check:
         """Check a graph."""
         saved = self.folder / "graphs" / str(graph).replace("/", "-")
         saved.mkdir(parents=True)
-        environment = stand_ins.environment(self._home) | kernels.LOGGING | {"MS_DEV_SAVE_GRAPHS_PATH": str(saved)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])
+        environment = stand_ins.environment(self._home, graph.workers)
+        environment |= kernels.LOGGING | {"MS_DEV_SAVE_GRAPHS_PATH": str(saved)}
+        environment["PYTHONPATH"] = os.pathsep.join([str(_ROOT), environment["PYTHONPATH"]])
         command = [sys.executable, "-m", "mg.ascend.graphs", str(graph), str(self.folder)]
         with open(saved / "log", "w+b") as file:  # MindSpore leaves files in the working directory
             subprocess.run(command, env=environment, cwd=saved, stdout=file, stderr=subprocess.STDOUT)
@@ -123,7 +124,7 @@ def judge(graph: Graph, selection: kernels.Selection, parameters: int = 0, memor
     faults.update({f"on the host: {primitive}": times for primitive, times in selection.count("host").items()})
     if selection.failure:
         faults[selection.failure] += 1
-    if len(selection.kernels) > rules.LAUNCHES_PER_PARAMETER * parameters > 0:
+    if selection.launches > rules.LAUNCHES_PER_PARAMETER * parameters > 0:
         faults[f"more than {rules.LAUNCHES_PER_PARAMETER} launches for each of {parameters} parameters"] += 1
     listed = rules.ACLOP_TRAINING if graph.trains else rules.ACLOP_INFERENCE
     aclop = selection.count("aclop").items()

@@ -8,28 +8,30 @@ compiles one. Parameters have no data, so that the released models need no memor
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, mint, nn, ops
+from mindspore import ParameterTuple, Tensor, communication, mint, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from mg import runtime
 from mg.ascend.sizes import DENOISERS, SIZES, TEXT_SIZES
 from mg.checkpoints import write_state_dict
+from mg.collectives import Group
 from mg.diffusion.networks import Denoiser, create_denoiser
 from mg.diffusion.schedules import Schedule, create_schedule
 from mg.generation.training.step import DenoiserStep
 from mg.losses.adversarial import DiscriminatorLossConfig
 from mg.losses.backbones import BACKBONES, BackboneFeatures
-from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.lpips import LPIPSMaps
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder, create_model
+from mg.models.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.models.trainable import sample
+from mg.runtime import Runtime
 from mg.text.clip import CLIPTextTower
 from mg.text.t5 import T5Encoder
 from mg.training.optim import OPTIMIZERS, OptimConfig
@@ -41,8 +43,9 @@ INFERENCE = ("encode", "encode_image", "decode", "decode_image")
 TRAINING = ("accumulate", "accumulate_image", "checkpointed", "compete", "reduce", "update", "update_with_ema")
 TEXT = {"t5": T5Encoder, "clip": CLIPTextTower}
 # Of a denoiser: `given` has given frames, `flash` uses flash attention, `gradient` is the gradient of its output,
-# with gradient checkpointing, and `train` a batch's whole part in a training step, with given frames.
-DENOISING = ("denoise", "denoise_given", "denoise_flash", "gradient", "train")
+# with gradient checkpointing, `train` a batch's whole part in a training step, with given frames, and `validate` the
+# loss alone, of one clip.
+DENOISING = ("denoise", "denoise_given", "denoise_flash", "gradient", "train", "validate")
 # Graphs that do not depend on the autoencoder, and so are compiled without one or with a small one.
 APART = {
     "discriminator": ("judge", "judge_vanilla", "track", "reduce", "update"),
@@ -52,7 +55,14 @@ APART = {
     **dict.fromkeys(DENOISERS["small"], DENOISING),
     "diffusion_loss": ("iddpm", "rflow"),
     **dict.fromkeys(TEXT, ("encode",)),
+    # What several workers compute together: `*_shards` with optimizer states, gradients and averages sharded over all
+    # workers, and the training step of a denoiser if two of them share each clip's tokens.
+    "workers": (
+        *("reduce", "compete", "judge", "accumulate_shards", "reduce_shards", "update_shards"),
+        *("stdit", "stdit2", "stdit3"),
+    ),
 }
+WORKERS = 4
 CONTROLS = ("refused", "on_host", "too_wide", "grouped")
 TRAINED = "parameters trained: "  # printed by `main`, followed by the number
 
@@ -78,7 +88,13 @@ class Graph:
 
     @property
     def trains(self) -> bool:
-        return self.part not in INFERENCE and not self.part.startswith("denoise") and self.model != "lpips"
+        infers = self.part in (*INFERENCE, "validate") or self.part.startswith("denoise")
+        return not infers and self.model != "lpips"
+
+    @property
+    def workers(self) -> int:
+        """How many workers run the graph together."""
+        return WORKERS if self.model == "workers" else 1
 
 
 def graphs(
@@ -110,12 +126,15 @@ def _repeats(model: str, part: str, dtype: str, size: str) -> bool:
     """Whether a graph equals one of another part, precision or size."""
     if (model == "dit" and part == "denoise_given") or (part == "denoise_flash" and dtype == "fp32"):
         return True
-    if part == "train" and size != "small":  # `gradient` and the loss cover it
+    if part in ("train", "validate") and size != "small":  # `gradient` and the loss cover them
+        return True
+    if model == "workers" and size != "small":
         return True
     if model in ("optimizer", "loss_scale", "diffusion_loss"):
         return dtype != "fp32" or size != "small"
     # LPIPS and parameters are fp32 in every precision.
-    return dtype != "fp32" and (model == "lpips" or part in ("reduce", "update", "update_with_ema", "track"))
+    updates = ("reduce", "reduce_shards", "update", "update_shards", "update_with_ema", "track")
+    return dtype != "fp32" and (model == "lpips" or part in updates)
 
 
 class Built(NamedTuple):
@@ -138,7 +157,7 @@ def build(graph: Graph, weights: Path) -> Built:
         pixels = SIZES[graph.size]["tae"].pixels
         images = _zeros(4, 3, pixels, pixels)
         return Built(LPIPSMaps(graph.part, _lpips_weights(graph.part, weights)), (images, images))
-    if graph.part in DENOISING:
+    if graph.part in DENOISING or graph.part in DENOISERS["small"]:
         return _denoising(graph)
     if graph.model == "diffusion_loss":
         return _diffusion_loss(graph.part)
@@ -213,13 +232,16 @@ def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights:
         settings |= {"loss_scale": "dynamic"}
     if part == "checkpointed":
         model.recompute_activations()
-    if part == "compete" or graph.model == "discriminator":
+    worker, sharded = Runtime("ascend", 0, graph.workers), part.endswith("_shards")
+    if part in ("compete", "judge") or graph.model == "discriminator":
         discriminator = DiscriminatorConfig() if graph.size == "full" else DiscriminatorConfig(ndf=8, n_layers=3)
         kind = DiscriminatorLossConfig(disc_loss_type="vanilla" if part == "judge_vanilla" else "hinge")
-        adversary = Adversary(NLayerDiscriminator3D(discriminator, graph.dtype), disc_loss=kind)
-    config = OptimConfig(ema_decay=0.9 if part == "update_with_ema" else 0.0, **settings)
+        judge = NLayerDiscriminator3D(discriminator, graph.dtype, worker.world_size)
+        adversary = Adversary(judge, disc_loss=kind)
+    config = OptimConfig(ema_decay=0.9 if part in ("update_with_ema", "update_shards") else 0.0, **settings)
     loss = AutoencoderLoss(_all_terms(model, clip, weights))
-    step = TrainStep(model, loss, config, 2, graph.dtype, 1, adversary)
+    sharers = Group.of(worker) if sharded else None
+    step = TrainStep(model, loss, config, 2, graph.dtype, worker.world_size, adversary, sharers)
     updater = step.discriminator_updater if graph.model == "discriminator" else step.updater
     scale, noise = _zeros(), _zeros(*model.latent_shape(clip.shape))
     if graph.model == "loss_scale":
@@ -227,7 +249,7 @@ def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights:
     if graph.model == "optimizer" or part.startswith("update"):
         _, numbers = updater.optimizer.next_update()
         return Built(updater._update, (scale, *numbers), len(updater.parameters))
-    if part == "reduce":
+    if part.startswith("reduce"):
         return Built(updater._reduce, ())
     if adversary is None:
         if not model.two_stages:
@@ -258,15 +280,21 @@ class _Gradient(nn.Cell):
 
 def _denoising(graph: Graph) -> Built:
     """A denoiser, with the guided and the unguided half in one batch of two."""
+    if graph.workers > 1:
+        graph, shared = replace(graph, model=graph.part, part="train"), Group.of(Runtime("ascend", 0, graph.workers), 2)
+    else:
+        shared = None
     (t, h, w), config = DENOISERS[graph.size][graph.model]
     flash, gradient = graph.part == "denoise_flash", graph.part in ("gradient", "train")
     network = create_denoiser(graph.model, None, graph.dtype, gradient, **config, enable_flash_attn=flash)
+    if shared is not None:
+        network.share_tokens(shared)
     tokens = 1 if graph.model == "dit" else network.config["model_max_length"]
     y, mask = _zeros(2, 1, tokens, network.config["caption_channels"]), Tensor(np.ones((2, tokens), np.bool_))
     given = Tensor(np.ones((2, t), np.bool_)) if graph.part == "denoise_given" else None
     inputs = (_zeros(2, network.in_channels, t, h, w), _zeros(2), y, None if graph.model == "dit" else mask, given)
     sizes = (_zeros(2),) * len(network.extra_inputs)
-    if graph.part == "train":
+    if graph.part in ("train", "validate"):
         return _denoiser_step(network, graph, (*inputs, *sizes))
     return Built(_Gradient(network) if gradient else network, inputs + sizes)
 
@@ -276,8 +304,11 @@ def _denoiser_step(network: Denoiser, graph: Graph, inputs: tuple) -> Built:
     schedule = create_schedule("rflow" if graph.model == "stdit3" else "iddpm")
     x, _, y, mask, _, *sizes = inputs
     t = Tensor(schedule.draw_t(np.random.default_rng(0), 2))
-    given = Tensor(np.ones((2, x.shape[2]), np.bool_)) if network.takes_frame_mask else None
     step = DenoiserStep(network, schedule, OptimConfig(), 2, graph.dtype)
+    if graph.part == "validate":
+        one = [None if each is None else each[:1] for each in (x, t, x, None, y, mask, *sizes)]
+        return Built(step._losses, tuple(one))
+    given = Tensor(np.ones((2, x.shape[2]), np.bool_)) if network.takes_frame_mask else None
     return Built(step._accumulate, (_zeros(), x, t, x, given, y, mask, *sizes))
 
 
@@ -368,6 +399,8 @@ def main(arguments: Sequence[str]) -> None:
     name, weights = arguments
     graph = Graph(*name.split("/"))
     runtime.setup("ascend")
+    if graph.workers > 1:
+        communication.init()
     with nullcontext() if graph.model == "control" else no_init_parameters():
         built = build(graph, Path(weights))
     sys.stdout.write(f"{TRAINED}{built.parameters}\n")

@@ -73,6 +73,11 @@ class Selection:
     failure: str = ""
     refused: bool = False
 
+    @property
+    def launches(self) -> int:
+        """The number of kernels that a device runs; views only compute strides on the host."""
+        return sum(kernel.kind != "view" for kernel in self.kernels)
+
     def count(self, kind: str) -> Counter[str]:
         """The number of kernels of a kind, by primitive."""
         return Counter(kernel.primitive for kernel in self.kernels if kernel.kind == kind)

@@ -22,6 +22,7 @@ ACLOP_TRAINING: dict[str, str] = ACLOP_INFERENCE | {
     "AssignSub": "moments of optimizers other than AdamW",
     "Gather": "lookups of an update's learning rate, and of each sample in the noise schedule's tables",
     "SGD": "the step of nn.SGD",
+    "Adam": "the step of biases and norms under Muon; their shapes do not depend on the clip",
 }
 
 # The most kernels that an update may launch per parameter.

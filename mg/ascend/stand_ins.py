@@ -43,6 +43,13 @@ StatusFactory *StatusFactory::Instance() {
 """
 
 
+# CANN's Python package for collectives, of which MindSpore only reads the version.
+_HCCL = """
+class sys_version:
+    __sys_version__ = "8.1.0"
+"""
+
+
 def missing() -> str | None:
     """What the check needs but this machine lacks, in one line; None if nothing."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
@@ -78,6 +85,8 @@ def make(folder: Path) -> Path:
     libraries = home / "lib64"
     libraries.mkdir(parents=True)
     (home / "opp").mkdir()
+    (home / "python").mkdir()
+    (home / "python" / "hccl.py").write_text(_HCCL)
     functions, source = libraries / "functions.c", libraries / "written_out.cc"
     functions.write_text("".join(_definition(number, symbol) for number, symbol in enumerate(_wanted())))
     source.write_text(_WRITTEN_OUT)
@@ -90,8 +99,12 @@ def make(folder: Path) -> Path:
     return home
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Environment variables for a process to load the stand-ins instead of CANN, and simulate a device."""
+def environment(home: Path, workers: int = 1) -> dict[str, str]:
+    """Environment variables for a process to load the stand-ins instead of CANN, and simulate a device.
+
+    Args:
+        workers: simulated processes, of which this is the first.
+    """
     plugin = _plugin()
     shared = plugin / "ascend" / "ms_kernels_symmetric_memory" / "shmem"
     paths = [home / "lib64", plugin / "ascend", shared / "memfabric_hybrid" / "lib", shared / "shmem" / "lib"]
@@ -101,7 +114,10 @@ def environment(home: Path) -> dict[str, str]:
         "LD_PRELOAD": str(home / "lib64" / _ALL),
         "ASCEND_HOME_PATH": str(home),
         "ASCEND_OPP_PATH": str(home / "opp"),
+        "PYTHONPATH": os.pathsep.join([str(home / "python"), os.environ.get("PYTHONPATH", "")]),
         "MS_SIMULATION_LEVEL": "1",
+        "RANK_SIZE": str(workers),
+        "RANK_ID": "0",
     }
 
 

@@ -8,9 +8,10 @@ writes results.csv, summary.json and report.html, which opens in any browser. Ru
 """
 
 from mg import runtime
+from mg.benchmark.quality import BenchmarkConfig, run_benchmark
+from mg.benchmark.summary import format_summary
+from mg.cli import end_of_benchmark
 from mg.config import parse_config, run_command_line
-from mg.evaluation.benchmark import BenchmarkConfig, run_benchmark
-from mg.evaluation.summary import format_summary
 
 
 def main() -> int:
@@ -18,11 +19,7 @@ def main() -> int:
     config = parse_config(BenchmarkConfig, __doc__.splitlines()[0])
     runtime.setup(config.device, config.mode)
     benchmark = run_benchmark(config)
-    print(format_summary(benchmark.summary))
-    if benchmark.unwritten:
-        raise benchmark.unwritten
-    print(f"report: {benchmark.report}")
-    return 0 if benchmark.complete else 1
+    return end_of_benchmark(benchmark, format_summary(benchmark.summary))
 
 
 def run() -> None:

@@ -8,8 +8,10 @@ and trains on no autoencoder twice.
 """
 
 from mg import runtime
+from mg.cli import end_of_benchmark
 from mg.config import parse_config, run_command_line
-from mg.generation.latent_benchmark import LatentBenchmarkConfig, format_results, run_latent_benchmark
+from mg.generation.latent_benchmark import format_results, run_latent_benchmark
+from mg.generation.latent_learning import LatentBenchmarkConfig
 
 
 def main() -> int:
@@ -17,11 +19,7 @@ def main() -> int:
     config = parse_config(LatentBenchmarkConfig, __doc__.splitlines()[0])
     runtime.setup(config.device, config.mode, config.seed)
     benchmark = run_latent_benchmark(config)
-    print(format_results(benchmark.results))
-    if benchmark.unwritten:
-        raise benchmark.unwritten
-    print(f"report: {benchmark.report}")
-    return 0 if benchmark.complete else 1
+    return end_of_benchmark(benchmark, format_results(benchmark.results))
 
 
 def run() -> None:

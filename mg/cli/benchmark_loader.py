@@ -8,8 +8,8 @@ worker; then the cost of a clip, in seconds and bytes read, by the length of its
 size of the frames. All of it, and every single run, is in loader.json too.
 """
 
+from mg.benchmark.loader_speed import LoaderSpeedConfig, format_table, measure_loader
 from mg.config import parse_config, run_command_line
-from mg.evaluation.loader_speed import LoaderSpeedConfig, format_table, measure_loader
 
 
 def main() -> int:

@@ -10,9 +10,9 @@ ratio; they are in memory.json too.
 
 from pathlib import Path
 
+from mg.benchmark.footprints import format_costs, measure_costs
+from mg.benchmark.latent_memory import MemoryConfig, format_table, measure_memory
 from mg.config import parse_config, run_command_line
-from mg.evaluation.footprints import format_costs, measure_costs
-from mg.latents.memory import MemoryConfig, format_table, measure_memory
 from mg.runtime import chosen_mode
 
 

@@ -8,9 +8,9 @@ prints a table of seconds, frames/s, peak memory, compile time, operations, and 
 by pair; below 1 is faster. All of it, and every single timing, is in speed.json too.
 """
 
+from mg.benchmark.growth import measure_growth
+from mg.benchmark.speed import SpeedConfig, format_table, measure_speed
 from mg.config import parse_config, run_command_line
-from mg.evaluation.growth import measure_growth
-from mg.evaluation.speed import SpeedConfig, format_table, measure_speed
 
 
 def main() -> int:

@@ -85,7 +85,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Row:
+class DeviceRow:
     """A row of the device's table."""
 
     model: str
@@ -98,7 +98,7 @@ def main() -> int:
     """0 if every row is ok or has a precision that the device doesn't support; 1 if not."""
     options = parse_config(Options, __doc__.splitlines()[0])
     if options.save is not None:
-        row = Row(options.models[0], options.sizes[0], options.modes[0], options.dtypes[0])
+        row = DeviceRow(options.models[0], options.sizes[0], options.modes[0], options.dtypes[0])
         np.savez(options.save, **measure(options.device, row))
         return 0
     return check_graphs(options) if options.static else check_numbers(options)
@@ -131,11 +131,11 @@ def check_numbers(options: Options) -> int:
     good = True
     with tempfile.TemporaryDirectory() as folder:
         for size, model in product(options.sizes, options.models or SMALL):
-            wanted, why = run_row("cpu", Row(model, size, "pynative", "fp32"), Path(folder) / "cpu.npz")
+            wanted, why = run_row("cpu", DeviceRow(model, size, "pynative", "fp32"), Path(folder) / "cpu.npz")
             if wanted is None:
                 raise ValueError(f"the CPU's reference numbers for {model} could not be computed: {why}")
             for mode, dtype in product(options.modes, options.dtypes):
-                found, why = run_row(device, Row(model, size, mode, dtype), Path(folder) / "row.npz")
+                found, why = run_row(device, DeviceRow(model, size, mode, dtype), Path(folder) / "row.npz")
                 cells = ["-"] * 5
                 if found is not None:
                     apart = {name: difference(found[name], wanted[name]) for name in wanted if name != "seconds"}
@@ -147,7 +147,7 @@ def check_numbers(options: Options) -> int:
     return 0 if good else 1
 
 
-def run_row(device: str, row: Row, save: Path) -> tuple[dict | None, str]:
+def run_row(device: str, row: DeviceRow, save: Path) -> tuple[dict | None, str]:
     """The result of `measure` in its own process, or why there is none."""
     options = ["--device", device, "--models", row.model, "--sizes", row.size, "--modes", row.mode]
     options += ["--dtypes", row.dtype, "--save", str(save)]
@@ -162,7 +162,7 @@ def run_row(device: str, row: Row, save: Path) -> tuple[dict | None, str]:
     return None, f"FAILED with {done.returncode}: {last}"
 
 
-def measure(device: str, row: Row) -> dict:
+def measure(device: str, row: DeviceRow) -> dict:
     """Latents, reconstruction, loss and gradient norm for weights and a clip that are the same everywhere."""
     runtime.setup(device, row.mode)
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ hash. Running the command again makes what is missing.
 
 from mg import runtime
 from mg.config import exit_status, parse_config, run_command_line
-from mg.latents.decode import DecodeConfig, decode_folder
+from mg.inference.decode import DecodeConfig, decode_folder
 from mg.plain_text import printable
 
 

@@ -9,9 +9,9 @@ again resumes a stopped run. `mg.latents.open_latents(folder)` reads the folder.
 """
 
 from mg import runtime
-from mg.config import exit_status, parse_config, run_command_line
-from mg.latents.encode import EncodeConfig, encode_csv
-from mg.plain_text import printable
+from mg.cli import end_of_encoding
+from mg.config import parse_config, run_command_line
+from mg.inference.encode import EncodeConfig, encode_csv
 
 
 def main() -> int:
@@ -19,14 +19,7 @@ def main() -> int:
     config = parse_config(EncodeConfig, __doc__.splitlines()[0])
     worker = runtime.setup(config.device, config.mode, config.seed)
     report = encode_csv(config, worker.rank, worker.world_size)
-    for name, error in report.failed:
-        print(f"failed: {printable(name)}: {error}")
-    part = f" (rank {worker.rank} has {report.mine} of {report.videos})" if worker.world_size > 1 else ""
-    print(
-        f"{report.encoded} videos encoded, {report.there} were there, {len(report.failed)} failed{part}; "
-        f"see {config.output_path}"
-    )
-    return exit_status(len(report.failed), report.mine - len(report.failed), worker.world_size)
+    return end_of_encoding(report, "videos", config.output_path, worker)
 
 
 def run() -> None:

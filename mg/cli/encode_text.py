@@ -9,8 +9,8 @@ command again resumes a stopped run. `mg.text.open_embeddings(folder)` reads the
 """
 
 from mg import runtime
-from mg.config import exit_status, parse_config, run_command_line
-from mg.plain_text import printable
+from mg.cli import end_of_encoding
+from mg.config import parse_config, run_command_line
 from mg.text.store import EncodeTextConfig, encode_texts
 
 
@@ -19,14 +19,7 @@ def main() -> int:
     config = parse_config(EncodeTextConfig, __doc__.splitlines()[0])
     worker = runtime.setup(config.device, config.mode)
     report = encode_texts(config, worker.rank, worker.world_size)
-    for text, error in report.failed:
-        print(f"failed: {printable(text)}: {error}")
-    part = f" (rank {worker.rank} has {report.mine} of {report.texts})" if worker.world_size > 1 else ""
-    print(
-        f"{report.encoded} texts encoded, {report.there} were there, {len(report.failed)} failed{part}; "
-        f"see {config.output_path}"
-    )
-    return exit_status(len(report.failed), report.mine - len(report.failed), worker.world_size)
+    return end_of_encoding(report, "texts", config.output_path, worker)
 
 
 def run() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from mg import runtime
 from mg.config import exit_status, parse_config, run_command_line
-from mg.evaluation.latents import StatisticsConfig, measure_csv
+from mg.inference.statistics import StatisticsConfig, measure_csv
 from mg.plain_text import printable
 
 SUMMARY, _, MEANING, _ = __doc__.split("\n\n")

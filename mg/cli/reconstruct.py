@@ -9,9 +9,9 @@ The second writes the folders samples/vae_video_ori, _rec and _spatial, and the 
 """
 
 from mg import runtime
+from mg.benchmark.quality import report_command
 from mg.config import exit_status, parse_config, run_command_line
-from mg.evaluation.benchmark import report_command
-from mg.evaluation.reconstruction import InferenceConfig, format_table, output_folders, reconstruct_csv
+from mg.inference.reconstruction import InferenceConfig, format_table, output_folders, reconstruct_csv
 
 
 def main() -> int:

@@ -1,9 +1,13 @@
-"""What the data layer raises: `DataError` for an index or a whole data set, `VideoError` for one file."""
+"""What the data layer raises: `DataError` for an index or a whole data set, `VideoError` for one file; and `sparing`,
+which lets the other files continue."""
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
+
+_logger = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
@@ -36,6 +40,16 @@ def reading(path: str | PathLike, otherwise: str = "it cannot be read") -> Itera
         raise NoRoom(f"{path}: {otherwise} (not enough memory)") from error
     except Exception as error:
         raise VideoError(f"{path}: {otherwise} ({_reason(error)})") from error
+
+
+@contextmanager
+def sparing(on_error: Callable[[Exception], None]) -> Iterator[None]:
+    """Report any exception in the block to `on_error` and continue after it: a failure costs only one clip."""
+    try:
+        yield
+    except Exception as error:
+        _logger.debug("", exc_info=True)
+        on_error(error.with_traceback(None))  # the traceback would keep the clip's memory alive
 
 
 def _reason(error: Exception) -> str:

@@ -8,19 +8,22 @@ the index names is complete, whenever a run is killed and whatever other ranks a
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from mg.checkpoints import CheckpointError, atomic_write, naming
+from mg.checkpoints import CheckpointError, atomic_write, naming, read_config
 from mg.checkpoints.safetensors_file import Entry, PieceWriter, read_entries, read_stretch
 from mg.checkpoints.state_dict import reading
 from mg.checkpoints.tensors import Source
 from mg.data.rows import locked, put_lines, read_lines
 from mg.plain_text import one_line
+from mg.settings import check_settings
 
 INDEX_FILE = "index.jsonl"
 OK, ERROR = "ok", "error"
@@ -79,6 +82,60 @@ def record(folder: Path, rows: Iterable[R], order: Mapping[str, int], kind: type
         order: name -> place in the index; names that are missing here come first.
     """
     put_lines(folder / INDEX_FILE, rows, kind, lambda row: order.get(row.name, -1))
+
+
+def settle(folder: Path, file: str, settings: dict, part: str, kind: type[R]) -> None:
+    """Make a folder and write its settings to `file` or, if it has rows already, check that they are the same.
+
+    Args:
+        settings: what all rows of the folder share.
+        part: the key under which `checkpoint` and its hash are: the path may differ, but not the hash.
+
+    Raises:
+        ValueError, OSError: the rows there were made with other settings, or the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file
+    with locked(folder / ".lock"):
+        if read_rows(folder, kind):
+            before = read_config(path).get(part) if path.exists() else None
+            there = before.get("checkpoint") if isinstance(before, dict) else None
+            check_settings(path, {**settings, part: {**settings[part], "checkpoint": there}}, "another output_path")
+            return
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass
+class EncodeReport:
+    """What a rank did: the number of rows requested and in its share, of those that it encoded and those that were
+    there already; and the names of all that failed, now or before, with the reason."""
+
+    total: int
+    mine: int
+    encoded: int = 0
+    there: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_do(self, names: Iterable[str], before: Mapping[str, Row], retry_failed: bool) -> list[str]:
+        """The names to encode. Those that the index has already count as there or failed; of the failed ones, those
+        that were not at fault are encoded again, with `retry_failed` all of them."""
+        todo = []
+        for name in names:
+            known = before.get(name)
+            if known is None or (known.status != OK and (retry_failed or known.again)):
+                todo.append(name)
+            elif known.status == OK:
+                self.there += 1
+            else:
+                self.failed.append((name, known.error))
+        return todo
+
+    def lose(self, rows: Iterable[Row]) -> None:
+        """Rows that were encoded, but whose shard could not be finished."""
+        for row in rows:
+            self.encoded -= 1
+            self.failed.append((row.name, row.error))
 
 
 class ShardReader:

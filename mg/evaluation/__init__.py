@@ -1,1 +1,1 @@
-"""Evaluation of models on clips: reconstructions, latents, speed, and the plain baselines they have to beat."""
+"""What compares two sets of clips: metrics, optical flow, and the plain baselines a model has to beat."""

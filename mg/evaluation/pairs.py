@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
-from mg.data.errors import VideoError
+from mg.data.clips import ClipOptions, load_clip
+from mg.data.errors import VideoError, sparing
 from mg.data.transforms import center_crop
 from mg.data.video import IMAGE_SUFFIXES
-from mg.evaluation.clips import ClipOptions, load_clip, sparing
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.table import Table, error_of
 from mg.plain_text import one_line, printable
@@ -87,7 +87,7 @@ class EvaluateConfig(MeasuresConfig):
 
 
 @dataclass
-class Row:
+class Pair:
     """One name: its files (None if missing), and its measures or the error that prevented them."""
 
     name: str
@@ -111,7 +111,7 @@ class Folders:
     """The contents of two folders: a row per name, sorted, and per folder the files that are neither videos nor
     images."""
 
-    rows: list[Row]
+    rows: list[Pair]
     others: dict[Path, list[str]]
 
 
@@ -126,7 +126,7 @@ class PairsReport:
     folders: Folders
     unwritten: OSError | None = None
 
-    def rows(self, status: str) -> list[Row]:
+    def rows(self, status: str) -> list[Pair]:
         """The rows with a status: ok, error or unpaired."""
         return [row for row in self.folders.rows if row.status == status]
 
@@ -154,7 +154,7 @@ def find_pairs(real: str | Path, generated: str | Path) -> Folders:
         found = [side.get(name, []) for side in sides]
         errors = [one_line(_fault(folder, files)) for folder, files in zip(folders, found) if len(files) != 1]
         real, generated = (files[0] if files else None for files in found)
-        rows.append(Row(name, real, generated, error="; ".join(errors)))
+        rows.append(Pair(name, real, generated, error="; ".join(errors)))
     return Folders(rows, {folder: names for folder, names in zip(folders, others) if names})
 
 
@@ -210,7 +210,7 @@ def evaluate_folders(config: EvaluateConfig) -> PairsReport:
     return report
 
 
-def _fail(row: Row, error: Exception) -> None:
+def _fail(row: Pair, error: Exception) -> None:
     row.error = one_line(error)
     _logger.warning("%s: %s", printable(row.name), row.error)
 
@@ -255,7 +255,7 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
     return "\n".join(text)
 
 
-def _read_ahead(rows: list[Row], config: EvaluateConfig) -> Iterator[tuple[Row, Future]]:
+def _read_ahead(rows: list[Pair], config: EvaluateConfig) -> Iterator[tuple[Pair, Future]]:
     """Rows in order, each with a future of the frames of its two files."""
     with ThreadPoolExecutor(config.batch_size) as pool:
         pending: deque = deque()
@@ -267,7 +267,7 @@ def _read_ahead(rows: list[Row], config: EvaluateConfig) -> Iterator[tuple[Row, 
             yield pending.popleft()
 
 
-def _read_pair(row: Row, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:
+def _read_pair(row: Pair, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:
     return read_frames(row.real, config), read_frames(row.generated, config)
 
 
@@ -296,7 +296,7 @@ def _columns(names: list[str]) -> list[str]:
     return ["name", "real", "generated", "status", "frames", "height", "width", *names, *flow, "error"]
 
 
-def _cells(row: Row, names: list[str], config: EvaluateConfig) -> list:
+def _cells(row: Pair, names: list[str], config: EvaluateConfig) -> list:
     files = [file.name if file else "" for file in (row.real, row.generated)]
     values = [row.measures.get(name, "") for name in names]
     values += [config.flow if "flolpips" in row.measures else ""] * ("flolpips" in names)

@@ -15,8 +15,8 @@ import numpy as np
 
 from mg.deploy.autoencoder import SETTINGS_FILE, DeployedAutoencoder
 from mg.deploy.autoencoder import load as load_exported
-from mg.evaluation.fitting import Fitting
 from mg.generation.config import AutoencoderSection
+from mg.inference.fitting import Fitting
 from mg.models import VideoAutoencoder, from_pretrained, model_class, model_name
 
 # Open-Sora's names for autoencoders, and ours.

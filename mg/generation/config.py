@@ -10,7 +10,7 @@ from mg.checkpoints import where_from
 from mg.config import require
 from mg.data.aspects import frame_count, image_size
 from mg.diffusion.networks import network_of
-from mg.evaluation.clips import TileFields
+from mg.inference.loading import TileFields
 
 SAMPLERS = ("iddpm", "dpm-solver", "rflow")
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from mg.evaluation.page import definitions, figure, html_template, nothing, section, write_page
-from mg.generation.samples import OK, Row
+from mg.benchmark.page import definitions, figure, html_template, nothing, section, write_page
+from mg.generation.samples import OK, SampleRow
 
 MOST_BYTES = 200 * 2**20  # of pictures in the page
 _EMPTY: tuple = (None, "", [], {})
 
 
-def write_gallery(folder: Path, rows: Sequence[Row], beside: Mapping[str, Sequence[Path]] | None = None) -> None:
+def write_gallery(folder: Path, rows: Sequence[SampleRow], beside: Mapping[str, Sequence[Path]] | None = None) -> None:
     """Write index.html into a folder of samples.
 
     Args:
@@ -36,7 +36,7 @@ def write_gallery(folder: Path, rows: Sequence[Row], beside: Mapping[str, Sequen
     write_page(folder / "index.html", "Samples", content)
 
 
-def _clip(row: Row, files: Sequence[Path], others: Sequence[Path]) -> str:
+def _clip(row: SampleRow, files: Sequence[Path], others: Sequence[Path]) -> str:
     shape = f"{row.frames} {'frame' if row.frames == 1 else 'frames'} of {row.height} x {row.width}"
     rate = f", {row.fps:g} frames per second" if row.frames > 1 else ""
     head = f"<h3>{escape(row.prompt) or '(no prompt)'} <small>{escape(row.name)}</small></h3>"
@@ -57,7 +57,7 @@ def _said(value) -> str:
     return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _failures(rows: Sequence[Row]) -> str:
+def _failures(rows: Sequence[SampleRow]) -> str:
     if not rows:
         return nothing("None.")
     cells = ((row.name, row.prompt, row.error) for row in rows)

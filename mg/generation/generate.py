@@ -20,12 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mg import runtime
+from mg.data.errors import sparing
 from mg.data.index import read_index
 from mg.data.transforms import resize, to_uint8_frames, to_video_tensor
 from mg.data.video import write_image, write_video
 from mg.diffusion.networks import Denoiser, create_denoiser
 from mg.diffusion.schedules import create_schedule
-from mg.evaluation.clips import sparing
 from mg.generation.codec import LatentCodec, load_codec
 from mg.generation.config import (
     NOT_OF_NETWORK,
@@ -40,7 +40,7 @@ from mg.generation.masks import Insertion
 from mg.generation.pipeline import Item, Pipeline, shared_frames
 from mg.generation.references import find_reference, read_reference
 from mg.generation.requests import Request, check_names, name_of, read_requests
-from mg.generation.samples import ERROR, OK, Row, read_rows, record
+from mg.generation.samples import ERROR, OK, SampleRow, read_rows, record
 from mg.plain_text import file_name, one_line, printable
 from mg.sampling import clip_seed
 from mg.text import clean_caption, create_text_encoder, open_embeddings
@@ -72,7 +72,7 @@ class _Todo:
 
     request: Request
     sample: int
-    row: Row
+    row: SampleRow
     paths: Sequence[Path]
 
 
@@ -98,7 +98,7 @@ def generate(config: GenerateConfig, rank: int = 0, world_size: int = 1) -> Repo
         for sample in range(config.num_sample):
             name = name_of(config, request, sample)
             suffix = ".png" if config.frames * config.loop == 1 else ".mp4"
-            row = Row(name, request.prompt, settings=_settings(config, request, sample), file=f"{name}{suffix}")
+            row = SampleRow(name, request.prompt, settings=_settings(config, request, sample), file=f"{name}{suffix}")
             known = config.prompt_as_path or _is_same(before.get(name), row)
             if name in names or (known and (folder / row.file).is_file()):  # a prompt that comes again has its sample
                 report.there += 1
@@ -302,7 +302,7 @@ def _strip(frames: np.ndarray) -> np.ndarray:
     return np.concatenate([resize(frames[number], height, width) for number in chosen], axis=1)
 
 
-def _write(row: Row, video: np.ndarray, config: GenerateConfig, folder: Path) -> None:
+def _write(row: SampleRow, video: np.ndarray, config: GenerateConfig, folder: Path) -> None:
     frames = to_uint8_frames(video)
     row.frames, row.height, row.width = frames.shape[:3]
     row.fps = config.rate
@@ -319,5 +319,5 @@ def _settings(config: GenerateConfig, request: Request, sample: int) -> dict[str
     return {**own, "reference_path": request.references, "mask_strategy": request.mask_strategy, **told}
 
 
-def _is_same(before: Row | None, row: Row) -> bool:
+def _is_same(before: SampleRow | None, row: SampleRow) -> bool:
     return before is not None and before.status == OK and before.settings == row.settings

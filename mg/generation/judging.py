@@ -20,10 +20,10 @@ import numpy as np
 
 from mg.checkpoints import atomic_write
 from mg.config import require
+from mg.data.clips import ClipOptions, load_clip
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import center_crop, to_uint8_frames
 from mg.diffusion.schedules import SampleNoise
-from mg.evaluation.clips import ClipOptions, load_clip
 from mg.evaluation.metrics import PSNR_CEILING
 from mg.generation.codec import LatentCodec
 from mg.generation.config import GenerateConfig, check_paths

@@ -1,14 +1,14 @@
 """The report of `mg.generation.latent_benchmark`: a standalone HTML file with a table, plots and samples.
 
-Its content is latent_report.html next to this file, in a page made by `mg.evaluation.page`.
+Its content is latent_report.html next to this file, in a page made by `mg.benchmark.page`.
 """
 
 from html import escape
 from itertools import zip_longest
 from pathlib import Path
 
-from mg.evaluation.page import definitions, figure, html_template, nothing, section, write_page
-from mg.evaluation.plots import Point, chip, legend, line_plot, rate_plot
+from mg.benchmark.page import definitions, figure, html_template, nothing, section, write_page
+from mg.benchmark.plots import Point, chip, legend, line_plot, rate_plot
 
 _HEADS = (
     "Autoencoder", "Share of the mean's loss \N{DOWNWARDS ARROW}", "Untrained", "Loss", "Compression",

@@ -12,7 +12,7 @@ OK, ERROR = "ok", "error"
 
 
 @dataclass
-class Row:
+class SampleRow:
     """One sample.
 
     Attributes:
@@ -40,11 +40,11 @@ class Row:
     seconds: float = 0.0
 
 
-def read_rows(folder: Path) -> dict[str, Row]:
+def read_rows(folder: Path) -> dict[str, SampleRow]:
     """The samples of a folder by name; empty if there is no index."""
-    return read_lines(folder / INDEX_FILE, Row)
+    return read_lines(folder / INDEX_FILE, SampleRow)
 
 
-def record(folder: Path, rows: Iterable[Row]) -> None:
+def record(folder: Path, rows: Iterable[SampleRow]) -> None:
     """Write rows to a folder's index, replacing those with the same names."""
-    put_lines(folder / INDEX_FILE, rows, Row, lambda row: row.name)
+    put_lines(folder / INDEX_FILE, rows, SampleRow, lambda row: row.name)

@@ -14,7 +14,7 @@ from mindspore import Tensor, mint, nn, ops
 
 from mg.checkpoints import LoadReport, compare_names, open_state_dict
 from mg.losses.backbones import BACKBONES, Backbone, BackboneFeatures, Conv
-from mg.losses.portable import root
+from mg.models.layers.portable import root
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)

@@ -17,8 +17,8 @@ from mindspore import Tensor, mint, nn, ops
 
 from mg.config import require
 from mg.losses.lpips import LPIPS
-from mg.losses.portable import root
 from mg.models.layers.layout import swap_frames
+from mg.models.layers.portable import root
 
 
 @dataclass

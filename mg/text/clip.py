@@ -78,7 +78,7 @@ class FeedForward(nn.Cell):
         return self.fc2(x * mint.sigmoid(1.702 * x) if self.quick else ops.gelu(x, approximate="none"))
 
 
-class Layer(nn.Cell):
+class CLIPLayer(nn.Cell):
     def __init__(self, config: dict, dtype: str):
         super().__init__()
         self.self_attn = SelfAttention(config, dtype)
@@ -106,7 +106,7 @@ class Embeddings(nn.Cell):
 class Stack(nn.Cell):
     def __init__(self, config: dict, dtype: str):
         super().__init__()
-        self.layers = nn.CellList([Layer(config, dtype) for _ in range(config["num_hidden_layers"])])
+        self.layers = nn.CellList([CLIPLayer(config, dtype) for _ in range(config["num_hidden_layers"])])
 
     def construct(self, x, bias):
         for layer in self.layers:

@@ -5,7 +5,6 @@ T5-XXL's weights are 19 GB in fp32, too much to have in memory during training. 
 among the workers by position. Running the same command again continues a stopped run, on any number of workers.
 """
 
-import json
 import logging
 import time
 from dataclasses import dataclass, field
@@ -15,19 +14,16 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from tqdm import tqdm
 
-from mg.checkpoints import atomic_write, read_config
 from mg.checkpoints.digest import sha256
 from mg.config import PATH_ALIASES, require
 from mg.data.errors import DataError
 from mg.data.index import read_index
-from mg.data.rows import locked
-from mg.data.shards import OK, ShardWriter, read_rows
+from mg.data.shards import EncodeReport, ShardWriter, read_rows, settle
 from mg.plain_text import one_line, printable
-from mg.settings import check_settings
 from mg.text.captions import clean_caption
 from mg.text.encoders import TextEncoder, create_text_encoder
 from mg.text.prompts import append_scores, read_prompts, split_suffix, texts_from
-from mg.text.stored import PREFIX, SETTINGS_FILE, TENSOR, Row
+from mg.text.stored import PREFIX, SETTINGS_FILE, TENSOR, TextRow
 
 _logger = logging.getLogger(__name__)
 _SECONDS = 600  # after which a shard is finished: what a killed run loses at most
@@ -122,19 +118,7 @@ class EncodeTextConfig:
         return 2 if (self.csv_path is None if self.clean is None else self.clean) else 0
 
 
-@dataclass
-class EncodeTextReport:
-    """What a worker did: the numbers of all texts, of its own, of those it encoded, and of those already there; and all
-    that failed, now or before, with the reasons."""
-
-    texts: int
-    mine: int
-    encoded: int = 0
-    there: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-
-
-def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -> EncodeTextReport:
+def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -> EncodeReport:
     """Encode this worker's texts into `config.output_path`: of the distinct texts, number i is rank i % world_size's.
 
     A text that cannot be encoded gets an index line with the error, and the run continues. One that failed for lack of
@@ -147,41 +131,29 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
     texts = read_texts(config)
     encoder = config.text_encoder.create()
     folder = Path(config.output_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder, _settings(config, encoder))
-
+    settle(folder, SETTINGS_FILE, _settings(config, encoder), "encoder", TextRow)
     mine = texts[rank::world_size]
-    report = EncodeTextReport(len(texts), len(mine))
-    before, todo = read_rows(folder, Row), []
-    for text in mine:
-        known = before.get(text)
-        if known is None or (known.status != OK and (config.retry_failed or known.again)):
-            todo.append(text)
-        elif known.status == OK:
-            report.there += 1
-        else:
-            report.failed.append((text, known.error))
-
+    report = EncodeReport(len(texts), len(mine))
+    todo = report.to_do(mine, read_rows(folder, TextRow), config.retry_failed)
     order = {text: i for i, text in enumerate(texts)}
     size = config.shard_size * 2**20
-    writer = ShardWriter(folder, Row, PREFIX, order, config.embeddings_dtype, size, rank, world_size, size // 512)
+    writer = ShardWriter(folder, TextRow, PREFIX, order, config.embeddings_dtype, size, rank, world_size, size // 512)
     with writer as shards:
         finished = time.monotonic()
         for text in tqdm(todo, desc="texts", unit="text"):
             try:
                 states = _states(encoder, text)  # (1, tokens, D)
-                shards.store(Row(text), states.shape[1], [{TENSOR: states}])
+                shards.store(TextRow(text), states.shape[1], [{TENSOR: states}])
                 report.encoded += 1
             except Exception as error:
                 _logger.debug("", exc_info=True)
-                shards.fail(Row(text), one_line(error), again=isinstance(error, OSError | MemoryError))
+                shards.fail(TextRow(text), one_line(error), again=isinstance(error, OSError | MemoryError))
                 report.failed.append((text, one_line(error)))
                 _logger.warning("%s: %s", printable(text), one_line(error))
             if time.monotonic() > finished + _SECONDS:
                 shards.finish_shard()
                 finished = time.monotonic()
-    report.encoded -= len(shards.lost)
-    report.failed += [(row.name, row.error) for row in shards.lost]
+    report.lose(shards.lost)
     return report
 
 
@@ -233,18 +205,3 @@ def _settings(config: EncodeTextConfig, encoder: TextEncoder) -> dict:
         "cleaned": config.cleaned,
         "dtype": config.embeddings_dtype,
     }
-
-
-def _settle(folder: Path, settings: dict) -> None:
-    """Write embeddings.json or, if there are embeddings already, check that it has the same settings. The checkpoint's
-    path may differ, its hash may not."""
-    path = folder / SETTINGS_FILE
-    with locked(folder / ".lock"):
-        if read_rows(folder, Row):
-            before = read_config(path).get("encoder") if path.exists() else None
-            there = before.get("checkpoint") if isinstance(before, dict) else None
-            encoder = {**settings["encoder"], "checkpoint": there}
-            check_settings(path, {**settings, "encoder": encoder}, "another output_path")
-            return
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

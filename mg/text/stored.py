@@ -27,7 +27,7 @@ _SHOWN = 80  # characters of a text shown in a message
 
 
 @dataclass
-class Row:
+class TextRow:
     """One text: a line of the folder's index.
 
     Attributes:
@@ -51,8 +51,8 @@ class Row:
     def key(self) -> str:
         return hashlib.sha256(name_bytes(self.name)).hexdigest()
 
-    def failed(self, error: str, again: bool) -> "Row":
-        return Row(self.name, ERROR, error, again=again)
+    def failed(self, error: str, again: bool) -> "TextRow":
+        return TextRow(self.name, ERROR, error, again=again)
 
 
 def open_embeddings(folder: str | Path) -> "StoredEmbeddings":
@@ -84,7 +84,7 @@ class StoredEmbeddings(TextEncoder):
             self.has_mask, self._cleaned = bool(settings["has_mask"]), int(settings["cleaned"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{folder / SETTINGS_FILE}: does not describe text embeddings ({error})") from None
-        rows = read_rows(folder, Row)
+        rows = read_rows(folder, TextRow)
         self.failed = {row.name: row.error for row in rows.values() if row.status != OK}
         self._rows = {row.name: row for row in rows.values() if row.status == OK}
         self._shards = ShardReader(folder)
@@ -123,7 +123,7 @@ class StoredEmbeddings(TextEncoder):
             mask[number, : len(states)] = True
         return y, mask if self.has_mask else None
 
-    def _row(self, text: str) -> Row | None:
+    def _row(self, text: str) -> TextRow | None:
         """The row of the text itself or, if the stored texts are cleaned, of the cleaned text."""
         row = self._rows.get(text)
         return row if row or not self._cleaned else self._rows.get(clean_caption(text, self._cleaned))

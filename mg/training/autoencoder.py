@@ -14,10 +14,10 @@ from mg.config import require
 from mg.data.index import IndexRow, read_index
 from mg.data.loader import Batch, ClipLoader
 from mg.losses.adversarial import DiscriminatorLossConfig, GeneratorLossConfig
-from mg.losses.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
 from mg.models.tae.tae import TemporalAutoencoder
 from mg.training.optim import OptimizerConfig
 from mg.training.previews import Previews
@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass
-class ModelConfig:
+class TrainedModelSection:
     """The autoencoder.
 
     Args:
@@ -84,7 +84,7 @@ class TrainConfig(RunConfig):
 
     csv_path: str
     video_folder: str | None = None
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: TrainedModelSection = field(default_factory=TrainedModelSection)
     loss: LossConfig = field(default_factory=LossConfig)
     discriminator: DiscriminatorConfig | None = None
     gen_loss_config: GeneratorLossConfig = field(default_factory=GeneratorLossConfig)

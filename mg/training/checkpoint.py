@@ -18,7 +18,7 @@ from pathlib import Path
 from mindspore import Parameter, Tensor
 
 from mg.checkpoints import CheckpointError, atomic_write, read_config, read_state_dict, sync, write_state_dict
-from mg.losses.discriminator import DISCRIMINATOR_FILE
+from mg.models.discriminator import DISCRIMINATOR_FILE
 from mg.models.stored import StoredModel
 from mg.training.step import Step
 

@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 VALIDATION_FILE = "validation.jsonl"
 
 # What the curve shows, and its unit: the first of these that a run's loss has.
-MEASURES = {
+CURVES = {
     "l1": "mean absolute error, pixels in [-1, 1]",
     "l2": "mean squared error, pixels in [-1, 1]",
     "latent": "absolute error of the first stage's latents, summed over a frame",
@@ -59,7 +59,7 @@ class RunLog:
         self._speed_log = _JsonLines(folder / "speed.jsonl", start_step)
         self._start_step = start_step
         self._validation_log: _JsonLines | None = None
-        self._points: dict[str, list] = {name: [] for name in MEASURES}
+        self._points: dict[str, list] = {name: [] for name in CURVES}
         self._validation_points: list[tuple[int, float]] = []
         # A kill may lose points that were not written yet: they are restored from log.jsonl.
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -127,8 +127,8 @@ class RunLog:
             log.save()
         with naming(self.folder / "tensorboard"):
             self._board.flush()
-        name = next((name for name in MEASURES if self._points[name]), "l1")
-        draw_curve(self._points[name], MEASURES[name], self.folder / "loss.png", self._validation_points)
+        name = next((name for name in CURVES if self._points[name]), "l1")
+        draw_curve(self._points[name], CURVES[name], self.folder / "loss.png", self._validation_points)
 
     def close(self, failed: bool = False) -> None:
         self._bar.close()

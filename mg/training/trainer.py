@@ -23,8 +23,9 @@ from mg.training.checkpoint import load_checkpoint, read_run, save_checkpoint
 from mg.training.data_changes import describe_changes, note_rows
 from mg.training.logs import RunLog
 from mg.training.speed import SpeedMeter
-from mg.training.step import StepResult, UpdateResult
+from mg.training.step import StepResult
 from mg.training.task import RunConfig, Task, TrainingError
+from mg.training.updater import UpdateResult
 from mg.training.wandb_run import WandbRun
 from mg.training.workers import require_same, share_bad_files
 

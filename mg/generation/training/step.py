@@ -8,7 +8,8 @@ from mg.collectives import Group
 from mg.diffusion.networks import Denoiser
 from mg.diffusion.schedules import Schedule
 from mg.training.optim import OptimConfig
-from mg.training.step import Gather, Step
+from mg.training.step import Step
+from mg.training.updater import Gather
 
 
 class DenoiserStep(Step):

@@ -129,7 +129,7 @@ class DecoderStage(nn.Cell):
         return self.blocks(x)
 
 
-class Encoder(nn.Cell):
+class StagedEncoder(nn.Cell):
     """(B, Cin, T, H, W), T = 1 or a multiple of 4, H and W of 32 -> (B, z, T/4 or 1, H/32, W/32)"""
 
     def __init__(self, in_channels: int, latent_channels: int, widths: list[int], depths: list[int]):
@@ -144,7 +144,7 @@ class Encoder(nn.Cell):
         return self.project_out(x) + self.average(x)
 
 
-class Decoder(nn.Cell):
+class StagedDecoder(nn.Cell):
     """(B, z, t, h, w) -> (B, Cout, 4t or t, 32h, 32w)"""
 
     def __init__(self, latent_channels: int, out_channels: int, widths: list[int], depths: list[int]):
@@ -224,8 +224,8 @@ class VideoDCAE(VideoAutoencoder):
             has_posterior=False,
         )
         self.scaling_factor = 1.0 if config.scaling_factor is None else config.scaling_factor
-        self.encoder = Encoder(channels, latents, config.encoder_width_list, config.encoder_depth_list)
-        self.decoder = Decoder(latents, channels, config.decoder_width_list, config.decoder_depth_list)
+        self.encoder = StagedEncoder(channels, latents, config.encoder_width_list, config.encoder_depth_list)
+        self.decoder = StagedDecoder(latents, channels, config.decoder_width_list, config.decoder_depth_list)
         self.finish(dtype, use_recompute, pretrained)
 
     def encode_moments(self, x):

@@ -30,7 +30,7 @@ class Upsample(nn.Cell):
         return self.conv(x)
 
 
-class Encoder(nn.Cell):
+class CausalEncoder(nn.Cell):
     """(B, in_channels, 4 k + 1, H, W) -> (B, out_channels, k + 1, H / s, W / s)
 
     Args:
@@ -71,7 +71,7 @@ class Encoder(nn.Cell):
         return self.conv_out(ops.silu(self.norm_out(h)))
 
 
-class Decoder(nn.Cell):
+class CausalDecoder(nn.Cell):
     """(B, in_channels, k + 1, h, w) -> (B, out_channels, 4 k + 1, h * s, w * s)
 
     Args:

@@ -23,7 +23,7 @@ from mg.checkpoints import StateDict
 from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.config import StoredConfig, are_positive, is_above_0
-from mg.models.hunyuan_vae.blocks import Conv, Decoder, Encoder
+from mg.models.hunyuan_vae.blocks import CausalDecoder, CausalEncoder, Conv
 from mg.models.hunyuan_vae.weights import (
     CLASSES,
     comfyui_rules,
@@ -163,10 +163,10 @@ class HunyuanVAE(VideoAutoencoder):
             config.norm_num_groups,
             config.mid_block_add_attention,
         )
-        self.encoder = Encoder(config.in_channels, 2 * latents, *shape)
+        self.encoder = CausalEncoder(config.in_channels, 2 * latents, *shape)
         self.quant_conv = Conv(2 * latents, 2 * latents, kernel_size=1)
         self.post_quant_conv = Conv(latents, latents, kernel_size=1)
-        self.decoder = Decoder(latents, config.out_channels, *shape)
+        self.decoder = CausalDecoder(latents, config.out_channels, *shape)
         start_certain(self.quant_conv)
         self.finish(dtype, use_recompute, pretrained)
 

@@ -17,7 +17,7 @@ from mg.models.config import StoredConfig, are_positive
 from mg.models.image_vae.weights import SPELLINGS, config_from_diffusers, config_to_diffusers
 from mg.models.layers.conv import SpatialConv
 from mg.models.layers.layout import narrow, repeat_edges, split, swap_frames
-from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.layers.resnet import ResnetBlock, ResnetDecoder, ResnetEncoder
 from mg.models.naming import diffusers_rules
 from mg.models.stored import Format, described_here
 from mg.models.trainable import crop
@@ -107,8 +107,8 @@ class ImageAutoencoder(VideoAutoencoder):
         latents = config.z_channels
         self.geometry = Geometry(config.in_channels, latents, spatial=2 ** (len(widths) - 1), temporal=1)
         shape = (widths, config.num_res_blocks, config.norm_num_groups)
-        self.encoder = Encoder(config.in_channels, 2 * latents, *shape)
-        self.decoder = Decoder(latents, config.out_ch, *shape)
+        self.encoder = ResnetEncoder(config.in_channels, 2 * latents, *shape)
+        self.decoder = ResnetDecoder(latents, config.out_ch, *shape)
         self.quantized, self.dequantized = config.use_quant_conv, config.use_post_quant_conv
         if self.quantized:
             self.quant_conv = SpatialConv(2 * latents, 2 * latents, 1, padding=(0, 0, 0, 0))

@@ -49,7 +49,7 @@ class ResnetBlock(nn.Cell):
         return x + h
 
 
-class Encoder(nn.Cell):
+class ResnetEncoder(nn.Cell):
     """(B, in_channels, T, H, W) -> (B, out_channels, ceil(T / 2^m), H / 2^n, W / 2^n), n = len(widths) - 1
 
     Args:
@@ -96,7 +96,7 @@ class Encoder(nn.Cell):
         return self.conv_out(ops.silu(self.norm_out(h)))
 
 
-class Decoder(nn.Cell):
+class ResnetDecoder(nn.Cell):
     """(B, in_channels, t, h, w) -> (B, out_channels, t * 2^m, h * 2^n, w * 2^n), n = len(widths) - 1
 
     Args:

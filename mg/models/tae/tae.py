@@ -23,7 +23,7 @@ from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.image_vae.image_vae import ImageVAEConfig
 from mg.models.layers.conv import FactorizedConv
-from mg.models.layers.resnet import Decoder, Encoder, ResnetBlock
+from mg.models.layers.resnet import ResnetBlock, ResnetDecoder, ResnetEncoder
 from mg.models.stored import Format, described_here
 from mg.models.tae.linear_start import linear_start
 
@@ -117,7 +117,7 @@ class TemporalAutoencoder(VideoAutoencoder):
             "temporal": True,
             "temporal_attention": config.attn_type == "vanilla",
         }
-        self.encoder = Encoder(
+        self.encoder = ResnetEncoder(
             config.in_channels,
             2 * latents,
             temporal_levels=tuple(config.temporal_downsample_level),
@@ -128,7 +128,7 @@ class TemporalAutoencoder(VideoAutoencoder):
             self.quant_conv = FactorizedConv(2 * latents, 2 * latents, 1)
         if self.dequantized:
             self.post_quant_conv = FactorizedConv(latents, latents, 1)
-        self.decoder = Decoder(
+        self.decoder = ResnetDecoder(
             latents,
             config.out_ch,
             temporal_levels=tuple(config.temporal_upsample_level),

@@ -29,7 +29,7 @@ class Upsample(nn.Cell):
         return self.to_frames(self.conv(x))
 
 
-class Encoder(nn.Cell):
+class TemporalEncoder(nn.Cell):
     """(B, in_channels, T, H, W) -> (B, out_channels, T / 2^m, H, W), T a multiple of 2^m
 
     Args:
@@ -67,7 +67,7 @@ class Encoder(nn.Cell):
         return self.conv_out(ops.silu(self.norm_out(h)))
 
 
-class Decoder(nn.Cell):
+class TemporalDecoder(nn.Cell):
     """(B, in_channels, t, H, W) -> (B, out_channels, t * 2^m, H, W)
 
     Args:
@@ -126,10 +126,10 @@ class TemporalVAE(nn.Cell):
     ):
         super().__init__()
         shape = (widths, halves, num_res_blocks, groups)
-        self.encoder = Encoder(channels, 2 * latent_channels, *shape)
+        self.encoder = TemporalEncoder(channels, 2 * latent_channels, *shape)
         self.quant_conv = CausalConv3d(2 * latent_channels, 2 * latent_channels, kernel_size=1)
         self.post_quant_conv = CausalConv3d(latent_channels, latent_channels, kernel_size=1)
-        self.decoder = Decoder(latent_channels, channels, *shape)
+        self.decoder = TemporalDecoder(latent_channels, channels, *shape)
         self.enter, self.leave = Enter(), Leave()
         start_certain(self.quant_conv)
 

@@ -1,15 +1,15 @@
 """A benchmark report as one self-contained HTML file: a table, plots, and clips that play in sync.
 
-The template is report.html next to this file; the page around it comes from `mg.evaluation.page`, the plots from
-`mg.evaluation.plots`.
+The template is report.html next to this file; the page around it comes from `mg.benchmark.page`, the plots from
+`mg.benchmark.plots`.
 """
 
 from html import escape
 from pathlib import Path
 
-from mg.evaluation.page import definitions, figure, html_template, media, nothing, section, write_page
-from mg.evaluation.plots import Point, chip, legend, line_plot, rate_plot
-from mg.evaluation.results import Row
+from mg.benchmark.page import definitions, figure, html_template, media, nothing, section, write_page
+from mg.benchmark.plots import Point, chip, legend, line_plot, rate_plot
+from mg.benchmark.results import ResultRow
 
 # The kinds of pictures kept for a clip.
 ORIGINAL = "original"
@@ -30,13 +30,13 @@ ARROWS = {True: "\N{UPWARDS ARROW}", False: "\N{DOWNWARDS ARROW}"}  # the direct
 NOTHING = "\N{EN DASH}"
 
 
-def clip_file(folder: Path, row: Row, kind: str) -> Path:
+def clip_file(folder: Path, row: ResultRow, kind: str) -> Path:
     """The path of a picture of a row's clip: an image for a single frame, otherwise a video."""
     of_kind = folder / kind if kind == ORIGINAL else folder / kind / row.model
     return of_kind / f"{row.output}{'.png' if row.frames == 1 else '.mp4'}"
 
 
-def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> None:
+def write_report(path: Path, summary: dict, rows: list[ResultRow], clips: Path) -> None:
     """Write the report of a benchmark, whole or not at all.
 
     Args:
@@ -46,7 +46,7 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
     """
     labels, flow = list(summary["models"]), summary["flow"]
     measured = [name for name in MEASURES if any(name in model["mean"] for model in summary["models"].values())]
-    content = html_template("mg.evaluation", "report.html").substitute(
+    content = html_template("mg.benchmark", "report.html").substitute(
         subtitle=escape(_subtitle(summary)),
         table=_table(summary, measured),
         left_out=_left_out(summary["left_out"], flow),
@@ -67,12 +67,12 @@ def write_report(path: Path, summary: dict, rows: list[Row], clips: Path) -> Non
     write_page(path, "Video autoencoders: benchmark", content)
 
 
-def choose_clips(rows: list[Row], clips: Path) -> list[tuple[str, list[Row]]]:
+def choose_clips(rows: list[ResultRow], clips: Path) -> list[tuple[str, list[ResultRow]]]:
     """The worst, median and best clip by mean PSNR over models: a title and the rows of each.
 
     Considers the clips with pictures that the most models reconstructed; returns fewer than three if there are fewer.
     """
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[ResultRow]] = {}
     for row in rows:
         kinds = (ORIGINAL, RECONSTRUCTION, ERROR_MAP)
         if row.ok and row.psnr is not None and all(clip_file(clips, row, kind).is_file() for kind in kinds):
@@ -87,7 +87,7 @@ def choose_clips(rows: list[Row], clips: Path) -> list[tuple[str, list[Row]]]:
     return [(title, ranked[place]) for title, place in picked.items()]
 
 
-def _mean_psnr(group: list[Row]) -> float:
+def _mean_psnr(group: list[ResultRow]) -> float:
     return sum(row.psnr for row in group) / len(group)
 
 
@@ -198,9 +198,9 @@ def _rate_plot(summary: dict, name: str) -> str:
     return rate_plot(title, "values of the video / values of the latents", points, MEASURES[name][3])
 
 
-def _video_plot(rows: list[Row], labels: list[str], name: str, flow: str) -> str:
+def _video_plot(rows: list[ResultRow], labels: list[str], name: str, flow: str) -> str:
     """A line per model over the videos, sorted by the mean over models."""
-    found: dict[str, dict[str, Row]] = {}
+    found: dict[str, dict[str, ResultRow]] = {}
     for row in rows:
         if row.ok and getattr(row, name) is not None:
             found.setdefault(row.output, {})[row.model] = row
@@ -225,7 +225,7 @@ def _axis(name: str, flow: str) -> str:
 # Pictures.
 
 
-def _clip(title: str, group: list[Row], clips: Path, flow: str) -> str:
+def _clip(title: str, group: list[ResultRow], clips: Path, flow: str) -> str:
     row = group[0]
     shape = f"{row.frames} {'frame' if row.frames == 1 else 'frames'} of {row.height} x {row.width}"
     mean = "mean PSNR over models" if len(group) > 1 else "PSNR"

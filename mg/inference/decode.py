@@ -16,13 +16,12 @@ from tqdm import tqdm
 
 from mg.checkpoints.digest import sha256
 from mg.config import require
-from mg.data.errors import DataError
+from mg.data.errors import DataError, sparing
 from mg.data.transforms import to_uint8_frames
-from mg.data.video import write_image, write_video
-from mg.evaluation.clips import TileFields, sparing
-from mg.evaluation.fitting import Fitting
-from mg.evaluation.reconstruction import output_names
-from mg.latents.folder import Latents, open_latents
+from mg.inference.fitting import Fitting
+from mg.inference.loading import TileFields
+from mg.inference.outputs import output_names, write_frames
+from mg.latents import Latents, open_latents
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.plain_text import one_line, printable
 
@@ -107,7 +106,7 @@ def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> D
             continue
         with sparing(partial(_fail, report, name)):
             fitting.settle(model, (1, 3, clip.frames, clip.height, clip.width), ("decode",), streams=True)
-            _write(path, _frames(model, clip), clip)
+            write_frames(path, _frames(model, clip), clip.fps or 1.0)
             report.decoded += 1
     return report
 
@@ -129,13 +128,6 @@ def _frames(model: VideoAutoencoder, clip: Latents) -> Iterator[np.ndarray]:
         if not np.isfinite(pixels).all():
             raise ValueError("the frames are not finite; with dtype fp16, try bf16 or fp32")
         yield to_uint8_frames(pixels)
-
-
-def _write(path: Path, pieces: Iterator[np.ndarray], clip: Latents) -> None:
-    if clip.still:
-        write_image(path, next(pieces)[0])
-    else:
-        write_video(path, pieces, clip.fps or 1.0)
 
 
 def _load_model(config: DecodeConfig, settings: dict) -> tuple[VideoAutoencoder, dict]:

@@ -15,7 +15,7 @@ OK, ERROR = "ok", "error"
 
 
 @dataclass
-class Row:
+class ResultRow:
     """The result of one model for one video; unknown values are None, and empty cells of the CSV.
 
     Attributes:
@@ -71,10 +71,10 @@ class Row:
         return product
 
 
-COLUMNS = [field.name for field in fields(Row)]
+COLUMNS = [field.name for field in fields(ResultRow)]
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[ResultRow]:
     """The complete rows of a results file, in order; an empty list if there is no file.
 
     A last row that was truncated because the run was killed is left out.
@@ -105,11 +105,11 @@ def read_rows(path: Path) -> list[Row]:
 class Results:
     """A results file that starts with `rows` and grows with each `add`; see `Table`."""
 
-    def __init__(self, path: Path, rows: Iterable[Row] = ()):
+    def __init__(self, path: Path, rows: Iterable[ResultRow] = ()):
         self._rows = list(rows)
         self._table = Table(path, COLUMNS, map(_values, self._rows))
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ResultRow) -> None:
         """Add a row, and wait until it is on disk."""
         self._rows.append(row)
         self._table.add(_values(row))
@@ -129,11 +129,11 @@ def write_settings(path: Path, settings: dict) -> None:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _row(values: list[str]) -> Row:
+def _row(values: list[str]) -> ResultRow:
     if len(values) != len(COLUMNS):
         raise ValueError(f"{len(values)} cells instead of {len(COLUMNS)}: {','.join(values)[:80]}")
-    cells: list[Any] = [_read(field.type, text) for field, text in zip(fields(Row), values)]
-    row = Row(*cells)
+    cells: list[Any] = [_read(field.type, text) for field, text in zip(fields(ResultRow), values)]
+    row = ResultRow(*cells)
     if row.status not in (OK, ERROR):
         raise ValueError(f"status {row.status!r}")
     return row
@@ -147,5 +147,5 @@ def _read(kind, text: str) -> str | int | float | None:
     return int(text) if kind == int | None else float(text)
 
 
-def _values(row: Row) -> list:
+def _values(row: ResultRow) -> list:
     return ["" if value is None else value for value in vars(row).values()]

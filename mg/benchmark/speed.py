@@ -21,10 +21,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from mg import runtime
+from mg.benchmark.peers import Peer, missing, peer_of
+from mg.benchmark.speed_worker import Job, Worker, WorkerError
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
-from mg.evaluation.peers import Peer, missing, peer_of
-from mg.evaluation.speed_worker import Job, Worker, WorkerError
 from mg.models import list_models, model_class
 from mg.models.registry import merge_config
 

@@ -18,31 +18,31 @@ Losses are those of training, of the reconstruction before clipping, and come fr
 import contextlib
 import json
 import logging
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 from mindspore import Tensor
 
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
+from mg.data.clips import Clip
+from mg.data.errors import sparing
 from mg.data.index import read_index
 from mg.data.transforms import to_uint8_frames
-from mg.data.video import write_image, write_video
 from mg.evaluation.baseline import area_trilinear_baseline
-from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared, sparing
-from mg.evaluation.fitting import Fitting, described
 from mg.evaluation.metrics import PSNR_CEILING, SSIM_WINDOW, psnr, ssim
 from mg.evaluation.table import Table, error_of
+from mg.inference.batches import batches, spared
+from mg.inference.fitting import Fitting, described
+from mg.inference.loading import ClipsConfig, load_model, noise_for
+from mg.inference.outputs import output_names, side_by_side, unique, write_frames
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
 from mg.models.trainable import Latents
-from mg.plain_text import file_name, one_line, printable
+from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +51,6 @@ RECONSTRUCTION = "reconstruction"
 SPATIAL = "spatial"
 BASELINE = "baseline"
 SIDE_BY_SIDE = "side_by_side"
-LABEL_HEIGHT = 20
 
 # What `separate_folders` appends to the output folder's name.
 SUFFIXES = {ORIGINAL: "_ori", RECONSTRUCTION: "_rec", SPATIAL: "_spatial"}
@@ -302,38 +301,6 @@ def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     return float(np.minimum(psnr(a, b), PSNR_CEILING).mean()), float(ssim(a, b).mean())
 
 
-def output_names(names: list[str]) -> list[str]:
-    """File names without suffix for the paths of an index: folders become part of the name, duplicates get a number.
-
-    Characters that file names can't hold or terminals would interpret become underscores. A name that is too long for
-    the file system is cut and gets a checksum, which keeps it distinct from others with the same beginning.
-    """
-    return unique([_file_name(name) for name in names])
-
-
-def _file_name(name: str) -> str:
-    return file_name(os.path.splitext(Path(name).as_posix())[0].strip("/"))
-
-
-def unique(names: list[str], taken: Iterable[str] = ()) -> list[str]:
-    """`names` with _2, _3, ... appended to those that occurred before or are `taken`, ignoring case."""
-    seen = {name.lower() for name in taken}
-    result = []
-    for name in names:
-        chosen, number = name, 1
-        while chosen.lower() in seen:
-            number += 1
-            chosen = f"{name}_{number}"
-        seen.add(chosen.lower())
-        result.append(chosen)
-    return result
-
-
-def side_by_side(columns: dict[str, np.ndarray]) -> np.ndarray:
-    """uint8 videos (T, H, W, 3) of one shape -> one video with a labelled column for each"""
-    return np.concatenate([_label(frames, name) for name, frames in columns.items()], axis=2)
-
-
 def format_table(report: Report) -> str:
     """PSNR and SSIM of every clip and method and their means, the mean losses, and the failures, as text."""
     lines = [["clip", *(f"{method} {metric}" for method in report.methods for metric in ("PSNR", "SSIM"))]]
@@ -362,10 +329,7 @@ def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: Inferen
         for kind, folder in output_folders(config).items():
             frames = side_by_side(columns) if kind == SIDE_BY_SIDE else columns[kind]
             path = folder / f"{name}{'.png' if clip.still else '.mp4'}"
-            if clip.still:
-                write_image(path, frames[0])
-            else:
-                write_video(path, frames, config.fps or clip.fps)
+            write_frames(path, frames, config.fps or clip.fps)
             written.append(path)
     except BaseException:
         for path in written:
@@ -377,17 +341,6 @@ def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: Inferen
 def _fail(result: Result, error: Exception) -> None:
     result.error, result.scores, result.losses = one_line(error), {}, {}
     _logger.warning("%s: %s", printable(result.name), result.error)
-
-
-def _label(frames: np.ndarray, text: str) -> np.ndarray:
-    """Add a strip with `text` above every frame, shrunk to fit a narrow frame."""
-    width = frames.shape[2]
-    font, scale, text = cv2.FONT_HERSHEY_SIMPLEX, 0.45, text.encode("ascii", "replace").decode()  # it draws only ASCII
-    needed = cv2.getTextSize(text, font, scale, 1)[0][0] + 8
-    strip = np.full((LABEL_HEIGHT, width, 3), 24, np.uint8)
-    scale *= min(1, width / needed)
-    cv2.putText(strip, text, (4, LABEL_HEIGHT - 6), font, scale, (255,) * 3, 1, cv2.LINE_AA)
-    return np.concatenate([np.broadcast_to(strip, (len(frames), *strip.shape)), frames], axis=1)
 
 
 def _columns(report: Report) -> list[str]:

@@ -8,8 +8,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mg.benchmark.speed_worker import Job, Worker
 from mg.checkpoints import atomic_write
-from mg.evaluation.speed_worker import Job, Worker
 from mg.models.memory import MEASURED, OP_BY_OP, PARTS
 
 # Half the released width: large enough for the clips' memory to stand out, small enough for a small machine.

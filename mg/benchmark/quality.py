@@ -18,14 +18,12 @@ import gc
 import hashlib
 import json
 import logging
-import re
 import shlex
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cv2
 import mindspore as ms
@@ -33,29 +31,25 @@ import numpy as np
 from tqdm import tqdm
 
 from mg import runtime
-from mg.checkpoints import CheckpointError, atomic_write, find_config, read_config, where_from
-from mg.checkpoints.digest import sha256
-from mg.config import PATH_ALIASES, parse_config, require
+from mg.benchmark.contestants import DCT, Baseline, Contestant, Timed, as_option, read_models
+from mg.benchmark.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
+from mg.benchmark.results import OK, ResultRow, Results, read_rows, write_settings
+from mg.benchmark.summary import summarize
+from mg.checkpoints import atomic_write
+from mg.config import PATH_ALIASES, require
+from mg.data.clips import Clip, ClipOptions, read_clips
+from mg.data.errors import sparing
 from mg.data.index import IndexRow, read_index
 from mg.data.transforms import to_uint8_frames
-from mg.data.video import write_image, write_video
-from mg.evaluation.baseline import DCT_CELL, DCT_PLACES, area_trilinear_baseline, dct_baseline
-from mg.evaluation.clips import Clip, ClipOptions, load_model, read_clips, sparing
-from mg.evaluation.fitting import Fitting, described
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.metrics import SSIM_WINDOW
-from mg.evaluation.reconstruction import InferenceConfig, output_names, unique
-from mg.evaluation.report import ERROR_MAP, ERROR_MAP_RANGE, ORIGINAL, RECONSTRUCTION, clip_file, write_report
-from mg.evaluation.results import OK, Results, Row, read_rows, write_settings
-from mg.evaluation.summary import summarize
 from mg.evaluation.table import error_of
-from mg.models import model_name
+from mg.inference.outputs import output_names, write_frames
+from mg.inference.reconstruction import InferenceConfig
 from mg.plain_text import name_bytes, one_line, printable
 from mg.settings import check_settings
 
 _logger = logging.getLogger(__name__)
-
-DCT = "dct"  # among the baselines
 
 
 @dataclass(kw_only=True)
@@ -99,21 +93,11 @@ class BenchmarkConfig(MeasuresConfig, ClipOptions):
 
 
 @dataclass
-class Contestant:
-    """A model by its label, with the `settings` that determine its results. Without `config` it is a `baseline`."""
-
-    label: str
-    settings: dict
-    config: InferenceConfig | None = None
-    baseline: str = ""
-
-
-@dataclass
 class Benchmark:
     """The result of a run: `rows` of all models and videos, by model and in the order of the index, and the `summary`.
     `unwritten` is set if a file could not be written."""
 
-    rows: list[Row]
+    rows: list[ResultRow]
     summary: dict
     report: Path
     unwritten: OSError | None = None
@@ -132,7 +116,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
     """
     index = read_index(config.csv_path, config.video_folder)
     outputs = output_names([row.name for row in index])
-    contestants = read_contestants(config)
+    contestants = read_models(config.models, config.baseline)
     measures = Measures(config)
     folder = Path(config.output_path)
     path = folder / "results.csv"
@@ -151,12 +135,16 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
             continue
         _free_memory()
         try:
-            model = _Baseline(contestant.baseline) if contestant.config is None else _Timed(contestant.config, config)
+            model = (
+                Baseline(contestant.baseline)
+                if contestant.config is None
+                else Timed(contestant.config, config.max_memory)
+            )
         except Exception as error:  # of any kind: the other models continue
             broken[contestant.label] = one_line(error)
             _logger.warning("%s: %s", contestant.label, one_line(error))
             continue
-        blank = [Row(index[i].name, outputs[i], contestant.label) for i in todo]
+        blank = [ResultRow(index[i].name, outputs[i], contestant.label) for i in todo]
         for row in _measure(model, [index[i] for i in todo], blank, config, measures, folder / "clips"):
             results.add(row)
             rows[row.model, row.output] = row
@@ -181,99 +169,9 @@ def report_command(config: InferenceConfig) -> str:
     for option in fields(ClipOptions):
         value = getattr(config, option.name)
         if value != option.default:
-            words += [f"--{option.name}", _as_option(value)]
+            words += [f"--{option.name}", as_option(value)]
     words += ["--output_path", str(Path(config.output_path) / "benchmark")]
     return shlex.join(["mg-benchmark", *words])
-
-
-def _as_option(value: Any) -> str:
-    """A setting as a command-line argument."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-# Which models.
-
-
-def read_contestants(config: BenchmarkConfig) -> list[Contestant]:
-    """The models of `config.models` and its baselines, see `read_models`."""
-    return read_models(config.models, config.baseline)
-
-
-def read_models(models: Sequence[str], baselines: Sequence[str] = ()) -> list[Contestant]:
-    """Models and baselines, given as in `BenchmarkConfig`, with unique labels. No weights are loaded.
-
-    Raises:
-        ValueError, OSError: a file is missing or cannot be used.
-    """
-    read = [_read_model(text) for text in models]
-    labels = unique([printable(label) for label, _ in read] + [f"baseline_{text}" for text in baselines])
-    contestants = []
-    for label, (_, inference) in zip(labels, read):
-        contestants.append(Contestant(label, _describe(inference), inference))
-    for label, text in zip(labels[len(read) :], baselines):
-        contestants.append(Contestant(label, {"name": _Baseline(text).name}, baseline=text))
-    return contestants
-
-
-def _read_model(text: str) -> tuple[str, InferenceConfig]:
-    """The label and inference config for one of `models`."""
-    found = re.fullmatch(r"(.*?(?:\.yaml|\.yml|metrics\.json))(?:=(.+))?", text)
-    file, checkpoint = found.groups() if found and not Path(text).is_dir() else (None, text)
-    if file is None:
-        given = []
-    elif file.endswith(".json"):
-        content = read_config(file).get("config", {})
-        given = [f"--{key}={_as_option(content[key])}" for key in ("model", "enable_tile", "tiling") if key in content]
-    else:
-        given = ["--config", file]
-    try:
-        inference = parse_config(InferenceConfig, "", ["--ckpt_path=", "--csv_path=", *given])
-    except ValueError as error:
-        raise ValueError(str(error) if str(error).startswith(file) else f"{file}: {error}") from None
-    inference.model.from_pretrained = checkpoint or inference.model.from_pretrained
-    if not inference.model.from_pretrained:
-        raise ValueError(f"{file} names no checkpoint: write {file}=CHECKPOINT, or set model.from_pretrained there")
-    if checkpoint:
-        return _stem(Path(checkpoint)), inference
-    label = Path(file).resolve().parent.name if file.endswith(".json") else Path(file).stem
-    name = inference.model.name or ""  # shipped configs are called video.yaml
-    return (label if name in label else f"{name}_{label}"), inference
-
-
-def _stem(path: Path) -> str:
-    """A checkpoint's name; a folder's may contain dots."""
-    return path.resolve().name if path.is_dir() else path.stem
-
-
-def _describe(inference: InferenceConfig) -> dict:
-    """What the model's results depend on."""
-    settings = inference.model
-    path = Path(settings.from_pretrained)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder{where_from(path)}")
-    beside = find_config(path)
-    stored = read_config(beside) if beside else {}
-    tiling = {key: value for key, value in vars(settings).items() if "tile" in key or "tiling" in key}
-    if not (settings.use_spatial_tiling or settings.use_temporal_tiling):
-        tiling = {}
-    name = settings.name
-    with contextlib.suppress(CheckpointError):  # building it fails later
-        name = name or model_name(path)
-    return {
-        "name": name,
-        "checkpoint": str(path),
-        "sha256": sha256(path),
-        "dtype": settings.dtype,
-        "tiling": tiling or _tiling(inference),
-        "config": {**stored, **settings.config},
-    }
-
-
-def _tiling(inference: InferenceConfig) -> dict | str:
-    given = inference.tiling.given()
-    if inference.enable_tile == "auto":
-        return {"auto": "where a clip does not fit whole", **given}
-    return (given or "the model's own") if inference.enable_tile else "none"
 
 
 def _settings(
@@ -295,85 +193,14 @@ def _settings(
     }
 
 
-# Measuring.
-
-
-@dataclass
-class _Pass:
-    """One pass of a clip through a model: `y` (3, T, H, W), not clipped, the latents' shape, and what the pass `took`,
-    as fields of a row."""
-
-    y: np.ndarray
-    latents: tuple[int, ...]
-    took: dict[str, float | int | str] = field(default_factory=dict)
-
-
-class _Timed:
-    """A model whose passes are timed. A new shape runs once untimed first, because that compiles."""
-
-    def __init__(self, config: InferenceConfig, clips: BenchmarkConfig):
-        self.model = load_model(config)
-        self._fitting = Fitting(config.enable_tile, config.tiling.given(), clips.max_memory)
-        self.model.sample_deterministic = True
-        self.cell = self.model.temporal_compression, self.model.spatial_compression
-        self._seen: set[tuple] = set()
-
-    def __call__(self, x: np.ndarray) -> _Pass:
-        return self._fitting.run(self.model, (1, *x.shape), partial(self._run_twice, x))
-
-    def _run_twice(self, x: np.ndarray) -> _Pass:
-        if (x.shape, self.model.tiling) not in self._seen:
-            self._run(x)
-            self._seen.add((x.shape, self.model.tiling))
-        _reset_peak_memory()
-        found = self._run(x)
-        found.took["tiles"] = described(self.model.tiling)
-        if peak := runtime.peak_memory():
-            found.took |= {"peak_memory": peak[0], "memory_of": peak[1]}
-        return found
-
-    def _run(self, x: np.ndarray) -> _Pass:
-        _, frames, height, width = x.shape
-        start = time.perf_counter()
-        z = self.model.encode(ms.Tensor(x[None])).z
-        z.asnumpy()  # waits for the result
-        between = time.perf_counter()
-        y = self.model.decode(z, frames)[:, :, :, :height, :width].asnumpy()
-        end = time.perf_counter()
-        return _Pass(y[0], z.shape[1:], {"encode_seconds": between - start, "decode_seconds": end - between})
-
-
-class _Baseline:
-    """Interpolated cell averages, or a cosine transform: a lower bound for quality. Speed and memory would be
-    meaningless and are not measured.
-
-    Args:
-        text: frames x pixels or dct, as in the option.
-    """
-
-    def __init__(self, text: str):
-        self.is_dct = text == DCT
-        frames, pixels = self.cell = DCT_CELL if self.is_dct else tuple(map(int, text.split("x")))
-        self.name = f"area average over {frames}x{pixels}x{pixels}, then trilinear interpolation"
-        if self.is_dct:
-            self.name = f"DCT of {frames}x{pixels}x{pixels}x3 blocks, {len(DCT_PLACES)} values of each kept"
-
-    def __call__(self, x: np.ndarray) -> _Pass:
-        frames, pixels = self.cell
-        sizes = (-(-size // cell) for size, cell in zip(x.shape[1:], (frames, pixels, pixels)))
-        if self.is_dct:
-            return _Pass(dct_baseline(x), (len(DCT_PLACES), *sizes))
-        return _Pass(area_trilinear_baseline(x, frames, pixels), (x.shape[0], *sizes))
-
-
 def _measure(
-    model: "_Timed | _Baseline",
+    model: Timed | Baseline,
     index: list[IndexRow],
-    rows: list[Row],
+    rows: list[ResultRow],
     config: BenchmarkConfig,
     measures: Measures,
     folder: Path,
-) -> Iterator[Row]:
+) -> Iterator[ResultRow]:
     """Fill the `rows`, one for each row of the index, and yield them as they are done."""
     done = []
     with tqdm(total=len(rows), desc=rows[0].model, unit="clip") as progress, runtime.CtrlC() as ctrl_c:
@@ -383,7 +210,7 @@ def _measure(
             _logger.warning("%s: %s: %s", rows[number].model, printable(rows[number].name), rows[number].error)
             done.append(rows[number])
 
-        def take() -> Iterator[Row]:
+        def take() -> Iterator[ResultRow]:
             yield from done
             progress.update(len(done))
             done.clear()
@@ -399,16 +226,16 @@ def _measure(
         yield from take()
 
 
-def _fill(row: Row, model, clip: Clip, measures: Measures, folder: Path) -> None:
+def _fill(row: ResultRow, model, clip: Clip, measures: Measures, folder: Path) -> None:
     row.frames, row.height, row.width = clip.x.shape[1:]
     row.fps = clip.fps or 1.0
     found = model(clip.x)
     y = np.clip(found.y, -1, 1)
     real, generated = ((video.transpose(1, 2, 3, 0) + 1) / 2 for video in (clip.x, y))  # (T, H, W, 3)
     figures = measures.of(real, generated)
-    _write(clip_file(folder, row, ORIGINAL), to_uint8_frames(clip.x), row.fps)
-    _write(clip_file(folder, row, RECONSTRUCTION), to_uint8_frames(y), row.fps)
-    _write(clip_file(folder, row, ERROR_MAP), error_map(real, generated), row.fps)
+    write_frames(clip_file(folder, row, ORIGINAL), to_uint8_frames(clip.x), row.fps)
+    write_frames(clip_file(folder, row, RECONSTRUCTION), to_uint8_frames(y), row.fps)
+    write_frames(clip_file(folder, row, ERROR_MAP), error_map(real, generated), row.fps)
     for name, value in {**figures, **found.took}.items():
         setattr(row, name, value)
     row.flow = measures.config.flow if "flolpips" in figures else ""
@@ -429,20 +256,6 @@ def error_map(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
     levels = np.abs(real - generated).mean(-1) * (255 / ERROR_MAP_RANGE)  # (T, H, W)
     levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
     return np.stack([cv2.cvtColor(cv2.applyColorMap(x, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for x in levels])
-
-
-def _write(path: Path, frames: np.ndarray, fps: float) -> None:
-    if path.suffix == ".png":
-        write_image(path, frames[0])
-    else:
-        write_video(path, frames, fps)
-
-
-def _reset_peak_memory() -> None:
-    if runtime.device() != "cpu":
-        ms.runtime.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # then the peak is that of the whole process lifetime
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now
 
 
 def _free_memory() -> None:

@@ -77,7 +77,7 @@ def graph_operations(graph: GraphProto) -> Counter:
             inputs = [shapes.get(edge.name, ()) for edge in node.input]
             count[node.op_type] += _COUNTS[node.op_type](inputs, shapes[node.name])
         elif _HEAVY.search(node.op_type):
-            raise ValueError(f"operations of {node.op_type} ({node.scope}) are not known to mg.evaluation.operations")
+            raise ValueError(f"operations of {node.op_type} ({node.scope}) are not known to mg.benchmark.operations")
     return count
 
 

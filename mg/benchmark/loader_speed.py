@@ -22,6 +22,8 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 
+from mg.benchmark import clip_cost
+from mg.benchmark.speed import describe, pairwise_ratio, write
 from mg.config import require
 from mg.data import DataError
 from mg.data.errors import VideoError
@@ -32,8 +34,6 @@ from mg.data.synthetic import TRAIN_PHOTOGRAPHS, read_photograph
 from mg.data.transforms import resize_to_cover
 from mg.data.video import is_image, write_video
 from mg.data.workers import ReaderPool
-from mg.evaluation import clip_cost
-from mg.evaluation.speed import describe, pairwise_ratio, write
 from mg.memory import peak_rss
 
 _logger = logging.getLogger(__name__)

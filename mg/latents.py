@@ -1,4 +1,13 @@
-"""A folder of latents:
+"""A data set of latents: a folder written by `mg.inference.encode`, read here, and decoded by `mg.inference.decode`.
+
+    from mg.latents import open_latents
+
+    latents = open_latents("outputs/latents")
+    clip = latents["a.mp4"]             # its caption, shape, frames, fps ...; nothing is read yet
+    z = clip.read()                     # (z, t, h, w), float32
+    z = clip.read(start=8, stop=16)     # reads only these 8 latent frames
+
+Reading needs neither MindSpore nor a model. The folder:
 
     latents.json                           shared settings: model, checkpoint and its hash, scaling, clips, tiles
     index.jsonl                            one row per video, including failed ones, in the order of the CSV
@@ -24,7 +33,7 @@ SETTINGS_FILE = "latents.json"
 
 
 @dataclass
-class Row:
+class LatentsRow:
     """One video of a folder: a row of its index.
 
     Attributes:
@@ -59,25 +68,25 @@ class Row:
     def key(self) -> str:
         return self.name
 
-    def failed(self, error: str, again: bool) -> "Row":
-        return Row(self.name, self.caption, ERROR, error, again=again)
+    def failed(self, error: str, again: bool) -> "LatentsRow":
+        return LatentsRow(self.name, self.caption, ERROR, error, again=again)
 
 
-def read_rows(folder: Path) -> dict[str, Row]:
+def read_rows(folder: Path) -> dict[str, LatentsRow]:
     """The rows of a folder's index by name; empty if there is no index."""
-    return shards.read_rows(Path(folder), Row)
+    return shards.read_rows(Path(folder), LatentsRow)
 
 
-def record(folder: Path, rows: Iterable[Row], order: Mapping[str, int]) -> None:
+def record(folder: Path, rows: Iterable[LatentsRow], order: Mapping[str, int]) -> None:
     """Add rows to a folder's index, all at once, replacing rows of the same names."""
-    shards.record(folder, rows, order, Row)
+    shards.record(folder, rows, order, LatentsRow)
 
 
-class ShardWriter(shards.ShardWriter[Row]):
+class ShardWriter(shards.ShardWriter[LatentsRow]):
     """Writes the shards of one rank with latents; see `mg.data.shards.ShardWriter`."""
 
     def __init__(self, folder: Path, order: Mapping[str, int], dtype: str, shard_size: int, rank: int, world_size: int):
-        super().__init__(folder, Row, "latents", order, dtype, shard_size, rank, world_size)
+        super().__init__(folder, LatentsRow, "latents", order, dtype, shard_size, rank, world_size)
 
 
 # Reading.
@@ -127,9 +136,9 @@ class LatentFolder(ShardReader, Mapping):
 
 
 class Latents:
-    """The latents of one video, read on demand, with the attributes of its `Row`: name, caption, shape, frames ..."""
+    """The latents of one video, read on demand, with its `LatentsRow`'s attributes: name, caption, shape, frames ..."""
 
-    def __init__(self, folder: LatentFolder, row: Row):
+    def __init__(self, folder: LatentFolder, row: LatentsRow):
         self._folder, self._row = folder, row
 
     def __getattr__(self, name: str):

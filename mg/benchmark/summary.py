@@ -7,13 +7,13 @@ from collections import Counter
 import mindspore as ms
 import numpy as np
 
+from mg.benchmark.report import ERROR_MAP_RANGE
+from mg.benchmark.results import ResultRow
 from mg.evaluation.measures import METRICS, Measures
-from mg.evaluation.report import ERROR_MAP_RANGE
-from mg.evaluation.results import Row
 from mg.plain_text import printable
 
 
-def summarize(rows: list[Row], settings: dict, measures: Measures, broken: dict[str, str]) -> dict:
+def summarize(rows: list[ResultRow], settings: dict, measures: Measures, broken: dict[str, str]) -> dict:
     """The contents of summary.json.
 
     Args:
@@ -65,7 +65,7 @@ def format_summary(summary: dict) -> str:
     return "\n".join(text)
 
 
-def _figures(rows: list[Row]) -> dict:
+def _figures(rows: list[ResultRow]) -> dict:
     good = [row for row in rows if row.ok]
     taken = {name: [getattr(row, name) for row in good if getattr(row, name) is not None] for name in METRICS}
     shapes = Counter(f"{row.frames}x{row.height}x{row.width}" for row in good)
@@ -97,7 +97,7 @@ def _figures(rows: list[Row]) -> dict:
     return found
 
 
-def _rate(rows: list[Row], seconds: str) -> float | None:
+def _rate(rows: list[ResultRow], seconds: str) -> float | None:
     timed = [row for row in rows if getattr(row, seconds)]
     return sum(row.frames for row in timed) / sum(getattr(row, seconds) for row in timed) if timed else None
 

@@ -19,9 +19,9 @@ from mindspore.common.initializer import Normal, initializer
 
 from mg.checkpoints import CheckpointError, check_finite, compare_names, read_state_dict
 from mg.config import require
-from mg.losses.portable import LeakyReLU, root
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.forms import set_form
+from mg.models.layers.portable import LeakyReLU, root
 from mg.models.layers.precision import set_precision
 from mg.runtime import WorkerMean
 

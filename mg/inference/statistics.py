@@ -23,10 +23,12 @@ import numpy as np
 
 from mg.checkpoints import atomic_write
 from mg.config import to_dict
+from mg.data.clips import Clip
 from mg.data.index import IndexRow, read_index
-from mg.evaluation.clips import Clip, ClipsConfig, batches, load_model, noise_for, spared
-from mg.evaluation.fitting import Fitting
 from mg.evaluation.table import error_of
+from mg.inference.batches import batches, spared
+from mg.inference.fitting import Fitting
+from mg.inference.loading import ClipsConfig, load_model, noise_for
 from mg.models import VideoAutoencoder
 from mg.models.registry import merge_config
 from mg.plain_text import one_line, printable

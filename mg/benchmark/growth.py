@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mg import runtime
+from mg.benchmark.speed import SpeedConfig, describe, measure, size_of, write
+from mg.benchmark.speed_worker import WorkerError
 from mg.checkpoints import atomic_write
-from mg.evaluation.speed import SpeedConfig, describe, measure, size_of, write
-from mg.evaluation.speed_worker import WorkerError
 
 _logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def measure_growth(config: SpeedConfig) -> dict:
     Only the first engine and precision are measured, and no peer.
 
     Returns:
-        As `mg.evaluation.speed.measure_speed`, but a record also has an "axis", frames | area | batch, its "factor",
+        As `mg.benchmark.speed.measure_speed`, but a record also has an "axis", frames | area | batch, its "factor",
         and the "first" size. The first size, shared by all axes, is measured once.
 
     Raises:

@@ -1,30 +1,22 @@
-"""Load the model and the clips of a CSV: what every evaluation has in common.
+"""Clips as the model sees them: the frames of a video, scaled and cropped, read in pieces or ahead by threads.
 
-    model = load_model(config)
-    for batch, x in batches(rows, config, on_error):    # x (B, 3, T, H, W)
-        for clips, y in spared(compute, batch, x, on_error):
-            ...
-
-A clip that fails, in any way, is reported to `on_error`, and the others continue.
+A clip that cannot be read, for any reason, is reported to `on_error`, and the others continue.
 """
 
 import contextlib
 import json
-import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
-from mg import runtime
-from mg.config import PATH_ALIASES, require
+from mg.config import require
 from mg.data.buckets import REASONS, Assignment, Place, Sources, read_buckets
 from mg.data.decoding import VideoReader
 from mg.data.errors import NoRoom, VideoError, reading
@@ -33,71 +25,12 @@ from mg.data.timeline import Timeline
 from mg.data.transforms import center_crop, covering_size, resize, to_video_tensor
 from mg.data.video import is_image, open_video, read_image
 from mg.memory import available_memory
-from mg.models import VideoAutoencoder, from_pretrained
 from mg.plain_text import name_bytes
-from mg.sampling import clips_noise
-from mg.tiling import TilingConfig
 
 T = TypeVar("T")
 
-_logger = logging.getLogger(__name__)
-
 GRID = 32  # pixels: a multiple that every model accepts without padding
 _BYTES_READ = 3 * (1 + 4)  # per pixel: uint8 as read plus float32 as the model sees it
-
-
-@dataclass
-class ModelConfig:
-    """The autoencoder.
-
-    Args:
-        from_pretrained: checkpoint: a file, or a folder that `save_pretrained` wrote.
-        name: dc_ae | hunyuan_vae | image_vae | tae | temporal_vae; by default read from the config next to the
-            checkpoint or from its tensors.
-        config: keys that override that config.
-        dtype: precision of convolutions and matrix products.
-        use_spatial_tiling: run frames larger than a tile in tiles, which bounds the memory.
-        use_temporal_tiling: run videos longer than a tile in tiles.
-        spatial_tile_size: height and width of a tile in pixels: the size of the clips that the model was trained on.
-        temporal_tile_size: frames of a tile, likewise.
-        tile_overlap_factor: fraction of a tile that overlaps the next one; overlaps are blended linearly.
-    """
-
-    from_pretrained: str
-    name: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
-    use_spatial_tiling: bool = False
-    use_temporal_tiling: bool = False
-    spatial_tile_size: int = 256
-    temporal_tile_size: int = 32
-    tile_overlap_factor: float = 0.25
-
-
-@dataclass
-class TileFields:
-    """Tile sizes and overlaps for enable_tile; any that is not given keeps the model's default.
-
-    Args:
-        encode_tile: frames of a tile to encode; 0 encodes all frames at once.
-        encode_overlap: frames shared by neighbouring tiles when encoding.
-        decode_tile: frames that a tile decodes to; 0 decodes all frames at once.
-        decode_overlap: frames shared by neighbouring tiles when decoding.
-        spatial_tile: height and width of a tile in pixels; 0 leaves frames whole.
-        spatial_overlap: pixels shared by neighbouring tiles.
-        last: shift moves the last tile back until it is full, short cuts it off.
-    """
-
-    encode_tile: int | None = None
-    encode_overlap: int | None = None
-    decode_tile: int | None = None
-    decode_overlap: int | None = None
-    spatial_tile: int | None = None
-    spatial_overlap: int | None = None
-    last: Literal["shift", "short"] | None = None
-
-    def given(self) -> dict[str, int | str]:
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(kw_only=True)
@@ -157,53 +90,6 @@ class ClipOptions:
 
 
 @dataclass
-class ClipsConfig(ClipOptions):
-    """A model, the clips to run through it, and how they are read.
-
-    Args:
-        model: the autoencoder.
-        csv_path: CSV with a column `video` or `path`.
-        output_path: folder to write to.
-        seed: for sampling.
-        sample_posterior: sample the posterior; by default its mean is used. Without a posterior (Video DC-AE) there
-            is nothing to sample. A clip's sample depends only on the seed and its name.
-        batch_size: clips of equal shape to run at once.
-        enable_tile: run in tiles, which bounds the memory: true always, auto only if a clip doesn't fit into memory
-            whole, in the largest tiles that do. Replaces model.use_spatial_tiling and model.use_temporal_tiling,
-            which always tile.
-        tiling: tile sizes and overlaps for enable_tile.
-
-    Raises:
-        ValueError: a setting is out of range.
-    """
-
-    aliases: ClassVar[dict[str, str]] = {
-        **PATH_ALIASES,
-        "dataset.data_path": "csv_path",
-        "ckpt_path": "model.from_pretrained",
-        "ckpt-path": "model.from_pretrained",
-    }
-
-    model: ModelConfig
-    csv_path: str
-    output_path: str = "samples"
-    seed: int = 42
-    sample_posterior: bool = False
-    batch_size: int = 1
-    enable_tile: bool | Literal["auto"] = "auto"
-    tiling: TileFields = field(default_factory=TileFields)
-
-    def __post_init__(self):
-        super().__post_init__()
-        require(self.batch_size >= 1, self, "batch_size", "at least 1")
-        if self.enable_tile is True and (self.model.use_spatial_tiling or self.model.use_temporal_tiling):
-            raise ValueError(
-                "enable_tile and model.use_spatial_tiling or model.use_temporal_tiling are two ways to set up tiles; "
-                "turn one of them off"
-            )
-
-
-@dataclass
 class Clip:
     """A video as the model sees it, `x` (3, T, H, W) in [-1, 1]. `index` is the number of its row; `batch_size` is its
     bucket's, if there are buckets."""
@@ -213,36 +99,6 @@ class Clip:
     fps: float
     still: bool
     batch_size: int | None = None
-
-
-def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder:
-    """The model of `config.model`, with the weights of the checkpoint at `path` if given, and with tiling set up."""
-    settings = config.model
-    model = from_pretrained(path or settings.from_pretrained, settings.name, settings.dtype, **settings.config)
-    if config.enable_tile:
-        model.enable_tiling(**config.tiling.given())
-    if config.enable_tile == "auto":  # keep the sizes; `Fitting` decides when to use them
-        model.disable_tiling()
-    if settings.use_spatial_tiling or settings.use_temporal_tiling:
-        tiling = TilingConfig.from_tile_sizes(
-            model.temporal_compression,
-            model.spatial_compression,
-            settings.use_spatial_tiling,
-            settings.use_temporal_tiling,
-            settings.spatial_tile_size,
-            settings.temporal_tile_size,
-            settings.tile_overlap_factor,
-        )
-        model.enable_tiling(**vars(tiling))
-    return model
-
-
-def noise_for(model: VideoAutoencoder, x: np.ndarray, names: Sequence[str], config: ClipsConfig) -> np.ndarray | None:
-    """Noise for sampling the posterior of a batch of clips, x (B, 3, T, H, W), by their `names`; None if the mean is
-    used or there is nothing to sample."""
-    if not (config.sample_posterior and model.geometry.has_posterior):
-        return None
-    return clips_noise(config.seed, names, model.latent_shape(x.shape))
 
 
 def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
@@ -259,7 +115,7 @@ def load_clip(path: Path, config: ClipOptions) -> tuple[np.ndarray, float]:
 
 
 @contextlib.contextmanager
-def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["ClipReader"]:
+def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["OpenClip"]:
     """Open a video or image to be read in pieces, as the model sees it; raises the same errors as `load_clip`.
 
     Args:
@@ -270,7 +126,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         height, width, _ = image.shape
         place = _place(path, config, grid, 1, height, width, still=True)
         size = _covering(config, place, height, width)
-        yield ClipReader(path, lambda: iter([resize(image, *size)]), 1, 1.0, size, True, config, place)
+        yield OpenClip(path, lambda: iter([resize(image, *size)]), 1, 1.0, size, True, config, place)
         return
     with open_video(path, square_pixels=config.square_pixels, allow_partial=config.allow_partial) as video:
         length = 0 if config.buckets is None else video.listed().length(config.fps_max, config.frame_stride)
@@ -281,7 +137,7 @@ def open_clip(path: Path, config: ClipOptions, grid: int = GRID) -> Iterator["Cl
         )
         size = _covering(config, place, video.height, video.width)
         step = timeline.step(config.fps_max, config.frame_stride)
-        yield ClipReader(path, lambda: video.clip(timeline, 0, step, size), num_frames, fps, size, False, config, place)
+        yield OpenClip(path, lambda: video.clip(timeline, 0, step, size), num_frames, fps, size, False, config, place)
 
 
 def _timeline(video: VideoReader, config: ClipOptions, num_frames: int | None) -> Timeline:
@@ -317,7 +173,7 @@ def _place(
     return assignment.places[number]
 
 
-class ClipReader:
+class OpenClip:
     """An open clip: `num_frames`, `fps`, whether it is `still`, its bucket's `batch_size`, the `size` of its frames as
     the model sees them, and `read`.
 
@@ -393,72 +249,13 @@ class ClipReader:
             )
 
 
-@contextlib.contextmanager
-def sparing(on_error: Callable[[Exception], None]) -> Iterator[None]:
-    """Report any exception in the block to `on_error` and continue after it: a failure costs only one clip."""
-    try:
-        yield
-    except Exception as error:
-        _logger.debug("", exc_info=True)
-        on_error(error.with_traceback(None))  # the traceback would keep the clip's memory alive
-
-
-def spared(
-    compute: Callable[[list[Clip], np.ndarray], T],
-    batch: list[Clip],
-    x: np.ndarray,
-    on_error: Callable[[int, Exception], None],
-) -> Iterator[tuple[list[Clip], T]]:
-    """The result of `compute` for a batch; if that fails, say out of memory, of each clip separately, so that one clip
-    doesn't fail the others.
-
-    Args:
-        compute: function of the clips and their x (B, 3, T, H, W), which may be padded after them.
-        on_error: called with the row number of a clip that fails on its own, too.
-    """
-    failed: list[Exception] = []
-    with sparing(failed.append):
-        made = compute(batch, x)
-    if not failed:
-        yield batch, made
-    elif len(batch) == 1 == len(x):
-        on_error(batch[0].index, failed[0])
-    else:
-        for clip in batch:
-            yield from spared(compute, [clip], clip.x[None], on_error)
-
-
-def batches(
-    rows: list[IndexRow], config: ClipsConfig, on_error: Callable[[int, Exception], None], grid: int = GRID
-) -> Iterator[tuple[list[Clip], np.ndarray]]:
-    """The clips of an index in batches of one shape, with a progress bar.
-
-    Args:
-        on_error: called with the number of a row that cannot be read; the others continue.
-        grid: bucket sizes are multiples of this.
-
-    Yields:
-        The clips of a batch and x (B, 3, T, H, W), in which the last clip may be repeated: see `group_by_shape`.
-    """
-    with tqdm(total=len(rows), desc="clips", unit="clip") as progress, runtime.CtrlC() as ctrl_c:
-
-        def failed(index: int, error: Exception) -> None:
-            on_error(index, error)
-            progress.update()
-
-        for batch, size in group_by_shape(read_clips(rows, config, failed, grid), config.batch_size):
-            yield batch, np.stack([clip.x for clip in batch] + [batch[-1].x] * (size - len(batch)))
-            progress.update(len(batch))
-            ctrl_c.check()
-
-
 def open_clips(
     rows: list[IndexRow],
     config: ClipOptions,
     first: int,
     on_error: Callable[[int, Exception], None],
     grid: int = GRID,
-) -> Iterator[tuple[int, ClipReader]]:
+) -> Iterator[tuple[int, OpenClip]]:
     """Clips in the order of the index, to be read in pieces; threads open them and read their `first` frames ahead.
 
     Args:
@@ -469,7 +266,7 @@ def open_clips(
         A row's number and its clip, which is closed when the next one is requested.
     """
 
-    def begin(row: IndexRow) -> tuple[ClipReader, contextlib.ExitStack]:
+    def begin(row: IndexRow) -> tuple[OpenClip, contextlib.ExitStack]:
         with contextlib.ExitStack() as stack:
             clip = stack.enter_context(open_clip(row.path, config, grid))
             clip.read(0, min(first, clip.num_frames))
@@ -511,29 +308,3 @@ def _ahead(
                 on_error(index, error)
                 continue
             yield index, done
-
-
-def group_by_shape(clips: Iterable[Clip], batch_size: int) -> Iterator[tuple[list[Clip], int]]:
-    """Batches of clips of one shape, each with the size it should be run at: `batch_size`, or that of the clips.
-
-    A shape keeps the size of its first batch, and a smaller one later should be padded to it, so that a compiled model
-    sees one batch shape per clip shape. At most 4 times the largest batch size are held back.
-    """
-    waiting: dict[tuple, list[Clip]] = {}
-    sizes: dict[tuple, int] = {}
-    largest = batch_size
-
-    def take(kind: tuple) -> tuple[list[Clip], int]:
-        batch = waiting.pop(kind)
-        return batch, sizes.setdefault(kind, len(batch))
-
-    for clip in clips:
-        wanted = clip.batch_size or batch_size
-        largest, kind = max(largest, wanted), (clip.x.shape, wanted)
-        waiting.setdefault(kind, []).append(clip)
-        if len(waiting[kind]) == sizes.get(kind, wanted):
-            yield take(kind)
-        elif sum(map(len, waiting.values())) >= 4 * largest:
-            yield take(next(iter(waiting)))  # the shape that has waited longest
-    while waiting:
-        yield take(next(iter(waiting)))

@@ -1,14 +1,13 @@
-"""Encode the videos and images of a CSV into a folder of latents to train a diffusion model on; see mg.latents.folder.
+"""Encode the videos and images of a CSV into a folder of latents to train a diffusion model on; see mg.latents.
 
 Each video is read, encoded and written in pieces along time, in the model's own tiles, so that memory does not depend
 on its length. Videos are distributed over ranks by their position in the CSV. Running the command again resumes a
 stopped run, on any number of ranks.
 """
 
-import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -16,20 +15,18 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from mg.checkpoints import atomic_write, read_config
 from mg.checkpoints.digest import sha256
 from mg.config import require
-from mg.data.errors import NoRoom
+from mg.data.clips import OpenClip, open_clips
+from mg.data.errors import NoRoom, sparing
 from mg.data.index import IndexRow, read_index
-from mg.data.rows import locked
-from mg.data.shards import OK
-from mg.evaluation.clips import ClipReader, ClipsConfig, load_model, open_clips, sparing
-from mg.evaluation.fitting import DoesNotFit, Fitting
-from mg.latents.folder import SETTINGS_FILE, Row, ShardWriter, read_rows, record
+from mg.data.shards import EncodeReport, settle
+from mg.inference.fitting import DoesNotFit, Fitting
+from mg.inference.loading import ClipsConfig, load_model
+from mg.latents import SETTINGS_FILE, LatentsRow, ShardWriter, read_rows, record
 from mg.models import VideoAutoencoder
 from mg.plain_text import one_line, printable
 from mg.sampling import clip_seed
-from mg.settings import check_settings
 
 _logger = logging.getLogger(__name__)
 
@@ -65,18 +62,6 @@ class EncodeConfig(ClipsConfig):
         require(not (self.posterior and self.sample_posterior), self, "sample_posterior", both)
 
 
-@dataclass
-class EncodeReport:
-    """What a rank did: the number of videos in the CSV and in its share, of those that it encoded and those that were
-    there already; and the names of all that failed, now or before, with the reason."""
-
-    videos: int
-    mine: int
-    encoded: int = 0
-    there: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-
-
 def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> EncodeReport:
     """Encode this rank's videos of `config.csv_path` into `config.output_path`; row i belongs to rank i % world_size.
 
@@ -96,24 +81,16 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
     if config.posterior and not model.geometry.has_posterior:
         raise ValueError(f"posterior is true, but {model.name} has none: its latents are deterministic; turn it off")
     folder = Path(config.output_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    _settle(folder, _settings(config, model))
-
+    settle(folder, SETTINGS_FILE, _settings(config, model), "model", LatentsRow)
     mine = rows[rank::world_size]
     report = EncodeReport(len(rows), len(mine))
     before = read_rows(folder)
-    todo, recaptioned = [], []
-    for row in mine:
-        known = before.get(row.name)
-        if known is None or (known.status != OK and (config.retry_failed or known.again)):
-            todo.append(row)
-        elif known.status == OK:
-            report.there += 1
-        else:
-            report.failed.append((row.name, known.error))
-        if known is not None and known.caption != row.caption:
-            recaptioned.append(replace(known, caption=row.caption))
-
+    todo = [unique[name] for name in report.to_do([row.name for row in mine], before, config.retry_failed)]
+    recaptioned = [
+        replace(before[row.name], caption=row.caption)
+        for row in mine
+        if row.name in before and before[row.name].caption != row.caption
+    ]
     order = {row.name: i for i, row in enumerate(rows)}
     if recaptioned:
         _logger.info("%d videos have a new caption", len(recaptioned))
@@ -128,7 +105,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
         def on_error(number: int, error: Exception) -> None:
             row = todo[number]
             again = isinstance(error, OSError | MemoryError | NoRoom | DoesNotFit)
-            shards.fail(Row(row.name, row.caption), one_line(error), again)
+            shards.fail(LatentsRow(row.name, row.caption), one_line(error), again)
             report.failed.append((row.name, one_line(error)))
             _logger.warning("%s: %s", printable(row.name), one_line(error))
             progress.update()
@@ -139,23 +116,22 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
                 _encode(model, todo[number], clip, config, shards, tiles)
                 report.encoded += 1
                 progress.update()
-    report.encoded -= len(shards.lost)
-    report.failed += [(row.name, row.error) for row in shards.lost]
+    report.lose(shards.lost)
     return report
 
 
 def _encode(
-    model: VideoAutoencoder, row: IndexRow, clip: ClipReader, config: EncodeConfig, shards: ShardWriter, tiles: str
+    model: VideoAutoencoder, row: IndexRow, clip: OpenClip, config: EncodeConfig, shards: ShardWriter, tiles: str
 ) -> None:
     height, width = clip.size
     length = model.latent_shape((1, 3, clip.num_frames, height, width))[2]
-    described = Row(row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps)
+    described = LatentsRow(row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps)
     described.still, described.tiles = clip.still, tiles
     shards.store(described, length, _pieces(model, row.name, clip, config))
 
 
 def _pieces(
-    model: VideoAutoencoder, name: str, clip: ClipReader, config: EncodeConfig
+    model: VideoAutoencoder, name: str, clip: OpenClip, config: EncodeConfig
 ) -> Iterator[dict[str, np.ndarray]]:
     """The tensors to store for a clip, (z, t', h, w), in pieces along time.
 
@@ -205,19 +181,3 @@ def _tiling(model: VideoAutoencoder, config: EncodeConfig) -> dict | None:
     if config.enable_tile == "auto" and model.tiling is None:
         return {"auto": True, **config.tiling.given()}
     return vars(model.tiling) if model.tiling else None
-
-
-def _settle(folder: Path, settings: dict) -> None:
-    """Write latents.json or, if there are latents already, check that it has the same settings. The checkpoint's path
-    may differ, but not its hash."""
-    path = folder / SETTINGS_FILE
-    with locked(folder / ".lock"):
-        if read_rows(folder):
-            before = read_config(path).get("model") if path.exists() else None
-            there = before.get("checkpoint") if isinstance(before, dict) else None
-            check_settings(
-                path, {**settings, "model": {**settings["model"], "checkpoint": there}}, "another output_path"
-            )
-            return
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ def html_template(package: str, file: str) -> Template:
 
 def write_page(path: Path, title: str, content: str) -> None:
     """Write a page, whole or not at all."""
-    page = html_template("mg.evaluation", "page.html").substitute(title=escape(title), content=content)
+    page = html_template("mg.benchmark", "page.html").substitute(title=escape(title), content=content)
     with atomic_write(path) as temporary:
         write_text(temporary, page)
 

@@ -1,6 +1,6 @@
 """A process of the speed benchmark: holds one network, and runs and times it on request.
 
-    python -m mg.evaluation.speed_worker
+    python -m mg.benchmark.speed_worker
 
 It reads one order per line from standard input, the first one a job as JSON, and answers each with a line of JSON on
 standard output. Between orders, `Worker` at the other end stops the process, so that its threads disturb no others.
@@ -77,7 +77,7 @@ class Worker:
         # then costs a scheduler time slice: torch was seen to take 90 times as long for a small net.
         threads["OMP_WAIT_POLICY"] = "passive"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mg.evaluation.speed_worker"],
+            [sys.executable, "-m", "mg.benchmark.speed_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -226,7 +226,7 @@ class _TorchNetwork:
     def __init__(self, job: Job):
         if "MG_LIMITS_ONEDNN" in os.environ:  # meant for MindSpore's oneDNN; torch's own is faster without
             os.environ.pop("ONEDNN_MAX_CPU_ISA", None)
-        from mg.evaluation.peers import Peer, PeerNetwork
+        from mg.benchmark.peers import Peer, PeerNetwork
 
         peer = Peer(job.model, job.model, job.config, job.by_frame)
         self.network = PeerNetwork(peer, job.shape, job.precision, job.threads)
@@ -235,7 +235,7 @@ class _TorchNetwork:
         return {"encode": self.network.encoder, "decode": self.network.decoder, "train": self.network.trainer}[part]()
 
     def finish(self, run) -> dict:
-        from mg.evaluation.peers import count_torch_operations
+        from mg.benchmark.peers import count_torch_operations
 
         return {"operations": count_torch_operations(lambda: run(0))}
 
@@ -300,7 +300,7 @@ def _export(job: Job) -> dict:
 
 def _count(job: Job) -> dict:
     """Operations of a call and, if requested, of the same call in the papers' form."""
-    from mg.evaluation.operations import count_operations
+    from mg.benchmark.operations import count_operations
     from mg.models.layers.forms import set_form
 
     def counted(plain: bool) -> int:

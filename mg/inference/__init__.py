@@ -1,0 +1,1 @@
+"""Running a model over clips: reconstructions, data sets into latents and back, statistics of latents."""
