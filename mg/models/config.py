@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from mg.config import require
 
 
@@ -47,8 +49,8 @@ def is_positive(value: Any) -> bool:
 
 def is_above_0(value: Any) -> bool:
     """Whether a value is a number above 0, or a list of such numbers."""
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return bool(values) and all(type(each) in (int, float) and each > 0 for each in values)
+    values = np.ravel(value)
+    return values.size > 0 and values.dtype.kind in "iuf" and bool((values > 0).all())
 
 
 def are_positive(values: Any, count: int | None = None) -> bool:
