@@ -47,7 +47,8 @@ def inflate(image_state: Mapping[str, np.ndarray], config: Mapping) -> tuple[dic
     given = image_config(config)
     wanted = ImageAutoencoder.weight_shapes(given)
     image, report = ImageAutoencoder.fit(image_state, given, wanted)
-    report, start = _in_the_files_names(report, image_state, given, wanted)
+    report = _in_the_files_names(report, image_state, given, wanted)
+    start = naming.prefix(report.used, _PARTS)
     parts = tuple(f"{start}{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
     if not report.complete or any(name.startswith(parts) for name in report.unexpected):
         raise CheckpointError(f"is not an image VAE of the expected architecture: {report.summary()}", report)
@@ -101,22 +102,19 @@ def config_from_image_vae(config: Mapping) -> dict:
     }
 
 
-def _in_the_files_names(
-    report: LoadReport, state: Mapping, config: Mapping, wanted: Iterable[str]
-) -> tuple[LoadReport, str]:
-    """A report of `ImageAutoencoder.fit` in the names of the file, and the prefix of these."""
+def _in_the_files_names(report: LoadReport, state: Mapping, config: Mapping, wanted: Iterable[str]) -> LoadReport:
+    """A report of `ImageAutoencoder.fit` in the names of the file."""
     own = naming.own_part(state, _PARTS)
     names = ImageAutoencoder.our_names(own, config, wanted)
     sources = {name: own.sources[source] for source, name in names.items()}
     diffusers = any("_blocks." in name or ".mid_block." in name for name in own)
     spoken = ImageAutoencoder.formats["diffusers" if diffusers else "latent_diffusion"].names(wanted, config)
-    told = replace(
+    return replace(
         report,
         used=[sources[name] for name in report.used],
         missing=[spoken[name] for name in report.missing],
         mismatched=[(sources[name], found, right) for name, found, right in report.mismatched],
     )
-    return told, naming.prefix(state, _PARTS)
 
 
 def _is_temporal(name: str) -> bool:
