@@ -85,6 +85,7 @@ class StoredModel(nn.Cell):
         originals: class names in the originals' configs.
         parts: models that can be extracted from this one's weights: name -> function that derives the part's config
             from this one's.
+        shallow: overrides of the config for a model with all kinds of layers but fewer of each.
         spellings: rules for names that some files spell differently; applied to their names first.
         settings: parameters that follow from the config: written for other software, but not loaded from its files.
     """
@@ -95,6 +96,7 @@ class StoredModel(nn.Cell):
     formats: dict[str, Format] = {}
     originals: tuple[str, ...] = ()
     parts: dict[str, Callable[[Mapping], dict]] = {}
+    shallow: dict[str, Any] = {}
     spellings: tuple[naming.Rule, ...] = ()
     settings: tuple[str, ...] = ()
 
@@ -278,9 +280,10 @@ def _parts(names: Iterable[str]) -> set[str]:
 @functools.cache
 def _kinds(model: type[StoredModel]) -> tuple[set[str], set]:
     """The parts of a model, and the kinds of its parameters under our names and those of each format."""
-    ours = model.weight_shapes(model.default_config)
+    config = {**model.default_config, **model.shallow}
+    ours = model.weight_shapes(config)
     empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
-    states = [empty, *(format.weights(empty, model.default_config) for format in model.formats.values())]
+    states = [empty, *(format.weights(empty, config) for format in model.formats.values())]
     known = {
         naming.kind(name, array.shape)
         for state in states

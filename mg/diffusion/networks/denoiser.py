@@ -122,6 +122,7 @@ class Denoiser(StoredModel):
     new_to_older: tuple[str, ...] = ()
     blocks_of_older = "blocks."
     variants: tuple[dict, ...] = ({},)
+    shallow = {"depth": 1}
 
     def __init__(
         self,
@@ -336,7 +337,7 @@ def _kinds(network: type[Denoiser]) -> list[tuple[set[str], set]]:
     """For each variant of a network: the parts that its files always have, and the kinds of parameters in those."""
     found = []
     for variant in network.variants:
-        shapes = network.weight_shapes({**variant, "depth": 1})
+        shapes = network.weight_shapes({**variant, **network.shallow})
         kept = {name: shape for name, shape in shapes.items() if name not in network.settings}
         found.append(({name.partition(".")[0] for name in kept}, weights.kinds(kept)))
     return found

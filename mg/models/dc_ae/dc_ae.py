@@ -194,6 +194,7 @@ class VideoDCAE(VideoAutoencoder):
     name = "dc_ae"
     config: DCAEConfig
     default_config = DC_AE_CONFIG
+    shallow = {"encoder_depth_list": [1] * len(BLOCKS), "decoder_depth_list": [1] * len(BLOCKS)}
     scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
     applies_scaling = True
     formats = {

@@ -113,6 +113,7 @@ class HunyuanVAE(VideoAutoencoder):
     name = "hunyuan_vae"
     config: HunyuanVAEConfig
     default_config = HUNYUAN_VAE_CONFIG
+    shallow = {"layers_per_block": 1}
     scaling = "for the caller: z * scaling_factor after encode, undone before decode"
     recomputed = (ResnetBlock, CausalAttention)
     default_tiling = TilingConfig(

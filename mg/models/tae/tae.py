@@ -88,6 +88,7 @@ class TemporalAutoencoder(VideoAutoencoder):
     name = "tae"
     config: TAEConfig
     default_config = TAEConfig()
+    shallow = {"num_res_blocks": 1}
     recomputed = (ResnetBlock,)
     formats = {"mindone": Format("mindone", "model.ckpt", described_here("tae"))}
 

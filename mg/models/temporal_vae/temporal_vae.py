@@ -132,6 +132,7 @@ class OpenSoraVAE(VideoAutoencoder):
     name = "temporal_vae"
     config: TemporalVAEConfig
     default_config = TEMPORAL_VAE_CONFIG
+    shallow = {"spatial_layers_per_block": 1, "num_res_blocks": 1}
     scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
     applies_scaling = True
     two_stages = True
