@@ -20,7 +20,7 @@ from mg.data.clips import ClipOptions, load_clip, read_clips
 from mg.data.errors import VideoError, reading
 from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
-from mg.data.reader import OpenClip
+from mg.data.reader import ClipReader
 from mg.data.timeline import Timeline
 from mg.data.transforms import resize
 from mg.data.versions import check_versions
@@ -111,8 +111,8 @@ def test_pixels_that_are_not_square_are_made_so_unless_that_is_switched_off(fiel
         assert load_clip(folder / "anamorphic.mp4", options)[0].shape[2:] == (64, width)
     one = row(folder / "anamorphic.mp4")
     buckets = {"64px": {4: [1.0, 1]}}
-    assert OpenClip(config(buckets=buckets)).measure(one) == (8, 96, 171), "buckets follow what is shown"
-    assert OpenClip(config(buckets=buckets, square_pixels=False)).measure(one) == (8, 96, 120)
+    assert ClipReader(config(buckets=buckets)).measure(one) == (8, 96, 171), "buckets follow what is shown"
+    assert ClipReader(config(buckets=buckets, square_pixels=False)).measure(one) == (8, 96, 120)
 
 
 def clip_boxes(path, **options):
@@ -137,7 +137,7 @@ def test_frames_are_thinned_by_time_where_the_rate_varies(field, suffix):
 def test_clips_of_training_are_taken_by_time_where_the_rate_varies(field):
     for suffix in ("mp4", "mkv"):
         one = row(field[0] / f"variable.{suffix}")
-        reader = OpenClip(config(sample_n_frames=12, fps_max=6, image_size=96, crop_size=96))
+        reader = ClipReader(config(sample_n_frames=12, fps_max=6, image_size=96, crop_size=96))
         seen = set()
         for key in range(30):
             clip = reader.read(one, 12, (96, 96), (key,))
@@ -148,7 +148,7 @@ def test_clips_of_training_are_taken_by_time_where_the_rate_varies(field):
 
 
 def test_a_clip_too_long_for_what_is_left_by_time_is_said(field):
-    reader = OpenClip(config(fps_max=6, image_size=96, crop_size=96))
+    reader = ClipReader(config(fps_max=6, image_size=96, crop_size=96))
     with pytest.raises(
         VideoError, match="variable.mp4: too short: 40 frames, of which 25 remain after thinning, 26 needed"
     ):
@@ -159,10 +159,10 @@ def test_buckets_count_the_frames_that_are_left_by_time(field):
     buckets = {"64px": {26: [1.0, 1], 20: [1.0, 1]}}
     for suffix in ("mp4", "mkv", "flv", "webm"):
         one = row(field[0] / f"variable.{suffix}")
-        assert OpenClip(config(fps_max=6, buckets=buckets)).measure(one)[0] == 25
+        assert ClipReader(config(fps_max=6, buckets=buckets)).measure(one)[0] == 25
         (clip,) = read_clips([one], ClipOptions(fps_max=6, buckets=buckets), None)
         assert clip.x.shape[1] == 20
-    assert OpenClip(config(buckets=buckets)).measure(row(field[0] / "dropped.avi"))[0] == 30
+    assert ClipReader(config(buckets=buckets)).measure(row(field[0] / "dropped.avi"))[0] == 30
 
 
 def test_training_uses_what_decodes_and_says_how_much_unless_told_otherwise(field, caplog):
@@ -219,7 +219,7 @@ def test_training_goes_through_all_of_them_the_same_with_and_without_workers(fie
 
 def test_a_clip_behind_a_change_of_size_is_an_error_too(field):
     path = field[0] / "resized.ts"
-    assert OpenClip(config()).read(row(path), 2, (64, 64), (3,)).shape == (3, 2, 64, 64), "in front of it"
+    assert ClipReader(config()).read(row(path), 2, (64, 64), (3,)).shape == (3, 2, 64, 64), "in front of it"
     with open_video(path) as video, pytest.raises(VideoError, match="resized.ts: the size has changed by frame"):
         next(video.clip(Timeline.regular(40, FPS), 30))
 
@@ -228,14 +228,14 @@ def test_what_was_learned_of_a_file_does_not_change_a_clip(field):
     """A reader that has been through everything, in any order, gives the clips of a fresh one."""
     folder, right = field
     rows = [row(folder / name) for name, expected in right.items() if not expected.error]
-    worn = OpenClip(config())
+    worn = ClipReader(config())
     for one, length in itertools.product(rows, (12, 3)):
         for key in range(3):
             try:
                 clip = worn.read(one, length, (64, 64), (key,))
             except VideoError:
                 continue
-            assert np.array_equal(clip, OpenClip(config()).read(one, length, (64, 64), (key,))), one.name
+            assert np.array_equal(clip, ClipReader(config()).read(one, length, (64, 64), (key,))), one.name
 
 
 def test_a_change_of_size_is_a_row_of_its_own_in_inference(field):
@@ -253,7 +253,7 @@ def test_sizes_of_an_index_that_are_not_those_of_the_frames_are_wrong(field):
 
     def load(name, height, width):
         known = row(folder / name, num_frames=60, height=height, width=width, fps=12.0)
-        return OpenClip(config(buckets=buckets)).read(known, 4, (56, 72), (0,))
+        return ClipReader(config(buckets=buckets)).read(known, 4, (56, 72), (0,))
 
     assert load("base.mp4", 96, 128).shape == load("base.mp4", 98, 128).shape == (3, 4, 56, 72)
     for name, height, width in (("turned_left.mp4", 96, 128), ("base.mp4", 960, 1280), ("anamorphic.mp4", 96, 120)):
@@ -262,7 +262,7 @@ def test_sizes_of_an_index_that_are_not_those_of_the_frames_are_wrong(field):
     with pytest.raises(VideoError, match="turned.jpg: the index says 128 x 96, but its frames are 96 x 128"):
         load("turned.jpg", 96, 128)
     plain = row(folder / "turned_left.mp4", height=96, width=128)
-    assert OpenClip(config()).read(plain, 4, (64, 64), (0,)).shape == (3, 4, 64, 64), "else nothing hangs on it"
+    assert ClipReader(config()).read(plain, 4, (64, 64), (0,)).shape == (3, 4, 64, 64), "else nothing hangs on it"
 
 
 def test_images_with_exif_that_nobody_can_read_lie_as_they_are(field):
@@ -289,7 +289,7 @@ def test_whatever_a_decoder_raises_leaves_as_the_readers_own_error(tmp_path, mon
         next(open_video(tmp_path / "a.mp4").clip())
     monkeypatch.setattr("mg.data.transforms.to_video_tensor", fail)
     with pytest.raises(VideoError, match="a.mp4"):
-        OpenClip(config()).read(row(tmp_path / "a.mp4"), 3, (64, 64), (0,))
+        ClipReader(config()).read(row(tmp_path / "a.mp4"), 3, (64, 64), (0,))
     with pytest.raises(VideoError, match="first"), reading("first"):
         raise VideoError("first")
 
@@ -341,7 +341,7 @@ def test_a_clip_of_a_long_file_reads_little_of_it(tmp_path, suffix):
         pytest.skip("Linux counts what a process reads")
     short = encode(tmp_path / "short.mp4", 24, frames=noisy, size=(192, 256), g=12, crf=10)
     long = clip_cost.repeat(short, tmp_path / f"long.{suffix}", clip_cost.FORMATS[suffix], 30)
-    reader, size = OpenClip(config()), long.stat().st_size
+    reader, size = ClipReader(config()), long.stat().st_size
     assert size > 8 * 2**20
     for key in range(4):  # a file that is new, and one that is known
         before = clip_cost.bytes_read()
@@ -356,7 +356,7 @@ def test_a_clip_of_a_long_file_reads_little_of_it(tmp_path, suffix):
 
 def test_frames_never_stand_in_memory_at_full_size_all_at_once(tmp_path):
     path = encode(tmp_path / "large.mp4", 20, size=(480, 640))
-    reader = OpenClip(config())
+    reader = ClipReader(config())
     reader.read(row(path), 16, (64, 64), (0,))
     tracemalloc.start()
     try:
