@@ -382,6 +382,21 @@ class Streams:
         """The model as a codec on numpy arrays."""
         raise NotImplementedError
 
+    @property
+    def spatial_compression(self) -> int:
+        """Pixels per latent along H and W."""
+        return self.geometry.spatial
+
+    @property
+    def temporal_compression(self) -> int:
+        """Frames per latent along T."""
+        return self.geometry.temporal
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of z."""
+        return self.geometry.latent_channels
+
     def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
         """`encode` for a video read piece by piece, as arrays: see `Codec.encode_stream`."""
         return self.codec.encode_stream(read, num_frames, seed)

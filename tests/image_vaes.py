@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mg.models.image_vae.weights import image_vae_shapes, to_diffusers
-from mg.models.tae.weights import config_from_image_vae
+from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.tae.inflation import config_from_image_vae, image_config
 
 TINY = {
     "block_out_channels": [32, 64],
@@ -21,5 +21,6 @@ TINY_TAE = config_from_image_vae(TINY)
 def image_vae(config=TINY_TAE, seed=0) -> dict[str, np.ndarray]:
     """A random image VAE in diffusers' names."""
     rng = np.random.default_rng(seed)
-    shapes = image_vae_shapes(config)
-    return to_diffusers({name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}, config)
+    shapes = ImageAutoencoder.weight_shapes(image_config(config))
+    state = {name: rng.standard_normal(s).astype(np.float32) for name, s in shapes.items()}
+    return ImageAutoencoder.original_weights(state, config)

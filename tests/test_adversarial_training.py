@@ -473,7 +473,7 @@ def test_every_model_can_be_trained_against_a_discriminator(name, config):
     model, rng = create_model(name, **config), np.random.default_rng(0)
     x = rng.uniform(-1, 1, (1, 3, 4, 18, 16)).astype(np.float32)
     noise = np.zeros(model.latent_shape(x.shape), np.float32)
-    h = model.features(model.latents(Tensor(x), Tensor(noise))[0], x.shape[2])
+    h = model.features(model.latents(Tensor(x), Tensor(noise))["code"], x.shape[2])
     np.testing.assert_allclose(model.picture(h, x.shape).asnumpy(), model(Tensor(x)).asnumpy(), atol=1e-5)
 
     plain, against = (

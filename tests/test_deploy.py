@@ -14,6 +14,7 @@ import pytest
 from tiny_models import DC_AE, IMAGE_VAE, SMALL_HUNYUAN_VAE, SMALL_TEMPORAL_VAE, randomized
 
 from mg import runtime
+from mg.codec import Geometry
 from mg.deploy import load
 from mg.models import create_model
 from mg.models.layers.forms import FORMS
@@ -120,7 +121,7 @@ def test_encode_and_decode_are_the_models_in_the_same_tiles(exported, engine):
         assert_close(logvar, exported.logvar.asnumpy())
     assert_close(vae.decode(exported.z, exported.x.shape[2]), exported.y)
     model = exported.model
-    assert (vae.name, vae.config) == (model.name, json.loads(json.dumps(model.config)))
+    assert (vae.name, vae.config) == (model.name, json.loads(json.dumps(dict(model.config))))
     for name in ("spatial_compression", "temporal_compression", "latent_channels", "tiling"):
         assert getattr(vae, name) == getattr(model, name)
 
@@ -438,9 +439,10 @@ def tiles_of(name: str, **tiles):
 
     cls = model_class(name)
     model = cls.__new__(cls)
-    compression = {"tae": (8, 8), "hunyuan_vae": (4, 8), "temporal_vae": (4, 8), "dc_ae": (4, 32)}[name]
-    for key, value in zip(("temporal_compression", "spatial_compression"), compression):
-        object.__setattr__(model, key, value)
+    time, space, lead = {"tae": (8, 8, 0), "hunyuan_vae": (4, 8, 1), "temporal_vae": (4, 8, 0), "dc_ae": (4, 32, 0)}[
+        name
+    ]
+    object.__setattr__(model, "geometry", Geometry(3, 4, space, time, lead))
     object.__setattr__(model, "config", model.default_config)
     names = ("frames", "size", "encode_overlap", "decode_overlap", "spatial_overlap")
     return tiling_of(model, *(tiles.get(name) for name in names))

@@ -73,7 +73,7 @@ class Offset(InTiles):
 
     name = "offset"
     temporal_compression = spatial_compression = 8
-    has_posterior, has_target = True, False
+    two_stages = False
 
     def __init__(self, offset=0.1):
         self.offset, self.shapes = offset, []
@@ -86,7 +86,7 @@ class Offset(InTiles):
         pad = [(0, wanted - size) for size, wanted in zip(x.shape, self.latent_shape(x.shape))]
         mean = ms.Tensor(np.pad(x.asnumpy(), pad, mode="edge"))
         z = mean if noise is None else mean + 0.5 + 0 * noise
-        return z, z, mean, ops.zeros_like(mean), None
+        return {"code": z, "z": z, "mean": mean, "logvar": ops.zeros_like(mean), "target": None}
 
     def reconstruct(self, code, shape):
         return (code + self.offset)[..., : shape[3], : shape[4]]
@@ -226,7 +226,7 @@ def test_the_mean_is_decoded_unless_a_sample_is_wanted(tmp_path, videos):
     noise = noise_for(model, x, ["a.mp4"], replace(config, sample_posterior=True))
     sampled, _ = reconstruct(model, x, noise)
     assert sampled.shape == x.shape and sampled.asnumpy().max() == pytest.approx(0.6)
-    model.has_posterior = False  # then there is nothing to sample
+    model.geometry = replace(model.geometry, has_posterior=False)  # then there is nothing to sample
     assert noise_for(model, x, ["a.mp4"], replace(config, sample_posterior=True)) is None
 
 

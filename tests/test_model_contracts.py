@@ -3,6 +3,9 @@
 What is a model's own, its equality with the original above all, is in the file of its name.
 """
 
+import re
+from dataclasses import FrozenInstanceError
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from mindspore import Tensor
 from tiny_models import DC_AE, IMAGE_VAE, SMALL_HUNYUAN_VAE, SMALL_TAE, SMALL_TEMPORAL_VAE, randomized
 
 from mg.checkpoints import CheckpointError
-from mg.models import create_model, from_pretrained, list_models
+from mg.models import create_model, from_pretrained, list_models, model_class
+from mg.models.config import StoredConfig
 
 # Config, and the latent frames that clips on both sides of every boundary have.
 CASES = {
@@ -75,18 +79,18 @@ def test_any_length_and_size_comes_back(models, name, frames):
     latent_frames = CASES[name][1][frames]
     wanted = (1, model.latent_channels, latent_frames, -(-height // s), -(-width // s))
     assert z.shape == mean.shape == model.latent_shape(x.shape) == wanted
-    assert (logvar is None) != model.has_posterior and (logvar is None or logvar.shape == wanted)
+    assert (logvar is None) != model.geometry.has_posterior and (logvar is None or logvar.shape == wanted)
     assert model(x).shape == x.shape
     rows, columns = s * wanted[3], s * wanted[4]
     assert model.decode(z, num_target_frames=frames).shape == (1, 3, frames, rows, columns)
-    if not (model.keeps_images and latent_frames == 1):  # which would be an image
+    if not (model.geometry.keeps_images and latent_frames == 1):  # which would be an image
         assert model.decode(z).shape[2] >= frames
 
 
 def test_frames_rows_and_columns_that_lack_repeat_the_last_ones(model):
     """Frames where whole groups of them are needed; elsewhere any number is taken as it is."""
     x, s = clip(model), model.spatial_compression
-    frames = (model.lead - x.shape[2]) % model.frame_multiple
+    frames = (model.geometry.lead - x.shape[2]) % model.geometry.frame_multiple
     padded = Tensor(np.pad(x.asnumpy(), [(0, 0), (0, 0), (0, frames), (0, s - 1), (0, 0)], mode="edge"))
     assert np.allclose(model.encode(x).mean.asnumpy(), model.encode(padded).mean.asnumpy(), atol=1e-6)
     assert relative_error(model(x), model(padded).asnumpy()[:, :, : x.shape[2], : s + 1]) < 1e-5
@@ -120,7 +124,7 @@ def test_a_surrounding_graph_sees_what_a_call_gives_and_the_last_convolution_mak
     y = model(x).asnumpy()
     found, z, mean, _ = model.forward(x)
     assert np.array_equal(z.asnumpy(), mean.asnumpy()) and relative_error(found, y) < 1e-5
-    h = model.features(model.latents(x)[0], x.shape[2])
+    h = model.features(model.latents(x)["code"], x.shape[2])
     assert relative_error(model.picture(h, x.shape), y) < 1e-5
     assert model.last_conv in [cell for _, cell in model.cells_and_names()]
 
@@ -157,6 +161,21 @@ def test_weights_of_another_model_are_refused_by_name(model, name, tmp_path):
     other = "tae" if name != "tae" else "dc_ae"
     with pytest.raises(CheckpointError, match=f"holds a model other than '{other}'"):
         create_model(other, tmp_path / "weights.safetensors")
+
+
+# Configs.
+
+
+def test_a_config_is_typed_frozen_and_documented_and_reads_as_a_mapping(name):
+    config = model_class(name).default_config
+    assert isinstance(config, StoredConfig) and dict(config) == config == {**config} and len(config) == len([*config])
+    for key, value in config.items():
+        assert getattr(config, key) is value
+        assert any(re.search(rf"\b{key}\b", each.__doc__ or "") for each in type(config).__mro__), key
+        with pytest.raises(FrozenInstanceError):
+            setattr(config, key, value)
+    with pytest.raises(KeyError):
+        config["no_such_key"]
 
 
 # Precisions.

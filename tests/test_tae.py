@@ -11,8 +11,8 @@ from tiers import GRAPH_IN_FULL
 
 from mg.models import create_model, from_pretrained
 from mg.models.image_vae.image_vae import ImageAutoencoder
+from mg.models.tae.inflation import inflate
 from mg.models.tae.tae import TAE_CONFIG, TemporalAutoencoder
-from mg.models.tae.weights import expected_shapes, inflate
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-4  # of the output's scale
@@ -120,7 +120,7 @@ def test_image_vae_equals_diffusers(tiny_vae, mode, tmp_path):
 def test_parameters_are_mindones():
     names = dict(line.split(" ", 1) for line in (DATA / "tae_names.txt").read_text().splitlines())
     shapes = {name: tuple(p.shape) for name, p in TemporalAutoencoder().named_weights()}
-    assert shapes == expected_shapes(TAE_CONFIG)
+    assert shapes == TemporalAutoencoder.weight_shapes(TAE_CONFIG)
     assert shapes.keys() == names.keys()
     assert len(shapes) == 388
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == 114_472_801

@@ -19,7 +19,6 @@ from mg.models.layers.conv import CausalConv3d
 from mg.models.layers.forms import in_form
 from mg.models.temporal_vae.blocks import Upsample
 from mg.models.temporal_vae.temporal_vae import TEMPORAL_VAE_CONFIG, OpenSoraVAE
-from mg.models.temporal_vae.weights import parameter_shapes, to_open_sora
 
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "temporal_vae" / "weights.safetensors"
@@ -65,7 +64,7 @@ def small():
 def test_every_step_equals_the_originals(mode):
     model = create_model("temporal_vae", ORIGINAL, **TINY)
     x = Tensor(data("x"))
-    x_z_rec, z, mean, logvar, x_z = model.latents(x)
+    x_z_rec, z, mean, logvar, x_z = model.latents(x).values()
     y = model.reconstruct(x_z_rec, x.shape)
     for found, name in ((x_z, "x_z"), (z, "z"), (mean, "z"), (x_z_rec, "x_z_rec"), (y, "y"), (model(x), "y")):
         assert relative_error(found, data(name)) < TOLERANCE, name
@@ -109,9 +108,9 @@ def test_the_spatial_half_equals_diffusers_in_sdxls_config(tmp_path, mode):
 
 def test_the_default_is_the_released_checkpoint():
     stored = dict(line.split(" ", 1) for line in (DATA / "temporal_vae_names.txt").read_text().splitlines())
-    shapes = parameter_shapes(TEMPORAL_VAE_CONFIG)
+    shapes = OpenSoraVAE.weight_shapes(TEMPORAL_VAE_CONFIG)
     nothing = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    found = {name: array.shape for name, array in to_open_sora(nothing, TEMPORAL_VAE_CONFIG).items()}
+    found = {name: array.shape for name, array in OpenSoraVAE.original_weights(nothing, TEMPORAL_VAE_CONFIG).items()}
     assert found == {name: tuple(json.loads(f"[{shape.strip('(),')}]")) for name, shape in stored.items()}
     sizes = {
         part: [int(np.prod(shape)) for name, shape in shapes.items() if name.startswith(part)]
@@ -126,9 +125,8 @@ def test_the_default_is_the_released_checkpoint():
     }
 
 
-def test_the_table_of_names_is_the_models(model):
-    assert {name: tuple(p.shape) for name, p in model.named_weights()} == parameter_shapes(model.config)
-    assert {p.name for p in model.get_parameters()} == set(parameter_shapes(model.config))
+def test_parameters_have_their_place_as_their_name(model):
+    assert [p.name for p in model.get_parameters()] == [name for name, _ in model.named_weights()]
 
 
 @pytest.mark.full
@@ -144,12 +142,12 @@ def test_the_originals_tensors_scale_and_shift_become_config(tmp_path):
     assert {"scale", "shift"} < state.keys()
     config = {**TEMPORAL_VAE_CONFIG, **TINY}
     assert OpenSoraVAE.config_in_weights(state) == {key: config[key] for key in ("scale", "shift")}
-    assert set(OpenSoraVAE.translate_weights(state, config)) == set(parameter_shapes(config))
+    assert set(OpenSoraVAE.translate_weights(state, config)) == set(OpenSoraVAE.weight_shapes(config))
     state["scale"], state["shift"] = np.float32(2.5), np.float32(0)  # as they are where training leaves them
     assert OpenSoraVAE.config_in_weights(state) == {"scale": 2.5, "shift": 0.0}
     model = create_model("temporal_vae", scale=2.5, shift=0.0, **SMALL)
     x = video(1, 3, 4, 8, 8)
-    assert np.allclose(model.encode(x).mean.asnumpy(), model.latents(x)[2].asnumpy() / 2.5, atol=1e-6)
+    assert np.allclose(model.encode(x).mean.asnumpy(), model.latents(x)["mean"].asnumpy() / 2.5, atol=1e-6)
 
 
 # Lengths.
@@ -157,7 +155,6 @@ def test_the_originals_tensors_scale_and_shift_become_config(tmp_path):
 
 def cut_into(model, micro_frame_size, monkeypatch):
     """As if the model were built with this `micro_frame_size`."""
-    monkeypatch.setattr(model, "chunk", micro_frame_size)
     monkeypatch.setattr(model, "geometry", replace(model.geometry, chunk=micro_frame_size))
 
 
@@ -225,14 +222,16 @@ def test_a_clip_of_an_aligned_length_has_the_same_latents(small, frames):
     x = video(1, 3, frames, 8, 8).asnumpy()
     aligned, valid = small.align_frames(x)
     assert valid.shape == (aligned.shape[2],) and np.array_equal(aligned[:, :, valid > 0], x)
-    code, z, mean, logvar, target = small.latents(Tensor(aligned), None, Tensor(valid))
+    found = small.latents(Tensor(aligned), None, Tensor(valid))
     wanted = small.latents(Tensor(x))
-    for found, same in ((z, wanted[1]), (mean, wanted[2]), (logvar, wanted[3])):
-        assert found.shape == same.shape and np.allclose(found.asnumpy(), same.asnumpy(), atol=1e-5)
-    y, whole = small.reconstruct(code, aligned.shape), small.reconstruct(wanted[0], x.shape)
+    for name in ("z", "mean", "logvar"):
+        assert found[name].shape == wanted[name].shape
+        assert np.allclose(found[name].asnumpy(), wanted[name].asnumpy(), atol=1e-5)
+    pairs = [(found["target"], wanted["target"], 1e-5), (found["code"], wanted["code"], 5e-5)]
+    pairs += [(small.reconstruct(found["code"], aligned.shape), small.reconstruct(wanted["code"], x.shape), 5e-5)]
     # Decoders amplify the rounding of their latents: on 8x8 pixels tenfold, on fewer much more.
-    for found, same, tolerance in ((target, wanted[4], 1e-5), (code, wanted[0], 5e-5), (y, whole, 5e-5)):
-        assert np.allclose(found.asnumpy()[:, :, valid > 0], same.asnumpy(), atol=tolerance)
+    for aligned_one, plain_one, tolerance in pairs:
+        assert np.allclose(aligned_one.asnumpy()[:, :, valid > 0], plain_one.asnumpy(), atol=tolerance)
 
 
 @pytest.mark.parametrize("micro_frame_size, lengths", [(17, 10), (None, 9)])
@@ -343,13 +342,13 @@ def test_tiles_along_time_are_refused(small, key):
 def test_noise_is_added_to_the_mean_by_the_posteriors_deviation(small):
     x = video(1, 3, 6, 4, 4)
     noise = video(*small.latent_shape(x.shape), seed=1)
-    code, z, mean, logvar, _ = small.latents(x, noise)
+    code, z, mean, logvar, _ = small.latents(x, noise).values()
     assert np.allclose(z.asnumpy(), (mean + ops.exp(0.5 * logvar) * noise).asnumpy(), atol=1e-6)
     assert np.allclose(small.code(z, 6).asnumpy(), code.asnumpy(), atol=1e-6)
 
 
 def test_an_untrained_posterior_is_certain():
-    logvar = create_model("temporal_vae", **SMALL).latents(video(1, 3, 4, 4, 4))[3].asnumpy()
+    logvar = create_model("temporal_vae", **SMALL).latents(video(1, 3, 4, 4, 4))["logvar"].asnumpy()
     assert np.array_equal(logvar, np.full_like(logvar, -6))
 
 

@@ -81,9 +81,10 @@ def check_rows(workplace, folder, num_frames, perceptual_weight, said):
     totals = []
     for name in [name for name, row in rows.items() if row["status"] == "ok"]:
         x = load_clip(workplace / "videos" / name, sizes)[0]
-        code, z, mean, logvar, target = model.latents(Tensor(x[None]))
+        latents = model.latents(Tensor(x[None]))
+        code, target = latents["code"], latents["target"]
         y = model.reconstruct(code, (1, *x.shape))
-        value, terms = loss(Tensor(x[None]), y, z, mean, logvar, code, target)
+        value, terms = loss(Tensor(x[None]), y, **latents)
         l1, lpips, kl, outlier = terms.asnumpy().tolist()
         assert kl > 0 and outlier == 0 and (lpips > 0.1) == (perceptual_weight > 0)
         wanted = {"loss": float(value), "loss_l1": l1, "loss_lpips": lpips, "loss_kl": kl, "loss_outlier": 0}

@@ -91,16 +91,17 @@ def test_every_chunks_posterior_enters_the_kl():
     model, _ = make()
     loss = AutoencoderLoss(LossConfig(pixel_weight=0, latent_weight=1.0, kl_weight=1.0, kl_per_clip=True))
     x, noise = map(Tensor, clip(model, 12))
-    code, z, mean, logvar, target = model.latents(x, noise)
+    latents = model.latents(x, noise)
+    mean, logvar = latents["mean"], latents["logvar"]
     assert mean.shape[2] == 3 + 3 + 1  # of chunks of 5, 5 and 2 frames
-    _, terms = loss(x, None, z, mean, logvar, code, target)
+    _, terms = loss(x, None, **latents)
     m, v = mean.asnumpy(), logvar.asnumpy()
     chunks = [
         0.5 * (m[:, :, a:b] ** 2 + np.exp(v[:, :, a:b]) - 1 - v[:, :, a:b]).sum() for a, b in ((0, 3), (3, 6), (6, 7))
     ]
     assert min(chunks) > 0
     assert terms.asnumpy()[loss.terms.index("kl")] == pytest.approx(sum(chunks), rel=1e-5)
-    slope = ms.grad(lambda mean: loss(x, None, z, mean, logvar, code, target)[0])(mean).asnumpy()
+    slope = ms.grad(lambda mean: loss(x, None, **{**latents, "mean": mean})[0])(mean).asnumpy()
     np.testing.assert_allclose(slope, m, rtol=1e-5)  # of all three chunks: KL grows with mean squared / 2
 
 
@@ -126,8 +127,9 @@ def test_no_gradient_comes_through_the_detached_target(detached):
     x, noise = map(Tensor, clip(model, 5))
 
     def through_the_target(x):
-        code, z, mean, logvar, target = model.latents(x, noise)
-        return loss(x, None, z, mean, logvar, ms.ops.stop_gradient(code), target)[0]
+        latents = model.latents(x, noise)
+        latents["code"] = ms.ops.stop_gradient(latents["code"])
+        return loss(x, None, **latents)[0]
 
     slopes = ms.grad(through_the_target, None, ms.ParameterTuple(model.spatial_vae.trainable_params()))(x)
     assert any(np.abs(slope.asnumpy()).max() > 0 for slope in slopes) == (not detached)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from mindspore import nn
 
+from mg.codec import Geometry
 from mg.config import parse_config, run_command_line
 from mg.data.video import write_image, write_video
 from mg.models import register_model
@@ -50,11 +51,10 @@ class TwoConvs(VideoAutoencoder):
 
     name = "two_convs"
     default_config = {"in_channels": 3, "z_channels": 2}
-    spatial_compression = temporal_compression = 1
 
     def __init__(self, config, pretrained=None, use_recompute=False, dtype="fp32"):
         super().__init__(config)
-        self.latent_channels = self.config["z_channels"]
+        self.geometry = Geometry(3, self.config["z_channels"], spatial=1, temporal=1)
         self.encoder = SpatialConv(3, 2 * self.latent_channels)
         self.decoder = OneConv(self.latent_channels)
         self.finish(dtype, use_recompute, pretrained)

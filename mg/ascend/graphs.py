@@ -29,8 +29,8 @@ from mg.losses.backbones import BACKBONES, BackboneFeatures
 from mg.losses.lpips import LPIPSMaps
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder, create_model
-from mg.models.autoencoder import sample
 from mg.models.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
+from mg.models.trainable import sample
 from mg.runtime import Runtime
 from mg.text.clip import CLIPTextTower
 from mg.text.t5 import T5Encoder
@@ -200,7 +200,8 @@ class _Decode(nn.Cell):
         self.model, self.frames = model, frames
 
     def construct(self, z):
-        return self.model.pixels(self.model.code(z, self.frames), self.frames)
+        code = self.model.code(z, self.frames) if self.model.two_stages else z
+        return self.model.pixels(code, self.frames)
 
 
 class _Adjust(nn.Cell):
@@ -251,8 +252,10 @@ def _training_cell(model: VideoAutoencoder, clip: Tensor, graph: Graph, weights:
     if part.startswith("reduce"):
         return Built(updater._reduce, ())
     if adversary is None:
+        if not model.two_stages:
+            return Built(step._accumulate, (clip, noise, scale, None))
         x, valid = model.align_frames(clip.asnumpy())
-        return Built(step._accumulate, (Tensor(x), noise, scale, None if valid is None else Tensor(valid)))
+        return Built(step._accumulate, (Tensor(x), noise, scale, Tensor(valid)))
     if part == "track":
         norms = [adversary.discriminator.main[at + 1] for at in adversary.discriminator.normed]
         return Built(step._track, tuple(_zeros(*norm.weight.shape) for norm in norms for _ in ("mean", "variance")))
@@ -313,10 +316,10 @@ def _all_terms(model: VideoAutoencoder, clip: Tensor, weights: Path) -> LossConf
     """Every term of the loss that the model can have."""
     return LossConfig(
         lpips_weights=_lpips_weights("vgg", weights),
-        kl_weight=float(model.has_posterior),
+        kl_weight=float(model.geometry.has_posterior),
         outlier_weight=1.0,
-        latent_weight=float(model.has_target),
-        identity_weight=float(model.has_target and clip.shape[2] == 1),
+        latent_weight=float(model.two_stages),
+        identity_weight=float(model.two_stages and clip.shape[2] == 1),
     )
 
 

@@ -5,7 +5,7 @@ load MindSpore because its memory is measured.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ class Peer:
     by_frame: bool
 
 
-def peer_of(model: str, config: dict) -> Peer | None:
+def peer_of(model: str, config: Mapping) -> Peer | None:
     """The network to compare a model with this config with; None if diffusers has none.
 
     For the TAE it is the image VAE that the TAE is inflated from, for temporal_vae its spatial half.

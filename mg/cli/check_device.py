@@ -172,7 +172,7 @@ def measure(device: str, row: DeviceRow) -> dict:
         fill(parameter, rng)
     x = rng.uniform(-1, 1, (1, 3, size.frames, size.pixels, size.pixels)).astype(np.float32)
     noise = rng.standard_normal(model.latent_shape(x.shape), dtype=np.float32)
-    loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-6 if model.has_posterior else 0.0))
+    loss = AutoencoderLoss(LossConfig(perceptual_weight=0, kl_weight=1e-6 if model.geometry.has_posterior else 0.0))
     step = TrainStep(model, loss, OptimConfig(lr=1e-4, init_loss_scale=1), 2, row.dtype)
     found: dict = {}
     for _ in range(2):  # the first compiles; its numbers are used, since its update changes the weights

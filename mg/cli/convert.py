@@ -77,7 +77,7 @@ def main() -> None:
         config = {**model.default_config, **MODELS.stored_config(source, model)}
         state = written.weights(fitting_weights(source, model, config), config)
 
-    write_state_dict(weights_file, state, options.dtype, exact=written.exact)
+    write_state_dict(weights_file, state, options.dtype, exact=tuple(written.tensors(config)))
     with atomic_write(config_file) as file:
         file.write_text(json.dumps(written.config(config), indent=2) + "\n")
     print(f"{options.target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
@@ -89,8 +89,8 @@ def target_format(name: str, model: type[StoredModel]) -> Format:
     Raises:
         ValueError: the model has no format of that name.
     """
-    ours = Format("mg", "model.safetensors", lambda state, config: dict(state), described_here(model.name))
-    original = Format(model.name, "model.safetensors", model.original_weights, model.original_config)
+    ours = Format("mg", "model.safetensors", described_here(model.name))
+    original = Format(model.name, "model.safetensors", model.original_config)  # of a denoiser, whose names are ours
     formats = {"ours": ours, "original": next(iter(model.formats.values()), original), **model.formats}
     if name not in formats:
         listed = ["ours", "original", *(f"{key} ({formats[key].reader})" for key in model.formats)]

@@ -23,8 +23,8 @@ from mg.checkpoints import (
 )
 from mg.config import parse_config, run_command_line
 from mg.models import stored_config
+from mg.models.tae.inflation import config_from_image_vae, inflate
 from mg.models.tae.tae import TAE_CONFIG
-from mg.models.tae.weights import config_from_image_vae, inflate
 from mg.plain_text import write_text
 
 

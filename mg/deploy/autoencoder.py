@@ -94,8 +94,6 @@ class DeployedAutoencoder(Streams):
 
     Attributes:
         name, config: of the model.
-        spatial_compression, temporal_compression: pixels per latent along H and W, frames per latent along T.
-        latent_channels: z.
         frames: how many the networks see at once.
         networks: by name: encoder and decoder; with two stages spatial_encoder, temporal_encoder and so on.
         sha256: of the checkpoint.
@@ -105,22 +103,19 @@ class DeployedAutoencoder(Streams):
         self.name: str = described["model"]
         self.config: dict = described["config"]
         self.sha256: str = described["sha256"]
-        self.spatial_compression: int = described["spatial_compression"]
-        self.temporal_compression: int = described["temporal_compression"]
-        self.latent_channels: int = described["latent_channels"]
         self.frames: int = described["frames"]
         self.networks = networks
         two_stages = "spatial_encoder" in networks
         self.geometry = Geometry(
             self.config["in_channels"],
-            self.latent_channels,
-            self.spatial_compression,
-            self.temporal_compression,
+            described["latent_channels"],
+            described["spatial_compression"],
+            described["temporal_compression"],
             described["lead"],
             keeps_images=described["keeps_images"],
             has_posterior=described["has_posterior"],
             chunk=self.config["micro_frame_size"] if two_stages else None,
-            images_only=self.frames == 1 and self.temporal_compression > 1,
+            images_only=self.frames == 1 and described["temporal_compression"] > 1,
         )
         tiling = TilingConfig(**described["tiling"])
         self._codec = self._two_stages(tiling) if two_stages else self._one_stage(tiling)
@@ -133,11 +128,6 @@ class DeployedAutoencoder(Streams):
     def tiling(self) -> TilingConfig | None:
         """How clips are cut into tiles."""
         return self.codec.tiling
-
-    @property
-    def chunk(self) -> int | None:
-        """How many frames are encoded independently of all others; None if they all are encoded together."""
-        return self.geometry.chunk
 
     def encode(self, x: np.ndarray, seed: int | Sequence[int] | None = None) -> Encoded:
         """Videos to latents.

@@ -5,7 +5,6 @@ from dataclasses import replace
 from mindspore import nn
 
 from mg.models import VideoAutoencoder
-from mg.models.temporal_vae.temporal_vae import OpenSoraVAE
 from mg.tiling import TilingConfig
 
 
@@ -34,7 +33,7 @@ def networks_of(model: VideoAutoencoder, frames: int, size: int) -> dict[str, tu
         frames, size: of a tile, as checked by `tiling_of`.
     """
     rows, channels = size // model.spatial_compression, model.config["in_channels"]
-    if isinstance(model, OpenSoraVAE):
+    if model.two_stages:
         c, between = model.temporal_compression, model.config["spatial_latent_channels"]
         images = min(model.config["micro_batch_size"] or frames, frames)  # that the spatial stage sees at once
         latents, half = -(-frames // c), model.temporal_vae
@@ -51,7 +50,7 @@ def networks_of(model: VideoAutoencoder, frames: int, size: int) -> dict[str, tu
     return {
         "encoder": (_Network(model, "encode_moments"), shape),
         "decoder": (
-            _Network(model, "decode_latents", model.keeps_images and frames == 1),
+            _Network(model, "decode_latents", model.geometry.keeps_images and frames == 1),
             model.latent_shape(shape),
         ),
     }
@@ -72,12 +71,13 @@ def tiling_of(
     Raises:
         ValueError: a size does not fit the model; the message names the field.
     """
-    default, c, s, lead = model.default_tiling, model.temporal_compression, model.spatial_compression, model.lead
+    default, c, s = model.default_tiling, model.temporal_compression, model.spatial_compression
+    lead = model.geometry.lead
     size = default.spatial_tile or 256 if size is None else size
     if size <= 0 or size % s:
         raise ValueError(f"size is {size}; {model.name} needs a multiple of {s}")
     times = {}
-    if isinstance(model, OpenSoraVAE):
+    if model.two_stages:
         frames = _chunk_frames(model, frames)
     else:
         frames = default.encode_tile + lead if frames is None else frames
@@ -100,7 +100,7 @@ def tiling_of(
     return tiling, frames, size
 
 
-def _chunk_frames(model: OpenSoraVAE, frames: int | None) -> int:
+def _chunk_frames(model: VideoAutoencoder, frames: int | None) -> int:
     """Frames of a chunk, or 1 for images."""
     chunk = model.config["micro_frame_size"]
     if chunk is None:

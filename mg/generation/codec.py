@@ -47,7 +47,7 @@ class LatentCodec:
     def chunk(self) -> tuple[int, int] | None:
         """Frames and latent frames of a chunk: 1 and 1 for an image VAE, 17 and 5 for the Open-Sora 1.2 VAE; None if
         all frames are encoded together."""
-        frames = 1 if self.model.temporal_compression == 1 else self.model.chunk
+        frames = 1 if self.model.temporal_compression == 1 else self.model.geometry.chunk
         return (frames, self._latent_frames(frames)) if frames else None
 
     def latent_size(self, size: tuple[int, int, int]) -> tuple[int, int, int]:

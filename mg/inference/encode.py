@@ -78,7 +78,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
     if len(rows) < len(index):
         _logger.warning("%s: names %d videos more than once", config.csv_path, len(index) - len(rows))
     model = load_model(config)
-    if config.posterior and not model.has_posterior:
+    if config.posterior and not model.geometry.has_posterior:
         raise ValueError(f"posterior is true, but {model.name} has none: its latents are deterministic; turn it off")
     folder = Path(config.output_path)
     settle(folder, SETTINGS_FILE, _settings(config, model), "model", LatentsRow)
@@ -156,7 +156,7 @@ def _settings(config: EncodeConfig, model: VideoAutoencoder) -> dict:
             "checkpoint": str(checkpoint),
             "sha256": sha256(checkpoint),
             "dtype": config.model.dtype,
-            "config": model.config,
+            "config": dict(model.config),
             "tiling": _tiling(model, config),
         },
         "scaling": {

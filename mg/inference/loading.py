@@ -147,6 +147,6 @@ def load_model(config: ClipsConfig, path: str | None = None) -> VideoAutoencoder
 def noise_for(model: VideoAutoencoder, x: np.ndarray, names: Sequence[str], config: ClipsConfig) -> np.ndarray | None:
     """Noise for sampling the posterior of a batch of clips, x (B, 3, T, H, W), by their `names`; None if the mean is
     used or there is nothing to sample."""
-    if not (config.sample_posterior and model.has_posterior):
+    if not (config.sample_posterior and model.geometry.has_posterior):
         return None
     return clips_noise(config.seed, names, model.latent_shape(x.shape))

@@ -21,7 +21,7 @@ import logging
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mindspore import Tensor
@@ -41,6 +41,7 @@ from mg.inference.loading import ClipsConfig, load_model, noise_for
 from mg.inference.outputs import output_names, side_by_side, unique, write_frames
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
+from mg.models.trainable import Latents
 from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
@@ -151,22 +152,21 @@ class Losses:
 
     def __init__(self, config: LossConfig, model: VideoAutoencoder):
         self.config, self.loss, self.latent = config, AutoencoderLoss(config), None
-        if self.loss.latents and not model.has_target:
+        if self.loss.latents and not model.two_stages:
             raise ValueError(f"loss.latent_weight and loss.identity_weight must be 0: {model.name} has only one stage")
         self.names = ["loss", *["pixel"] * self.loss.pixels, *self.loss.terms]
-        if model.has_target:
+        if model.two_stages:
             nothing: dict[str, Any] = {f"{term}_weight": 0 for term in ("pixel", "kl", "outlier", "identity")}
             self.latent = AutoencoderLoss(replace(config, **nothing, latent_weight=1))
             self.names = list(dict.fromkeys([*self.names, "latent"]))
 
-    def __call__(self, x: Tensor, y: Tensor, latents: tuple[Tensor | None, ...]) -> dict[str, float]:
+    def __call__(self, x: Tensor, y: Tensor, latents: Latents) -> dict[str, float]:
         """The losses for x and y, (B, 3, T, H, W), and the result of the model's `latents` for x.
 
         Raises:
             ValueError: a loss is not finite.
         """
-        code, z, mean, logvar, target = latents
-        loss, terms = self.loss(x, y, z, mean, logvar, code, target)
+        loss, terms = self.loss(x, y, **latents)
         found = {"loss": float(loss.asnumpy()), **dict(zip(self.loss.terms, terms.asnumpy().tolist()))}
         if self.loss.pixels:
             _, c, _, h, w = x.shape
@@ -174,7 +174,7 @@ class Losses:
                 c * h * w
             )
         if self.latent:
-            found["latent"] = float(self.latent(x, None, z, mean, logvar, code, target)[0].asnumpy())
+            found["latent"] = float(self.latent(x, None, **latents)[0].asnumpy())
         if not np.isfinite(list(found.values())).all():
             raise ValueError("the loss is not finite; with dtype fp16, try bf16 or fp32")
         return {name: found[name] for name in self.names}
@@ -193,7 +193,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     rows = read_index(config.csv_path, config.video_folder)
     models = load_models(config)
     model, compared = models[RECONSTRUCTION], list(models)[1:]
-    if config.spatial and not model.has_target:
+    if config.spatial and not model.two_stages:
         raise ValueError(f"spatial is true, but {model.name} has no spatial half that can run on its own; turn it off")
     losses = Losses(config.loss, model) if config.loss else None
     methods = [RECONSTRUCTION, *[SPATIAL] * config.spatial, *compared, *[BASELINE] * config.baseline]
@@ -219,7 +219,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
 
         made = fitting.run(model, x.shape, partial(run, model))
         if config.spatial:
-            made.videos[SPATIAL] = model.reconstruct(made.latents[-1], x.shape).asnumpy()
+            made.videos[SPATIAL] = model.reconstruct(made.latents["target"], x.shape).asnumpy()
         for name in compared:
             other = fitting.run(models[name], x.shape, partial(run, models[name]))
             made.videos[name] = other.videos[RECONSTRUCTION]
@@ -236,7 +236,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
                     result, videos = results[clip.index], {name: value[i] for name, value in made.videos.items()}
                     result.scores = {name: score(clip.x, video) for name, video in videos.items()}
                     if losses:
-                        result.losses = losses(Tensor(clip.x[None]), *_one_of(i, (made.y, made.latents)))
+                        result.losses = losses(Tensor(clip.x[None]), made.y[i : i + 1], _one_of(i, made.latents))
                     if config.save_videos:
                         _save(clip, result.output, videos, config)
                     result.tiles = made.tiles
@@ -252,7 +252,7 @@ class _Made:
     model ran."""
 
     y: Tensor
-    latents: tuple[Tensor | None, ...]
+    latents: Latents
     videos: dict[str, np.ndarray]
     tiles: str
 
@@ -274,9 +274,7 @@ def output_folders(config: InferenceConfig) -> dict[str, Path]:
     return {**folders, SIDE_BY_SIDE: folder / SIDE_BY_SIDE}
 
 
-def reconstruct(
-    model: VideoAutoencoder, x: np.ndarray, noise: np.ndarray | None = None
-) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+def reconstruct(model: VideoAutoencoder, x: np.ndarray, noise: np.ndarray | None = None) -> tuple[Tensor, Latents]:
     """One pass: (B, 3, T, H, W) in [-1, 1] -> the reconstruction of the same shape, fp32, not clipped; and the latents.
 
     Args:
@@ -286,7 +284,7 @@ def reconstruct(
         The reconstruction, and the result of the model's `latents`.
     """
     latents = model.latents(Tensor(x), None if noise is None else Tensor(noise))
-    return model.reconstruct(latents[0], x.shape), latents
+    return model.reconstruct(latents["code"], x.shape), latents
 
 
 def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -317,11 +315,10 @@ def format_table(report: Report) -> str:
     return "\n".join(text)
 
 
-def _one_of(i: int, values):
-    """Item i of a batch, as a batch of one, for every tensor in nested tuples."""
-    if isinstance(values, tuple):
-        return tuple(_one_of(i, value) for value in values)
-    return None if values is None else values[i : i + 1]
+def _one_of(i: int, latents: Latents) -> Latents:
+    """Those of item i of a batch, as a batch of one."""
+    tensors = cast(dict[str, Tensor | None], latents)
+    return cast(Latents, {name: None if value is None else value[i : i + 1] for name, value in tensors.items()})
 
 
 def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: InferenceConfig) -> None:

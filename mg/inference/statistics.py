@@ -30,6 +30,7 @@ from mg.inference.batches import batches, spared
 from mg.inference.fitting import Fitting
 from mg.inference.loading import ClipsConfig, load_model, noise_for
 from mg.models import VideoAutoencoder
+from mg.models.registry import merge_config
 from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def measure_csv(config: StatisticsConfig) -> tuple[Statistics, dict]:
         return statistics, {}
     factors = scaling(model, statistics.channels)
     replaced = {key: model.config[key] for key in factors}
-    model.config = {**model.config, **factors}
+    model.config = merge_config(model.config, factors, model.name)
     overall = statistics.channels.over_channels()
     described = {
         "model": model.name,

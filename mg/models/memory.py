@@ -6,7 +6,7 @@ bytes per pixel and channel of that width, on a CPU in fp32 and graph mode, at 1
 need less than a CPU, since they make no copies in other layouts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Footprint(NamedTuple):
 
     encode: float
     decode: float
-    width: Callable[[dict], int]
+    width: Callable[[Mapping], int]
 
 
 MEASURED = {

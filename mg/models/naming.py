@@ -1,13 +1,14 @@
-"""A model's parameters as a list of layers, each with our name, the original's, and the shapes of its parameters.
+"""Names of parameters in files: prefixes, wrappers, and the rules that turn our names into an original's.
 
 MindSpore calls a norm's parameters gamma and beta; everyone else calls them weight and bias.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 T = TypeVar("T")
+Rule = tuple[str, str | Callable[[re.Match], str]]  # a pattern and its replacement, as in `re.sub`
 
 _THEIRS = {"gamma": "weight", "beta": "bias"}
 
@@ -20,29 +21,6 @@ _WRAPPERS = re.compile(
 _PREFIXES = ("", "module.", "model.", "vae.", "first_stage_model.", "autoencoder.", "generator.")
 _PREFIXES += ("spatial_vae.module.", "spatial_vae.")  # the spatial half of Open-Sora 1.2's VAE
 _COPIES = re.compile(r"moment|exp_avg|adam|accum|ema|average|shadow", re.IGNORECASE)
-
-
-class Layer(NamedTuple):
-    """One layer: our name, the original's, and the shapes of its parameters."""
-
-    name: str
-    original: str
-    shapes: dict[str, tuple[int, ...]]
-
-
-def conv3d(name: str, original: str, in_channels: int, channels: int, kernel: int = 3, bias: bool = True) -> Layer:
-    """A 3-D convolution of `in_channels` per group."""
-    shapes = {"weight": (channels, in_channels, kernel, kernel, kernel)}
-    return Layer(name, original, shapes | ({"bias": (channels,)} if bias else {}))
-
-
-def linear(name: str, original: str, channels: int) -> Layer:
-    """A linear layer that keeps the number of channels."""
-    return Layer(name, original, {"weight": (channels, channels), "bias": (channels,)})
-
-
-def norm(name: str, original: str, channels: int) -> Layer:
-    return Layer(name, original, {"gamma": (channels,), "beta": (channels,)})
 
 
 class Renamed(Mapping[str, T]):
@@ -117,11 +95,37 @@ def torch_name(name: str) -> str:
     return f"{layer}.{_THEIRS.get(parameter, parameter)}"
 
 
-def original_names(layers: Iterable[Layer]) -> dict[str, str]:
-    """Our name of every parameter -> the original's."""
-    return {f"{layer.name}.{p}": f"{layer.original}.{_THEIRS.get(p, p)}" for layer in layers for p in layer.shapes}
+def renamed(name: str, rules: Iterable[Rule]) -> str:
+    """A name after all rules, one after the other."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
-def parameter_shapes(layers: Iterable[Layer]) -> dict[str, tuple[int, ...]]:
-    """Our name of every parameter -> its shape."""
-    return {f"{layer.name}.{p}": shape for layer in layers for p, shape in layer.shapes.items()}
+def original_name(name: str, rules: Iterable[Rule]) -> str:
+    """The original's name of a parameter that has this name here."""
+    return torch_name(renamed(name, rules))
+
+
+def within(part: str, rules: Sequence[Rule], theirs: str | None = None) -> Rule:
+    """One rule for the names that begin with `part`: rules for the rest, and what the part is called there."""
+    start = part if theirs is None else theirs
+    return f"^{re.escape(part)}(.*)", lambda found: start + renamed(found[1], rules)
+
+
+def diffusers_rules(levels: int) -> tuple[Rule, ...]:
+    """Latent diffusion's names, which are ours, to diffusers', where the decoder's levels are numbered from the
+    coarsest."""
+    return (
+        (r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets."),
+        (r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0."),
+        (r"\.up\.(\d+)\.", lambda found: f".up_blocks.{levels - 1 - int(found[1])}."),
+        (r"(\.up_blocks\.\d+)\.block\.", r"\1.resnets."),
+        (r"\.upsample\.", ".upsamplers.0."),
+        (r"\.mid\.block_(\d)\.", lambda found: f".mid_block.resnets.{int(found[1]) - 1}."),
+        (r"\.mid\.attn_1\.norm\.", ".mid_block.attentions.0.group_norm."),
+        (r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1."),
+        (r"\.mid\.attn_1\.proj_out\.", ".mid_block.attentions.0.to_out.0."),
+        (r"\.norm_out\.", ".conv_norm_out."),
+        (r"\.nin_shortcut\.", ".conv_shortcut."),
+    )

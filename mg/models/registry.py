@@ -3,26 +3,43 @@
 import difflib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mg.checkpoints import CheckpointError, StateDict, open_state_dict, read_config
+from mg.models.config import StoredConfig
 
 if TYPE_CHECKING:
     from mg.models.autoencoder import VideoAutoencoder
     from mg.models.stored import StoredModel
 
 Model = TypeVar("Model", bound="StoredModel")
+Config = TypeVar("Config", bound=Mapping[str, Any])
 
 
-def merge_config(defaults: dict, given: dict, name: str) -> dict:
-    """`defaults` overridden by `given`; an unknown key is an error that suggests the nearest one."""
+def merge_config(defaults: Config, given: Mapping, name: str) -> Config:
+    """`defaults`, a `StoredConfig` or a dict, overridden by `given`.
+
+    Raises:
+        ValueError: an unknown key, with the nearest one, or a config that cannot be built.
+    """
+    check_keys(defaults, given, name)
+    if isinstance(defaults, StoredConfig):
+        try:
+            return replace(defaults, **given)  # type: ignore[type-var]
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return cast(Config, {**defaults, **given})
+
+
+def check_keys(defaults: Mapping, given: Mapping, name: str) -> None:
+    """Raise ValueError, suggesting the nearest key, if `given` has one that `defaults` hasn't."""
     for key in given:
         if key not in defaults:
             near = difflib.get_close_matches(key, defaults, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"its keys are {', '.join(defaults)}"
             raise ValueError(f"{name} has no config key {key!r}; {hint}")
-    return {**defaults, **given}
 
 
 class Registry(Generic[Model]):
@@ -50,7 +67,7 @@ class Registry(Generic[Model]):
         Raises:
             ValueError: it has no `name` or `default_config`, or the name is taken.
         """
-        for attribute, kind in (("name", str), ("default_config", dict)):
+        for attribute, kind in (("name", str), ("default_config", Mapping)):
             if not isinstance(getattr(model, attribute, None), kind):
                 raise ValueError(f"{model.__name__} cannot be registered; its class must have a {attribute}")
         if self._own.setdefault(model.name, model) is not model:
@@ -125,7 +142,7 @@ class Registry(Generic[Model]):
                         merge_config(whole.default_config, whole.translate_config(config), whole.name)
                     )
                 config = model.translate_config(config)
-                merge_config(model.default_config, config, model.name)
+                check_keys(model.default_config, config, model.name)
             except ValueError as error:
                 raise CheckpointError(f"{state.config_file or pretrained}: {error}") from error
             return config | model.config_in_weights(state)

@@ -7,12 +7,13 @@ all that autoencoders and denoisers have in common.
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from mg import runtime
 from mg.checkpoints import (
@@ -38,19 +39,37 @@ class Format(NamedTuple):
     Attributes:
         reader: who reads it.
         file: name of the weights file in their folders.
-        weights: our weights and config -> theirs.
         config: our config -> the config next to them.
-        exact: names of tensors that are settings, and stay fp32 when the weights are rounded.
+        rules: our config -> the rules that turn our names of parameters into theirs; None for files with our names.
+        attention_axes: axes of the weights of spatial attention, which are 2 in linear layers, and 4 or 5 in 1x1
+            convolutions; None for as many as here.
+        tensors: our config -> tensors that hold part of it; they stay fp32 when the weights are rounded.
     """
 
     reader: str
     file: str
-    weights: Callable[[Mapping, dict], dict]
-    config: Callable[[dict], dict]
-    exact: tuple[str, ...] = ()
+    config: Callable[[Mapping], dict]
+    rules: Callable[[Mapping], Sequence[naming.Rule]] | None = None
+    attention_axes: int | None = None
+    tensors: Callable[[Mapping], dict[str, np.ndarray]] = lambda config: {}
+
+    def names(self, names: Iterable[str], config: Mapping) -> dict[str, str]:
+        """Our name of every parameter -> theirs."""
+        rules = None if self.rules is None else self.rules(config)
+        return {name: name if rules is None else naming.original_name(name, rules) for name in names}
+
+    def weights(self, state: Mapping[str, np.ndarray], config: Mapping) -> dict[str, np.ndarray]:
+        """Our weights -> theirs."""
+        found = self.tensors(config)
+        for name, theirs in self.names(state, config).items():
+            value = state[name]
+            if self.attention_axes is not None and ".attn_1." in name and value.ndim > 1:
+                value = value.reshape(value.shape[:2] + (1,) * (self.attention_axes - 2))
+            found[theirs] = value
+        return found
 
 
-def described_here(name: str) -> Callable[[dict], dict]:
+def described_here(name: str) -> Callable[[Mapping], dict]:
     """The config next to weights in a format without its own: ours, so that they can be read here."""
     return lambda config: {"model": name, **config}
 
@@ -60,62 +79,96 @@ class StoredModel(nn.Cell):
 
     Attributes:
         name: the model's name.
-        default_config: every config key, with the released weights' values.
+        default_config: every config key, with the released weights' values; a `StoredConfig`, or a plain dict.
         config: every setting that the weights depend on.
         formats: formats in which the weights can be written for other software, by name; the first is the original's.
         originals: class names in the originals' configs.
         parts: models that can be extracted from this one's weights: name -> function that derives the part's config
             from this one's.
+        shallow: overrides of the config for a model with all kinds of layers but fewer of each.
+        spellings: rules for names that some files spell differently; applied to their names first.
         settings: parameters that follow from the config: written for other software, but not loaded from its files.
     """
 
     name: str
-    default_config: dict
-    config: dict
+    default_config: Mapping[str, Any]
+    config: Mapping[str, Any]
     formats: dict[str, Format] = {}
     originals: tuple[str, ...] = ()
-    parts: dict[str, Callable[[dict], dict]] = {}
+    parts: dict[str, Callable[[Mapping], dict]] = {}
+    shallow: dict[str, Any] = {}
+    spellings: tuple[naming.Rule, ...] = ()
     settings: tuple[str, ...] = ()
 
-    # The original's files. These are all functions of a config, so that a conversion builds no model.
+    # The original's files.
 
     @staticmethod
-    def is_original_config(config: dict) -> bool:
+    def is_original_config(config: Mapping) -> bool:
         """Whether a config without our `model` key is the original's for this model."""
         return False
 
     @staticmethod
-    def translate_config(config: dict) -> dict:
+    def translate_config(config: Mapping) -> dict:
         """This model's config from the original's, as stored next to weights; one that is already ours is kept."""
-        return config
+        return dict(config)
 
     @staticmethod
     def config_in_weights(state: Mapping) -> dict:
         """The keys of this model's config that the original stores in its weights."""
         return {}
 
-    @staticmethod
-    def translate_weights(state: Mapping, config: dict) -> dict:
-        """Rename the originals' parameters to this model's; our own names, and unknown ones, are kept."""
-        return dict(state)
-
-    @staticmethod
-    def own_part(state: Mapping) -> dict:
-        """The part of a file that may be this model's, without the other contents."""
-        return dict(state)
-
-    @staticmethod
-    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-        """The name and shape of every parameter of a model with this config."""
-        raise NotImplementedError
+    @classmethod
+    def our_names(cls, names: Iterable[str], config: Mapping, shapes: Iterable[str]) -> dict[str, str]:
+        """A file's names of parameters -> ours, `shapes`; our own names, and unknown ones, are kept."""
+        ours = {naming.torch_name(name): name for name in shapes}
+        for format in cls.formats.values():
+            ours |= {
+                naming.renamed(theirs, cls.spellings): name for name, theirs in format.names(shapes, config).items()
+            }
+        ours |= {name: name for name in shapes}
+        return {name: ours.get(naming.renamed(name, cls.spellings), name) for name in names}
 
     @classmethod
-    def original_config(cls, config: dict) -> dict:
+    def translate_weights(
+        cls, state: Mapping, config: Mapping, shapes: Mapping[str, tuple[int, ...]] | None = None
+    ) -> dict:
+        """Rename the originals' parameters to this model's, and give them its shapes: a linear layer may be stored as a
+        1x1 convolution. Tensors that hold part of the config are left out; unknown names are kept.
+
+        Args:
+            shapes: the model's, see `weight_shapes`; by default those of the config.
+        """
+        shapes = cls.weight_shapes(config) if shapes is None else shapes
+        left_out = {name for format in cls.formats.values() for name in format.tensors(config)}
+        found = {}
+        for source, name in cls.our_names(state, config, shapes).items():
+            if source not in left_out:
+                value, shape = state[source], tuple(shapes.get(name, ()))
+                found[name] = value.reshape(shape) if _alike(tuple(value.shape), shape) else value
+        return found
+
+    @classmethod
+    def own_part(cls, state: Mapping) -> dict:
+        """The part of a file that may be this model's, without the other contents."""
+        return {naming.renamed(name, cls.spellings): value for name, value in state.items()}
+
+    @classmethod
+    def weight_shapes(cls, config: Mapping) -> dict[str, tuple[int, ...]]:
+        """The name and shape of every parameter of a model with this config.
+
+        Raises:
+            ValueError: a config that cannot be built.
+        """
+        with no_init_parameters():  # so that they use no memory
+            return {name: tuple(p.shape) for name, p in cls(config).named_weights()}
+
+    @classmethod
+    def original_config(cls, config: Mapping) -> dict:
         """The config that the original reads, from ours; ours if the original has no config file."""
         return next(iter(cls.formats.values())).config(config) if cls.formats else {"model": cls.name, **config}
 
     @classmethod
-    def original_weights(cls, state: Mapping, config: dict) -> dict:
+    def original_weights(cls, state: Mapping, config: Mapping) -> dict:
         """This model's parameters under the original's names, in the original's shapes."""
         return next(iter(cls.formats.values())).weights(state, config) if cls.formats else dict(state)
 
@@ -123,11 +176,8 @@ class StoredModel(nn.Cell):
     def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
         """Whether a file with tensors of these names and shapes holds this model, at any size: it has all parts of the
         model (encoder, decoder, ...), and in them only what a model with the default config also has, under our names,
-        the original's or another format's. A model without `weight_shapes` is never recognised."""
-        try:
-            parts, known = _kinds(cls)  # type: ignore[arg-type]  # mypy sees an instance's __hash__
-        except NotImplementedError:
-            return False
+        the original's or another format's."""
+        parts, known = _kinds(cls)  # type: ignore[arg-type]  # mypy sees an instance's __hash__
         own = cls.own_part(naming.own_part(shapes, parts))
         found = {name: shape for name, shape in own.items() if _part(name) in parts}
         return _parts(found) == parts and all(naming.kind(*entry) in known for entry in found.items())
@@ -149,7 +199,7 @@ class StoredModel(nn.Cell):
     # Weights.
 
     @classmethod
-    def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
+    def fit(cls, state: Mapping, config: Mapping, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
         """Match the weights of a file with the parameters of a model.
 
         Args:
@@ -161,7 +211,7 @@ class StoredModel(nn.Cell):
             the file's names.
         """
         own = naming.own_part(state, _parts(wanted))
-        found = cls.translate_weights(own, config)
+        found = cls.translate_weights(own, config, wanted)
         report = compare_names(wanted, {name: tuple(value.shape) for name, value in found.items()})
         report.unexpected = [own.sources.get(name, name) for name in report.unexpected]
         inside = set(own.sources.values())
@@ -212,6 +262,12 @@ class StoredModel(nn.Cell):
         return self.parameters_and_names()
 
 
+def _alike(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether the shapes of two weights differ only in trailing axes of length 1."""
+    short, long = sorted((shape, other), key=len)
+    return 2 <= len(short) < len(long) and long == short + (1,) * (len(long) - len(short))
+
+
 def _part(name: str) -> str:
     """The part of a model that a parameter belongs to."""
     return name.partition(".")[0]
@@ -224,13 +280,13 @@ def _parts(names: Iterable[str]) -> set[str]:
 @functools.cache
 def _kinds(model: type[StoredModel]) -> tuple[set[str], set]:
     """The parts of a model, and the kinds of its parameters under our names and those of each format."""
-    ours = model.weight_shapes(model.default_config)
+    config = {**model.default_config, **model.shallow}
+    ours = model.weight_shapes(config)
     empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}  # takes no memory
-    writers = [model.original_weights, *(format.weights for format in model.formats.values())]
-    states = [empty, *(weights(empty, model.default_config) for weights in writers)]
+    states = [empty, *(format.weights(empty, config) for format in model.formats.values())]
     known = {
         naming.kind(name, array.shape)
         for state in states
-        for name, array in naming.own_part(state, _parts(ours)).items()
+        for name, array in model.own_part(naming.own_part(state, _parts(ours))).items()
     }
     return _parts(ours), known

@@ -117,8 +117,6 @@ class AutoencoderTask(Task):
         super().__init__(config)
         self.source = config.csv_path
         self._previews: Previews | None = None
-        # Lengths are not aligned with a discriminator, which judges every frame.
-        self._aligned = config.data.random_frames and config.discriminator is None
 
     def read_rows(self):
         return read_index(self.config.csv_path, self.config.video_folder)
@@ -143,6 +141,8 @@ class AutoencoderTask(Task):
             model.recompute_activations(output=not settings.disc_off_grad_ckpt)
         loss, workers = AutoencoderLoss(config.loss), self.worker.world_size
         adversary = _adversary(config, resumed, workers)
+        # Lengths are not aligned with a discriminator, which judges every frame.
+        self._aligned = model.two_stages and config.data.random_frames and adversary is None
         sharers = config.sharers(self.worker)
         self.step = TrainStep(model, loss, config.optim, total, settings.dtype, workers, adversary, sharers)
 
@@ -176,10 +176,10 @@ def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
             raise TrainingError(f"loss.{name} is {getattr(config.loss, name)}; it must be {wanted}")
 
     loss = config.loss
-    require_model(model.has_posterior or not loss.kl_weight, "kl_weight", f"0, {model.name} has no posterior")
+    require_model(model.geometry.has_posterior or not loss.kl_weight, "kl_weight", f"0, {model.name} has no posterior")
     for name in ("latent_weight", "identity_weight"):
         no_target = f"0, {model.name} has no first stage whose latents could be compared"
-        require_model(model.has_target or not getattr(loss, name), name, no_target)
+        require_model(model.two_stages or not getattr(loss, name), name, no_target)
     judged = config.discriminator is not None
     require_model(loss.pixel_weight > 0 or not judged, "pixel_weight", "above 0 with a discriminator")
     trains = loss.pixel_weight > 0 or loss.latent_weight > 0 or loss.identity_weight > 0
@@ -188,7 +188,7 @@ def _check_loss(config: TrainConfig, model: VideoAutoencoder) -> None:
 
 def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:
     """Load an image VAE's weights into the spatial stage; a resumed run has those of the checkpoint."""
-    if not hasattr(model, "spatial_vae"):
+    if not model.two_stages:
         raise TrainingError(
             f"model.spatial_from_pretrained is {path}; it must be null, {model.name} has only one stage"
         )

@@ -243,9 +243,10 @@ class _Accumulate(Gather):
         self.differentiate = ms.value_and_grad(self._scaled_loss, None, updater.parameters, has_aux=True)
 
     def _scaled_loss(self, x, noise, scale, valid):
-        code, z, mean, logvar, target = self.model.latents(x, noise, valid, self.loss.detached)
-        y = self.model.reconstruct(code, x.shape) if self.loss.pixels or self.judged else None
-        loss, terms = self.loss(x, y, z, mean, logvar, code, target, valid)
+        of_two_stages = (valid, self.loss.detached) if self.model.two_stages else ()
+        latents = self.model.latents(x, noise, *of_two_stages)
+        y = self.model.reconstruct(latents["code"], x.shape) if self.loss.pixels or self.judged else None
+        loss, terms = self.loss(x, y, valid=valid, **latents)
         outputs = (loss * scale, loss, terms)
         return outputs + (y,) if self.judged else outputs
 
@@ -271,11 +272,11 @@ class _Compete(Gather):
         self.differentiate = ms.value_and_grad(self._scaled_loss, 3, updater.parameters, has_aux=True)
 
     def _scaled_loss(self, x, noise, scale, probe, *masks):
-        code, z, mean, logvar, target = self.model.latents(x, noise)
-        h = self.model.features(code, x.shape[2])
+        latents = self.model.latents(x, noise)
+        h = self.model.features(latents["code"], x.shape[2])
         y = self.model.picture(h, x.shape)
         reconstruction, fake = self.balance(y, ops.stop_gradient(h), scale, probe)
-        loss, terms = self.loss(x, reconstruction, z, mean, logvar, code, target)
+        loss, terms = self.loss(x, reconstruction, **latents)
         logits, statistics = self.discriminator.forward(fake, masks)
         generator = generator_loss(logits)
         return (loss + generator) * scale, loss, terms, generator, y, statistics

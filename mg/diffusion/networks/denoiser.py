@@ -9,12 +9,13 @@ A graph is compiled per latent size but not per caption length: captions are pad
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, mint, nn
-from mindspore.nn.utils import no_init_parameters
 
 from mg.checkpoints import LoadReport, StateDict
 from mg.collectives import Group
@@ -22,34 +23,75 @@ from mg.diffusion.networks import weights
 from mg.diffusion.networks.positions import rotary_frequencies
 from mg.diffusion.networks.sequence import AllTokens, SharedTokens
 from mg.models import naming
+from mg.models.config import StoredConfig
 from mg.models.registry import Registry, merge_config
 from mg.models.stored import StoredModel, described_here
 
 DENOISERS: "Registry[Denoiser]" = Registry()  # filled by `mg.diffusion.networks`
 
-# Common to the configs of all four.
-CONFIG = {
-    "input_size": None,  # latent frames, rows and columns; None for any, if the network allows it
-    "in_channels": 4,
-    "patch_size": [1, 2, 2],
-    "hidden_size": 1152,
-    "depth": 28,
-    "num_heads": 16,
-    "mlp_ratio": 4.0,
-    "pred_sigma": True,  # also predict a variance for every value: twice the output channels
-    "caption_channels": 4096,
-    "model_max_length": 120,  # tokens of a caption
-    "enable_flash_attn": False,  # on Ascend; no effect elsewhere
-}
-# For networks that take given frames.
-STDIT_CONFIG = {**CONFIG, "norm_given_twice": False}  # Open-Sora does it: see T2IFinalLayer
+
+@dataclass(frozen=True, eq=False)
+class DenoiserConfig(StoredConfig):
+    """Config of a denoiser.
+
+    Attributes:
+        input_size: latent frames, rows and columns; None for any, if the network allows it.
+        in_channels: of the latents.
+        patch_size: latent frames, rows and columns of a patch.
+        hidden_size, depth, num_heads: width, blocks and attention heads.
+        mlp_ratio: width of the hidden layers of the MLPs, relative to hidden_size.
+        pred_sigma: also predict a variance for every value: twice the output channels.
+        caption_channels: of the text encoder.
+        model_max_length: tokens of a caption.
+        enable_flash_attn: flash attention on Ascend; no effect elsewhere.
+    """
+
+    width_factors: ClassVar[tuple[int, ...]] = (4,)  # hidden_size is divisible by them, and by the number of heads
+    sized: ClassVar[bool] = False  # the network is for latents of one size
+
+    input_size: list[int] | None = None
+    in_channels: int = 4
+    patch_size: list[int] = field(default_factory=lambda: [1, 2, 2])
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    pred_sigma: bool = True
+    caption_channels: int = 4096
+    model_max_length: int = 120
+    enable_flash_attn: bool = False
+
+    def __post_init__(self):
+        self.check_positive("in_channels", "hidden_size", "depth", "num_heads", "caption_channels", "model_max_length")
+        for key in ("patch_size", "input_size"):
+            value = self[key]
+            if value is not None or key == "patch_size" or self.sized:
+                listed = isinstance(value, (list, tuple)) and len(value) == 3 and all(type(n) is int for n in value)
+                self.check(key, listed, "three whole numbers, [T, H, W]")
+                object.__setattr__(self, key, list(value))
+        channels, heads = self.hidden_size, self.num_heads
+        factor = math.lcm(heads, *self.width_factors)
+        self.check("hidden_size", channels % factor == 0, f"a multiple of {factor}")
+        if channels // heads % 2:
+            raise ValueError(f"{channels} channels in {heads} heads are an odd number per head; it must be even")
+
+
+@dataclass(frozen=True, eq=False)
+class STDiTConfig(DenoiserConfig):
+    """Config of a network that takes given frames.
+
+    Attributes:
+        norm_given_twice: as Open-Sora does, see `T2IFinalLayer`.
+    """
+
+    norm_given_twice: bool = False
 
 
 class Denoiser(StoredModel):
     """Base class of the networks. A subclass sets the class attributes and makes its layers in `build`.
 
     Args:
-        config: overrides of `default_config`.
+        config: overrides of the network's config.
         pretrained: file or folder of weights, ours or the original's, or PixArt's to start from.
         dtype: fp32 | fp16 | bf16, the precision of matrix products; norms, softmax, timesteps, sizes and positions are
             fp32.
@@ -61,7 +103,6 @@ class Denoiser(StoredModel):
         takes_frame_mask: whether some frames may be given and the others generated.
         text_encoders: types of text encoders whose captions it takes, see `mg.text`.
         num_classes: the number of classes if captions are class numbers; else None.
-        width_factors: what the width must be divisible by, besides the number of heads.
         new_to_older: patterns of the parameters that PixArt's or DiT's files, which may be started from, lack; the
             parameters of the first pattern tell those files from this network's own.
         blocks_of_older: our name for the blocks of those files.
@@ -72,14 +113,16 @@ class Denoiser(StoredModel):
         CheckpointError: weights that cannot be read or do not fit.
     """
 
+    config: DenoiserConfig
+    default_config: DenoiserConfig
     extra_inputs: tuple[str, ...] = ()
     takes_frame_mask = True
     text_encoders: tuple[str, ...] = ("t5",)
     num_classes: int | None = None
-    width_factors: tuple[int, ...] = (4,)
     new_to_older: tuple[str, ...] = ()
     blocks_of_older = "blocks."
     variants: tuple[dict, ...] = ({},)
+    shallow = {"depth": 1}
 
     def __init__(
         self,
@@ -91,51 +134,33 @@ class Denoiser(StoredModel):
         super().__init__()
         stored = {} if pretrained is None else DENOISERS.stored_config(pretrained, type(self))
         self.config = self.complete({**stored, **(config or {})})
-        self.in_channels = self.config["in_channels"]
-        self.out_channels = self.in_channels * (2 if self.config["pred_sigma"] else 1)
-        self.patch_size = tuple(self.config["patch_size"])
+        self.in_channels = self.config.in_channels
+        self.out_channels = self.in_channels * (2 if self.config.pred_sigma else 1)
+        t, h, w = self.config.patch_size
+        self.patch_size = (t, h, w)
         self.patch_values = math.prod(self.patch_size) * self.out_channels
         self.tokens = AllTokens()
-        self.build(self.config)
+        self.build()
         self.dtype = dtype
         self.finish(dtype, use_recompute, pretrained)
 
     # What a network implements or overrides.
 
-    def build(self, config: dict) -> None:
+    def build(self) -> None:
         """Make the layers."""
         raise NotImplementedError
 
     @classmethod
-    def complete(cls, config: dict) -> dict:
+    def complete(cls, config: Mapping) -> DenoiserConfig:
         """The config with defaults filled in, checked.
 
         Raises:
             ValueError: an unknown key, or a value that cannot be built.
         """
-        config = merge_config(cls.default_config, config, cls.name)
-        channels, heads = config["hidden_size"], config["num_heads"]
-        for key in ("in_channels", "hidden_size", "depth", "num_heads", "caption_channels", "model_max_length"):
-            if type(config[key]) is not int or config[key] < 1:
-                raise ValueError(f"{cls.name}: {key} is {config[key]!r}; it must be a whole number above 0")
-        for key in ("patch_size", "input_size"):
-            value = config[key]
-            if value is None and key == "input_size":
-                continue
-            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(type(n) is int for n in value):
-                raise ValueError(f"{cls.name}: {key} is {value!r}; it must be three whole numbers, [T, H, W]")
-            config[key] = list(value)
-        factor = math.lcm(heads, *cls.width_factors)
-        if channels % factor:
-            raise ValueError(f"{cls.name}: hidden_size is {channels}; it must be a multiple of {factor}")
-        if channels // heads % 2:
-            raise ValueError(
-                f"{cls.name}: {channels} channels in {heads} heads are an odd number per head; it must be even"
-            )
-        return config
+        return merge_config(cls.default_config, config, cls.name)
 
     @classmethod
-    def positions(cls, config: dict) -> dict[str, np.ndarray]:
+    def positions(cls, config: DenoiserConfig) -> dict[str, np.ndarray]:
         """The parameters named in `settings`."""
         return {}
 
@@ -225,7 +250,7 @@ class Denoiser(StoredModel):
 
     def _caption(self, y, mask, samples: int):
         """The captions and their mask, padded to the longest."""
-        longest, channels = self.config["model_max_length"], self.config["caption_channels"]
+        longest, channels = self.config.model_max_length, self.config.caption_channels
         if y.ndim != 4 or y.shape[1] != 1 or y.shape[3] != channels or y.shape[2] > longest:
             wanted = f"(B, 1, L, {channels}), L up to {longest}"
             raise ValueError(f"y has shape {tuple(y.shape)}; it must be {wanted}")
@@ -244,25 +269,22 @@ class Denoiser(StoredModel):
     # Weights, under the originals' names.
 
     @classmethod
-    def is_original_config(cls, config: dict) -> bool:
+    def is_original_config(cls, config: Mapping) -> bool:
         architectures = config.get("architectures")
         named = [config.get("model_type"), *(architectures if isinstance(architectures, list) else [])]
         return "model" not in config and any(name in cls.originals for name in named)
 
     @classmethod
-    def translate_config(cls, config: dict) -> dict:
-        return weights.config_from_open_sora(config, cls.default_config) if cls.is_original_config(config) else config
+    def translate_config(cls, config: Mapping) -> dict:
+        if not cls.is_original_config(config):
+            return dict(config)
+        return weights.config_from_open_sora(config, cls.default_config)
 
     @classmethod
-    def original_config(cls, config: dict) -> dict:
+    def original_config(cls, config: Mapping) -> dict:
         if not cls.originals:  # Open-Sora 1.0's networks have none
             return described_here(cls.name)(config)
         return weights.config_to_open_sora(config, cls.originals[0])
-
-    @classmethod
-    def weight_shapes(cls, config: dict) -> dict[str, tuple[int, ...]]:
-        with no_init_parameters():  # so that they use no memory
-            return {name: tuple(p.shape) for name, p in cls(config).named_weights()}
 
     @classmethod
     def recognises(cls, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -275,7 +297,7 @@ class Denoiser(StoredModel):
         return False
 
     @classmethod
-    def fit(cls, state: Mapping, config: dict, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
+    def fit(cls, state: Mapping, config: Mapping, wanted: Mapping[str, tuple[int, ...]]) -> tuple[Mapping, LoadReport]:
         """Also takes files of older networks, PixArt's or DiT's: `report.new` is then what they lack."""
         settings = cls.positions(cls.complete(config))
         return weights.fit(state, wanted, settings, cls.new_to_older, cls.blocks_of_older)
@@ -288,30 +310,23 @@ class RotaryDenoiser(Denoiser):
 
     @classmethod
     def positions(cls, config):
-        return {"rope.freqs": rotary_frequencies(config["hidden_size"] // config["num_heads"])}
+        return {"rope.freqs": rotary_frequencies(config.hidden_size // config.num_heads)}
 
 
 class SizedDenoiser(Denoiser):
     """A denoiser for latents of a single size, `input_size`, which its position embeddings depend on."""
 
-    @classmethod
-    def complete(cls, config: dict) -> dict:
-        config = super().complete(config)
-        if config["input_size"] is None:
-            raise ValueError(f"{cls.name}: input_size is None; it must be three whole numbers, [T, H, W]")
-        return config
-
     @staticmethod
-    def grid(config: dict) -> tuple[int, int, int]:
+    def grid(config: DenoiserConfig) -> tuple[int, int, int]:
         """The number of patches along T, H and W."""
-        t, h, w = (-(-size // patch) for size, patch in zip(config["input_size"], config["patch_size"]))
+        t, h, w = (-(-size // patch) for size, patch in zip(config.input_size or (), config.patch_size))
         return t, h, w
 
     def _check_latents(self, x) -> int:
         samples = super()._check_latents(x)
-        if tuple(x.shape[2:]) != tuple(self.config["input_size"]):
+        if tuple(x.shape[2:]) != tuple(self.config.input_size or ()):
             raise ValueError(
-                f"x has shape {tuple(x.shape)}, and this {self.name} is for {self.config['input_size']}, "
+                f"x has shape {tuple(x.shape)}, and this {self.name} is for {self.config.input_size}, "
                 "[T, H, W]; build it with that input_size"
             )
         return samples
@@ -322,7 +337,7 @@ def _kinds(network: type[Denoiser]) -> list[tuple[set[str], set]]:
     """For each variant of a network: the parts that its files always have, and the kinds of parameters in those."""
     found = []
     for variant in network.variants:
-        shapes = network.weight_shapes({**variant, "depth": 1})
+        shapes = network.weight_shapes({**variant, **network.shallow})
         kept = {name: shape for name, shape in shapes.items() if name not in network.settings}
         found.append(({name.partition(".")[0] for name in kept}, weights.kinds(kept)))
     return found

@@ -4,6 +4,8 @@ The condition is added to the timestep, and every block computes its own modulat
 """
 
 import re
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import mindspore as ms
 import numpy as np
@@ -24,21 +26,51 @@ from mg.diffusion.networks.blocks import (
     unpatchify,
     within_frames,
 )
-from mg.diffusion.networks.denoiser import CONFIG, SizedDenoiser
+from mg.diffusion.networks.denoiser import DenoiserConfig, SizedDenoiser
 from mg.diffusion.networks.positions import frame_embedding, grid_embedding
 from mg.models.layers.linear import Linear
+
+
+@dataclass(frozen=True, eq=False)
+class DiTConfig(DenoiserConfig):
+    """Config of the DiT.
+
+    Attributes:
+        model_max_length: tokens of the text, which becomes one vector.
+        condition: text, or label_N for N classes.
+        no_temporal_pos_emb: no positions of frames.
+    """
+
+    sized: ClassVar[bool] = True
+
+    input_size: list[int] | None = field(default_factory=lambda: [16, 32, 32])
+    caption_channels: int = 512
+    model_max_length: int = 77
+    condition: str = "text"
+    no_temporal_pos_emb: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.condition != "text" and self.classes is None:
+            raise ValueError(f"condition is {self.condition!r}; it must be text or label_N, for N classes")
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes; None if the condition is text."""
+        found = re.fullmatch(r"label_([1-9]\d*)", str(self.condition))
+        return int(found[1]) if found else None
 
 
 class DiTBlock(nn.Cell):
     """Attention and an MLP. Tokens (B, 1, T * S, C) and condition (B, C) -> tokens"""
 
-    def __init__(self, config: dict):
+    def __init__(self, config: DiTConfig):
         super().__init__()
-        channels = config["hidden_size"]
+        channels = config.hidden_size
         self.norm1 = ModulatedNorm(channels)
-        self.attn = Attention(channels, config["num_heads"], flash=config["enable_flash_attn"])
+        self.attn = Attention(channels, config.num_heads, flash=config.enable_flash_attn)
         self.norm2 = ModulatedNorm(channels)
-        self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
+        self.mlp = Mlp(channels, int(channels * config.mlp_ratio), channels)
         self.adaLN_modulation = modulation_block(channels, 6, "zeros")
         self.gate = Gate()
 
@@ -71,14 +103,8 @@ class DiT(SizedDenoiser):
     """
 
     name = "dit"
-    default_config = {
-        **CONFIG,
-        "input_size": [16, 32, 32],
-        "caption_channels": 512,
-        "model_max_length": 77,  # tokens of the text, which becomes one vector
-        "condition": "text",
-        "no_temporal_pos_emb": False,
-    }
+    config: DiTConfig
+    default_config = DiTConfig()
     takes_frame_mask = False
     text_encoders = ("clip", "classes")
     new_to_older = (r"^y_embedder\.",)
@@ -86,21 +112,8 @@ class DiT(SizedDenoiser):
     variants = ({"condition": "text"}, {"condition": "label_1"})
 
     @classmethod
-    def complete(cls, config):
-        config = super().complete(config)
-        if config["condition"] != "text" and cls.classes(config) is None:
-            raise ValueError(f"dit: condition is {config['condition']!r}; it must be text or label_N, for N classes")
-        return config
-
-    @staticmethod
-    def classes(config: dict) -> int | None:
-        """The number of classes; None if the condition is text."""
-        found = re.fullmatch(r"label_([1-9]\d*)", str(config["condition"]))
-        return int(found[1]) if found else None
-
-    @classmethod
     def positions(cls, config):
-        (t, h, w), channels = cls.grid(config), config["hidden_size"]
+        (t, h, w), channels = cls.grid(config), config.hidden_size
         return {
             "pos_embed_spatial": grid_embedding(h, w, channels),
             "pos_embed_temporal": frame_embedding(t, channels),
@@ -111,20 +124,21 @@ class DiT(SizedDenoiser):
         """The vector for no text (1, D); with classes, the number that stands for none."""
         return super().null_caption if self.num_classes is None else np.array([self.num_classes])
 
-    def build(self, config: dict) -> None:
-        channels, self.num_classes = config["hidden_size"], self.classes(config)
+    def build(self) -> None:
+        config = self.config
+        channels, self.num_classes = config.hidden_size, config.classes
         positions = {name: Tensor(array) for name, array in self.positions(config).items()}
         self.pos_embed_spatial = Parameter(positions["pos_embed_spatial"], requires_grad=False)  # (1, S, C)
         self.pos_embed_temporal = Parameter(positions["pos_embed_temporal"], requires_grad=False)  # (1, T, C)
-        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config.in_channels, channels)
         if self.num_classes is None:
-            self.y_embedder = CaptionEmbedder(config["caption_channels"], channels, 1)
+            self.y_embedder = CaptionEmbedder(config.caption_channels, channels, 1)
         else:
             self.y_embedder = LabelEmbedder(self.num_classes, channels)
         self.t_embedder = TimestepEmbedder(channels)
-        self.blocks = nn.CellList([DiTBlock(config) for _ in range(config["depth"])])
+        self.blocks = nn.CellList([DiTBlock(config) for _ in range(config.depth)])
         self.final_layer = FinalLayer(channels, self.patch_values)
-        self.labels, self.in_time = self.num_classes is not None, not config["no_temporal_pos_emb"]
+        self.labels, self.in_time = self.num_classes is not None, not config.no_temporal_pos_emb
         self.sum = Sum()
 
     def construct(self, x, t, y, mask=None, x_mask=None):
@@ -150,7 +164,7 @@ class DiT(SizedDenoiser):
             if y.ndim != 1:
                 raise ValueError(f"y has shape {tuple(y.shape)}; it must be (B,), one class per sample")
             return self._of_samples(y, samples, "y", ms.int32), None
-        channels = self.config["caption_channels"]
+        channels = self.config.caption_channels
         if tuple(y.shape[1:]) != (1, 1, channels):
             raise ValueError(f"y has shape {tuple(y.shape)}; it must be (B, 1, 1, {channels})")
         return self._of_samples(y, samples, "y", ms.float32), None

@@ -4,6 +4,9 @@ Positions are sinusoids for `input_size`; the temporal ones are only added in th
 not modulated, and shares the gate of attention within frames.
 """
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 from mindspore import Parameter, Tensor, mint, nn
 
 from mg.diffusion.networks.blocks import (
@@ -26,23 +29,38 @@ from mg.diffusion.networks.blocks import (
     unpatchify,
     within_frames,
 )
-from mg.diffusion.networks.denoiser import STDIT_CONFIG, SizedDenoiser
+from mg.diffusion.networks.denoiser import SizedDenoiser, STDiTConfig
 from mg.diffusion.networks.positions import frame_embedding, grid_embedding
+
+
+@dataclass(frozen=True, eq=False)
+class STDiT1Config(STDiTConfig):
+    """Config of STDiT.
+
+    Attributes:
+        space_scale, time_scale: what positions of rows and columns, and of frames, are divided by.
+    """
+
+    sized: ClassVar[bool] = True
+
+    input_size: list[int] | None = field(default_factory=lambda: [16, 32, 32])
+    space_scale: float = 1.0
+    time_scale: float = 1.0
 
 
 class STDiTBlock(nn.Cell):
     """Attention within frames, along time and to the caption, and an MLP. Tokens (B, T, S, C) -> the same"""
 
-    def __init__(self, config: dict):
+    def __init__(self, config: STDiT1Config):
         super().__init__()
-        channels, heads, flash = config["hidden_size"], config["num_heads"], config["enable_flash_attn"]
+        channels, heads, flash = config.hidden_size, config.num_heads, config.enable_flash_attn
         self.scale_shift_table = scale_shift_table(6, channels)
         self.norm1 = ModulatedNorm(channels)
         self.attn = Attention(channels, heads, flash=flash)
         self.attn_temp = Attention(channels, heads, flash=flash, proj_init="zeros")
         self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, proj_init="zeros")
         self.norm2 = ModulatedNorm(channels)
-        self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
+        self.mlp = Mlp(channels, int(channels * config.mlp_ratio), channels)
         self.gate, self.sum = Gate(), Sum()
 
     def construct(self, x, y, t, t_generated, hidden=None, pos_embed_temporal=None, patches=None):
@@ -61,29 +79,31 @@ class STDiT(SizedDenoiser):
     """STDiT. For its arguments see `mg.diffusion.networks.create_denoiser`."""
 
     name = "stdit"
-    default_config = {**STDIT_CONFIG, "input_size": [16, 32, 32], "space_scale": 1.0, "time_scale": 1.0}
+    config: STDiT1Config
+    default_config = STDiT1Config()
     new_to_older = (r"\.attn_temp\.",)
     settings = ("pos_embed", "pos_embed_temporal")
 
     @classmethod
     def positions(cls, config):
-        (t, h, w), channels = cls.grid(config), config["hidden_size"]
+        (t, h, w), channels = cls.grid(config), config.hidden_size
         return {
-            "pos_embed": grid_embedding(h, w, channels, config["space_scale"]),
-            "pos_embed_temporal": frame_embedding(t, channels, config["time_scale"]),
+            "pos_embed": grid_embedding(h, w, channels, config.space_scale),
+            "pos_embed_temporal": frame_embedding(t, channels, config.time_scale),
         }
 
-    def build(self, config: dict) -> None:
-        channels = config["hidden_size"]
+    def build(self) -> None:
+        config = self.config
+        channels = config.hidden_size
         positions = {name: Tensor(array) for name, array in self.positions(config).items()}
         self.pos_embed = Parameter(positions["pos_embed"], requires_grad=False)  # (1, S, C)
         self.pos_embed_temporal = Parameter(positions["pos_embed_temporal"], requires_grad=False)  # (1, T, C)
-        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config.in_channels, channels)
         self.t_embedder = TimestepEmbedder(channels)
         self.t_block = modulation_block(channels, 6)
-        self.y_embedder = CaptionEmbedder(config["caption_channels"], channels, config["model_max_length"])
-        self.blocks = nn.CellList([STDiTBlock(config) for _ in range(config["depth"])])
-        self.final_layer = T2IFinalLayer(channels, self.patch_values, config["norm_given_twice"], "zeros")
+        self.y_embedder = CaptionEmbedder(config.caption_channels, channels, config.model_max_length)
+        self.blocks = nn.CellList([STDiTBlock(config) for _ in range(config.depth)])
+        self.final_layer = T2IFinalLayer(channels, self.patch_values, config.norm_given_twice, "zeros")
         self.sum = Sum()
 
     def attentions_within_frames(self):

@@ -4,6 +4,9 @@ Positions within frames come from `PositionEmbedding2D`, positions in time from 
 modulate attention within frames and the MLP, the number of frames and the frame rate modulate attention along time.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from mindspore import mint, nn
 
 from mg.diffusion.networks.blocks import (
@@ -27,18 +30,35 @@ from mg.diffusion.networks.blocks import (
     unpatchify,
     within_frames,
 )
-from mg.diffusion.networks.denoiser import STDIT_CONFIG, RotaryDenoiser
+from mg.diffusion.networks.denoiser import RotaryDenoiser, STDiTConfig
 from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding
 from mg.models.layers.layout import narrow
+
+
+@dataclass(frozen=True, eq=False)
+class STDiT2Config(STDiTConfig):
+    """Config of STDiT2.
+
+    Attributes:
+        input_sq_size: side in pixels of the squares whose positions other sizes are scaled to.
+        qk_norm, qk_norm_legacy: normalise queries and keys; the latter after the rotation, as Open-Sora 1.1.
+    """
+
+    width_factors: ClassVar[tuple[int, ...]] = (3, 4)
+
+    model_max_length: int = 200
+    input_sq_size: int = 512
+    qk_norm: bool = True
+    qk_norm_legacy: bool = True
 
 
 class STDiT2Block(nn.Cell):
     """Attention within frames, along time and to the caption, and an MLP. Tokens (B, T, S, C) -> the same"""
 
-    def __init__(self, config: dict):
+    def __init__(self, config: STDiT2Config):
         super().__init__()
-        channels, heads, flash = config["hidden_size"], config["num_heads"], config["enable_flash_attn"]
-        norms = {"qk_norm": config["qk_norm"], "qk_norm_legacy": config["qk_norm_legacy"], "flash": flash}
+        channels, heads, flash = config.hidden_size, config.num_heads, config.enable_flash_attn
+        norms = {"qk_norm": config.qk_norm, "qk_norm_legacy": config.qk_norm_legacy, "flash": flash}
         self.scale_shift_table = scale_shift_table(6, channels)
         self.scale_shift_table_temporal = scale_shift_table(3, channels)
         self.norm1 = ModulatedNorm(channels)
@@ -47,7 +67,7 @@ class STDiT2Block(nn.Cell):
         self.attn_temp = Attention(channels, heads, **norms, proj_init="zeros")
         self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, proj_init="zeros")
         self.norm2 = ModulatedNorm(channels)
-        self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels)
+        self.mlp = Mlp(channels, int(channels * config.mlp_ratio), channels)
         self.gate = Gate()
 
     def construct(self, x, y, t_spatial, t_temporal, rope, hidden=None, patches=None):
@@ -65,17 +85,10 @@ class STDiT2(RotaryDenoiser):
     """STDiT2. For its arguments see `mg.diffusion.networks.create_denoiser`."""
 
     name = "stdit2"
-    default_config = {
-        **STDIT_CONFIG,
-        "input_size": None,
-        "model_max_length": 200,
-        "input_sq_size": 512,
-        "qk_norm": True,
-        "qk_norm_legacy": True,
-    }
+    config: STDiT2Config
+    default_config = STDiT2Config()
     extra_inputs = ("height", "width", "num_frames", "ar", "fps")
     originals = ("STDiT2",)
-    width_factors = (3, 4)
     new_to_older = (
         r"\.attn_temp\.",
         r"\.scale_shift_table_temporal$",
@@ -83,18 +96,19 @@ class STDiT2(RotaryDenoiser):
         *(rf"^{layer}\." for layer in ("t_block_temp", "csize_embedder", "ar_embedder", "fl_embedder", "fps_embedder")),
     )
 
-    def build(self, config: dict) -> None:
-        channels = config["hidden_size"]
-        self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
+    def build(self) -> None:
+        config = self.config
+        channels = config.hidden_size
+        self.pos_embed = PositionEmbedding2D(channels, config.input_sq_size)
         self.sum = Sum()
-        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config.in_channels, channels)
         self.t_embedder = TimestepEmbedder(channels)
         self.t_block = modulation_block(channels, 6)
         self.t_block_temp = modulation_block(channels, 3)
-        self.y_embedder = CaptionEmbedder(config["caption_channels"], channels, config["model_max_length"])
-        self.rope = RotaryEmbedding(channels // config["num_heads"])
-        self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config["depth"])])
-        self.final_layer = T2IFinalLayer(channels, self.patch_values, config["norm_given_twice"], "zeros")
+        self.y_embedder = CaptionEmbedder(config.caption_channels, channels, config.model_max_length)
+        self.rope = RotaryEmbedding(channels // config.num_heads)
+        self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
+        self.final_layer = T2IFinalLayer(channels, self.patch_values, config.norm_given_twice, "zeros")
         self.csize_embedder = ScalarEmbedder(channels // 3)
         self.ar_embedder = ScalarEmbedder(channels // 3)
         self.fl_embedder = ScalarEmbedder(channels)

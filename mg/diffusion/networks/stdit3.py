@@ -4,6 +4,8 @@ Positions within frames come from `PositionEmbedding2D`, positions in time from 
 timestep.
 """
 
+from dataclasses import dataclass
+
 from mindspore import mint, nn
 from mindspore.common.initializer import Normal
 
@@ -27,9 +29,24 @@ from mg.diffusion.networks.blocks import (
     unpatchify,
     within_frames,
 )
-from mg.diffusion.networks.denoiser import STDIT_CONFIG, RotaryDenoiser
+from mg.diffusion.networks.denoiser import RotaryDenoiser, STDiTConfig
 from mg.diffusion.networks.positions import PositionEmbedding2D, RotaryEmbedding
 from mg.models.layers.layout import narrow
+
+
+@dataclass(frozen=True, eq=False)
+class STDiT3Config(STDiTConfig):
+    """Config of STDiT3.
+
+    Attributes:
+        input_sq_size: side in pixels of the squares whose positions other sizes are scaled to.
+        qk_norm, qk_norm_legacy: normalise queries and keys; the latter after the rotation, as Open-Sora 1.1.
+    """
+
+    model_max_length: int = 300
+    input_sq_size: int = 512
+    qk_norm: bool = True
+    qk_norm_legacy: bool = False
 
 
 class STDiT3Block(nn.Cell):
@@ -39,17 +56,17 @@ class STDiT3Block(nn.Cell):
         temporal: attend along time instead of within frames. Such a block starts as the identity.
     """
 
-    def __init__(self, config: dict, temporal: bool):
+    def __init__(self, config: STDiT3Config, temporal: bool):
         super().__init__()
-        channels, heads, flash = config["hidden_size"], config["num_heads"], config["enable_flash_attn"]
+        channels, heads, flash = config.hidden_size, config.num_heads, config.enable_flash_attn
         start = "zeros" if temporal else None
         self.temporal = temporal
         self.scale_shift_table = scale_shift_table(6, channels)
         self.norm1 = ModulatedNorm(channels)
-        self.attn = Attention(channels, heads, config["qk_norm"], config["qk_norm_legacy"], flash, start)
+        self.attn = Attention(channels, heads, config.qk_norm, config.qk_norm_legacy, flash, start)
         self.cross_attn = MultiHeadCrossAttention(channels, heads, flash, start)
         self.norm2 = ModulatedNorm(channels)
-        self.mlp = Mlp(channels, int(channels * config["mlp_ratio"]), channels, last_init=start)
+        self.mlp = Mlp(channels, int(channels * config.mlp_ratio), channels, last_init=start)
         self.gate = Gate()
 
     def construct(self, x, y, t, rope, hidden=None, patches=None):
@@ -67,32 +84,27 @@ class STDiT3(RotaryDenoiser):
     """STDiT3. For its arguments see `mg.diffusion.networks.create_denoiser`."""
 
     name = "stdit3"
-    default_config = {
-        **STDIT_CONFIG,
-        "input_size": None,
-        "model_max_length": 300,
-        "input_sq_size": 512,
-        "qk_norm": True,
-        "qk_norm_legacy": False,
-    }
+    config: STDiT3Config
+    default_config = STDiT3Config()
     extra_inputs = ("height", "width", "fps")
     originals = ("STDiT3",)
     new_to_older = (r"^temporal_blocks\.", r"\.[qk]_norm\.", r"^fps_embedder\.")
     blocks_of_older = "spatial_blocks."
 
-    def build(self, config: dict) -> None:
-        channels = config["hidden_size"]
-        self.pos_embed = PositionEmbedding2D(channels, config["input_sq_size"])
+    def build(self) -> None:
+        config = self.config
+        channels = config.hidden_size
+        self.pos_embed = PositionEmbedding2D(channels, config.input_sq_size)
         self.sum = Sum()
-        self.rope = RotaryEmbedding(channels // config["num_heads"])
-        self.x_embedder = PatchEmbed3D(self.patch_size, config["in_channels"], channels)
+        self.rope = RotaryEmbedding(channels // config.num_heads)
+        self.x_embedder = PatchEmbed3D(self.patch_size, config.in_channels, channels)
         self.t_embedder = ScalarEmbedder(channels)
         self.fps_embedder = ScalarEmbedder(channels, first_init=Normal(0.02), last_init="zeros")
         self.t_block = modulation_block(channels, 6)
-        self.y_embedder = CaptionEmbedder(config["caption_channels"], channels, config["model_max_length"])
-        self.spatial_blocks = nn.CellList([STDiT3Block(config, False) for _ in range(config["depth"])])
-        self.temporal_blocks = nn.CellList([STDiT3Block(config, True) for _ in range(config["depth"])])
-        self.final_layer = T2IFinalLayer(channels, self.patch_values, config["norm_given_twice"])
+        self.y_embedder = CaptionEmbedder(config.caption_channels, channels, config.model_max_length)
+        self.spatial_blocks = nn.CellList([STDiT3Block(config, False) for _ in range(config.depth)])
+        self.temporal_blocks = nn.CellList([STDiT3Block(config, True) for _ in range(config.depth)])
+        self.final_layer = T2IFinalLayer(channels, self.patch_values, config.norm_given_twice)
 
     def attentions_within_frames(self):
         return [block.attn for block in self.spatial_blocks]

@@ -115,7 +115,7 @@ def kinds(shapes: Mapping[str, tuple[int, ...]]) -> set:
     return {naming.kind(name, adapted_shape(name, shape)) for name, shape in shapes.items()}
 
 
-def config_from_open_sora(config: dict, defaults: dict) -> dict:
+def config_from_open_sora(config: Mapping, defaults: Mapping) -> dict:
     """The part of an Open-Sora config.json that describes the weights, in our keys; the rest is about runs."""
     known = {key: config[key] for key in defaults if key in config and key not in _OF_A_RUN}
     if None in (known.get("input_size") or ()):
@@ -123,7 +123,7 @@ def config_from_open_sora(config: dict, defaults: dict) -> dict:
     return known
 
 
-def config_to_open_sora(config: dict, name: str) -> dict:
+def config_to_open_sora(config: Mapping, name: str) -> dict:
     """The config.json for Open-Sora's class of this name."""
     known = {key: value for key, value in config.items() if key not in _OF_A_RUN}
     known["input_size"] = list(known["input_size"] or (None, None, None))

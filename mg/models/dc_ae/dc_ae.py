@@ -18,13 +18,15 @@ diffusion model sees about unit variance. None leaves latents unscaled; `mg-late
 """
 
 import itertools
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindspore import nn, ops
 
 from mg.checkpoints import StateDict
+from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.config import StoredConfig, are_positive, is_above_0
 from mg.models.dc_ae.blocks import (
     HEAD,
     Downsample,
@@ -32,26 +34,66 @@ from mg.models.dc_ae.blocks import (
     ResBlock,
     Upsample,
 )
-from mg.models.dc_ae.weights import BLOCK_KINDS, from_open_sora, parameter_shapes, to_open_sora
+from mg.models.dc_ae.weights import open_sora_rules
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.norm import RMSNorm
 from mg.models.layers.shortcuts import AverageChannels, RepeatChannels
 from mg.models.stored import Format, described_here
 from mg.tiling import TilingConfig
 
-DC_AE_CONFIG = {
-    "in_channels": 3,
-    "latent_channels": 128,
-    "encoder_width_list": [128, 256, 512, 512, 1024, 1024],
-    "encoder_depth_list": [2, 2, 2, 3, 3, 3],
-    "decoder_width_list": [128, 256, 512, 512, 1024, 1024],
-    "decoder_depth_list": [3, 3, 3, 3, 3, 3],
-    "scaling_factor": None,
-}
-
 # For each stage, finest first: its blocks, and whether its resampling changes the frame rate.
-BLOCKS = tuple({"residual": ResBlock, "attention": EfficientViTBlock}[kind] for kind in BLOCK_KINDS)
+BLOCKS = (ResBlock,) * 3 + (EfficientViTBlock,) * 3
 TEMPORAL = (False, False, False, True, True, False)
+
+
+@dataclass(frozen=True, eq=False)
+class DCAEConfig(StoredConfig):
+    """Config of Video DC-AE.
+
+    Attributes:
+        in_channels: of a frame.
+        latent_channels: of z.
+        encoder_width_list, decoder_width_list: channels of the six stages, finest first.
+        encoder_depth_list, decoder_depth_list: their blocks.
+        scaling_factor: what latents are divided by; None leaves them unscaled.
+    """
+
+    in_channels: int = 3
+    latent_channels: int = 128
+    encoder_width_list: list[int] = field(default_factory=lambda: [128, 256, 512, 512, 1024, 1024])
+    encoder_depth_list: list[int] = field(default_factory=lambda: [2, 2, 2, 3, 3, 3])
+    decoder_width_list: list[int] = field(default_factory=lambda: [128, 256, 512, 512, 1024, 1024])
+    decoder_depth_list: list[int] = field(default_factory=lambda: [3, 3, 3, 3, 3, 3])
+    scaling_factor: float | None = None
+
+    def __post_init__(self):
+        self.check_positive("in_channels", "latent_channels")
+        for part in ("encoder", "decoder"):
+            key, count = f"{part}_width_list", len(BLOCKS)
+            widths = self[key]
+            for each in (key, f"{part}_depth_list"):
+                self.check(each, are_positive(self[each], count), f"{count} whole numbers above 0")
+            attending = [width for width, block in zip(widths, BLOCKS) if block is EfficientViTBlock]
+            self.check(
+                key,
+                not any(width % HEAD for width in attending),
+                f"six whole numbers, and the last three must be multiples of {HEAD}",
+            )
+            for width, coarser in itertools.pairwise(widths):
+                # The shortcuts turn 4 pixels of an image into channels.
+                self.check(
+                    key, 4 * width % coarser == 0, f"six whole numbers, and 4 * {width} must be a multiple of {coarser}"
+                )
+            if widths[-1] % self.latent_channels:
+                raise ValueError(
+                    f"latent_channels is {self.latent_channels}; {key} ends in {widths[-1]}, which must be a multiple "
+                    "of it"
+                )
+        factor = self.scaling_factor
+        self.check("scaling_factor", factor is None or is_above_0(factor), "a number above 0, or null")
+
+
+DC_AE_CONFIG = DCAEConfig()
 
 
 class EncoderStage(nn.Cell):
@@ -137,7 +179,7 @@ class VideoDCAE(VideoAutoencoder):
     """Video DC-AE.
 
     Args:
-        config: overrides of DC_AE_CONFIG: widths and depths of the six stages, finest first; `scaling_factor`.
+        config: overrides of `DCAEConfig`.
         pretrained: file or folder of weights in any format that `mg.checkpoints` reads. A config stored next to
             them becomes the default.
         use_recompute: use gradient checkpointing.
@@ -150,15 +192,13 @@ class VideoDCAE(VideoAutoencoder):
     """
 
     name = "dc_ae"
+    config: DCAEConfig
     default_config = DC_AE_CONFIG
-    spatial_compression = 2 ** (len(BLOCKS) - 1)
-    temporal_compression = frame_multiple = 2 ** sum(TEMPORAL)
-    has_posterior = False
+    shallow = {"encoder_depth_list": [1] * len(BLOCKS), "decoder_depth_list": [1] * len(BLOCKS)}
     scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
     applies_scaling = True
-    keeps_images = True
     formats = {
-        "open_sora": Format("Open-Sora 2.0", "model.safetensors", to_open_sora, described_here("dc_ae")),
+        "open_sora": Format("Open-Sora 2.0", "model.safetensors", described_here("dc_ae"), open_sora_rules),
     }
     recomputed = (ResBlock, EfficientViTBlock, Downsample, Upsample)
     default_tiling = TilingConfig(
@@ -174,24 +214,20 @@ class VideoDCAE(VideoAutoencoder):
     ):
         super().__init__(config, pretrained=pretrained)
         config = self.config
-        _check(config)
-        self.latent_channels = config["latent_channels"]
-        self.scaling_factor = 1.0 if config["scaling_factor"] is None else config["scaling_factor"]
-        self.encoder = StagedEncoder(
-            config["in_channels"], self.latent_channels, config["encoder_width_list"], config["encoder_depth_list"]
+        channels, latents, temporal = config.in_channels, config.latent_channels, 2 ** sum(TEMPORAL)
+        self.geometry = Geometry(
+            channels,
+            latents,
+            spatial=2 ** (len(BLOCKS) - 1),
+            temporal=temporal,
+            frame_multiple=temporal,
+            keeps_images=True,
+            has_posterior=False,
         )
-        self.decoder = StagedDecoder(
-            self.latent_channels, config["in_channels"], config["decoder_width_list"], config["decoder_depth_list"]
-        )
+        self.scaling_factor = 1.0 if config.scaling_factor is None else config.scaling_factor
+        self.encoder = StagedEncoder(channels, latents, config.encoder_width_list, config.encoder_depth_list)
+        self.decoder = StagedDecoder(latents, channels, config.decoder_width_list, config.decoder_depth_list)
         self.finish(dtype, use_recompute, pretrained)
-
-    @staticmethod
-    def translate_weights(state: Mapping, config: dict) -> dict:
-        return from_open_sora(state, config)
-
-    @staticmethod
-    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-        return parameter_shapes(config)
 
     def encode_moments(self, x):
         return super().encode_moments(x) * (1 / self.scaling_factor)
@@ -208,29 +244,6 @@ class VideoDCAE(VideoAutoencoder):
     def decode_latents(self, z, still=False):
         return self.leave(self.decoder(self.before_decoder(self.enter(z)), still))
 
-    def decode_features(self, z, still=False):
-        return self.decoder.features(self.before_decoder(self.enter(z)), still)
-
-
-def _check(config: dict) -> None:
-    stages, latents = len(BLOCKS), config["latent_channels"]
-    for part in ("encoder", "decoder"):
-        widths, depths = config[f"{part}_width_list"], config[f"{part}_depth_list"]
-        for key, values in ((f"{part}_width_list", widths), (f"{part}_depth_list", depths)):
-            if len(values) != stages or not all(type(value) is int and value > 0 for value in values):
-                raise ValueError(f"DC-AE config: {key} is {values}; it must be {stages} whole numbers above 0")
-        if any(width % HEAD for width, block in zip(widths, BLOCKS) if block is EfficientViTBlock):
-            raise ValueError(f"DC-AE config: {part}_width_list is {widths}; the last three must be multiples of {HEAD}")
-        for width, coarser in itertools.pairwise(widths):
-            if 4 * width % coarser:  # for the shortcuts, which turn 4 pixels of an image into channels
-                raise ValueError(
-                    f"DC-AE config: {part}_width_list is {widths}; 4 * {width} must be a multiple of {coarser}"
-                )
-        if widths[-1] % latents:
-            raise ValueError(
-                f"DC-AE config: latent_channels is {latents}; {part}_width_list ends in {widths[-1]}, which must be a "
-                "multiple of it"
-            )
-    factor = config["scaling_factor"]
-    if factor is not None and not (isinstance(factor, (int, float)) and factor > 0):
-        raise ValueError(f"DC-AE config: scaling_factor is {factor}; it must be a number above 0, or null")
+    def features(self, code, frames):
+        still = self.geometry.is_still(code.shape[2], frames)
+        return self.decoder.features(self.before_decoder(self.enter(code)), still)

@@ -11,37 +11,59 @@ shapes of mindone's checkpoints, which load directly.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, ops
 
 from mg.checkpoints import StateDict
+from mg.codec import Geometry
 from mg.models.autoencoder import VideoAutoencoder
+from mg.models.image_vae.image_vae import ImageVAEConfig
 from mg.models.layers.conv import FactorizedConv
 from mg.models.layers.resnet import ResnetBlock, ResnetDecoder, ResnetEncoder
 from mg.models.stored import Format, described_here
 from mg.models.tae.linear_start import linear_start
-from mg.models.tae.weights import expected_shapes, from_mindone, own_part
 
+
+@dataclass(frozen=True, eq=False)
+class TAEConfig(ImageVAEConfig):
+    """Config of the TAE: that of the image VAE it is inflated from, and more of mindone's keys.
+
+    Attributes:
+        double_z, attn_resolutions, dropout: with one supported value each.
+        resolution: of the images that the weights were trained on; not used.
+        attn_type: vanilla, spatial and temporal attention in the middle, or spat_only.
+        temporal_downsample_level, temporal_upsample_level: the levels after which the frame rate is halved or doubled.
+        temporal_upsample_padding: replicate, as in the paper, or zeros, as in mindone's weights.
+    """
+
+    double_z: bool = True
+    resolution: int = 256
+    attn_resolutions: list[int] = field(default_factory=list)
+    dropout: float = 0.0
+    attn_type: str = "vanilla"
+    temporal_downsample_level: list[int] = field(default_factory=lambda: [0, 1, 2])
+    temporal_upsample_level: list[int] = field(default_factory=lambda: [3, 2, 1])
+    temporal_upsample_padding: str = "replicate"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check("double_z", self.double_z, "True: the TAE has a posterior")
+        self.check("attn_resolutions", not self.attn_resolutions, "[]: only the middle has attention")
+        self.check("dropout", self.dropout == 0, "0")
+        self.check("attn_type", self.attn_type in ("vanilla", "spat_only"), "vanilla or spat_only")
+        levels, down, up = range(len(self.ch_mult)), self.temporal_downsample_level, self.temporal_upsample_level
+        for key in ("temporal_downsample_level", "temporal_upsample_level"):
+            self.check(key, set(self[key]) <= set(levels), f"within 0..{levels[-1]}")
+        self.check("temporal_upsample_level", len(set(up)) == len(set(down)), "as long as temporal_downsample_level")
+
+
+# The keys of mindone's TAE_CONFIG.
 TAE_CONFIG = {
-    "double_z": True,
-    "z_channels": 16,
-    "resolution": 256,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 128,
-    "ch_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-    "scaling_factor": 1.5305,
-    "shift_factor": 0.0609,
-    "use_post_quant_conv": False,
-    "use_quant_conv": False,
-    "attn_type": "vanilla",
-    "temporal_downsample_level": [0, 1, 2],
-    "temporal_upsample_level": [3, 2, 1],
+    key: value for key, value in TAEConfig().items() if key not in ("temporal_upsample_padding", "norm_num_groups")
 }
 
 
@@ -49,8 +71,7 @@ class TemporalAutoencoder(VideoAutoencoder):
     """The TAE. It accepts any T, H and W: clips are padded by repeating their edges, and cropped back.
 
     Args:
-        config: overrides of TAE_CONFIG; also `temporal_upsample_padding`, "replicate" as in the paper or "zeros" as
-            in mindone's weights, and `norm_num_groups`, the norms' groups (32).
+        config: overrides of `TAEConfig`.
         pretrained: file or folder of weights in any format that `mg.checkpoints` reads. A config stored next to
             them becomes the default.
         use_recompute: use gradient checkpointing.
@@ -65,9 +86,11 @@ class TemporalAutoencoder(VideoAutoencoder):
     """
 
     name = "tae"
-    default_config = {**TAE_CONFIG, "temporal_upsample_padding": "replicate", "norm_num_groups": 32}
+    config: TAEConfig
+    default_config = TAEConfig()
+    shallow = {"num_res_blocks": 1}
     recomputed = (ResnetBlock,)
-    formats = {"mindone": Format("mindone", "model.ckpt", lambda state, config: dict(state), described_here("tae"))}
+    formats = {"mindone": Format("mindone", "model.ckpt", described_here("tae"))}
 
     def __init__(
         self,
@@ -84,34 +107,33 @@ class TemporalAutoencoder(VideoAutoencoder):
     ):
         super().__init__(config, sample_deterministic, pretrained)
         config = self.config
-        _check(config)
-        widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
-        self.latent_channels = config["z_channels"]
-        self.spatial_compression = 2 ** (len(widths) - 1)
-        self.temporal_compression = 2 ** len(config["temporal_downsample_level"])
+        widths = [config.ch * multiplier for multiplier in config.ch_mult]
+        latents, halvings = config.z_channels, len(config.temporal_downsample_level)
+        self.geometry = Geometry(config.in_channels, latents, spatial=2 ** (len(widths) - 1), temporal=2**halvings)
 
-        shared = {
+        shared: dict[str, Any] = {
             "widths": widths,
-            "num_res_blocks": config["num_res_blocks"],
-            "groups": config["norm_num_groups"],
+            "num_res_blocks": config.num_res_blocks,
+            "groups": config.norm_num_groups,
             "temporal": True,
-            "temporal_attention": config["attn_type"] == "vanilla",
+            "temporal_attention": config.attn_type == "vanilla",
         }
         self.encoder = ResnetEncoder(
-            config["in_channels"],
-            2 * self.latent_channels,
-            temporal_levels=tuple(config["temporal_downsample_level"]),
+            config.in_channels,
+            2 * latents,
+            temporal_levels=tuple(config.temporal_downsample_level),
             **shared,
         )
-        if config["use_quant_conv"]:
-            self.quant_conv = FactorizedConv(2 * self.latent_channels, 2 * self.latent_channels, 1)
-        if config["use_post_quant_conv"]:
-            self.post_quant_conv = FactorizedConv(self.latent_channels, self.latent_channels, 1)
+        self.quantized, self.dequantized = config.use_quant_conv, config.use_post_quant_conv
+        if self.quantized:
+            self.quant_conv = FactorizedConv(2 * latents, 2 * latents, 1)
+        if self.dequantized:
+            self.post_quant_conv = FactorizedConv(latents, latents, 1)
         self.decoder = ResnetDecoder(
-            self.latent_channels,
-            config["out_ch"],
-            temporal_levels=tuple(config["temporal_upsample_level"]),
-            temporal_padding=config["temporal_upsample_padding"],
+            latents,
+            config.out_ch,
+            temporal_levels=tuple(config.temporal_upsample_level),
+            temporal_padding=config.temporal_upsample_padding,
             **shared,
         )
         self.finish(dtype, use_recompute, pretrained)
@@ -137,28 +159,19 @@ class TemporalAutoencoder(VideoAutoencoder):
         for name, value in linear_start(state, self.config, clips).items():
             parameters[name].set_data(Tensor(value))
 
-    @staticmethod
-    def translate_weights(state: Mapping, config: dict) -> dict:
-        found, report = from_mindone(state)
-        return found | {name: state[name] for name in report.unexpected}
-
-    @staticmethod
-    def own_part(state: Mapping) -> dict:
-        return own_part(state)
-
-    @staticmethod
-    def weight_shapes(config: dict) -> dict[str, tuple[int, ...]]:
-        return expected_shapes(config)
+    @classmethod
+    def own_part(cls, state: Mapping) -> dict:
+        return {name: value for name, value in state.items() if ".temb_proj." not in name}  # in mindone's, but not used
 
     def encode_moments(self, x):
         moments = self.encoder(self.enter(x))
-        return self.leave(self.quant_conv(moments) if self.config["use_quant_conv"] else moments)
+        return self.leave(self.quant_conv(moments) if self.quantized else moments)
 
     def before_decoder(self, z):
-        return self.post_quant_conv(z) if self.config["use_post_quant_conv"] else z
+        return self.post_quant_conv(z) if self.dequantized else z
 
     def decode_latents(self, z, still=False):
-        return self._all_frames(super().decode_latents(z, still), z.shape[2] * self.temporal_compression)
+        return self._all_frames(super().decode_latents(z, still), z.shape[2] * self.geometry.temporal)
 
     def picture(self, h, shape):
         return self._all_frames(super().picture(h, shape), shape[2])
@@ -166,20 +179,3 @@ class TemporalAutoencoder(VideoAutoencoder):
     def _all_frames(self, x, frames):
         """Repeat the only frame: the decoder returns one if all frames of a single latent frame are the same."""
         return ops.cat((x,) * frames, axis=2) if frames > 1 and x.shape[2] == 1 else x
-
-
-def _check(config: dict) -> None:
-    levels = len(config["ch_mult"])
-    down, up = config["temporal_downsample_level"], config["temporal_upsample_level"]
-    rules = {
-        "double_z must be True: the TAE has a posterior": config["double_z"],
-        "attn_resolutions must be []: only the middle has attention": not config["attn_resolutions"],
-        "dropout must be 0": config["dropout"] == 0,
-        "attn_type must be vanilla or spat_only": config["attn_type"] in ("vanilla", "spat_only"),
-        f"temporal_downsample_level must be within 0..{levels - 1}": set(down) <= set(range(levels)),
-        f"temporal_upsample_level must be within 0..{levels - 1}": set(up) <= set(range(levels)),
-        "temporal_downsample_level and temporal_upsample_level must match in length": len(set(down)) == len(set(up)),
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(f"TAE config: {rule}")
