@@ -16,6 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, ge
 
 from mg.launcher import process_name
 from mg.plain_text import one_line
+from mg.settings import require as require
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -129,12 +130,6 @@ def to_dict(config) -> dict:
     if hasattr(config, "__dataclass_fields__"):
         return {field.name: to_dict(getattr(config, field.name)) for field in fields(config)}
     return config
-
-
-def require(holds: bool, config: Any, name: str, wanted: str) -> None:
-    """Raise ValueError, naming the field `name` of a dataclass and its value, unless `holds`."""
-    if not holds:
-        raise ValueError(f"{name} is {getattr(config, name)}; it must be {wanted}")
 
 
 def run_command_line(main: Callable[[], int | None]) -> None:

@@ -1,7 +1,14 @@
-"""The settings that a folder's results were made with, so that a run that continues there uses the same ones."""
+"""Checks of settings: of their values, and that a run that continues in a folder uses those of its results."""
 
 import json
 from pathlib import Path
+from typing import Any
+
+
+def require(holds: bool, config: Any, name: str, wanted: str) -> None:
+    """Raise ValueError, naming the field `name` of a dataclass and its value, unless `holds`."""
+    if not holds:
+        raise ValueError(f"{name} is {getattr(config, name)}; it must be {wanted}")
 
 
 def check_settings(path: Path, settings: dict, remedy: str = "another output_path, or resume=False") -> None:
