@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
-from mg.losses.discriminator import DiscriminatorConfig
 
 from mg.config import parse_config, require, run_command_line, to_dict
 from mg.generation.training.config import DenoiserTrainConfig
+from mg.models.discriminator import DiscriminatorConfig
 from mg.training.autoencoder import TrainConfig
 
 ROOT = Path(__file__).parents[1]
