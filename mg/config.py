@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, ge
 
 from mg.launcher import process_name
 from mg.plain_text import one_line
+from mg.settings import require as require
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -72,10 +74,8 @@ def parse_config(cls: type[T], description: str, argv: list[str] | None = None) 
         others = ", ".join(f"--{alias}" for alias in aliases if aliases[alias] == name)
         actions[name].help = f"{actions[name].help or ''} Also {others}.".lstrip()
     actions |= {alias: actions[name] for alias, name in aliases.items()}
-    argv = _name_first(sys.argv[1:] if argv is None else argv)
-    argv = _read_files(_rename_arguments(argv, aliases), aliases)
     try:
-        parsed = parser.parse_args(_spell_out_switches(_join_lists(argv, actions), actions))
+        parsed = parser.parse_args(_spelled_out(_name_first(sys.argv[1:] if argv is None else argv), actions, aliases))
     except ArgumentError as error:
         raise ValueError(_explain(str(error), actions)) from error
     for field in fields(cls):
@@ -131,12 +131,6 @@ def to_dict(config) -> dict:
     return config
 
 
-def require(holds: bool, config: Any, name: str, wanted: str) -> None:
-    """Raise ValueError, naming the field `name` of a dataclass and its value, unless `holds`."""
-    if not holds:
-        raise ValueError(f"{name} is {getattr(config, name)}; it must be {wanted}")
-
-
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its return value, with 2 and one line on stderr (no traceback) after a user
     error, or with 130 after Ctrl-C."""
@@ -175,44 +169,45 @@ def _name_first(argv: list[str]) -> list[str]:
     return [f"--config={argv[0]}", *argv[1:]] if argv and not argv[0].startswith("-") else argv
 
 
-def _rename_arguments(argv: list[str], aliases: dict[str, str]) -> list[str]:
-    """`--alias value` -> `--option value`."""
-    renamed: list[str] = []
-    given: dict[str, dict[str, str]] = {}  # option -> each name it was given under -> the last value
-    for argument, following in zip(argv, [*argv[1:], ""]):
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--"):
-            option = aliases.get(name, name)
-            given.setdefault(option, {})[name] = value if equals else following
-            argument = f"--{option}{equals}{value}"
-        renamed.append(argument)
-    for values in given.values():
-        if len(set(values.values())) > 1:
-            raise ValueError(_two_values({f"--{name}": value for name, value in values.items()}))
-    return renamed
-
-
-def _read_files(argv: list[str], aliases: dict[str, str]) -> list[str]:
-    """`--config FILE` -> `--config=CONTENT` if the file uses other names of options. A file that isn't a config is an
-    error that names the file, which jsonargparse's doesn't."""
-    result, arguments = [], iter(argv)
-    for argument in arguments:
-        name = next(arguments, None) if argument == "--config" else argument.removeprefix("--config=")
-        if name in (None, argument):  # not a file: leave it to jsonargparse
-            result.append(argument)
-            continue
-        if name.endswith(".py"):
-            missing = "" if Path(name).exists() else ", and there is no such file"
+def _spelled_out(argv: list[str], actions: dict, aliases: dict[str, str]) -> list[str]:
+    """Every argument as `--option=value`, by the option's own name: a switch gets its value, the values of a list are
+    joined, and a file that uses other names is replaced by its content."""
+    spelled, rest = [], list(argv)
+    given: dict[str, dict[str, Any]] = {}  # option -> each name it was given under -> the last value
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            stray = " ".join([argument, *_until_option(rest)])
             raise ValueError(
-                f"{name}: configs are YAML files here{missing}; those that come with mg are in its configs folder"
+                f"{stray!r} belongs to no option; a config goes first or after --config, all else after --option"
             )
-        name = config_file(name)
-        content, taken = _take_aliases(_read_file(name), aliases)
-        for alias, value in taken.items():
-            if not _is_nothing(value):
-                _put(content, aliases[alias], alias, value, name)
-        result.append(f"--config={yaml.safe_dump(content, sort_keys=False) if taken else name}")
-    return result
+        name, equals, value = argument.removeprefix("--").partition("=")
+        option = aliases.get(name, name)
+        _check_known(option, actions)
+        hint = getattr(actions.get(option), "_typehint", None)
+        takes_list = _takes(list, hint)
+        values = [value] if equals else []
+        if takes_list or not equals:
+            values += _until_option(rest, None if takes_list else 1)
+        if not values and bool in (hint, *get_args(hint)):
+            values = ["true"]
+        if not values:
+            spelled.append(argument)
+            continue
+        value = _joined(values, hint) if takes_list else values[0]
+        given.setdefault(option, {})[f"--{name}"] = value
+        spelled.append(f"--{option}={_file_argument(value, actions, aliases) if option == 'config' else value}")
+    for names in given.values():
+        if len(set(names.values())) > 1:
+            raise ValueError(_two_values(names))
+    return spelled
+
+
+def _until_option(rest: list[str], most: int | None = None) -> list[str]:
+    """Take the values in front of the next option from `rest`."""
+    count = next((place for place, argument in enumerate(rest[:most]) if argument.startswith("--")), len(rest[:most]))
+    values, rest[:] = rest[:count], rest[count:]
+    return values
 
 
 def _read_file(name: str) -> dict:
@@ -228,22 +223,47 @@ def _read_file(name: str) -> dict:
     return content
 
 
-def _take_aliases(content: dict, aliases: dict[str, str], prefix: str = "") -> tuple[dict, dict]:
-    """Split a file's content into the keys that aren't other names of options, and those that are: dotted name ->
-    value."""
+def _file_argument(name: str, actions: dict, aliases: dict[str, str]) -> str:
+    """A file's name, or its content if it uses other names of options."""
+    if name.endswith(".py"):
+        missing = "" if Path(name).exists() else ", and there is no such file"
+        raise ValueError(
+            f"{name}: configs are YAML files here{missing}; those that come with mg are in its configs folder"
+        )
+    name = config_file(name)
+    content, taken = _take_aliases(_read_file(name), actions, aliases)
+    for alias, value in taken.items():
+        if not _is_nothing(value):
+            _put(content, aliases[alias], alias, value, name)
+    return yaml.safe_dump(content, sort_keys=False) if taken else name
+
+
+def _take_aliases(content: dict, actions: dict, aliases: dict[str, str], prefix: str = "") -> tuple[dict, dict]:
+    """Split a file's content into the keys that are options, and those that are other names: dotted name -> value."""
     kept, taken = {}, {}
     for key, value in content.items():
         name = f"{prefix}{key}"
         if name in aliases:
             taken[name] = value
             continue
-        if isinstance(value, dict):
-            value, within = _take_aliases(value, aliases, f"{name}.")
+        if isinstance(value, dict) and any(known.startswith(f"{name}.") for known in actions):
+            value, within = _take_aliases(value, actions, aliases, f"{name}.")
             taken |= within
             if within and not value:
                 continue  # a section without any other keys
+        else:
+            _check_known(name, actions)
         kept[key] = value
     return kept, taken
+
+
+def _check_known(name: str, actions: dict) -> None:
+    """Raise ValueError, with the nearest option, unless there is an option of that name, or one that holds any keys."""
+    *sections, _ = itertools.accumulate(name.split("."), "{}.{}".format)
+    open_keys = any(_takes(dict, getattr(actions.get(one), "_typehint", None)) for one in sections)
+    if name not in actions and not open_keys:
+        near = difflib.get_close_matches(name, actions, 1, cutoff=0.5)
+        raise ValueError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help"))
 
 
 def _put(content: dict, option: str, alias: str, value: Any, file: str) -> None:
@@ -270,49 +290,27 @@ def _two_values(given: dict[str, Any]) -> str:
     return " and ".join(f"{name} is {value!r}" for name, value in given.items()) + ", but they are one option"
 
 
-def _join_lists(argv: list[str], actions: dict) -> list[str]:
-    """`--list a b` -> `--list=["a", "b"]` if --list takes a list; a value already written as a list stays."""
-    joined, rest = [], list(argv)
-    while rest:
-        argument = rest.pop(0)
-        option, equals, value = argument.partition("=")
-        hint = getattr(actions.get(option.removeprefix("--")), "_typehint", None) if option.startswith("--") else None
-        kinds = [hint] if get_origin(hint) is list else [kind for kind in get_args(hint) if kind is not type(None)]
-        lists = [kind for kind in kinds if get_origin(kind) is list]
-        if not lists:
-            joined.append(argument)
-            continue
-        values = [value] if equals else []
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        one = values[0] if len(values) == 1 else ""
-        as_yaml = (one.startswith("[") and one.endswith("]")) or (one == "null" and hint not in lists)
-        if len(values) > 1 or (values and lists == kinds and not as_yaml):
-            item = get_args(lists[0])[0]
-            plain = {"null"} if type(None) in get_args(item) else set(values) if item in (int, float) else set()
-            written = [value if value in plain else json.dumps(value) for value in values]
-            joined.append(f"{option}=[{', '.join(written)}]")
-        else:
-            joined += [f"{option}={value}" for value in values] or [option]
-    return joined
+def _takes(container: type, hint: Any) -> bool:
+    return any(get_origin(kind) is container for kind in (hint, *get_args(hint)))
 
 
-def _spell_out_switches(argv: list[str], actions: dict) -> list[str]:
-    """`--flag` without a value -> `--flag=true`, if --flag may be a bool."""
-    spelled = []
-    for argument, following in zip(argv, [*argv[1:], "--"]):
-        action = actions.get(argument.removeprefix("--")) if argument.startswith("--") else None
-        hint = getattr(action, "_typehint", None)
-        is_switch = bool in (hint, *get_args(hint))
-        spelled.append(f"{argument}=true" if is_switch and following.startswith("--") else argument)
-    return spelled
+def _joined(values: list[str], hint: Any) -> str:
+    """The values of a list as YAML. A single one stays if it is YAML already, or may be of another type than a list."""
+    kinds = [hint] if get_origin(hint) is list else [kind for kind in get_args(hint) if kind is not type(None)]
+    (item,) = (get_args(kind)[0] for kind in kinds if get_origin(kind) is list)
+    one = values[0]
+    as_yaml = (one.startswith("[") and one.endswith("]")) or (one == "null" and type(None) in get_args(hint))
+    if len(values) == 1 and (as_yaml or len(kinds) > 1):
+        return one
+    plain = {"null"} if type(None) in get_args(item) else set(values) if item in (int, float) else set()
+    return f"[{', '.join(value if value in plain else json.dumps(value) for value in values)}]"
 
 
 def _explain(message: str, actions: dict) -> str:
-    """Shorten jsonargparse's message; suggest the nearest option to an unknown one, name the type a value must have."""
+    """Shorten jsonargparse's message, and name the type that a value must have."""
     within = re.search(r'Parser key "(\w+)":.*Problem with given class_path[^\n]*\n\s+(.*?)\n +- ', message, re.DOTALL)
     if within:  # a section that may be null: the same message, about a key in it
-        message = re.sub(r"""(Parser key "|Option ')""", rf"\1{within[1]}.", within[2])
+        message = within[2].replace('Parser key "', f'Parser key "{within[1]}.')
     mistyped = re.search(r'Parser key "([\w.]+)":.*(?:Got value|Given value): (.*)', message, re.DOTALL)
     if mistyped and mistyped[1] in actions:
         return f"{mistyped[1]} is {mistyped[2]!r}; it must be {_type_name(actions[mistyped[1]])}"
@@ -325,18 +323,7 @@ def _explain(message: str, actions: dict) -> str:
     missing = re.search(r"following arguments are required: (.*)", message)
     if missing:
         return f"{' and '.join(_with_other_name(name, actions) for name in missing[1].split(', '))} must be given"
-    stray = re.search(r"unrecognized arguments: ([^-].*?)(?: -|$)", message)
-    if stray:
-        return f"{stray[1]!r} belongs to no option; a config goes first or after --config, all else after --option"
-    unknown = re.search(r"unrecognized arguments: --([\w.\-]+)", message)
-    group = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    plain = re.search(r"Option '([\w.]+)' is not accepted", message)
-    found = group or unknown or plain
-    if not found:
-        return message
-    key = ".".join(found.groups())
-    near = difflib.get_close_matches(key, actions, 1, cutoff=0.5)
-    return f"unknown option {key!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help")
+    return message
 
 
 def _with_other_name(name: str, actions: dict) -> str:

@@ -33,10 +33,15 @@ def end_with_msrun() -> None:
     parent = psutil.Process().parent()
     if parent is None or not any(Path(word).name == "msrun" for word in parent.cmdline()):
         return
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         subprocess.Popen([sys.executable, __file__, str(os.getpid())])
+
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when its parent's thread that started it ends, even if this process is stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _watch(scheduler: psutil.Process) -> None:

@@ -1,5 +1,6 @@
 """How much memory there is, according to Linux and its control groups. Needs no MindSpore."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,18 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 def peak_rss(process: int | None = None) -> int | None:
     """Peak resident bytes of this process, or of the one with that id, as Linux counts them; None elsewhere."""
     return _field(PROC / str(process or "self") / "status", "VmHWM:")
+
+
+def forget_peak_rss() -> None:
+    """Let this process's peak be what is resident now, if Linux allows it; else it stays that of the whole lifetime."""
+    with suppress(OSError):
+        (PROC / "self" / "clear_refs").write_text("5")
+
+
+def release_freed() -> None:
+    """Return freed memory to the system, which glibc would keep; elsewhere nothing happens."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int | None:

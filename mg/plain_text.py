@@ -10,7 +10,7 @@ import io
 import json
 import unicodedata
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,18 @@ def split_lines(text: str) -> list[str]:
 def json_line(record: Any) -> str:
     """A record as a line of JSON that every reader takes for one line, wherever it splits lines."""
     return json.dumps(record, ensure_ascii=False).translate(_SEPARATORS) + "\n"
+
+
+def text_table(rows: Sequence[Sequence[object]], numbers: bool = True) -> list[str]:
+    """Rows of cells as lines with aligned columns.
+
+    Args:
+        numbers: align all columns but the first to the right; else all are aligned to the left.
+    """
+    texts = [list(map(str, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    align = str.rjust if numbers else str.ljust
+    return ["  ".join([first.ljust(widths[0]), *map(align, others, widths[1:])]).rstrip() for first, *others in texts]
 
 
 def csv_line(values: Iterable[Any]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
 from mg.launcher import end_with_msrun
-from mg.memory import available_memory, peak_rss
+from mg.memory import available_memory, forget_peak_rss, peak_rss, release_freed
 
 _logger = logging.getLogger(__name__)
 
@@ -165,6 +165,21 @@ def peak_memory() -> tuple[int, str] | None:
     return None if resident is None else (resident, "process")
 
 
+def forget_peak_memory() -> None:
+    """Start `peak_memory` again, from what is allocated now."""
+    if device() != "cpu":
+        ms.runtime.reset_peak_memory_stats()
+    forget_peak_rss()
+
+
+def release_memory() -> None:
+    """Return what freed tensors and networks leave, as far as possible, so that it counts in no later peak."""
+    gc.collect()
+    if device() != "cpu":
+        ms.runtime.empty_cache()
+    release_freed()
+
+
 def free_memory() -> int | None:
     """Bytes that can still be allocated: on a device, if MindSpore reports it; on a CPU, within the machine's memory
     and this process's control groups. None if unknown."""
@@ -189,8 +204,7 @@ def forget_graphs(network: nn.Cell) -> None:
                 executor.del_net_res(cell, cell.compile_cache)
                 cell.compile_cache.clear()
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc would keep the freed memory
-        ctypes.CDLL(None).malloc_trim(0)
+    release_freed()
 
 
 def is_graph_mode() -> bool:

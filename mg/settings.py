@@ -1,7 +1,14 @@
-"""The settings that a folder's results were made with, so that a run that continues there uses the same ones."""
+"""Checks of settings: of their values, and that a run that continues in a folder uses those of its results."""
 
 import json
 from pathlib import Path
+from typing import Any
+
+
+def require(holds: bool, config: Any, name: str, wanted: str) -> None:
+    """Raise ValueError, naming the field `name` of a dataclass and its value, unless `holds`."""
+    if not holds:
+        raise ValueError(f"{name} is {getattr(config, name)}; it must be {wanted}")
 
 
 def check_settings(path: Path, settings: dict, remedy: str = "another output_path, or resume=False") -> None:
@@ -14,15 +21,15 @@ def check_settings(path: Path, settings: dict, remedy: str = "another output_pat
         ValueError: they differ; the message says how.
     """
     try:
-        before = _flat(json.loads(path.read_text(encoding="utf-8")))
+        before = flattened(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({error}), so the settings of the results next to it are unknown"
         raise ValueError(f"{path}: {reason}; give another output_path") from None
-    now = _flat(json.loads(json.dumps(settings)))
+    now = flattened(json.loads(json.dumps(settings)))
     differing = [
-        f"{key} was {before.get(key, 'not there')} and is {now.get(key, 'not there')} now"
+        f"{key} was {was} and is {is_now} now"
         for key in dict.fromkeys([*before, *now])
-        if before.get(key) != now.get(key)
+        if (was := before.get(key, "not there")) != (is_now := now.get(key, "not there"))
     ]
     if differing:
         more = f", and {len(differing) - 3} more" if len(differing) > 3 else ""
@@ -32,8 +39,10 @@ def check_settings(path: Path, settings: dict, remedy: str = "another output_pat
         )
 
 
-def _flat(value, prefix: str = "") -> dict[str, str]:
-    """Nested dicts as dotted names -> text."""
-    if not isinstance(value, dict):
-        return {prefix.rstrip("."): str(value)}
-    return {key: text for name, inner in value.items() for key, text in _flat(inner, f"{prefix}{name}.").items()}
+def flattened(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    if not isinstance(settings, dict):
+        return {prefix.rstrip("."): settings}
+    return {
+        key: value for name, inner in settings.items() for key, value in flattened(inner, f"{prefix}{name}.").items()
+    }

@@ -253,7 +253,7 @@ def test_a_resolution_smaller_than_a_cell_of_the_models_grid_is_named():
 
 @pytest.mark.parametrize("changes", [{"random_frames": True}, {"random_scale": (1.0, 2.0)}])
 def test_what_buckets_exclude_is_named(changes):
-    with pytest.raises(DataError, match=f"{next(iter(changes))} is .*; it must be .* with buckets"):
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} is .*; it must be .* with buckets"):
         DataConfig(buckets={"256px": {16: [1.0, 1]}}, **changes)
 
 

@@ -161,5 +161,5 @@ def test_images_are_the_train_photographs(tmp_path):
 
 @pytest.mark.parametrize("changes", [{"size": 33}, {"num_frames": 0}, {"fps": 0}, {"train_clips": -1}, {"closest": 1}])
 def test_settings_out_of_range_are_named(changes):
-    with pytest.raises(DataError, match=f"{next(iter(changes))} is"):
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} is"):
         ClipSettings(**changes)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,9 +10,12 @@ import pytest
 import yaml
 
 from mg.config import parse_config, require, run_command_line, to_dict
+from mg.generation.training.config import DenoiserTrainConfig
+from mg.models.discriminator import DiscriminatorConfig
 from mg.training.autoencoder import TrainConfig
 
 ROOT = Path(__file__).parents[1]
+TRAINING = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "train" in (path.parent.name, path.stem))
 
 
 @dataclass
@@ -361,3 +364,32 @@ def test_a_mistake_on_the_command_line_of_training_shows_no_traceback(tmp_path):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: unknown option 'optim.lrr'; did you mean 'optim.lr'?\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def set_keys(node: yaml.MappingNode, defaults, aliases: dict, prefix: str = ""):
+    """The options that a config file sets: dotted name, line, and default. Sections of open keys are one option."""
+    for key, value in node.value:
+        name = aliases.get(prefix + key.value, prefix + key.value)
+        default = defaults
+        for part in name.split("."):
+            default = getattr(default, part, None)
+        within = isinstance(value, yaml.MappingNode)
+        if within and (is_dataclass(default) or any(alias.startswith(f"{name}.") for alias in aliases)):
+            yield from set_keys(value, defaults, aliases, f"{name}.")
+        else:
+            yield name, key.start_mark.line, default
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_each_line_of_a_shipped_training_config_differs_from_the_defaults_or_has_a_comment(path):
+    of_denoiser = "generation" in path.parts
+    cls = DenoiserTrainConfig if of_denoiser else TrainConfig
+    defaults = cls(csv_path="x") if of_denoiser else cls(csv_path="x", discriminator=DiscriminatorConfig())
+    config = parse_config(cls, "", [str(path), "--csv_path", "train.csv"])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for name, number, default in set_keys(yaml.compose("\n".join(lines)), defaults, cls.aliases):
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        names_part = name.endswith(("name", "type"))  # of a model or a schedule: what the recipe is for
+        assert value != default or names_part or "#" in lines[number], f"{path.name}: {lines[number]} is the default"

@@ -298,7 +298,7 @@ def test_color_jitter_changes_colours_only_when_asked(folder):
     ],
 )
 def test_settings_out_of_range_are_named(changes):
-    with pytest.raises(DataError, match=f"{list(changes)[-1]} is .*; it must be"):
+    with pytest.raises(ValueError, match=f"{list(changes)[-1]} is .*; it must be"):
         config(**changes)
 
 

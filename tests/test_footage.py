@@ -10,7 +10,6 @@ import pytest
 from commands import ROOT, run_here
 from packages import offer, write_wheel
 
-from mg.data import DataError
 from mg.data.footage import TEST_VIDEOS, TRAIN_VIDEOS, FootageSettings, Video, fetch_clips
 from mg.data.index import read_index
 from mg.data.video import open_video, write_video
@@ -98,7 +97,7 @@ def test_licences_are_told_where_the_quickstart_is():
 
 @pytest.mark.parametrize("changes", [{"size": 33}, {"num_frames": 0}, {"num_frames": 56}])
 def test_settings_that_no_clip_has_are_named(changes, tmp_path):
-    with pytest.raises(DataError, match=f"{next(iter(changes))} is {next(iter(changes.values()))}; it must be"):
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} is {next(iter(changes.values()))}; it must be"):
         fetch_clips(tmp_path, FootageSettings(**changes))
 
 

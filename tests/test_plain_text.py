@@ -25,7 +25,7 @@ from mg.inference.outputs import output_names
 from mg.inference.reconstruction import InferenceConfig, reconstruct_csv
 from mg.latents import LatentsRow, open_latents, record
 from mg.latents import read_rows as read_latents
-from mg.plain_text import csv_line, encoded, json_line, one_line, printable, split_lines
+from mg.plain_text import csv_line, encoded, json_line, one_line, printable, split_lines, text_table
 from mg.training.logs import read_log
 
 BREAKS = ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
@@ -36,6 +36,13 @@ TEXTS = [f"a{text}b" for text in ANYTHING] + ["".join(ANYTHING)]
 def holds_lost(text: str) -> bool:
     """Whether it has what neither a CSV in UTF-8 nor a file's name holds."""
     return any(character in "\0\udcff\ud800" for character in text)
+
+
+def test_a_table_aligns_numbers_to_the_right_and_texts_to_the_left():
+    rows = [["clip", "PSNR", "x"], ["a.mp4", 1.25, ""]]
+    assert text_table(rows) == ["clip   PSNR  x", "a.mp4  1.25"]
+    assert text_table([["a", "model"], ["bc", "d"]], numbers=False) == ["a   model", "bc  d"]
+    assert text_table([["a", "model"], ["bc", "d"]]) == ["a   model", "bc      d"]
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)

@@ -126,6 +126,16 @@ def test_table_plots_and_three_clips_are_there(make):
     assert page.text.count("FloLPIPS") == page.text.count("FloLPIPS (dis)") > 3  # never without its flow
 
 
+def test_the_same_results_make_the_same_page_in_which_no_two_elements_share_an_id(make, tmp_path):
+    page = make(ROWS, MODELS)
+    before = (tmp_path / "report.html").read_bytes()
+    make(ROWS, MODELS)
+    assert (tmp_path / "report.html").read_bytes() == before
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    used = {attributes["xlink:href"][1:] for tag, attributes in page.elements if tag == "use"}
+    assert used and used <= set(ids) and len(ids) == len(set(ids))
+
+
 def test_nothing_is_loaded_from_anywhere(make, tmp_path):
     page = make(ROWS, MODELS)
     text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", (tmp_path / "report.html").read_text())

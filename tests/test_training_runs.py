@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import struct
@@ -20,14 +19,13 @@ from training_runs import SHORT, assert_same_weights, kill_after, read_records, 
 from mg.checkpoints import read_state_dict, write_state_dict
 from mg.config import parse_config, to_dict
 from mg.data.index import read_index
-from mg.data.loader import REPLACED_BY_BUCKETS, ClipLoader, DataConfig
+from mg.data.loader import ClipLoader, DataConfig
 from mg.data.video import read_image
 from mg.losses.lpips import LPIPS
 from mg.models import create_model, from_pretrained
 from mg.models.discriminator import DiscriminatorConfig
 from mg.training.autoencoder import TrainConfig
 from mg.training.data_changes import describe_changes
-from mg.training.optim import OPTIMIZERS, SCHEDULES
 from mg.training.step import TrainStep
 from mg.training.trainer import TrainingError
 
@@ -500,31 +498,16 @@ def test_ctrl_c_ends_a_run_with_its_log_whole(tmp_path, data):
 # The specification's commands.
 
 
-ADVERSARIAL = {"gen_loss_config", "disc_loss_config", "optim_discriminator"}
-OF_OTHERS = {name for table in (OPTIMIZERS, SCHEDULES) for options in table.values() for name in options}
-OF_OTHERS -= {*OPTIMIZERS["adamw"], *SCHEDULES["constant"]}  # that is what all of them take
-
-
 def read_config(model: str, name: str, stage: int = 1) -> TrainConfig:
-    """A training config, which must name every option of its stage."""
+    """A shipped training config."""
     path = ROOT / "configs" / model / "train" / f"{name}.yaml"
-    stored = yaml.safe_load(path.read_text())
-    every = to_dict(TrainConfig(csv_path="x.csv", discriminator=DiscriminatorConfig()))
-    assert set(every) - set(stored) == {"csv_path", "video_folder"} | (ADVERSARIAL if stage == 1 else set())
-    for section, keys in every.items():
-        if isinstance(keys, dict) and isinstance(stored.get(section), dict):
-            replaced = REPLACED_BY_BUCKETS if section == "data" and stored["data"]["buckets"] else ()
-            left_out = OF_OTHERS if section.startswith("optim") else set(replaced)
-            assert set(stored[section]) == set(keys) - left_out, section
-    for line in path.read_text().splitlines():  # what is no plain number has a comment
-        assert not line.strip() or "#" in line or line.endswith(":") or re.search(r": [\w.+/-]+$", line), line
     config = parse_config(TrainConfig, "", ["--config", str(path), "--dataset.data_path", "x.csv"])
     assert config.csv_path == "x.csv" and config.seed == 42 and not config.resume
     assert (config.discriminator is not None) == (stage == 2)
     return config
 
 
-def test_the_taes_training_configs_name_every_option_and_hold_the_recipe():
+def test_the_taes_training_configs_hold_the_recipe():
     short, long = (read_config("tae", name) for name in ("mixed_256x256x16", "mixed_256x256x32"))
     for config in (short, long):
         assert (config.optim.lr, config.optim.clip_norm, config.data.batch_size) == (1e-5, 1.0, 1)
@@ -544,7 +527,7 @@ def test_the_taes_training_configs_name_every_option_and_hold_the_recipe():
         ("video_dc_ae_512px", 32, 512, 1, True),
     ],
 )
-def test_dc_aes_training_configs_name_every_option_and_hold_the_recipe(name, frames, size, stage, grad_checkpoint):
+def test_dc_aes_training_configs_hold_the_recipe(name, frames, size, stage, grad_checkpoint):
     config = read_config("dc_ae", name, stage)
     assert (config.model.name, config.model.dtype, config.output_path) == ("dc_ae", "bf16", f"outputs/{name}")
     assert config.data.buckets == {f"{size}px_ar1:1": {frames: [1.0, 1]}}
@@ -563,7 +546,7 @@ def test_dc_aes_training_configs_name_every_option_and_hold_the_recipe(name, fra
         assert (config.disc_loss_config.disc_start, config.disc_loss_config.disc_loss_type) == (0, "hinge")
 
 
-def test_the_temporal_vaes_training_configs_name_every_option_and_hold_the_recipe():
+def test_the_temporal_vaes_training_configs_hold_the_recipe():
     first, second, third = stages = [read_config("temporal_vae", f"stage{number}") for number in (1, 2, 3)]
     for number, config in enumerate(stages, 1):
         assert (config.model.name, config.model.dtype, config.grad_checkpoint) == ("temporal_vae", "bf16", True)
@@ -572,7 +555,7 @@ def test_the_temporal_vaes_training_configs_name_every_option_and_hold_the_recip
         assert config.model.config["micro_batch_size"] is None
         assert (config.data.image_size, config.data.crop_size, config.data.sample_stride) == (256, 256, 1)
         assert (config.data.batch_size, config.optim.accumulation, config.ckpt_save_steps) == (1, 1, 1000)
-        assert (config.optim.lr, config.optim.beta1, config.optim.beta2) == (1e-5, 0.9, 0.999)
+        assert (config.optim.lr, config.optim.name) == (1e-5, "adamw")
         assert (config.optim.clip_norm, config.optim.weight_decay, config.optim.ema_decay) == (1.0, 0, 0)
         assert (config.loss.perceptual_weight, config.loss.kl_weight, config.loss.kl_per_clip) == (0.1, 1e-6, True)
         assert config.loss.detach_latents

@@ -152,7 +152,7 @@ class Timed:
         if (x.shape, self.model.tiling) not in self._seen:
             self._run(x)
             self._seen.add((x.shape, self.model.tiling))
-        _reset_peak_memory()
+        runtime.forget_peak_memory()
         found = self._run(x)
         found.took["tiles"] = described(self.model.tiling)
         if peak := runtime.peak_memory():
@@ -191,10 +191,3 @@ class Baseline:
         if self.is_dct:
             return Pass(dct_baseline(x), (len(DCT_PLACES), *sizes))
         return Pass(area_trilinear_baseline(x, frames, pixels), (x.shape[0], *sizes))
-
-
-def _reset_peak_memory() -> None:
-    if runtime.device() != "cpu":
-        ms.runtime.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):  # then the peak is that of the whole process lifetime
-        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to what is resident now

@@ -11,6 +11,7 @@ from pathlib import Path
 from mg.benchmark.speed_worker import Job, Worker
 from mg.checkpoints import atomic_write
 from mg.models.memory import MEASURED, OP_BY_OP, PARTS
+from mg.plain_text import text_table
 
 # Half the released width: large enough for the clips' memory to stand out, small enough for a small machine.
 CONFIGS: dict[str, dict] = {
@@ -73,8 +74,7 @@ def format_costs(costs: list[Cost]) -> str:
         lines.append(
             [cost.model, cost.part, cost.mode, peaks, f"{cost.per_pixel_and_channel:.1f}", f"{cost.assumed:g}"]
         )
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return "\n".join(text_table(lines, numbers=False))
 
 
 def measure_costs(models: list[str], mode: str, path: Path) -> list[Cost]:

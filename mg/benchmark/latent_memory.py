@@ -20,6 +20,7 @@ from mg.config import require
 from mg.data.video import write_video
 from mg.models import create_model
 from mg.models.memory import MEASURED
+from mg.plain_text import text_table
 
 SMALL_TAE: dict = {"ch": 8, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4, "norm_num_groups": 4}
 
@@ -148,8 +149,7 @@ def moving_picture(frames: int, size: int, piece: int = 16) -> Iterator[np.ndarr
 
 def format_table(found: dict) -> str:
     """The results as text."""
-    lines = [f"{'peak resident memory, MB':<26}" + "".join(f"{n:>8} frames" for n in found["frames"]) + "     ratio"]
+    rows = [["peak resident memory, MB", *(f"{n} frames" for n in found["frames"]), "ratio"]]
     for command, values in found["peaks"].items():
-        cells = "".join(f"{value / 2**20:>15.0f}" for value in values)
-        lines.append(f"{command:<26}{cells}{found['ratios'][command]:>10.3f}")
-    return "\n".join(lines)
+        rows.append([command, *(f"{value / 2**20:.0f}" for value in values), f"{found['ratios'][command]:.3f}"])
+    return "\n".join(text_table(rows))

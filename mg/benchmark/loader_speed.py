@@ -9,9 +9,7 @@ import logging
 import os
 import statistics
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -33,8 +31,9 @@ from mg.data.reader import ClipReader
 from mg.data.synthetic import TRAIN_PHOTOGRAPHS, read_photograph
 from mg.data.transforms import resize_to_cover
 from mg.data.video import is_image, write_video
-from mg.data.workers import ReaderPool
+from mg.data.workers import ReaderPool, read_ahead
 from mg.memory import peak_rss
+from mg.plain_text import text_table
 
 _logger = logging.getLogger(__name__)
 
@@ -206,18 +205,15 @@ def _measure_run(
     data = DataConfig(
         sample_n_frames=config.num_frames, image_size=size, crop_size=size, num_workers=workers, max_bad_share=1.0
     )
-    numbers, unreadable = count(), 0
-    ahead: deque[Future] = deque()
+    unreadable = 0
     begun = time.perf_counter()
     with closing(ReaderPool(data, threads=kind == "threads", decoder=decoder)) as pool:
+        jobs = read_ahead(lambda number: pool.submit(_read, rows[number % len(rows)], data, number), count(), workers)
 
         def next_clip() -> None:
             nonlocal unreadable
             for _ in rows:
-                while len(ahead) <= workers:
-                    number = next(numbers)
-                    ahead.append(pool.submit(_read, rows[number % len(rows)], data, number))
-                clip = ahead.popleft().result()
+                clip = next(jobs)[1].result()
                 if not isinstance(clip, VideoError):
                     return
                 unreadable += 1
@@ -255,15 +251,12 @@ def _read(reader: ClipReader, row: IndexRow, data: DataConfig, number: int) -> n
         return error
 
 
-COLUMNS = {
-    "source": 12, "decoder": 9, "workers": 9, "kind": 11, "clips/s": 9, "times": 18, "CPU s/clip": 12,
-    "first clip s": 14, "worker MB": 9,
-}  # fmt: skip
+COLUMNS = ("source", "decoder", "workers", "kind", "clips/s", "times", "CPU s/clip", "first clip s", "worker MB")
 
 
 def format_table(found: dict) -> str:
     """The results as text: a row for each record, and what was left out."""
-    rows = ["".join(f"{name:<{width}}" for name, width in COLUMNS.items()).rstrip()]
+    table: list[Sequence] = [COLUMNS]
     for record in found["records"]:
         times, peak = record["speedup"], record["peak_worker_mb"]
         cells = [
@@ -277,7 +270,8 @@ def format_table(found: dict) -> str:
             f"{record['first_clip_seconds']:.2f}",
             "-" if peak is None else f"{peak:.0f}",
         ]
-        rows.append("".join(f"{cell:<{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)).rstrip())
+        table.append(cells)
+    rows = text_table(table, numbers=False)
     rows += [_length_line(record) for record in found["lengths"]]
     for record in found["large"]:
         peak = record["peak_worker_mb"]

@@ -12,9 +12,6 @@ Models run one after the other, one clip at a time. A clip that cannot be read o
 error, a model that cannot be built a line in the summary; the others continue.
 """
 
-import contextlib
-import ctypes
-import gc
 import hashlib
 import json
 import logging
@@ -26,7 +23,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import cv2
-import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
@@ -133,7 +129,7 @@ def run_benchmark(config: BenchmarkConfig) -> Benchmark:
         todo = [i for i, output in enumerate(outputs) if (contestant.label, output) not in rows]
         if not todo:
             continue
-        _free_memory()
+        runtime.release_memory()
         try:
             model = (
                 Baseline(contestant.baseline)
@@ -256,12 +252,3 @@ def error_map(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
     levels = np.abs(real - generated).mean(-1) * (255 / ERROR_MAP_RANGE)  # (T, H, W)
     levels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)
     return np.stack([cv2.cvtColor(cv2.applyColorMap(x, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for x in levels])
-
-
-def _free_memory() -> None:
-    """Release what the last model left, as far as possible, so that it doesn't count in the next one's peak."""
-    gc.collect()
-    if runtime.device() != "cpu":
-        ms.runtime.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # only in glibc, which keeps freed memory otherwise
-        ctypes.CDLL(None).malloc_trim(0)

@@ -27,6 +27,7 @@ from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
 from mg.models import list_models, model_class
 from mg.models.registry import merge_config
+from mg.plain_text import text_table
 
 _logger = logging.getLogger(__name__)
 
@@ -333,16 +334,15 @@ def _of_cpu(name: str) -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
-COLUMNS = {
-    "model": 13, "part": 8, "engine": 13, "mode": 10, "precision": 11, "size": 13, "seconds": 9,
-    "frames/s": 10, "peak MB": 9, "compile s": 11, "GFLOP/frame": 13, "of original": 13,
-    "peer s": 9, "peer MB": 9, "time/peer's": 13,
-}  # fmt: skip
+COLUMNS = (
+    "model", "part", "engine", "mode", "precision", "size", "seconds", "frames/s", "peak MB", "compile s",
+    "GFLOP/frame", "of original", "peer s", "peer MB", "time/peer's",
+)  # fmt: skip
 
 
 def format_table(found: dict) -> str:
     """What was measured, as text: a row for each record, the names of peers, and what was left out."""
-    rows = ["".join(f"{name:<{width}}" for name, width in COLUMNS.items()).rstrip()]
+    table: list[Sequence] = [COLUMNS]
     peers = {}
     for record in found["records"]:
         peer, ratio = record["peer"] or {}, record["ratio"] or {}
@@ -360,7 +360,8 @@ def format_table(found: dict) -> str:
             _number(peer.get("peak_rss_mb"), 0),
             _number(ratio.get("median"), 2),
         ]
-        rows.append("".join(f"{cell:<{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True)).rstrip())
+        table.append(cells)
+    rows = text_table(table, numbers=False)
     rows += [f"peer of {model}: diffusers' {name}" for model, name in peers.items()]
     alone = {record["model"]: record["no_peer"] for record in found["records"] if record["no_peer"]}
     rows += [f"no peer of {model}: {reason}" for model, reason in alone.items()]

@@ -6,7 +6,6 @@ It reads one order per line from standard input, the first one a job as JSON, an
 standard output. Between orders, `Worker` at the other end stops the process, so that its threads disturb no others.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -21,9 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mg.launcher import end_with_parent
 from mg.memory import peak_rss
 
-_PR_SET_PDEATHSIG = 1
 _TOTAL_STEPS = 10_000  # of the learning rate's schedule
 
 
@@ -134,8 +133,7 @@ class Worker:
 
 def main() -> None:
     """Answer orders until there are no more."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # while stopped, it would outlive its parent
+    end_with_parent()  # while stopped, it would outlive its parent
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries print too
 

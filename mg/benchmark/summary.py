@@ -10,7 +10,7 @@ import numpy as np
 from mg.benchmark.report import ERROR_MAP_RANGE
 from mg.benchmark.results import ResultRow
 from mg.evaluation.measures import METRICS, Measures
-from mg.plain_text import printable
+from mg.plain_text import printable, text_table
 
 
 def summarize(rows: list[ResultRow], settings: dict, measures: Measures, broken: dict[str, str]) -> dict:
@@ -57,8 +57,7 @@ def format_summary(summary: dict) -> str:
         figures += [model["peak_memory"] and model["peak_memory"]["bytes"] / 2**20]
         texts = ["-" if value is None else f"{value:.4g}" for value in figures]
         lines.append([label, *texts, f"{model['succeeded']} of {summary['videos']}"])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text = text_table(lines)
     text += [f"left out: {name}: {why}" for name, why in summary["left_out"].items()]
     for label, model in summary["models"].items():
         text += [f"failed: {label}: {printable(failure['name'])}: {failure['error']}" for failure in model["failures"]]

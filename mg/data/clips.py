@@ -6,7 +6,6 @@ A clip that cannot be read, for any reason, is reported to `on_error`, and the o
 import contextlib
 import json
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from mg.data.index import IndexRow
 from mg.data.timeline import Timeline
 from mg.data.transforms import center_crop, covering_size, resize, to_video_tensor
 from mg.data.video import is_image, open_video, read_image
+from mg.data.workers import read_ahead
 from mg.memory import available_memory
 from mg.plain_text import name_bytes
 
@@ -295,13 +295,7 @@ def _ahead(
 ) -> Iterator[tuple[int, T]]:
     """The results of `job` for the rows, in order, computed by threads up to `num_workers` rows ahead."""
     with ThreadPoolExecutor(num_workers) as pool:
-        pending: deque = deque()
-        for i in range(len(rows) + num_workers):
-            if i < len(rows):
-                pending.append((i, pool.submit(job, rows[i])))
-            if i < num_workers:
-                continue
-            index, future = pending.popleft()
+        for index, future in read_ahead(lambda index: pool.submit(job, rows[index]), range(len(rows)), num_workers):
             try:
                 done = future.result()
             except Exception as error:  # a bad file may raise anything

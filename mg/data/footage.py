@@ -16,6 +16,7 @@ from mg.data.errors import DataError
 from mg.data.transforms import covering_size
 from mg.data.video import open_video, write_video
 from mg.packages import PackageError, fetch_package
+from mg.settings import require
 
 _VERSION = 1  # of how clips are cut: raise it with any change that alters the pixels, so that old folders are rebuilt
 
@@ -156,10 +157,8 @@ class FootageSettings:
     num_frames: int = 24
 
     def __post_init__(self):
-        if self.size < 16 or self.size % 2:
-            raise DataError(f"size is {self.size}; it must be even and at least 16")
-        if self.num_frames < 1:
-            raise DataError(f"num_frames is {self.num_frames}; it must be at least 1")
+        require(self.size >= 16 and self.size % 2 == 0, self, "size", "even and at least 16")
+        require(self.num_frames >= 1, self, "num_frames", "at least 1")
 
 
 def fetch_clips(

@@ -15,11 +15,11 @@ shuffled.
 """
 
 import logging
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import partial
 from itertools import count
 from typing import Any, Literal, NamedTuple
 
@@ -32,8 +32,9 @@ from mg.data.index import IndexRow
 from mg.data.reader import ClipReader
 from mg.data.versions import check_versions
 from mg.data.video import is_image
-from mg.data.workers import ReaderPool
+from mg.data.workers import ReaderPool, read_ahead
 from mg.plain_text import one_line
+from mg.settings import require
 
 _logger = logging.getLogger(__name__)
 
@@ -95,23 +96,23 @@ class DataConfig:
 
     def __post_init__(self):
         for name in ("sample_n_frames", "sample_stride", "image_size", "crop_size", "batch_size"):
-            _check(getattr(self, name) >= 1, name, self, "at least 1")
-        _check(self.image_batch_size is None or self.image_batch_size >= 1, "image_batch_size", self, "at least 1")
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.image_batch_size is None or self.image_batch_size >= 1, self, "image_batch_size", "at least 1")
         least, most = self.sample_stride, self.max_sample_stride
-        _check(most is None or most >= least, "max_sample_stride", self, f"at least sample_stride, {least}")
-        _check(self.fps_max is None or self.fps_max > 0, "fps_max", self, "above 0")
-        _check(self.num_workers >= 0, "num_workers", self, "at least 0")
-        _check(self.image_ratio is None or 0 <= self.image_ratio <= 1, "image_ratio", self, "from 0 to 1")
-        _check(0 <= self.max_bad_share <= 1, "max_bad_share", self, "from 0 to 1")
+        require(most is None or most >= least, self, "max_sample_stride", f"at least sample_stride, {least}")
+        require(self.fps_max is None or self.fps_max > 0, self, "fps_max", "above 0")
+        require(self.num_workers >= 0, self, "num_workers", "at least 0")
+        require(self.image_ratio is None or 0 <= self.image_ratio <= 1, self, "image_ratio", "from 0 to 1")
+        require(0 <= self.max_bad_share <= 1, self, "max_bad_share", "from 0 to 1")
         if self.random_scale is None:
-            _check(self.crop_size <= self.image_size, "crop_size", self, f"at most image_size, {self.image_size}")
+            require(self.crop_size <= self.image_size, self, "crop_size", f"at most image_size, {self.image_size}")
         else:
             right = len(self.random_scale) == 2 and 1 <= self.random_scale[0] <= self.random_scale[1]
-            _check(right, "random_scale", self, "two numbers (lo, hi) with 1 <= lo <= hi")
+            require(right, self, "random_scale", "two numbers (lo, hi) with 1 <= lo <= hi")
         if self.buckets is not None:
             read_buckets(self.buckets)
-            _check(not self.random_frames, "random_frames", self, "false with buckets, which say how many")
-            _check(self.random_scale is None, "random_scale", self, "null with buckets, which say how large")
+            require(not self.random_frames, self, "random_frames", "false with buckets, which say how many")
+            require(self.random_scale is None, self, "random_scale", "null with buckets, which say how large")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -144,7 +145,7 @@ class OpenSoraDataConfig(DataConfig):
     def __post_init__(self):
         super().__post_init__()
         pair = self.frame_size is None or (len(self.frame_size) == 2 and min(self.frame_size) >= 1)
-        _check(pair, "frame_size", self, "height and width, each at least 1")
+        require(pair, self, "frame_size", "height and width, each at least 1")
         if self.buckets is not None:
             for resolution in self.buckets:
                 self.sizes_by_shape(str(resolution).lower(), 1)
@@ -164,11 +165,6 @@ class OpenSoraDataConfig(DataConfig):
             return aspects.sizes_by_shape(resolution)
         except ValueError as error:
             raise DataError(f"bucket {resolution}: {error}; or set bucket_sizes to computed") from None
-
-
-def _check(holds: bool, name: str, config: DataConfig, wanted: str) -> None:
-    if not holds:
-        raise DataError(f"data: {name} is {getattr(config, name)}; it must be {wanted}")
 
 
 class Batch(NamedTuple):
@@ -318,12 +314,7 @@ class ClipLoader:
             for step in steps:
                 yield self._finish(step, *self._load(self._reader, step))
         with closing(ReaderPool(self.config)) as pool:
-            ahead: deque = deque()
-            while True:
-                while len(ahead) <= self._workers:
-                    step = next(steps)
-                    ahead.append((step, pool.submit(self._load, step)))
-                step, loaded = ahead.popleft()
+            for step, loaded in read_ahead(partial(pool.submit, self._load), steps, self._workers):
                 yield self._finish(step, *loaded.result())
 
     def peek(self, step: int) -> tuple[np.ndarray | None, list[str]]:

@@ -17,6 +17,7 @@ from mg.data.clip_folder import finish, is_complete, write_csv
 from mg.data.errors import DataError
 from mg.data.transforms import resize_short_side
 from mg.data.video import read_image, write_image, write_video
+from mg.settings import require
 
 # What the photographs show, as captions have it.
 _TRAIN_SUBJECTS = {
@@ -80,13 +81,10 @@ class ClipSettings:
     photographs: list[str] | None = None
 
     def __post_init__(self):
-        if self.size < 16 or self.size % 2:
-            raise DataError(f"size is {self.size}; it must be even and at least 16")
+        require(self.size >= 16 and self.size % 2 == 0, self, "size", "even and at least 16")
         for name, least in (("num_frames", 1), ("train_clips", 0), ("test_clips", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if not self.fps > 0:
-            raise DataError(f"fps is {self.fps}; it must be above 0")
+            require(getattr(self, name) >= least, self, name, f"at least {least}")
+        require(self.fps > 0, self, "fps", "above 0")
         for name, known in (("motions", MOTIONS), ("photographs", TRAIN_PHOTOGRAPHS)):
             chosen = getattr(self, name)
             if chosen is not None and not chosen:
@@ -97,10 +95,8 @@ class ClipSettings:
                     raise DataError(f"{name} has {value!r}, which there is not; did you mean {near!r}?")
         if self.photographs is not None and len(set(self.photographs)) < 2 and any("object" in m for m in self.motions):
             raise DataError("photographs must be at least two where motions have an object, which is of another one")
-        if self.directions is not None and self.directions < 1:
-            raise DataError(f"directions is {self.directions}; it must be at least 1, or null")
-        if not self.closest >= 1.1:
-            raise DataError(f"closest is {self.closest}; it must be at least 1.1")
+        require(self.directions is None or self.directions >= 1, self, "directions", "at least 1, or null")
+        require(self.closest >= 1.1, self, "closest", "at least 1.1")
 
 
 def read_photograph(name: str) -> np.ndarray:

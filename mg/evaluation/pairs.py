@@ -10,7 +10,6 @@ over the frames of a video, then over videos.
 import json
 import logging
 import os
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -27,9 +26,10 @@ from mg.data.clips import ClipOptions, load_clip
 from mg.data.errors import VideoError, sparing
 from mg.data.transforms import center_crop
 from mg.data.video import IMAGE_SUFFIXES
+from mg.data.workers import read_ahead
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.table import Table, error_of
-from mg.plain_text import one_line, printable
+from mg.plain_text import one_line, printable, text_table
 
 _logger = logging.getLogger(__name__)
 
@@ -240,8 +240,7 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
     entries = [(row.name, row.measures) for row in report.rows("ok")]
     for name, values in [*entries, ("mean", report.means())] if entries else []:
         lines.append([printable(name), *(_figure(key, values) for key in report.names)])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text = text_table(lines)
     text += [f"{name}: {line}" for name, line in report.described.items()]
     for name, values in ((name, report.values(name)) for name in report.names):
         if len(values) < len(entries):
@@ -258,13 +257,7 @@ def format_table(report: PairsReport, config: EvaluateConfig) -> str:
 def _read_ahead(rows: list[Pair], config: EvaluateConfig) -> Iterator[tuple[Pair, Future]]:
     """Rows in order, each with a future of the frames of its two files."""
     with ThreadPoolExecutor(config.batch_size) as pool:
-        pending: deque = deque()
-        for row in rows:
-            pending.append((row, pool.submit(_read_pair, row, config)))
-            if len(pending) > config.batch_size:
-                yield pending.popleft()
-        while pending:
-            yield pending.popleft()
+        yield from read_ahead(lambda row: pool.submit(_read_pair, row, config), rows, config.batch_size)
 
 
 def _read_pair(row: Pair, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ from mg.data.index import IndexRow, read_index
 from mg.evaluation.table import Table, error_of
 from mg.generation.latent_learning import Autoencoder, LatentBenchmarkConfig, encode, learn
 from mg.generation.latent_report import write_report
-from mg.plain_text import csv_line, name_bytes, one_line, write_text
+from mg.plain_text import csv_line, name_bytes, one_line, text_table, write_text
 from mg.settings import check_settings
 
 _logger = logging.getLogger(__name__)
@@ -125,8 +125,7 @@ def format_results(results: dict[str, dict]) -> str:
             lines.append([label, *(f"{value:.4g}" for value in figures), result["tokens"], f"{result['parameters']:,}"])
             lines[-1] += [f"{result[name]:.3f}" for name in ("share_untrained", "share")]
             lines[-1].append(" ".join(f"{share:.2f}" for share in shares))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text = text_table(lines)
     text += [f"failed: {label}: {result['error']}" for label, result in results.items() if "error" in result]
     return "\n".join(text)
 

@@ -42,7 +42,7 @@ from mg.inference.outputs import output_names, side_by_side, unique, write_frame
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
 from mg.models.trainable import Latents
-from mg.plain_text import one_line, printable
+from mg.plain_text import one_line, printable, text_table
 
 _logger = logging.getLogger(__name__)
 
@@ -308,8 +308,7 @@ def format_table(report: Report) -> str:
     for name, scores in [*entries, ("mean", report.means())] if entries else []:
         values = (scores[method] for method in report.methods)
         lines.append([name, *(text for decibels, ratio in values for text in (f"{decibels:.2f}", f"{ratio:.4f}"))])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
+    text = text_table(lines)
     text += [f"mean {name}: {value:.6g}" for name, value in report.mean_losses().items()]
     text += [f"failed: {printable(result.name)}: {result.error}" for result in report.failed]
     return "\n".join(text)

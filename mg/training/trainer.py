@@ -19,6 +19,7 @@ from mg import runtime
 from mg.checkpoints import atomic_write
 from mg.config import to_dict
 from mg.plain_text import one_line, printable
+from mg.settings import flattened
 from mg.training.checkpoint import load_checkpoint, read_run, save_checkpoint
 from mg.training.data_changes import describe_changes, note_rows
 from mg.training.logs import RunLog
@@ -263,18 +264,10 @@ def _write_config(path: Path, config: RunConfig, start: int) -> None:
     """Write the run's settings, and warn about those that differ from the ones it was started with."""
     settings = json.loads(json.dumps(to_dict(config)))
     if start and path.is_file():
-        before, now = _flat(json.loads(path.read_text())), _flat(settings)
+        before, now = flattened(json.loads(path.read_text())), flattened(settings)
         changed = [key for key in now if not key.startswith("resume") and before.get(key) != now[key]]
         if changed:
             changes = ", ".join(f"{key} {before.get(key)} -> {now[key]}" for key in changed)
             _logger.warning("resuming with different settings than before: %s", changes)
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def _flat(settings: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}"""
-    flat: dict = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

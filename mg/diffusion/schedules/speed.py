@@ -4,6 +4,8 @@ The noisiest levels hardly differ from each other, so they are drawn less often.
 balance each other, and the squared error is weighted by how noisy the level is.
 """
 
+import inspect
+
 import numpy as np
 
 from mg.diffusion.schedules.iddpm import IDDPM
@@ -13,11 +15,10 @@ class SpeeD(IDDPM):
     """iddpm-speed; it only trains, and iddpm samples what it trained.
 
     Args:
-        timestep_respacing: "" or None, since it trains on all steps.
-        others: as in iddpm.
+        config: arguments of iddpm, without those that only matter for sampling: steps, cfg_channel, original_masks.
 
     Raises:
-        ValueError: fewer steps, or values that conflict.
+        ValueError: an argument of sampling, or values that conflict.
 
     Attributes:
         probabilities: (diffusion_steps,), of drawing each timestep.
@@ -27,34 +28,16 @@ class SpeeD(IDDPM):
     name = "iddpm-speed"
     samples = False
 
-    def __init__(
-        self,
-        num_sampling_steps: int | None = None,
-        timestep_respacing: str | None = None,
-        noise_schedule: str = "linear",
-        use_kl: bool = False,
-        sigma_small: bool = False,
-        predict_xstart: bool = False,
-        learn_sigma: bool = True,
-        rescale_learned_sigmas: bool = False,
-        diffusion_steps: int = 1000,
-        cfg_scale: float = 4.0,
-    ):
-        if num_sampling_steps is not None or timestep_respacing:
+    __signature__ = inspect.signature(IDDPM)  # whose arguments `create_schedule` compares names with
+
+    def __init__(self, **config):
+        of_sampling = ("num_sampling_steps", "timestep_respacing", "cfg_channel", "original_masks")
+        given = [name for name in of_sampling if config.get(name)]
+        if given:
             raise ValueError(
-                "iddpm-speed only trains, and on all steps; leave num_sampling_steps and timestep_respacing out, "
-                "or sample with iddpm"
+                f"iddpm-speed only trains, and on all steps; leave {' and '.join(given)} out, or sample with iddpm"
             )
-        super().__init__(
-            noise_schedule=noise_schedule,
-            use_kl=use_kl,
-            sigma_small=sigma_small,
-            predict_xstart=predict_xstart,
-            learn_sigma=learn_sigma,
-            rescale_learned_sigmas=rescale_learned_sigmas,
-            diffusion_steps=diffusion_steps,
-            cfg_scale=cfg_scale,
-        )
+        super().__init__(**config)
         slope = np.gradient(self.tables.sqrt_one_minus_alphas_cumprod)
         self.meaningful_steps = int(np.argmax(slope < 5e-5)) + 1
         likely = np.tanh(1e6 * (slope - 1e-4)) + 1.5
