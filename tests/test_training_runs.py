@@ -1,4 +1,4 @@
-"""A run writes what it promises, resumes to the bit after SIGKILL, and ends with one line where it cannot go on."""
+"""A run writes what it promises, resumes to the bit after SIGKILL, and ends with one line if it cannot continue."""
 
 import json
 import os
@@ -390,7 +390,7 @@ def test_a_run_killed_with_sigkill_resumes_to_the_bit(tmp_path, data, model):
     np.testing.assert_equal(read_events(killed / "tensorboard"), read_events(whole / "tensorboard"))
 
 
-# Runs that cannot go on.
+# Runs that cannot continue.
 
 
 def poison(monkeypatch, bad_steps):
@@ -516,7 +516,7 @@ def read_config(model: str, name: str, stage: int = 1) -> TrainConfig:
             replaced = REPLACED_BY_BUCKETS if section == "data" and stored["data"]["buckets"] else ()
             left_out = OF_OTHERS if section.startswith("optim") else set(replaced)
             assert set(stored[section]) == set(keys) - left_out, section
-    for line in path.read_text().splitlines():  # what is no plain number has a comment
+    for line in path.read_text().splitlines():  # anything but a plain number has a comment
         assert not line.strip() or "#" in line or line.endswith(":") or re.search(r": [\w.+/-]+$", line), line
     config = parse_config(TrainConfig, "", ["--config", str(path), "--dataset.data_path", "x.csv"])
     assert config.csv_path == "x.csv" and config.seed == 42 and not config.resume
