@@ -10,7 +10,7 @@ may run in MindSpore, onnxruntime or OpenVINO. `TwoStageCodec` puts a per-frame 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -31,6 +31,26 @@ class Encoded(NamedTuple):
     z: np.ndarray
     mean: np.ndarray
     logvar: np.ndarray | None
+
+
+class Latents(TypedDict):
+    """What a loss compares, each (B, channels, t, h, w), float32. Arrays from a codec, tensors from a MindSpore model.
+
+    A model builds it as a plain dict: only that carries gradients through MindSpore's graphs. A NamedTuple, or this
+    type when called, makes them zero without a word; a `jit_class` cannot be built from tensors.
+
+    Attributes:
+        code: the decoder's input: z itself, or the first stage's latents as a two-stage model computes them from z.
+        z, mean: unscaled.
+        logvar: None without a posterior.
+        target: what `code` should be, the first stage's latents of the clip; None in a one-stage model.
+    """
+
+    code: np.ndarray
+    z: np.ndarray
+    mean: np.ndarray
+    logvar: np.ndarray | None
+    target: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -198,10 +218,24 @@ class Codec:
                 if left == 0:
                     return
 
+    def latents(self, x: np.ndarray, noise: np.ndarray | None = None) -> Latents:
+        """What a loss compares, unscaled: everything before the pixel decoder, as in training but in tiles.
+
+        Args:
+            x, noise: as for `encode`.
+        """
+        mean, logvar = self.posterior(self._checked(x, self.geometry.in_channels, "x"))
+        z = sampled(mean, logvar, noise)
+        return {"code": z, "z": z, "mean": mean, "logvar": logvar, "target": None}
+
+    def video(self, code: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """The pixels of what `latents` calls code, cropped to the frames and size of `shape` (B, C, T, H, W)."""
+        _, _, t, h, w = shape
+        return self.decoded(code, t)[:, :, :t, :h, :w]
+
     def encoded(self, mean: np.ndarray, logvar: np.ndarray | None, noise: np.ndarray | None) -> Encoded:
         """`encode`'s result for this posterior; without noise z is the mean."""
-        z = mean if logvar is None or noise is None else mean + np.exp(np.float32(0.5) * logvar) * noise
-        return Encoded(z, mean, logvar)
+        return Encoded(sampled(mean, logvar, noise), mean, logvar)
 
     # What a two-stage model does differently.
 
@@ -226,6 +260,10 @@ class Codec:
         Args:
             frames: the clip's number of frames; None for all that the latents represent.
         """
+        return self.decoded(z, frames)
+
+    def decoded(self, z: np.ndarray, frames: int | None) -> np.ndarray:
+        """`pixels`, of the pixel decoder's input."""
         still = self.geometry.is_still(z.shape[2], frames)
         axes = [] if self.tiling is None else self.tiling.decode_axes(*self._factors)
         if still:  # one frame from one latent frame: no time axis to tile
@@ -329,16 +367,28 @@ class TwoStageCodec(Codec):
         return z * self.scale + self.shift
 
     def posterior(self, x):
-        x_z, _ = self.frames.posterior(x)  # (B, C, T, h, w)
+        return self._temporal_posterior(self.frames.posterior(x)[0])
+
+    def latents(self, x, noise=None):
+        x_z, _ = self.frames.posterior(self._checked(x, self.geometry.in_channels, "x"))
+        mean, logvar = self._temporal_posterior(x_z)
+        z = sampled(mean, logvar, noise)
+        return {"code": self.frame_latents(z, x.shape[2]), "z": z, "mean": mean, "logvar": logvar, "target": x_z}
+
+    def pixels(self, z, frames):
+        return self.decoded(self.frame_latents(z, frames), frames)
+
+    def decoded(self, z, frames):
+        return self.frames.decoded(z, frames)
+
+    def _temporal_posterior(self, x_z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The spatial half's latents (B, C, T, h, w) -> mean and log-variance of all chunks"""
         moments = []
         for start, stop in chunk_bounds(x_z.shape[2], self.geometry.chunk):
             front = -(stop - start) % self.geometry.temporal
             chunk = np.pad(x_z[:, :, start:stop], ((0, 0), (0, 0), (front, 0), (0, 0), (0, 0)))
             moments.append(tiled(self.encoder, chunk, self._axes()))
         return self.split(np.concatenate(moments, axis=2))
-
-    def pixels(self, z, frames):
-        return self.frames.pixels(self.frame_latents(z, frames), frames)
 
     def frame_latents(self, z: np.ndarray, frames: int | None) -> np.ndarray:
         """(B, z, t, h, w), unscaled -> the spatial half's latents (B, C, T, h, w): `frames` of them if that fits t,
@@ -370,6 +420,11 @@ class TwoStageCodec(Codec):
             return []
         axes = self.tiling.decode_axes(self.geometry.temporal, self.geometry.spatial)
         return [replace(axis, up=1) for axis in axes if axis.dim != 2]
+
+
+def sampled(mean: np.ndarray, logvar: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:
+    """A sample of the posterior; the mean without noise or log-variance."""
+    return mean if logvar is None or noise is None else mean + np.exp(np.float32(0.5) * logvar) * noise
 
 
 class Streams:

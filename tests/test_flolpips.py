@@ -18,7 +18,7 @@ def weights(tmp_path_factory):
 
 
 def scene(height, width, offset):
-    """A smooth random pattern seen through a window that lies `offset` pixels further left, (H, W, 3) in [0, 1]."""
+    """A smooth random pattern seen through a window `offset` pixels further left, (H, W, 3) in [0, 1]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width].astype(np.float64)
     frame = np.zeros((height, width, 3))
@@ -94,7 +94,7 @@ def test_a_video_equals_the_plain_reference(height, width, flow, weights):
     assert abs(found["flolpips"] - found["lpips"]) > 0.01 * found["lpips"]  # the weights matter
 
 
-def test_only_where_the_flows_differ_does_a_difference_count():
+def test_differences_count_only_where_the_flows_differ():
     flow = np.zeros((1, 8, 8, 2), np.float32)
     other = flow.copy()
     other[0, :, 4:] = (3, 4)

@@ -8,11 +8,10 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 from commands import run_here
-from mindspore import ops
+from mindspore import Tensor
 from tiny_models import InTiles
 from training_runs import TwoConvs
 
@@ -81,20 +80,24 @@ class Offset(InTiles):
     def latent_shape(self, shape):
         return (*shape[:3], shape[3] + -shape[3] % 8, shape[4] + -shape[4] % 8)
 
+    @property
+    def codec(self):
+        return self
+
     def latents(self, x, noise=None):
         self.shapes.append(x.shape)
         pad = [(0, wanted - size) for size, wanted in zip(x.shape, self.latent_shape(x.shape))]
-        mean = ms.Tensor(np.pad(x.asnumpy(), pad, mode="edge"))
+        mean = np.pad(x, pad, mode="edge")
         z = mean if noise is None else mean + 0.5 + 0 * noise
-        return {"code": z, "z": z, "mean": mean, "logvar": ops.zeros_like(mean), "target": None}
+        return {"code": z, "z": z, "mean": mean, "logvar": np.zeros_like(mean), "target": None}
 
-    def reconstruct(self, code, shape):
+    def video(self, code, shape):
         return (code + self.offset)[..., : shape[3], : shape[4]]
 
 
 @pytest.fixture
 def models(monkeypatch):
-    """Offset models in place of checkpoints, by path; `bad.ckpt` is the farther off."""
+    """Models that add an offset instead of checkpoints, by path; that of `bad.ckpt` is larger."""
     made = {}
 
     def load(path, name, dtype, **config):
@@ -146,7 +149,7 @@ def test_reconstruction_original_and_side_by_side_are_written_under_names_that_d
     assert np.abs(still.astype(int) - np.minimum(original + 0.1 * 127.5, 255)).max() <= 1
 
 
-def test_compared_checkpoints_and_the_baseline_are_scored_beside_the_reconstruction(tmp_path, videos, models):
+def test_compared_checkpoints_and_the_baseline_are_scored_like_the_reconstruction(tmp_path, videos, models):
     config = configure(tmp_path, videos, ["c.mp4"], compare=["bad.ckpt", "other/bad.ckpt"], baseline=True)
     report = reconstruct_csv(config)
     assert report.methods == ["reconstruction", "bad", "bad_2", "baseline"]
@@ -218,19 +221,28 @@ def test_a_loss_that_is_not_finite_is_an_error_row(tmp_path, videos, models):
     assert rows[0]["psnr"] == rows[0]["loss"] == "" and summary["loss"] == {}
 
 
-def test_the_mean_is_decoded_unless_a_sample_is_wanted(tmp_path, videos):
+def test_the_mean_is_decoded_unless_a_sample_is_requested(tmp_path, videos):
     x, model = np.zeros((1, 3, 2, 17, 16), np.float32), Offset(0.1)
-    assert reconstruct(model, x)[0].asnumpy().max() == pytest.approx(0.1)
+    assert reconstruct(model, x)[0].max() == pytest.approx(0.1)
     config = configure(tmp_path, videos, [])
     assert noise_for(model, x, ["a.mp4"], config) is None
     noise = noise_for(model, x, ["a.mp4"], replace(config, sample_posterior=True))
     sampled, _ = reconstruct(model, x, noise)
-    assert sampled.shape == x.shape and sampled.asnumpy().max() == pytest.approx(0.6)
+    assert sampled.shape == x.shape and sampled.max() == pytest.approx(0.6)
     model.geometry = replace(model.geometry, has_posterior=False)  # then there is nothing to sample
     assert noise_for(model, x, ["a.mp4"], replace(config, sample_posterior=True)) is None
 
 
-def test_a_sample_depends_on_the_seed_and_the_name_alone(tmp_path, videos):
+def test_clips_are_reconstructed_in_tiles_if_the_model_has_them():
+    model, x = TwoConvs({}), RNG.uniform(-1, 1, (1, 3, 4, 16, 32)).astype(np.float32)
+    whole, _ = reconstruct(model, x)
+    model.enable_tiling(encode_tile=2, decode_tile=2, decode_overlap=0, spatial_tile=16, spatial_overlap=0)
+    tiled, _ = reconstruct(model, x)
+    assert np.array_equal(tiled, model(Tensor(x)).asnumpy())
+    assert np.abs(tiled - whole).max() > 1e-3
+
+
+def test_a_sample_depends_only_on_the_seed_and_the_name(tmp_path, videos):
     TwoConvs({}).save_weights(tmp_path / "w.ckpt")
 
     def scores(names, **options):
@@ -283,7 +295,7 @@ def test_without_a_loss_nothing_of_it_is_written(tmp_path, videos, models):
     assert "loss" not in summary and "loss" not in format_table(report)
 
 
-def test_folders_may_stand_beside_the_output_folder(tmp_path, videos, models):
+def test_folders_may_be_next_to_the_output_folder(tmp_path, videos, models):
     reconstruct_csv(configure(tmp_path, videos, ["c.mp4", "still.png"], separate_folders=True))
     for folder in ("out_ori", "out_rec", "out/side_by_side"):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["c.mp4", "still.png"]
@@ -302,9 +314,7 @@ def test_folders_may_stand_beside_the_output_folder(tmp_path, videos, models):
         (dict(loss=LossConfig(lpips_weights="nowhere.safetensors")), "nowhere.safetensors"),
     ],
 )
-def test_what_a_model_cannot_be_asked_for_is_said_before_anything_is_written(
-    tmp_path, videos, models, options, message
-):
+def test_what_a_model_cannot_do_is_named_before_anything_is_written(tmp_path, videos, models, options, message):
     with pytest.raises(ValueError, match=message):
         reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], separate_folders=True, **options))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.csv", "videos"]
@@ -338,7 +348,7 @@ def test_fast_videos_are_thinned_and_play_at_the_speed_that_they_had(tmp_path, v
     assert "the video has 9 frames; 10 are needed" in report.results[0].error
 
 
-def test_columns_stand_side_by_side_under_labels():
+def test_columns_are_side_by_side_under_labels():
     left, right = (np.full((2, 16, 40, 3), value, np.uint8) for value in (10, 20))
     shown = side_by_side({"original": left, "a long label": right})
     assert shown.shape == (2, 16 + LABEL_HEIGHT, 80, 3)

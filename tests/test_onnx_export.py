@@ -112,7 +112,7 @@ def test_group_norm_and_silu(tmp_path):
 def test_group_norm_is_as_exact_over_millions_of_values(tmp_path):
     openvino = pytest.importorskip("openvino")
     x = clip(1, 4, 8, 256, 256) + np.float32(0.7)
-    x[:, :, :2] = 5  # frames of a single colour, whose variance is nothing beside their mean
+    x[:, :, :2] = 5  # frames of a single colour, whose variance is tiny next to their mean
     model, _, error = converted(GroupNorm(4, 1), x, tmp_path)
     assert error < 1e-5  # InstanceNormalization: 3e-4
     onnx.save(model, tmp_path / "norm.onnx")
@@ -139,12 +139,12 @@ def test_nearest_neighbour_is_one_resize(tmp_path, frames):
         (TemporalUpsample(4), (1, 4, 3, 4, 5), 2 * 2),
         (TemporalUpsample(4, "zeros"), (2, 4, 2, 4, 5), 2 * 2),
         (HunyuanUpsample(4, (1, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),
-        (HunyuanUpsample(4, (2, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),  # the first frame alone stands once
+        (HunyuanUpsample(4, (2, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),  # only the first frame comes once
         (NearestConv3d(4, 1), (1, 4, 3, 4, 5), 4 * 4 * 3),
         (NearestConv3d(4, 2), (1, 4, 3, 4, 5), 8 * 8),
     ],
 )
-def test_a_convolution_behind_nearest_neighbour_runs_on_the_small_grid(tmp_path, upsample, shape, taps):
+def test_a_convolution_after_nearest_neighbour_runs_on_the_small_grid(tmp_path, upsample, shape, taps):
     """`taps`: of all kernels, one for each phase."""
     model, found, error = converted(upsample, clip(*shape), tmp_path)
     assert error < 1e-5 and "Resize" not in found
@@ -196,7 +196,7 @@ def test_an_operator_without_a_converter_is_named(tmp_path):
         converted(Network(), clip(1, 3), tmp_path)
 
 
-def test_weights_that_mindspore_puts_apart_are_found(tmp_path, monkeypatch):
+def test_weights_that_mindspore_stores_separately_are_found(tmp_path, monkeypatch):
     from mg.deploy.export import _write_mindir, _write_onnx
 
     conv, x = Conv3d(3, 4), clip(1, 3, 4, 6, 6)
@@ -209,7 +209,7 @@ def test_weights_that_mindspore_puts_apart_are_found(tmp_path, monkeypatch):
     assert np.abs(nn.GraphCell(ms.load(str(tmp_path / "net_graph.mindir")))(Tensor(x)).asnumpy() - found).max() < 1e-5
 
 
-def test_weights_above_protobufs_limit_lie_beside_the_graph(tmp_path, monkeypatch):
+def test_weights_above_protobufs_limit_are_stored_next_to_the_graph(tmp_path, monkeypatch):
     from mg.deploy import onnx_graph
 
     monkeypatch.setattr(onnx_graph, "_LARGEST", 1000)

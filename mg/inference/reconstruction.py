@@ -27,6 +27,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mg.checkpoints import atomic_write
+from mg.codec import Latents
 from mg.config import require, to_dict
 from mg.data.clips import Clip
 from mg.data.errors import sparing
@@ -41,7 +42,6 @@ from mg.inference.loading import ClipsConfig, load_model, noise_for
 from mg.inference.outputs import output_names, side_by_side, unique, write_frames
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
-from mg.models.trainable import Latents
 from mg.plain_text import one_line, printable, text_table
 
 _logger = logging.getLogger(__name__)
@@ -160,13 +160,15 @@ class Losses:
             self.latent = AutoencoderLoss(replace(config, **nothing, latent_weight=1))
             self.names = list(dict.fromkeys([*self.names, "latent"]))
 
-    def __call__(self, x: Tensor, y: Tensor, latents: Latents) -> dict[str, float]:
-        """The losses for x and y, (B, 3, T, H, W), and the result of the model's `latents` for x.
+    def __call__(self, x: np.ndarray, y: np.ndarray, latents: Latents) -> dict[str, float]:
+        """The losses for x and y, (B, 3, T, H, W), and the result of the codec's `latents` for x.
 
         Raises:
             ValueError: a loss is not finite.
         """
-        loss, terms = self.loss(x, y, **latents)
+        made = {name: None if value is None else Tensor(value) for name, value in latents.items()}
+        clip = Tensor(x)
+        loss, terms = self.loss(clip, Tensor(y), **made)
         found = {"loss": float(loss.asnumpy()), **dict(zip(self.loss.terms, terms.asnumpy().tolist()))}
         if self.loss.pixels:
             _, c, _, h, w = x.shape
@@ -174,7 +176,7 @@ class Losses:
                 c * h * w
             )
         if self.latent:
-            found["latent"] = float(self.latent(x, None, **latents)[0].asnumpy())
+            found["latent"] = float(self.latent(clip, None, **made)[0].asnumpy())
         if not np.isfinite(list(found.values())).all():
             raise ValueError("the loss is not finite; with dtype fp16, try bf16 or fp32")
         return {name: found[name] for name in self.names}
@@ -215,11 +217,11 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
 
         def run(model: VideoAutoencoder) -> _Made:
             y, latents = reconstruct(model, x, noise_for(model, x, names, config))
-            return _Made(y, latents, {RECONSTRUCTION: y.asnumpy()}, described(model.tiling))
+            return _Made(y, latents, {RECONSTRUCTION: y}, described(model.tiling))
 
         made = fitting.run(model, x.shape, partial(run, model))
         if config.spatial:
-            made.videos[SPATIAL] = model.reconstruct(made.latents["target"], x.shape).asnumpy()
+            made.videos[SPATIAL] = model.codec.video(made.latents["target"], x.shape)
         for name in compared:
             other = fitting.run(models[name], x.shape, partial(run, models[name]))
             made.videos[name] = other.videos[RECONSTRUCTION]
@@ -236,7 +238,7 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
                     result, videos = results[clip.index], {name: value[i] for name, value in made.videos.items()}
                     result.scores = {name: score(clip.x, video) for name, video in videos.items()}
                     if losses:
-                        result.losses = losses(Tensor(clip.x[None]), made.y[i : i + 1], _one_of(i, made.latents))
+                        result.losses = losses(clip.x[None], made.y[i : i + 1], _one_of(i, made.latents))
                     if config.save_videos:
                         _save(clip, result.output, videos, config)
                     result.tiles = made.tiles
@@ -251,7 +253,7 @@ class _Made:
     """The outputs for a batch: the reconstruction, the latents, `videos` by method, (B, 3, T, H, W) each, and how the
     model ran."""
 
-    y: Tensor
+    y: np.ndarray
     latents: Latents
     videos: dict[str, np.ndarray]
     tiles: str
@@ -274,17 +276,19 @@ def output_folders(config: InferenceConfig) -> dict[str, Path]:
     return {**folders, SIDE_BY_SIDE: folder / SIDE_BY_SIDE}
 
 
-def reconstruct(model: VideoAutoencoder, x: np.ndarray, noise: np.ndarray | None = None) -> tuple[Tensor, Latents]:
-    """One pass: (B, 3, T, H, W) in [-1, 1] -> the reconstruction of the same shape, fp32, not clipped; and the latents.
+def reconstruct(model: VideoAutoencoder, x: np.ndarray, noise: np.ndarray | None = None) -> tuple[np.ndarray, Latents]:
+    """One pass, in tiles if the model has tiling enabled.
 
     Args:
+        x: (B, 3, T, H, W) in [-1, 1].
         noise: decode a sample of the posterior, see `noise_for`; by default its mean.
 
     Returns:
-        The reconstruction, and the result of the model's `latents`.
+        The reconstruction, float32, of x's shape, not clipped; and the latents that it is decoded from.
     """
-    latents = model.latents(Tensor(x), None if noise is None else Tensor(noise))
-    return model.reconstruct(latents["code"], x.shape), latents
+    codec = model.codec
+    latents = codec.latents(x, noise)
+    return codec.video(latents["code"], x.shape), latents
 
 
 def score(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -316,8 +320,8 @@ def format_table(report: Report) -> str:
 
 def _one_of(i: int, latents: Latents) -> Latents:
     """Those of item i of a batch, as a batch of one."""
-    tensors = cast(dict[str, Tensor | None], latents)
-    return cast(Latents, {name: None if value is None else value[i : i + 1] for name, value in tensors.items()})
+    arrays = cast(dict[str, np.ndarray | None], latents)
+    return cast(Latents, {name: None if value is None else value[i : i + 1] for name, value in arrays.items()})
 
 
 def _save(clip: Clip, name: str, outputs: dict[str, np.ndarray], config: InferenceConfig) -> None:

@@ -3,34 +3,13 @@
 Everything here is on tensors, differentiable and without tiles. `mg.codec` calls the same networks tile by tile.
 """
 
-from typing import TypedDict
-
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mg.codec import Geometry
+from mg.codec import Geometry, Latents
 from mg.models.layers.layout import Enter, Leave, narrow, repeat_edges, split
 
 ms.jit_class(Geometry)  # so that graphs can use it too
-
-
-class Latents(TypedDict):
-    """What `latents` returns, built as a plain dict: only that carries gradients through MindSpore's graphs.
-
-    A NamedTuple, or this type when called, makes them zero without a word; a `jit_class` cannot be built from tensors.
-
-    Attributes:
-        code: the decoder's input: z itself, or the first stage's latents as a two-stage model computes them from z.
-        z, mean: (B, z, t, h, w), fp32.
-        logvar: None without a posterior.
-        target: what `code` should be, the first stage's latents of the clip; None in a one-stage model.
-    """
-
-    code: Tensor
-    z: Tensor
-    mean: Tensor
-    logvar: Tensor | None
-    target: Tensor | None
 
 
 class TrainableAutoencoder(nn.Cell):
