@@ -138,7 +138,7 @@ def test_the_codec_gives_a_loss_what_a_training_step_gives_it(model):
     for key, value in wanted.items():
         assert (found[key] is None) == (value is None)
         assert value is None or relative_error(Tensor(found[key]), value.asnumpy()) < 1e-5, key
-    y = model.codec.video(found["code"], x.shape)
+    y = model.codec.video(wanted["code"].asnumpy(), x.shape)  # norms blow up differences of the code
     assert relative_error(Tensor(y), model.reconstruct(wanted["code"], x.shape).asnumpy()) < 1e-5
 
 
