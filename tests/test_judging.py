@@ -1,4 +1,4 @@
-"""How far a denoiser heeds captions, and what it makes of first frames, is measured right where the answer is known."""
+"""How often captions are followed and how well first frames are kept, measured on clips with known answers."""
 
 import json
 
@@ -21,7 +21,7 @@ def grey(value: int, frames: int = 2) -> np.ndarray:
     return np.full((frames, 4, 4, 3), value, np.uint8)
 
 
-def test_the_nearest_clip_says_which_caption_was_heeded():
+def test_a_caption_is_followed_if_the_nearest_clip_has_it():
     known, of_known = [grey(0), grey(10), grey(100), grey(200)], ["black", "black", "grey", "white"]
     generated, captions = [grey(4), grey(90), grey(190), grey(20)], ["black", "grey", "white", "white"]
     found = heeded(psnrs(generated, known), captions, of_known)
@@ -31,14 +31,14 @@ def test_the_nearest_clip_says_which_caption_was_heeded():
     np.testing.assert_allclose((found.own, found.others), -20 * np.log10(differences / 255).mean(1))
 
 
-def test_the_same_clip_under_all_captions_is_right_by_chance():
+def test_the_same_clip_for_all_captions_is_right_by_chance():
     known = [grey(0), grey(100), grey(200)]
     found = heeded(psnrs([grey(90)] * 3, known), ["a", "b", "c"], ["a", "b", "c"])
     assert found.share == found.chance == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("caption", "who"), [("a", "all"), ("b", "none")])
-def test_a_caption_of_all_clips_or_of_none_is_named(caption, who):
+def test_a_caption_of_all_clips_or_of_none_is_refused(caption, who):
     with pytest.raises(ValueError, match=f"^'{caption}' is the caption of {who} of 2 clips"):
         heeded(np.zeros((1, 2)), [caption], ["a", "a"])
 
@@ -50,7 +50,7 @@ def test_psnr_is_of_whole_clips_and_bounded():
     np.testing.assert_allclose(found[1], [-20 * np.log10(0.2), -10 * np.log10((0.2**2 + 0.8**2) / 2)], atol=1e-9)
 
 
-def test_first_frames_are_compared_with_the_reconstruction_and_the_rest_with_what_is_true():
+def test_first_frames_are_compared_with_the_reconstruction_and_later_ones_with_the_true_clip():
     true = np.concatenate([grey(0, 1), grey(51, 2)])
     moves, stands = np.concatenate([grey(5, 1), grey(51, 2)]), grey(5, 3)
     found = first_frames([moves, stands], [true, true], [grey(5, 1), grey(5, 1)])
@@ -193,7 +193,7 @@ def test_the_command_prints_what_was_found(clips, tmp_path, monkeypatch, capsys)
     arguments += ["--validation", tmp_path / "validation.jsonl", "--frame_interval", 2]
     run_here(monkeypatch, "tools/judge_generation.py", "--config", config, *arguments)
     said = capsys.readouterr().out
-    assert "caption: heeded by" in said and "by chance 25% (4 of them)" in said
-    assert "first frame given: 100.0 dB" in said
-    assert "validation loss: 3.0000; untrained 3.0000, of answering the mean 2.0000" in said
+    assert "caption: followed in" in said and "by chance 25% (4 different ones)" in said
+    assert "given first frame: 100.0 dB" in said
+    assert "validation loss: 3.0000; untrained 3.0000, predicting the mean 2.0000" in said
     assert (place.samples / FILE).is_file()

@@ -54,7 +54,7 @@ def test_the_command_takes_the_captions_of_a_csv(folder, tmp_path, monkeypatch, 
     write_csv(tmp_path / "clips.csv", ("video", "caption"), [("a.mp4", text) for text in TEXTS])
     arguments = ["--csv_path", tmp_path / "clips.csv", "--output_dir", tmp_path / "made"]
     run_here(monkeypatch, "tools/make_text_encoder.py", *arguments)
-    assert "tells 11 words apart" in capsys.readouterr().out
+    assert "a text encoder for 11 words" in capsys.readouterr().out
     assert (tmp_path / "made" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 

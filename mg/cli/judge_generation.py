@@ -1,10 +1,10 @@
-"""Measure whether a denoiser heeds its captions, and what it makes of a first frame that it is given.
+"""Measure how often a denoiser follows captions, and how well it keeps and continues a given first frame.
 
     mg-judge-generation --config configs/generation/quickstart/inference.yaml --csv_path clips/train.csv \
         --test_csv_path clips/test.csv --validation outputs/train/validation.jsonl --save_dir outputs/judged
 
-takes the configs of mg-generate, and writes judged.json. Clips are generated under all captions from the same noise; a
-caption is heeded where the nearest of all training clips has it.
+reads the configs of mg-generate and writes judged.json. Clips are generated for all captions from the same noise; a
+caption is followed if the nearest of all training clips has it.
 """
 
 from collections.abc import Iterator
@@ -23,19 +23,19 @@ def main() -> None:
     for name, each in found["captions"].items():
         what = "caption" if name == "all" else f"part {name} of the caption"
         print(
-            f"{what}: heeded by {each['share']:.0%} of {found['generated']} clips, by chance {each['chance']:.0%} "
-            f"({each['different']} of them); the nearest clip of the same one has {each['own']:.2f} dB, of another "
-            f"{each['others']:.2f} dB"
+            f"{what}: followed in {each['share']:.0%} of {found['generated']} clips, by chance {each['chance']:.0%} "
+            f"({each['different']} different ones); the nearest clip with the same one has {each['own']:.2f} dB, with "
+            f"another {each['others']:.2f} dB"
         )
     if first := found.get("first_frames"):
         print(
-            f"first frame given: {first['kept']:.1f} dB to the autoencoder's reconstruction (100: equal); the frames "
-            f"after it {first['after']:.2f} dB to the true ones, held still {first['still']:.2f} dB; nearer than that "
-            f"{first['nearer']:.0%} of {first['clips']} clips"
+            f"given first frame: {first['kept']:.1f} dB to the autoencoder's reconstruction (100: equal); the frames "
+            f"after it {first['after']:.2f} dB to the true ones, {first['still']:.2f} dB if it is repeated; better "
+            f"than that in {first['nearer']:.0%} of {first['clips']} clips"
         )
     if loss := found.get("validation"):
         print(
-            f"validation loss: {loss['trained']:.4f}; untrained {loss['untrained']:.4f}, of answering the mean "
+            f"validation loss: {loss['trained']:.4f}; untrained {loss['untrained']:.4f}, predicting the mean "
             f"{loss['baseline']:.4f}"
         )
     print(f"see {config.save_dir}/{FILE}")

@@ -1,9 +1,9 @@
-"""Make a small text encoder with random weights for the words of a CSV's captions, where no T5 can be downloaded.
+"""Make a small text encoder with random weights for the words of a CSV's captions, if T5 can't be downloaded.
 
     mg-make-text-encoder --csv_path train.csv --output_dir outputs/text_encoder
 
-writes a folder that text_encoder.from_pretrained takes. The words mean nothing to it; a denoiser that is trained on
-what it makes of captions learns what each is to mean, and needs the very same folder from then on.
+writes a folder for text_encoder.from_pretrained. The words mean nothing to it; a denoiser trained with it learns what
+each word should mean, and needs the same folder from then on.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Options:
     Attributes:
         csv_path: a CSV with a column `caption` or `text`.
         output_dir: the folder to write to.
-        channels: of what captions become.
+        channels: of the encoded captions.
         seed: of the weights.
     """
 
@@ -43,7 +43,7 @@ def main() -> None:
     if not words:
         raise ValueError(f"{options.csv_path}: no row has a caption; it needs a column 'caption' or 'text'")
     make_word_encoder(Path(options.output_dir), words, options.channels, options.seed)
-    print(f"{options.output_dir}: tells {len(words)} words apart")
+    print(f"{options.output_dir}: a text encoder for {len(words)} words")
 
 
 def run() -> None:

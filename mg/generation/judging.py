@@ -1,13 +1,13 @@
-"""Whether a denoiser listens: to captions, and to a frame that it is given. For small sets of clips.
+"""Does a denoiser follow its captions, and does it keep a given first frame? For small sets of clips.
 
-Captions: clips are generated under every caption from the same noise, so that nothing but the caption tells them apart.
-One is heeded where, of all known clips, the nearest to what was generated has that caption. A network that does not
-listen makes the same clip under all captions, and is right by chance: as often as the share of the known clips that
-have the caption says. Where captions are of several parts, each part is looked at alone, too.
+Captions: a clip is generated for every caption from the same noise, so only the caption can make a difference. A
+caption is followed if, of all known clips, the one nearest to the generated clip has that caption. A network that
+ignores captions generates the same clip for all of them, and is right by chance: the share of the known clips that have
+the caption. If captions consist of several parts, each part is judged separately too.
 
-First frames: clips are generated from the first frames of others, under their captions. The first frame that comes out
-is compared with what the autoencoder alone makes of the one given, and the frames after it with the true ones; so is
-the first frame held still.
+First frames: clips are generated from the first frames of other clips, with their captions. The generated first frame
+is compared with the autoencoder's reconstruction of the given one, and the frames after it with the true ones. The
+baseline is the first frame repeated.
 """
 
 import json
@@ -34,21 +34,21 @@ from mg.generation.requests import Request
 from mg.text import clean_caption
 
 FILE = "judged.json"
-PARTS = ", "  # what lies between the parts of a caption
+PARTS = ", "  # separates the parts of a caption
 
 
 @dataclass(kw_only=True)
 class JudgeConfig(GenerateConfig):
-    """Measure whether a denoiser heeds captions, and keeps a frame that it is given.
+    """Measure how often a denoiser follows captions, and how well it keeps a given first frame.
 
     Args:
-        csv_path: the clips that it was trained on, a CSV with columns `video` and `caption`.
-        test_csv_path: clips whose first frames are given; by default those of csv_path.
-        noises: clips that are generated under each caption, each from noise that all captions share.
-        captions: how many captions are judged, at most, from the first on.
-        first_frames: how many first frames are given, at most, from the first clip on; 0 gives none.
-        validation: validation.jsonl of the training runs that led to it, from the untrained network on, which all
-            measured on the same clips.
+        csv_path: the clips the denoiser was trained on, a CSV with columns `video` and `caption`.
+        test_csv_path: clips whose first frames are given, by default those of csv_path.
+        noises: clips to generate for each caption; the n-th clips of all captions start from the same noise.
+        captions: the largest number of captions to judge, from the first.
+        first_frames: the largest number of first frames to give, from the first clip; 0 gives none.
+        validation: validation.jsonl of the training runs that led to this denoiser, starting with the untrained
+            network; all of them measured on the same clips.
     """
 
     csv_path: str
@@ -65,19 +65,19 @@ class JudgeConfig(GenerateConfig):
         require(self.captions is None or self.captions >= 2, self, "captions", "at least 2, or null")
         require(self.first_frames >= 0, self, "first_frames", "at least 0")
         if self.first_frames and self.frames < 2:
-            raise ValueError("first_frames must be 0 where num_frames is 1: no frame comes after the first")
+            raise ValueError("first_frames must be 0 if num_frames is 1: no frame comes after the first")
         if self.first_frames and self.refuses_masks:
             raise ValueError(f"first_frames is {self.first_frames}; {self.refuses_masks}, or set it to 0")
 
 
 class Heeded(NamedTuple):
-    """How far captions, or a part of them, are heeded.
+    """How often captions, or a part of them, are followed.
 
     Attributes:
-        share: of generated clips, whose nearest known clip has their caption.
-        chance: the same where captions are not heeded.
-        own: PSNR in dB to the nearest known clip of their caption, mean over generated clips.
-        others: the same to the nearest one of another caption.
+        share: of generated clips whose nearest known clip has their caption.
+        chance: the share to expect if captions are ignored.
+        own: PSNR in dB to the nearest known clip with their caption, mean over generated clips.
+        others: PSNR in dB to the nearest known clip with another caption, mean over generated clips.
     """
 
     share: float
@@ -87,15 +87,15 @@ class Heeded(NamedTuple):
 
 
 def heeded(distances: np.ndarray, captions: Sequence[str], known: Sequence[str]) -> Heeded:
-    """How far captions are heeded.
+    """How often captions are followed.
 
     Args:
         distances: PSNR of each generated clip to each known one, (generated, known).
-        captions: of the generated ones.
-        known: of the known ones.
+        captions: of the generated clips.
+        known: captions of the known clips.
 
     Raises:
-        ValueError: a caption that none of the known clips has, or all of them.
+        ValueError: a caption that none or all of the known clips have.
     """
     found = []
     for near, caption in zip(distances, captions):
@@ -108,13 +108,13 @@ def heeded(distances: np.ndarray, captions: Sequence[str], known: Sequence[str])
 
 
 class FirstFrames(NamedTuple):
-    """What comes of first frames that are given; PSNR in dB, means over clips.
+    """How well given first frames are kept and continued; PSNR in dB, means over clips.
 
     Attributes:
-        kept: of the first frame, to the autoencoder's reconstruction of the one given; 100 where they are equal.
-        after: of the frames after it, to the true ones.
-        still: of that reconstruction, held still, to the same.
-        nearer: share of clips that are nearer to the true one than that.
+        kept: the first frame against the autoencoder's reconstruction of the given one; 100 if they are equal.
+        after: the frames after it against the true ones.
+        still: that reconstruction, repeated, against the same true frames.
+        nearer: share of clips for which `after` is higher than `still`.
     """
 
     kept: float
@@ -126,12 +126,12 @@ class FirstFrames(NamedTuple):
 def first_frames(
     clips: Sequence[np.ndarray], true: Sequence[np.ndarray], reconstructed: Sequence[np.ndarray]
 ) -> FirstFrames:
-    """What comes of first frames that are given.
+    """Compare generated clips with those whose first frames were given.
 
     Args:
-        clips: generated ones, uint8 (T, H, W, 3), T at least 2.
-        true: those whose first frames were given, alike.
-        reconstructed: what the autoencoder makes of each first frame alone, (1, H, W, 3).
+        clips: generated clips, uint8 (T, H, W, 3), T at least 2.
+        true: the clips whose first frames were given, of the same shapes.
+        reconstructed: the autoencoder's reconstruction of each first frame, uint8 (1, H, W, 3).
     """
     found = []
     for clip, other, first in zip(clips, true, reconstructed):
@@ -143,19 +143,19 @@ def first_frames(
 
 
 def psnrs(clips: Sequence[np.ndarray] | np.ndarray, known: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """PSNR in dB of each clip to each known one, uint8 (T, H, W, 3); by the mean error of all frames. 100 at most."""
+    """PSNR in dB of each clip to each known one, uint8 (T, H, W, 3), from the mean error of all frames; at most 100."""
     a, b = (np.stack([each.reshape(-1) for each in some]).astype(np.float64) / 255 for some in (clips, known))
     errors = (np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T) / a.shape[1]
     return -10 * np.log10(np.maximum(errors, 10 ** (-PSNR_CEILING / 10)))
 
 
 def judge(config: JudgeConfig, progress: Callable[[list], Iterator] = iter) -> dict:
-    """Generate clips and measure; the numbers are written to save_dir/judged.json, too.
+    """Generate clips and measure; the numbers are also written to save_dir/judged.json.
 
     Returns:
-        "captions": a `Heeded` as a dict for whole captions ("all") and, where they have as many parts each, for each
+        "captions": a `Heeded` as a dict for whole captions ("all") and, if all have the same number of parts, for each
         part ("1", "2", ...), with the number of `different` ones; "first_frames": a `FirstFrames` as a dict, with the
-        number of `clips`; "validation": see `losses_of`; and how many clips were `generated` under captions.
+        number of `clips`; "validation": see `losses_of`; "generated": the number of clips generated for captions.
 
     Raises:
         ValueError, OSError: clips or weights that cannot be used.
@@ -164,7 +164,7 @@ def judge(config: JudgeConfig, progress: Callable[[list], Iterator] = iter) -> d
     rows = read_index(config.csv_path)
     captions = list(dict.fromkeys(row.caption for row in rows))
     if len(captions) < 2:
-        raise ValueError(f"{config.csv_path}: has {len(captions)} captions; there must be at least 2 to tell apart")
+        raise ValueError(f"{config.csv_path}: has {len(captions)} captions; at least 2 are needed, to compare")
     tested = read_index(config.test_csv_path or config.csv_path)[: config.first_frames]
     losses = losses_of(config.validation) if config.validation else None
     pipeline = load_pipeline(config)
@@ -202,7 +202,7 @@ def _item(config: JudgeConfig, caption: str, number: int, strategy: str = "") ->
 
 
 def _generate(pipeline: Pipeline, items: Sequence[Item], progress: Callable[[list], Iterator]) -> list[np.ndarray]:
-    """A clip of each, uint8 (T, H, W, 3); the noise depends on its number alone, whatever its caption."""
+    """A clip for each item, uint8 (T, H, W, 3); the noise depends only on its number, not on its caption."""
     config, shape = pipeline.config, (pipeline.codec.in_channels, *pipeline.latent_size)
 
     def noise(some: Sequence[Item], loop: int) -> SampleNoise:
@@ -216,11 +216,11 @@ def _generate(pipeline: Pipeline, items: Sequence[Item], progress: Callable[[lis
 
 
 def losses_of(files: Sequence[str | Path]) -> dict[str, float]:
-    """The loss before and after training runs, one going on from the other, by their validation.jsonl: "untrained",
-    "trained" and the "baseline".
+    """The losses "untrained", "trained" and "baseline" from the validation.jsonl of training runs, each continuing the
+    one before it.
 
     Raises:
-        ValueError: they do not begin with an untrained network.
+        ValueError: they don't begin with an untrained network.
     """
     runs = [[json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()] for path in files]
     if not all(runs) or runs[0][0]["step"] != 0:
@@ -230,7 +230,7 @@ def losses_of(files: Sequence[str | Path]) -> dict[str, float]:
 
 
 def _read_clip(config: JudgeConfig, codec: LatentCodec, row: IndexRow) -> np.ndarray:
-    """The frames of a clip that its latents were made of, uint8 (T, H, W, 3)."""
+    """The frames of a clip that were encoded for training, uint8 (T, H, W, 3)."""
     height, width = codec.pixel_size(config.size)
     options = ClipOptions(
         num_frames=config.frames, frame_stride=config.frame_interval, image_size=min(height, width), crop=False
@@ -240,7 +240,7 @@ def _read_clip(config: JudgeConfig, codec: LatentCodec, row: IndexRow) -> np.nda
 
 
 def _readings(captions: Sequence[str]) -> dict[str, Sequence[str]]:
-    """What of captions is looked at: "all" of each, and part "1", "2", ... where all of them have as many."""
+    """What to compare of captions: "all" of each and, if all have the same number of parts, part "1", "2", ..."""
     parts = [caption.split(PARTS) for caption in captions]
     readings: dict[str, Sequence[str]] = {"all": captions}
     if len({len(each) for each in parts}) == 1 and len(parts[0]) > 1:

@@ -1,8 +1,7 @@
-"""A text encoder that takes no download: a T5 of one layer with random weights, and a tokenizer of given words.
+"""A text encoder that needs no download: a T5 of one layer with random weights, and a tokenizer of given words.
 
-It understands nothing. But states of different texts differ, by their words and the order of these, always in the same
-way: so a denoiser that is trained on its states learns what each word is to mean. A word that it was not made for is
-the same as any other such.
+It understands nothing. But the states of texts that differ in their words or word order always differ, in the same way
+each time, so a denoiser trained on them learns what each word should mean. All other words are the same unknown token.
 """
 
 import json
@@ -16,13 +15,13 @@ from mg.checkpoints import atomic_write, write_state_dict
 from mg.text.t5 import T5_CONFIG, T5Encoder
 
 _MARKS = ("<pad>", "</s>", "<unk>")
-_WORDS = r"\w+|[^\w\s]"  # as the tokenizer's splitting at spaces and punctuation has it
+_WORDS = r"\w+|[^\w\s]"  # splits as the tokenizer does, at spaces and punctuation
 _REFERENCE_WIDTH = 4096
 _SIZES = {"d_kv": 16, "num_layers": 1, "num_heads": 4}
 
 
 def words_of(texts: Iterable[str]) -> list[str]:
-    """All words and marks of punctuation of some texts, in lower case, by the alphabet."""
+    """All words and punctuation marks of some texts, in lower case, sorted."""
     return sorted({word for text in texts for word in re.findall(_WORDS, text.lower())})
 
 
@@ -30,16 +29,16 @@ def make_word_encoder(folder: Path, words: Sequence[str], channels: int = 64, se
     """Write tokenizer.json, config.json and model.safetensors, which `create_text_encoder("t5", folder)` reads.
 
     Args:
-        folder: to write to.
-        words: that it tells apart.
-        channels: of its states.
+        folder: the folder to write to.
+        words: the words to distinguish.
+        channels: of the states.
         seed: of the weights.
 
     Raises:
         ValueError: there are no words.
     """
     if not words:
-        raise ValueError("there are no words; a text encoder tells apart those that it is made for")
+        raise ValueError("there are no words to make a text encoder for")
     vocabulary = {token: number for number, token in enumerate((*_MARKS, *words))}
     config = {**T5_CONFIG, **_SIZES, "vocab_size": len(vocabulary), "d_model": channels, "d_ff": 2 * channels}
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def make_word_encoder(folder: Path, words: Sequence[str], channels: int = 64, se
 
 def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith("norm.weight"):
-        # What reads captions begins with weights of one size, whatever the width; T5-XXL, 4096 wide, is its measure.
+        # A denoiser's caption layers start from weights of one size for any width, right for T5-XXL's 4096 channels.
         last = name.endswith("final_layer_norm.weight")
         return np.full(shape, (_REFERENCE_WIDTH / shape[0]) ** 0.5 / 2 if last else 1, np.float32)
     deviation = 1.0 if name == "shared.weight" else shape[-1] ** -0.5
@@ -60,7 +59,7 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
 
 
 def _tokenizer(vocabulary: dict[str, int]) -> dict:
-    """A file of the tokenizers package: whole words, in lower case."""
+    """The content of a tokenizer.json for the tokenizers package: whole words, in lower case."""
     marks = [{"id": number, "content": mark, "special": True} for number, mark in enumerate(_MARKS)]
     kept = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {
