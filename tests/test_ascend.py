@@ -54,7 +54,7 @@ def kernel(primitive: str, inputs: list[Tensor], outputs: list[Tensor], kind: st
         ("grouped", "convolution_groups: Conv2D with 2 groups of 8 channels to 8; must be 1, or one per channel"),
     ],
 )
-def test_a_fault_that_is_there_for_certain_is_found(check, name, said):
+def test_known_faults_are_found(check, name, said):
     assert name in CONTROLS
     finding = check.one(graph(f"control/{name}/bf16/small"))
     assert dict(finding.faults) == {said: 1} and not finding.clean
@@ -132,7 +132,7 @@ def test_a_saved_graph_is_read_with_types_shapes_and_kinds(tmp_path):
         ("", "it ended without an error message", False),
     ],
 )
-def test_a_graph_that_is_not_there_is_a_failure_with_its_last_error(tmp_path, log, failure, refused):
+def test_a_missing_graph_is_a_failure_with_its_last_error(tmp_path, log, failure, refused):
     selection = kernels.read(log, tmp_path)
     assert (selection.failure, selection.refused) == (failure, refused)
     assert dict(judge(graph("tae/encode/bf16/small"), selection).faults) == {failure: 1}
@@ -187,7 +187,7 @@ subgraph @kernel_graph0() {
 
 
 @pytest.mark.parametrize("last, most", [(2250, 4000 + 6000 + 6000), (2750, 6000 + 11000)])
-def test_memory_is_what_has_to_be_there_at_once(tmp_path, last, most):
+def test_memory_is_the_most_that_is_live_at_once(tmp_path, last, most):
     (tmp_path / "graph.ir").write_text(LIVE.replace("LAST", str(last)))
     computing = [kernel(primitive, [], []) for primitive in ("GroupNorm", "Mul", "Cast", "InplaceCopy")]
     selection = Selection((*computing, kernel("NarrowView", [], [], "view")))
@@ -224,7 +224,7 @@ WIDE, GROUPED = tensor(1, 8, 4, 5000), tensor(8, 2, 3, 3)
         ("norm_groups", ("GroupNormGrad", [X, X, X], [X]), ("GroupNormGrad", [X, tensor(1, 8001), tensor(1, 1)], [X])),
     ],
 )
-def test_a_rule_tells_a_kernel_that_will_do_from_one_that_will_not(rule, good, bad):
+def test_a_rule_tells_allowed_kernels_from_others(rule, good, bad):
     found = [[line.partition(":")[0] for line in rules.breaks(kernel(*each))] for each in (good, bad)]
     assert rule not in found[0] and rule in found[1]
     assert rule in {each.__name__ for each in rules.RULES}
@@ -265,7 +265,7 @@ def test_every_model_is_checked_in_both_sizes():
     assert [str(found) for found in graphs(["tae"], ["encode"], ["bf16"], ["full"])] == ["tae/encode/bf16/full"]
 
 
-def test_what_there_is_not_to_check_is_named():
+def test_unknown_parts_to_check_are_named():
     with pytest.raises(ValueError, match="unknown part 'encoder'; it must be one of encode, encode_image"):
         graphs(["tae"], ["encoder"])
 
@@ -282,7 +282,7 @@ def test_what_there_is_not_to_check_is_named():
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="says elsewhere that this is not Linux")
-def test_a_machine_that_cannot_check_is_told_what_it_lacks_in_one_line(monkeypatch, tmp_path, patch, said):
+def test_a_machine_that_cannot_check_gets_one_line_that_says_what_is_missing(monkeypatch, tmp_path, patch, said):
     for name, value in (
         ("platform.machine", lambda: "x86_64"),
         ("mg.ascend.stand_ins.version", lambda _: "2.10.0"),
@@ -297,7 +297,7 @@ def test_a_machine_that_cannot_check_is_told_what_it_lacks_in_one_line(monkeypat
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_graphs_that_are_kept_go_to_a_folder_of_their_own(tmp_path):
+def test_kept_graphs_get_their_own_folders(tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(ValueError, match="is not empty"), Check(tmp_path):
         pass
@@ -351,7 +351,7 @@ def test_a_graph_is_clean(check, request, checked):
 
 @pytest.mark.full
 @pytest.mark.parametrize("model", ["tae", "dc_ae"])
-def test_gradient_checkpointing_computes_convolutions_anew(check, model):
+def test_gradient_checkpointing_computes_convolutions_again(check, model):
     counts = []
     for part in ("accumulate", "checkpointed"):
         counts.append(check.one(graph(f"{model}/{part}/bf16/small")).selection.count("aclnn")["Conv3DExt"])

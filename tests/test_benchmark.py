@@ -89,7 +89,7 @@ def read_csv(folder: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_every_video_has_one_row_per_model_and_a_broken_one_costs_nothing_else(tmp_path, configure):
+def test_every_video_has_one_row_per_model_even_next_to_a_broken_one(tmp_path, configure):
     found = run_benchmark(configure())
     rows = read_csv(tmp_path)
     assert [(row["model"], row["name"]) for row in rows] == [(m, n) for m in ("first", "second") for n in NAMES]
@@ -132,7 +132,7 @@ def test_without_a_number_of_frames_one_frame_and_an_image_are_clips_too(tmp_pat
     )
 
 
-def test_a_measure_without_its_weights_is_left_out_and_said_so(tmp_path, configure):
+def test_a_measure_without_weights_is_left_out_with_a_message(tmp_path, configure):
     options = dict(metric=["psnr", "lpips"], lpips_weights=str(tmp_path / "none.safetensors"))
     summary = run_benchmark(configure(["a.mp4"], **options)).summary
     assert "none.safetensors" in summary["left_out"]["lpips"] and list(summary["measures"]) == ["psnr"]
@@ -140,7 +140,7 @@ def test_a_measure_without_its_weights_is_left_out_and_said_so(tmp_path, configu
     assert "none.safetensors" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_flolpips_stands_beside_the_flow_it_rests_on(tmp_path, configure):
+def test_flolpips_is_reported_with_its_flow(tmp_path, configure):
     weights = write_random_weights(tmp_path / "lpips.safetensors")
     options = dict(metric=["psnr", "flolpips"], lpips_weights=str(weights), flow="farneback")
     found = run_benchmark(configure(["a.mp4", "still.png"], models=configure().models[:1], **options))
@@ -214,14 +214,14 @@ def test_a_clip_that_a_model_cannot_take_costs_one_row(configure, monkeypatch):
     assert [(row.status, row.error) for row in found.rows] == [("error", "out of memory"), ("ok", "")]
 
 
-def test_a_model_that_cannot_be_built_is_left_out_and_the_others_go_on(tmp_path, configure, checkpoints):
+def test_a_model_that_cannot_be_built_is_left_out_and_the_others_continue(tmp_path, configure, checkpoints):
     (tmp_path / "bad.ckpt").write_bytes(b"no weights")
     found = run_benchmark(configure(["a.mp4"], models=[str(tmp_path / "bad.ckpt"), checkpoints[0]]))
     assert [row.model for row in found.rows] == ["first"] and not found.complete
     assert "bad.ckpt" in found.summary["left_out"]["bad"] == found.summary["models"]["bad"]["error"]
 
 
-def test_a_killed_run_goes_on_behind_its_last_whole_row(tmp_path, configure, monkeypatch):
+def test_a_killed_run_continues_after_its_last_whole_row(tmp_path, configure, monkeypatch):
     whole = [(row.model, row.name, row.status, row.psnr) for row in run_benchmark(configure()).rows]
     results, filled, enough = tmp_path / "out" / "results.csv", [], 3
     results.unlink()
@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on_behind_its_last_whole_row(tmp_path, configure, mon
 
 
 @pytest.mark.full
-def test_a_process_that_was_killed_leaves_rows_to_go_on_from(tmp_path, configure, videos):
+def test_a_killed_process_leaves_rows_to_continue_from(tmp_path, configure, videos):
     tiny = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}
     create_model("image_vae", **tiny).save_weights(tmp_path / "tiny.ckpt")
     names = ["a.mp4", "b.mp4"] * 8
@@ -274,7 +274,7 @@ def test_a_process_that_was_killed_leaves_rows_to_go_on_from(tmp_path, configure
     assert [row.output for row in found.rows][:4] == ["a", "b", "a_2", "b_2"] and found.complete
 
 
-def test_ctrl_c_ends_a_compiled_run_in_order(tmp_path, configure, checkpoints):
+def test_ctrl_c_ends_a_compiled_run_cleanly(tmp_path, configure, checkpoints):
     code = """
 import os, runpy, signal, sys
 import training_runs
@@ -327,7 +327,7 @@ def test_other_weights_under_the_same_name_are_other_settings(tmp_path, configur
         run_benchmark(configure(["a.mp4"], models=[str(path)]))
 
 
-def test_results_of_an_older_version_are_gone_on_from(tmp_path, configure, monkeypatch):
+def test_results_of_an_older_version_can_be_continued(tmp_path, configure, monkeypatch):
     run_benchmark(configure(["a.mp4", "b.mp4"]))
     path, rows = tmp_path / "out" / "results.csv", read_csv(tmp_path)
     with open(path, "w", newline="") as file:  # without the second model's second row, and what rows did not say then
@@ -339,7 +339,7 @@ def test_results_of_an_older_version_are_gone_on_from(tmp_path, configure, monke
     assert [row["tiles"] for row in read_csv(tmp_path)] == ["", "", "", "whole"]
 
 
-def test_clips_that_failed_are_tried_again_where_that_is_asked_for(tmp_path, configure, videos, monkeypatch):
+def test_failed_clips_are_retried_on_request(tmp_path, configure, videos, monkeypatch):
     names = ["a.mp4", "late.mp4"]
     assert [row.ok for row in run_benchmark(configure(names)).rows] == [True, False] * 2
     (videos / "late.mp4").write_bytes((videos / "b.mp4").read_bytes())
@@ -351,7 +351,7 @@ def test_clips_that_failed_are_tried_again_where_that_is_asked_for(tmp_path, con
     assert [row.ok for row in found.rows] == [True] * 4 and found.complete and len(read_csv(tmp_path)) == 4
 
 
-def test_results_that_are_none_are_refused(tmp_path, configure):
+def test_malformed_results_are_refused(tmp_path, configure):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="results.csv: its columns are not those"):
@@ -388,7 +388,7 @@ def test_the_shipped_configurations_are_models_of_a_benchmark(path, configure, c
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_shipped_benchmarks_are_valid_and_say_all_there_is_to_say(path):
+def test_the_shipped_benchmarks_are_valid_and_name_every_option(path):
     given = ["--config", str(path), "--csv_path", "index.csv", "--models", "a.yaml", "b.ckpt"]
     config = parse_config(BenchmarkConfig, "", given)
     assert config.models == ["a.yaml", "b.ckpt"]
@@ -405,9 +405,7 @@ def test_the_shipped_benchmarks_are_valid_and_say_all_there_is_to_say(path):
         ("{folder}/wrong.yaml", "wrong.yaml: unknown option 'imagesize'; did you mean 'image_size'"),
     ],
 )
-def test_a_model_that_is_not_there_is_named_before_anything_is_written(
-    tmp_path, configure, checkpoints, model, message
-):
+def test_a_missing_model_is_named_before_anything_is_written(tmp_path, configure, checkpoints, model, message):
     (tmp_path / "empty.yaml").write_text("model: {name: tae}\n")
     (tmp_path / "wrong.yaml").write_text("imagesize: 3\n")
     with pytest.raises(ValueError, match=message):
@@ -444,7 +442,7 @@ def test_an_error_map_is_black_where_nothing_differs_and_brightest_from_its_rang
 # The command line.
 
 
-def test_the_command_says_what_it_found_and_where_the_report_lies(tmp_path, configure, monkeypatch, capsys):
+def test_the_command_prints_its_results_and_the_path_of_the_report(tmp_path, configure, monkeypatch, capsys):
     assert run_here(monkeypatch, "scripts/benchmark.py", *arguments(configure(["a.mp4"]))) == 0
     arguments_again = arguments(configure())
     assert run_here(monkeypatch, "scripts/benchmark.py", *arguments_again, "--resume=False") == 1  # some clips failed

@@ -130,7 +130,7 @@ def test_256_pixels_and_16_frames_only():
 # Probabilities and thresholds.
 
 
-def test_of_a_pair_the_first_is_for_the_resolution_and_the_second_for_the_frames():
+def test_a_pair_has_a_share_for_the_resolution_and_one_for_the_frames():
     pairs = {"720p": {32: ((0.5, 0.3), 1), 16: ((0.6, 1.0), 2)}, "480p": {16: (1.0, 4)}}
     wanted = {("720p", 32): 0.3 * 0.5, ("720p", 16): 0.7 * 0.6, ("480p", 16): 0.3 * 0.5 + 0.7 * 0.4}
     assert close(shares(pairs, 32, (720, 1280)), wanted)
@@ -180,7 +180,7 @@ def test_names_stand_for_numbers_of_pixels():
     assert pixels == sorted(pixels)
 
 
-def test_sizes_lie_on_the_grid_near_the_number_of_pixels():
+def test_sizes_are_on_the_grid_near_the_number_of_pixels():
     assert bucket_sizes("256px", 16)["16:9"] == (192, 336)
     assert bucket_sizes("256px", 32)["16:9"] == (192, 352)
     assert bucket_sizes("256px", 8)["9:16"] == bucket_sizes("256px", 8)["16:9"][::-1]
@@ -241,7 +241,7 @@ def test_the_nearest_aspect_ratio_wins(size, wanted):
         ({"256px": {16: [1.0, 1], "16": [0.5, 1]}}, "it is given twice"),
     ],
 )
-def test_a_wrong_bucket_is_named_with_what_would_be_right(config, message):
+def test_a_wrong_bucket_is_named_with_a_remedy(config, message):
     with pytest.raises(DataError, match=message):
         DataConfig(buckets=config)
 
@@ -297,7 +297,7 @@ CLIPS = [(1, (64, 64)), (5, (64, 64)), (9, (64, 64)), (9, (48, 90))]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_every_row_comes_once_an_epoch_and_what_fills_the_last_batch_again(world_size):
+def test_every_row_comes_once_an_epoch_and_again_only_to_fill_the_last_batch(world_size):
     plan = schedule(MIXED, CLIPS, world_size, count=10)
     per_place = {(1, 3): 10, (4, 2): 10, (8, 1): 10}
     steps = sum(-(-rows // (batch * world_size)) for (_, batch), rows in per_place.items())
@@ -324,7 +324,7 @@ def test_one_rank_with_the_doubled_batch_draws_as_two_do():
         assert rows_of(one.turn(step)) == rows_of(two.turn(step), 2)
 
 
-def test_rows_are_kept_anew_in_each_epoch_and_any_step_is_found_without_those_before():
+def test_rows_are_drawn_again_in_each_epoch_and_any_step_is_found_directly():
     config = {"64px": {4: (0.5, 2)}, "32px": {4: (0.3, 4)}}
     plan = schedule(config, [(4, (64, 64))], seed=5, count=400)
     walked = [plan.turn(step) for step in range(plan.first_step(6))]
@@ -340,7 +340,7 @@ def test_rows_are_kept_anew_in_each_epoch_and_any_step_is_found_without_those_be
     ]
 
 
-def test_a_place_that_fills_no_global_batch_is_left_out_and_said_to_be(caplog):
+def test_a_bucket_that_fills_no_global_batch_is_left_out_with_a_message(caplog):
     config = {"64px": {1: (1.0, 4), 4: (1.0, 2)}, "128px": {4: (0.0, None)}}
     clips = [(1, (64, 64))] * 5 + [(4, (64, 64))] * 4 + [(4, (128, 128))] * 2 + [(2, (64, 64)), (8, (10, 10))]
     with caplog.at_level(logging.INFO):
@@ -354,7 +354,7 @@ def test_a_place_that_fills_no_global_batch_is_left_out_and_said_to_be(caplog):
     assert "5: fewer than the 8 of a step of bucket 64px, 1 x 64 x 64 (lower batch_size)" in said[1]
 
 
-def test_nothing_left_is_an_error_with_counts_and_what_would_help():
+def test_no_remaining_rows_is_an_error_with_counts_and_a_remedy():
     config = {"64px": {1: (1.0, 4), 8: (1.0, 2)}, "128px": {8: (0.0, None)}}
     clips = [(1, (64, 64))] * 3 + [(4, (64, 64))] * 2 + [(8, (8, 8))]
     with pytest.raises(DataError) as error:
@@ -500,7 +500,7 @@ def test_an_image_ratio_cuts_that_share_of_the_steps_to_single_frames(folder):
     assert sorted(names) == [f"v{v}.mp4" for v in range(8)], "of videos, each once an epoch"
 
 
-def test_what_has_no_effect_beside_buckets_is_said(folder, caplog):
+def test_options_without_effect_next_to_buckets_are_named(folder, caplog):
     with caplog.at_level(logging.WARNING):
         load(folder, batch_size=4, sample_n_frames=8)
         load(folder, rank=1, world_size=2, batch_size=4, buckets={"64px": {4: [1.0, 1]}})
@@ -569,7 +569,7 @@ def test_a_row_goes_to_its_buckets_frames_size_and_batch_size_in_the_order_of_th
     assert np.array_equal(clips[1].x, next(read_clips(rows[1:], plain, None)).x)
 
 
-def test_what_no_bucket_takes_is_a_failure_with_the_reason(folder):
+def test_a_clip_without_a_bucket_fails_with_the_reason(folder):
     rows, failed = read_index(folder / "mindone.csv"), {}
     options = ClipOptions(buckets={"64px": {12: [0.0, None], 8: [1.0, 1]}, "128px": {1: [1.0, 1]}})
     clips = list(read_clips(rows, options, lambda index, error: failed.update({index: str(error)})))
@@ -590,7 +590,7 @@ def test_what_chance_keeps_does_not_depend_on_the_other_rows(folder):
     assert kept(rows[::2]) | kept(rows[1::2]) == kept(rows) == kept(rows)
 
 
-def test_videos_are_reconstructed_in_buckets_and_images_beside_them(folder, tmp_path):
+def test_videos_and_images_are_reconstructed_in_buckets(folder, tmp_path):
     create_model("two_convs").save_pretrained(tmp_path / "model")
     argv = [
         "--ckpt_path",

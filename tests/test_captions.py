@@ -35,7 +35,7 @@ def test_the_second_time_finds_more():
     assert [clean_caption("a cat,,", times) for times in (1, 2)] == ["a cat,", "a cat"]
 
 
-def test_ascii_takes_no_ftfy_and_other_letters_say_that_they_do(monkeypatch):
+def test_ascii_needs_no_ftfy_and_other_letters_say_that_they_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "ftfy", None)
     assert clean_caption("A  Cat\t at https://cats.com", times=2) == "a cat at"
     with pytest.raises(ValueError, match="needs ftfy: pip install ftfy"):

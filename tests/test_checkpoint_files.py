@@ -457,7 +457,7 @@ def test_a_written_file_has_the_mode_that_the_umask_gives(tmp_path):
     assert stat.S_IMODE((tmp_path / "new" / "w.txt").stat().st_mode) == 0o640
 
 
-def test_targets_that_cannot_be_are_refused(tmp_path):
+def test_impossible_targets_are_refused(tmp_path):
     for path, options, reason in (
         ("w.pt", {}, "written to .safetensors or .ckpt"),
         ("w.ckpt", {"dtype": "int8"}, "fp32, fp16, bf16"),

@@ -44,7 +44,7 @@ def test_indexes_list_readable_clips(clips):
             assert (reader.num_frames, reader.height, reader.width, reader.fps) == (8, 64, 64, 12)
 
 
-def test_no_photograph_is_on_both_sides(clips):
+def test_train_and_test_share_no_photograph(clips):
     assert not set(TRAIN_PHOTOGRAPHS) & set(TEST_PHOTOGRAPHS)
     names = {
         split: {SUBJECTS[photograph] for photograph in photographs}
@@ -100,7 +100,7 @@ def test_captions_say_how_the_camera_moves(motion):
     assert len(said) >= 2
 
 
-def test_a_camera_that_hardly_moves_and_what_passes_are_told():
+def test_captions_mention_slow_cameras_and_passing_objects():
     settings = ClipSettings(size=32, num_frames=2, motions=["object"])
     _, caption = draw_clip(("moon.png", "grass.png"), 0, settings)
     assert caption == "the moon, the camera hardly moves, a piece of grass passes in front"
@@ -115,7 +115,7 @@ def test_clips_show_the_photographs_and_motions_that_are_chosen(tmp_path):
 
 
 @pytest.mark.parametrize("chosen", [{"motions": ["pam"]}, {"photographs": ["mon.png"]}, {"motions": []}])
-def test_motions_and_photographs_that_are_not_there_are_named(chosen):
+def test_unknown_motions_and_photographs_are_named(chosen):
     with pytest.raises(DataError, match="did you mean '(pan|moon.png)'|motions is empty; it must have some of pan"):
         ClipSettings(**chosen)
 

@@ -79,7 +79,7 @@ def write(tmp_path):
     return write
 
 
-def test_defaults_file_and_arguments_are_laid_over_each_other_in_their_order(write):
+def test_arguments_override_the_file_and_the_file_the_defaults(write):
     file = write({"name": "file", "count": 5, "section": {"rate": 2.0, "extra": {"a": [1, 2]}}})
     assert parse("--name", "x") == Options("x")
     assert parse("--config", file) == Options("file", 5, section=Section(2.0, {"a": [1, 2]}))
@@ -92,7 +92,7 @@ def test_defaults_file_and_arguments_are_laid_over_each_other_in_their_order(wri
     )
 
 
-def test_a_config_may_stand_first_without_its_option(write):
+def test_a_config_may_come_first_without_its_option(write):
     file, second = write({"name": "file", "how-many": 5}), write({"count": 9}, "second.yaml")
     assert parse(file) == Options("file", 5)
     assert parse(file, "--count", "0", "--paths", "a", "b") == Options("file", 0, paths=["a", "b"])
@@ -174,7 +174,7 @@ def test_a_list_of_one_or_of_numbers_and_one_that_may_be_a_text():
         ([], "--name (or --label) must be given"),
     ],
 )
-def test_a_wrong_argument_is_named_with_what_would_be_right(argv, message):
+def test_a_wrong_argument_is_named_with_a_remedy(argv, message):
     with pytest.raises(ValueError) as error:
         parse(*argv)
     assert message in str(error.value)
@@ -193,7 +193,7 @@ def test_a_wrong_argument_is_named_with_what_would_be_right(argv, message):
     ],
 )
 @pytest.mark.parametrize("joined", [False, True])
-def test_a_wrong_file_is_named_with_what_would_be_right(write, content, message, joined):
+def test_a_wrong_file_is_named_with_a_remedy(write, content, message, joined):
     file = write(content)
     with pytest.raises(ValueError) as error:
         parse(*([f"--config={file}"] if joined else ["--config", file]))
@@ -256,7 +256,7 @@ def test_two_values_under_two_names_are_named_with_both(write, argv, content, me
     assert message in str(error.value)
 
 
-def test_to_dict_gives_back_what_a_file_may_hold(write):
+def test_to_dict_returns_what_a_file_can_hold(write):
     options = Options("x", 4, True, "run", (1.0, 2.0), Section(0.5, {"a": {"b": 1}}))
     values = to_dict(options)
     assert values["section"] == {"rate": 0.5, "extra": {"a": {"b": 1}}}

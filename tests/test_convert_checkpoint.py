@@ -203,7 +203,7 @@ def test_half_precision_stays_as_it_is_there_and_back(tmp_path, convert, dtype):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
 
 
-def test_what_is_no_parameter_is_left_out_and_named(tmp_path, convert, capsys):
+def test_tensors_that_are_not_parameters_are_left_out_and_named(tmp_path, convert, capsys):
     source = write(tmp_path / "ours.ckpt", "dc_ae", {**random_weights("dc_ae"), "ema.decay": np.ones(1, np.float32)})
     assert convert("dc_ae", source, tmp_path / "new.ckpt") == 0
     assert "1 left over (ema.decay)" in capsys.readouterr().out
@@ -294,7 +294,7 @@ def test_the_released_sizes_need_not_be_said():
         config_from_open_sora({"vae_2d": {"type": "VideoAutoencoderKLTemporalDecoder"}})
 
 
-def test_the_tensors_scale_and_shift_win_over_the_config_beside(tmp_path, convert):
+def test_the_tensors_scale_and_shift_override_the_config_next_to_them(tmp_path, convert):
     config = {**TEMPORAL_VAE_CONFIG, **CONFIGS["temporal_vae"]}
     state = OpenSoraVAE.original_weights(
         random_weights("temporal_vae"), {**config, "scale": 2.0, "shift": [1, 2, 3, 4]}
@@ -326,7 +326,7 @@ def test_the_spatial_half_comes_out_as_an_image_vae_and_goes_in_again(tmp_path, 
     assert_equal({f"spatial_vae.{n}": p.asnumpy() for n, p in spatial.named_weights()}, wanted)
 
 
-def test_a_spatial_half_alone_is_no_whole_model(tmp_path, convert, capsys):
+def test_a_spatial_half_is_not_taken_for_a_whole_model(tmp_path, convert, capsys):
     write(tmp_path / "image.ckpt", "image_vae", random_weights("image_vae"))
     assert convert("image_vae", tmp_path / "image.ckpt", tmp_path / "sdxl", "--to", "original") == 0
     assert convert("temporal_vae", tmp_path / "sdxl", tmp_path / "new.ckpt") == 2
@@ -352,7 +352,7 @@ def test_diffusers_reads_the_folder_that_is_written_for_it(tmp_path, convert):
     assert_equal(read_state_dict(tmp_path / "again.ckpt"), ours)
 
 
-def test_tencents_file_is_read_with_its_prefix_and_what_stands_beside(tmp_path, convert, capsys):
+def test_tencents_file_is_read_with_its_prefix_and_other_contents(tmp_path, convert, capsys):
     torch = pytest.importorskip("torch")
     ours, config = random_weights("hunyuan_vae"), {**HunyuanVAE.default_config, **CONFIGS["hunyuan_vae"]}
     state = {f"vae.{name}": torch.from_numpy(p) for name, p in HunyuanVAE.original_weights(ours, config).items()}

@@ -145,7 +145,7 @@ def test_a_spreadsheet_is_not_taken_for_a_csv(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", ["0,0,0,nan", "0.0,0.0,0.0,", "-1,-1,-1,-1", "0,480,640,24", "NaN,None,0,<NA>"])
-def test_a_row_whose_file_held_nothing_is_counted_and_no_error(tmp_path, caplog, sizes):
+def test_a_row_whose_file_was_empty_is_counted_and_not_an_error(tmp_path, caplog, sizes):
     text = f"path,text,num_frames,height,width,fps\na.mp4,x,12,32,64,8\nbad.mp4,,{sizes}\n"
     good, bad = index(tmp_path, text)
     assert (good.num_frames, good.height, good.width, good.fps) == (12, 32, 64, 8)
@@ -226,7 +226,7 @@ class Frame:
         return SimpleNamespace(tolist=lambda: TABLE[name])
 
 
-def test_without_pyarrow_pandas_reads_parquet_and_without_both_it_is_said_what_to_install(tmp_path, monkeypatch):
+def test_without_pyarrow_pandas_reads_parquet_and_without_both_the_error_says_what_to_install(tmp_path, monkeypatch):
     path = tmp_path / "set.parquet"
     path.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)

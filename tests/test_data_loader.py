@@ -137,7 +137,7 @@ def test_video_steps_use_videos_only(folder):
     assert names == {f"v{v}.mp4" for v in range(NUM_VIDEOS)}
 
 
-def test_images_alone_make_image_steps(folder):
+def test_images_by_themselves_make_image_steps(folder):
     loader = ClipLoader(rows_of(folder, "i0.png", "i1.png"), config(image_ratio=0.2))
     assert loader.steps_per_epoch == 1
     assert all(batch.x.shape == (2, 3, 1, 24, 24) for batch in take(loader, 4))
@@ -210,7 +210,7 @@ def test_a_video_need_be_no_longer_than_the_frames_that_are_drawn(folder):
         take(loader, 1, lengths.index(12))
 
 
-def test_what_is_drawn_of_a_clip_does_not_hang_on_its_length(folder):
+def test_what_is_drawn_from_a_clip_does_not_depend_on_its_length(folder):
     """The number of frames has a generator of its own: a clip of one length starts anywhere."""
     cfg = dict(image_ratio=0.0, batch_size=1, random_crop=False, image_size=40, crop_size=40, flip=False)
     loader = ClipLoader(rows_of(folder, "v0.mp4"), config(**cfg, random_frames=True, sample_n_frames=4))

@@ -26,7 +26,7 @@ def test_the_short_side_takes_the_size(shape, size, wanted):
         ((20, 30), (20, 24), (20, 30)),
     ],
 )
-def test_what_covers_a_size_is_no_larger_than_it_must_be(shape, cover, wanted):
+def test_resizing_to_cover_a_size_makes_nothing_larger_than_needed(shape, cover, wanted):
     x = frames(*shape)
     covering = transforms.resize_to_cover(x, *cover)
     assert covering.shape == (3, *wanted, 3)

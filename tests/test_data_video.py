@@ -91,7 +91,7 @@ def test_frames_scaled_as_they_are_decoded_are_those_that_are_scaled_later(tmp_p
         ("raw.h264", "libx264", "yuv420p", {}),
     ],
 )
-def test_any_frame_is_the_same_alone_and_in_sequence(tmp_path, name, codec, pix_fmt, options):
+def test_a_frame_is_the_same_read_singly_and_in_sequence(tmp_path, name, codec, pix_fmt, options):
     path = tmp_path / name
     encode(path, moving_frames(30), codec, pix_fmt, options)
     everything = open_video(path, "av").read(range(30))
@@ -266,7 +266,7 @@ def test_contents_count_not_the_suffix(video, tmp_path):
 @pytest.mark.parametrize(
     "frames", [np.zeros((4, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((0, 8, 8, 3), np.uint8)]
 )
-def test_what_cannot_be_written_leaves_no_file(tmp_path, frames):
+def test_a_failed_write_leaves_no_file(tmp_path, frames):
     with pytest.raises(VideoError, match="bad.mp4"):
         write_video(tmp_path / "bad.mp4", frames, fps=12)
     assert not list(tmp_path.iterdir())

@@ -67,7 +67,7 @@ def test_a_worker_has_no_mindspore(pool, row):
     assert "mindspore" not in Path(f"/proc/{pool.workers[0].process.pid}/maps").read_text()
 
 
-def test_what_goes_wrong_in_a_worker_is_raised_here_and_the_worker_goes_on(pool, row):
+def test_an_error_in_a_worker_is_raised_here_and_the_worker_continues(pool, row):
     with pytest.raises(VideoError, match="none.mp4: no such file"):
         pool.submit(read, IndexRow(Path("none.mp4"), "none.mp4")).result()
     with pytest.raises(ValueError, match="cannot crop 99 x 24") as error:
@@ -84,7 +84,7 @@ def test_ctrl_c_is_not_for_workers(pool, row):
     assert pool.submit(read, row).result().shape == (3, 3, 24, 24)
 
 
-def test_where_no_file_can_lie_in_memory_a_temporary_one_serves(row, monkeypatch):
+def test_a_temporary_file_is_used_if_memory_can_hold_none(row, monkeypatch):
     def refuse(name):
         raise PermissionError(1, "Operation not permitted")
 
@@ -104,7 +104,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(row):
     assert "\n" not in str(error.value)
 
 
-def test_a_worker_that_does_not_start_is_said(row, monkeypatch):
+def test_a_worker_that_does_not_start_is_reported(row, monkeypatch):
     monkeypatch.setattr(workers, "_START", "import sys; sys.exit(3)")
     with closing(ReaderPool(DataConfig(**CONFIG, num_workers=1))) as pool, pytest.raises(WorkerError, match="code 3"):
         pool.submit(read, row).result()

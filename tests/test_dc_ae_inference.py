@@ -74,7 +74,7 @@ def test_the_shipped_config_reconstructs_in_tiles(tmp_path, checkpoint, index, m
 
 
 @pytest.mark.parametrize("frames", [1, pytest.param(6, marks=pytest.mark.full)])
-def test_images_and_short_clips_go_the_models_own_way(tmp_path, checkpoint, index, monkeypatch, frames):
+def test_images_and_short_clips_are_encoded_as_by_the_model_itself(tmp_path, checkpoint, index, monkeypatch, frames):
     options = ["--num_frames", frames, "--model.dtype", "fp32", "--sample_posterior"]
     code, rows = run_script(monkeypatch, checkpoint, index, tmp_path / "out", *options)
     assert code == (frames > 1)  # the short one has 3
@@ -84,7 +84,7 @@ def test_images_and_short_clips_go_the_models_own_way(tmp_path, checkpoint, inde
 
 @pytest.mark.full
 @pytest.mark.parametrize("frames", [52, 76])
-def test_lengths_that_the_original_cuts_come_back_whole(tmp_path, checkpoint, monkeypatch, frames):
+def test_lengths_that_the_original_cuts_are_returned_whole(tmp_path, checkpoint, monkeypatch, frames):
     grey = np.repeat(np.arange(frames, dtype=np.uint8)[:, None, None, None] * 3, 3, axis=3)
     write_video(tmp_path / "long.mp4", np.broadcast_to(grey, (frames, 32, 32, 3)), fps=16)
     (tmp_path / "index.csv").write_text("path\nlong.mp4\n")

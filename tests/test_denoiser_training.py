@@ -155,7 +155,7 @@ def test_two_workers_draw_what_one_draws_for_all(speedy):
     assert not any(np.array_equal(a, b) for a, b in zip(later[:3], wanted[:3])), "latents, times and noise"
 
 
-def test_the_network_is_told_of_each_clip_as_in_generation(speedy):
+def test_the_network_gets_the_same_conditions_as_in_generation(speedy):
     _, t, _, x_mask, y, mask, *sizes = speedy.prepare(batch_of(speedy))
     known = dict(zip(speedy.model.extra_inputs, sizes, strict=True))
     wanted = {"height": 16, "width": 24, "num_frames": 4, "ar": 16 / 24, "fps": 8}
@@ -229,7 +229,7 @@ def test_the_rows_of_a_folder_are_what_was_encoded(stored):
 
 
 @pytest.mark.parametrize("pixels, latents, whole", [(426, 54, 53), (240, 30, 30), (4, 1, 1), (20, 3, 2)])
-def test_a_latent_that_was_filled_up_is_cut_off(pixels, latents, whole):
+def test_padded_latents_are_cut(pixels, latents, whole):
     assert _whole(pixels, latents) == whole
 
 
@@ -246,7 +246,7 @@ def validations(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
 
 
-def test_a_killed_run_and_a_loaded_one_go_on_to_the_bit(stored, tmp_path):
+def test_a_killed_run_and_a_loaded_one_continue_to_the_bit(stored, tmp_path):
     settings = validated(stored, "--max_steps=2", "--ckpt_every=1", "--model.freeze_y_embedder=true")
     settings += ["--validation.every=1"]
     wanted, first = run(tmp_path / "whole", settings), tmp_path / "whole/checkpoints/step_000001"
@@ -308,7 +308,7 @@ def test_the_loss_of_a_band_is_that_of_clips_noised_in_it(measured):
     assert found["baseline"] == pytest.approx(np.square(predicted - (x0.repeat(4, 0) - noise)).mean(), rel=1e-5)
 
 
-def test_what_is_measured_does_not_depend_on_how_training_goes(stored, measured):
+def test_measurements_do_not_depend_on_how_training_runs(stored, measured):
     others = ["--batch-size=1", "--mask_ratios=null", "--caption_dropout=1", "--lr=1e-5", "--validation.every=1"]
     task = built([*validated(stored, "--validation.times=2"), *others])
     task.begin(5, False)
@@ -338,7 +338,7 @@ def test_encoded_clips_have_the_validation_losses_of_stored_ones(stored, measure
 
 @pytest.mark.full
 @pytest.mark.parametrize("plugin", [[], ["--plugin=zero2", "--mode=graph"]], ids=["whole", "zero2"])
-def test_two_workers_make_one_worker_s_updates(stored, tmp_path, plugin):
+def test_two_workers_make_the_updates_of_one(stored, tmp_path, plugin):
     """And one goes on where they were."""
     settings = validated(stored, "--max_steps=3", "--ckpt_every=2", "--lr=1e-3")
     wanted = run(tmp_path / "one", settings)
@@ -437,7 +437,7 @@ def test_every_network_trains_in_both_modes(place, tmp_path, mode, model, schedu
     ({"vae": {}}, "vae.from_pretrained must be given: weights, a file or a folder"),
     ({"model": {"from_pretrained": "none"}}, "model.from_pretrained: none: no such file or folder; download the we"),
 ])  # fmt: skip
-def test_what_cannot_be_trained_is_one_line_before_anything_is_loaded(place, wrong, message):
+def test_impossible_settings_are_one_line_before_anything_is_loaded(place, wrong, message):
     settings = {"csv_path": "train.csv", "data": {"frame_size": [16, 24]}, "vae": {"from_pretrained": AUTOENCODER}}
     settings |= {"text_encoder": {"from_pretrained": place / "t5"}, **wrong}
     with pytest.raises(ValueError) as error:
@@ -446,7 +446,7 @@ def test_what_cannot_be_trained_is_one_line_before_anything_is_loaded(place, wro
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_captions_that_are_not_there_are_told_at_once(stored, tmp_path):
+def test_missing_captions_are_named_at_once(stored, tmp_path):
     (tmp_path / "train.csv").write_text("video,caption\n0.mp4,a dog\n1.mp4,a cat 1\n")
     rows = [f"--data-path={tmp_path / 'train.csv'}", f"--text_encoder.embeddings={stored / 'embeddings'}"]
     with pytest.raises(TrainingError, match=r"has no embeddings of 1 of 2 captions of .*, such as 'a dog'; store them"):
@@ -461,7 +461,7 @@ def test_a_network_for_one_size_is_not_trained_on_several(stored):
         built([*from_stores(stored, "means"), "--model.type=STDiT-XL/2", "--batch-size=1"])
 
 
-def test_the_command_trains_a_denoiser_where_the_config_has_a_scheduler(monkeypatch, capsys):
+def test_the_command_trains_a_denoiser_if_the_config_has_a_scheduler(monkeypatch, capsys):
     config = ROOT / "configs/generation/opensora-v1-1/train/stage1.yaml"
     assert run_here(monkeypatch, "scripts/train.py", "--config", config, "--data-path=train.csv") == 2
     assert capsys.readouterr().err.startswith(

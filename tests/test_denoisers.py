@@ -115,7 +115,7 @@ def test_types_are_the_originals_sizes(type, name, width, heads, patch):
     assert network.config["enable_flash_attn"] and network.config["patch_size"] == patch
 
 
-def test_what_is_trained_starts_as_the_originals_do():
+def test_trained_parameters_start_as_the_originals_do():
     """STDiT and STDiT2 answer nothing at first, and the temporal half of STDiT3 does nothing."""
     for name in ("stdit", "stdit2"):
         network = create_denoiser(name, **TINY, input_size=[1, 4, 4])
@@ -145,7 +145,7 @@ def call(network, samples=2, frames=1, **other) -> dict:
 # Promises of our own.
 
 
-def test_what_lies_behind_a_caption_does_not_matter_and_its_length_is_no_graphs():
+def test_padding_after_a_caption_does_not_matter_and_its_length_compiles_no_graph():
     network, given = original("stdit3"), inputs("stdit3")
     y, mask = given["y"].asnumpy(), np.arange(12) < np.array([[7], [3], [5]])[: given["x"].shape[0]]
     wanted = network(**given, mask=Tensor(mask)).asnumpy()
@@ -158,14 +158,14 @@ def test_what_lies_behind_a_caption_does_not_matter_and_its_length_is_no_graphs(
     np.testing.assert_array_equal(network(**{**given, "y": Tensor(noisy)}, mask=Tensor(mask)).asnumpy(), wanted)
 
 
-def test_a_caption_without_a_token_counts_whole():
+def test_a_caption_without_tokens_attends_to_all_of_them():
     network, given = original("stdit2"), inputs("stdit2")
     mask = np.zeros((given["y"].shape[0], given["y"].shape[2]), np.bool_)
     empty = network(**given, mask=Tensor(mask)).asnumpy()
     np.testing.assert_array_equal(empty, network(**given).asnumpy())
 
 
-def test_no_frame_mask_is_one_of_all_frames():
+def test_no_frame_mask_means_all_frames():
     network, given = original("stdit2"), inputs("stdit2", "mask")
     mask = Tensor(np.ones((given["x"].shape[0], given["x"].shape[2]), np.bool_))
     np.testing.assert_allclose(network(**given, x_mask=mask).asnumpy(), network(**given).asnumpy(), atol=1e-5)
@@ -254,7 +254,7 @@ def test_flash_attention_is_the_plain_form(monkeypatch, channels, masked):
     (True, "fp32", 2, 9),  # which the operator does not take
     (True, "fp16", 9, 9),  # no gain, as along time
 ])  # fmt: skip
-def test_flash_attention_is_left_where_it_does_not_serve(monkeypatch, flash, dtype, sequences, tokens):
+def test_flash_attention_is_avoided_where_it_does_not_help(monkeypatch, flash, dtype, sequences, tokens):
     monkeypatch.setattr(ops, "flash_attention_score", None)
     attention = set_form(set_precision(MultiHeadAttention(flash), dtype), "ascend")
     x = Tensor(np.ones((sequences, tokens, 2, 16), np.float32))
@@ -309,7 +309,7 @@ def test_a_network_that_cannot_be_built_is_one_line(name, config, message):
     ("dit", {"x_mask": Tensor(np.ones((2, 1)))}, "dit takes no frame mask (x_mask): it generates all frames"),
     ("dit", {"mask": Tensor(np.ones((2, 1)))}, "dit takes no caption mask"),
 ])  # fmt: skip
-def test_a_call_that_cannot_be_is_one_line(name, wrong, message):
+def test_an_impossible_call_is_one_line(name, wrong, message):
     network = create_denoiser(name, **TINY, input_size=[1, 4, 4])
     given = call(network)
     if name == "dit":
@@ -320,7 +320,7 @@ def test_a_call_that_cannot_be_is_one_line(name, wrong, message):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_interface_that_all_have(case):
+def test_all_networks_have_the_same_interface(case):
     network = original(case)
     assert isinstance(network, nn.Cell) and (network.in_channels, network.out_channels) == (4, 8)
     assert network.takes_frame_mask == (not case.startswith("dit"))

@@ -126,7 +126,7 @@ def test_encode_and_decode_are_the_models_in_the_same_tiles(exported, engine):
         assert getattr(vae, name) == getattr(model, name)
 
 
-def test_streams_join_to_what_encode_and_decode_give(exported):
+def test_streams_join_to_the_results_of_encode_and_decode(exported):
     vae = load(exported.folder, threads=1)
     x, z, frames = exported.x, exported.z, exported.x.shape[2]
     pieces = list(vae.encode_stream(lambda start, stop: x[:, :, start:stop], frames, seed=3))
@@ -245,7 +245,7 @@ def test_mindir_runs_in_a_fresh_process(tmp_path):
 # Faults.
 
 
-def test_what_an_engine_lacks_is_one_line(image_vae, monkeypatch):
+def test_a_missing_engine_or_feature_is_one_line(image_vae, monkeypatch):
     import onnxruntime
 
     for engine in ENGINES:
@@ -362,7 +362,7 @@ def copy_of(image_vae, folder: Path) -> Path:
     return folder
 
 
-def test_a_folder_that_is_no_whole_export_is_named(image_vae, tmp_path):
+def test_an_incomplete_export_is_named(image_vae, tmp_path):
     with pytest.raises(OSError, match=f"{tmp_path}: not an exported model, there is no deploy.json"):
         load(tmp_path)
     folder = copy_of(image_vae, tmp_path)
@@ -402,7 +402,7 @@ def test_an_export_that_fails_does_not_look_whole(image_vae, tmp_path, monkeypat
         load(folder)
 
 
-def test_a_folder_of_other_things_is_left_alone(image_vae, tmp_path):
+def test_a_folder_with_other_contents_is_not_touched(image_vae, tmp_path):
     from mg.deploy.export import export_model
 
     (tmp_path / "thesis.tex").write_text("x")

@@ -30,7 +30,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     "device, there, advice",
     [("ascend", runtime._ASCEND_DRIVER, "install the driver"), ("gpu", "/dev/nvidiactl", "there is no NVIDIA GPU")],
 )
-def test_a_device_that_is_not_there_is_one_line_that_says_what_to_do(device, there, advice):
+def test_a_missing_device_is_one_line_that_says_what_to_do(device, there, advice):
     if Path(there).exists():
         pytest.skip(f"there is such a device here: {there}")
     found = run("scripts/inference_vae.py", "--ckpt_path", "x.ckpt", "--csv_path", "x.csv", "--device", device)
@@ -155,7 +155,7 @@ def test_a_cuda_home_is_put_together_from_wheels(tmp_path, wheels):
 
 
 @pytest.mark.parametrize("damage", ["missing", "twice", "cut short", "other version", "in the way"])
-def test_wheels_that_do_not_do_are_named_and_nothing_is_left(tmp_path, wheels, damage):
+def test_unsuitable_wheels_are_named_and_leave_nothing_behind(tmp_path, wheels, damage):
     wheel = next(wheels.glob("nvidia_cufft*"))
     if damage == "missing":
         wheel.unlink()
@@ -215,7 +215,7 @@ def test_a_device_whose_numbers_are_not_the_cpus_fails_the_check(row, code, said
         ("--static ascend --models teo", "unknown model 'teo'; it must be one of tae, dc_ae"),
     ],
 )
-def test_what_cannot_be_checked_is_one_line(options, said, monkeypatch):
+def test_an_impossible_check_is_one_line(options, said, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["check_device.py", *options.split()])
     with pytest.raises(ValueError, match=said):
         check_device.main()

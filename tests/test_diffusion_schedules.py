@@ -141,7 +141,7 @@ def test_the_network_gets_both_halves(name, config):
         assert "x_mask" not in call
 
 
-def test_a_scale_of_1_asks_for_the_condition_alone():
+def test_a_scale_of_1_runs_only_the_conditional_half():
     for name in ("iddpm", "rflow", "dpm-solver"):
         without, calls = sample(name, {"num_sampling_steps": 3, "cfg_scale": 1.0}, null={})
         assert all(len(call["x"]) == 2 for call in calls)
@@ -276,7 +276,7 @@ def test_the_original_s_way_shows_frames_one_step_later_and_changes_the_kept():
     assert (calls[-1]["x"][0, :, 0] != z[0, :, 0]).any() and (calls[-2]["x"][0, :, 0] == z[0, :, 0]).all()
 
 
-def test_a_mask_of_ones_is_none():
+def test_a_mask_of_ones_means_no_mask():
     for name in ("iddpm", "rflow", "dpm-solver"):
         with_, calls = sample(name, IDDPM, frame_mask=np.ones((2, 3)))
         assert (with_ == sample(name, IDDPM)[0]).all() and "x_mask" not in calls[0]
@@ -293,7 +293,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     assert (alone[0] == both[1]).all() and (both[0] != both[1]).any()
 
 
-def test_noise_depends_on_seed_step_and_purpose_alone():
+def test_noise_depends_only_on_seed_step_and_purpose():
     noise = SampleNoise([[1, 2], [1, 3]], (4, 3, 32, 32))
     drawn = [noise.start(), noise(0, "step"), noise(1, "step"), noise(1, "renoise")]
     assert all(values.dtype == np.float32 and abs(values.std() - 1) < 0.02 for values in drawn)
@@ -364,7 +364,7 @@ def test_a_fixed_variance_is_what_a_step_adds():
     np.testing.assert_allclose(found.asnumpy(), bound * 1000, rtol=2e-5)
 
 
-def test_the_first_step_is_the_likelihood_of_a_bin():
+def test_the_loss_of_the_first_step_is_the_likelihood_of_a_bin():
     """A network that is right about the latents, at -1, 1 and between: almost all of a bin's mass is there."""
     schedule = create_schedule("iddpm")
     x0 = np.zeros(SHAPE, np.float32)
@@ -414,7 +414,7 @@ def test_a_compiled_step_has_the_loss_and_gradients_of_op_by_op(name):
         np.testing.assert_allclose(graph, pynative, rtol=1e-5, atol=1e-6 * np.abs(pynative).max())
 
 
-def test_the_bound_trains_the_variance_alone():
+def test_the_bound_trains_only_the_variance():
     x0, noise, t = Tensor(normal(*SHAPE)), Tensor(normal(*SHAPE, seed=1)), Tensor(np.int32([420, 0]))
     eps, values = Tensor(normal(*SHAPE, seed=2)), Tensor(normal(*SHAPE, seed=3))
 
@@ -433,7 +433,7 @@ def test_the_bound_trains_the_variance_alone():
 
 
 @pytest.mark.parametrize("name", ["iddpm", "rflow"])
-def test_given_frames_are_shown_and_not_judged(name):
+def test_given_frames_are_inputs_but_not_part_of_the_loss(name):
     schedule, x0, noise = create_schedule(name), normal(*SHAPE), normal(*SHAPE, seed=1)
     t = Tensor(np.float32([900, 800]) if name == "rflow" else np.int32([900, 800]))
     answer = normal(2, 8, *SHAPE[2:], seed=2)
@@ -483,7 +483,7 @@ def test_given_frames_are_shown_and_not_judged(name):
         ("rflow", {"sample_method": "logit-normal", "use_discrete_timesteps": True}, "draws whole times uniformly"),
     ],
 )
-def test_a_config_that_cannot_be_is_one_line(name, config, said):
+def test_an_impossible_config_is_one_line(name, config, said):
     with pytest.raises(ValueError) as error:
         create_schedule(name, **config)
     assert said in str(error.value) and "\n" not in str(error.value)
@@ -514,13 +514,13 @@ def test_a_config_that_cannot_be_is_one_line(name, config, said):
         ("rflow", {}, {"network": lambda x, t: x[:, :2]}, "the network answers latents of the shape"),
     ],
 )
-def test_a_sample_that_cannot_be_is_one_line(name, config, inputs, said):
+def test_an_impossible_sample_is_one_line(name, config, inputs, said):
     with pytest.raises(ValueError) as error:
         sample(name, config, **inputs)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_does_not_train_says_so():
+def test_a_schedule_that_cannot_train_says_so():
     x, t = Tensor(normal(*SHAPE)), Tensor(np.int32([1, 2]))
     for call in (
         lambda: create_schedule("dpm-solver").training_losses(None, x, t, x),

@@ -139,7 +139,7 @@ def test_a_training_pass_is_torchs(mode, frames, dropout):
             assert_close(discriminator.parameters_dict()[name].asnumpy(), wanted, 1e-5, name)
 
 
-def test_masks_are_drawn_by_the_generator_alone_and_keep_the_set_share():
+def test_masks_depend_only_on_the_generator_and_keep_the_set_share():
     discriminator = NLayerDiscriminator3D(DiscriminatorConfig(ndf=16, dropout=0.3))
     shape = (1, 3, 8, 64, 64)
     first, again, other = (discriminator.draw_masks(shape, [np.random.default_rng(seed)]) for seed in (0, 0, 1))

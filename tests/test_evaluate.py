@@ -124,7 +124,7 @@ def test_means_are_over_the_rows_that_have_the_measure(report):
         ("twice.avi", "unpaired", "A_ori"),
     ],
 )
-def test_what_is_not_measured_has_a_row_that_says_why(name, status, message, report):
+def test_an_unmeasured_pair_has_a_row_that_says_why(name, status, message, report):
     row = rows(report[0])[name]
     assert row.status == status and message in row.error and "\n" not in row.error and not row.measures
 
@@ -201,7 +201,7 @@ def test_whole_videos_must_be_of_one_length(tmp_path):
     assert report.means() == {} and json.loads((tmp_path / "out" / "metrics.json").read_text())["mean"] == {}
 
 
-def test_batches_change_nothing_but_the_reading(folders, tmp_path):
+def test_batches_change_only_the_reading(folders, tmp_path):
     one, three = (rows(evaluate_folders(config(folders, tmp_path, batch_size=size))) for size in (1, 3))
     assert one == three
 
@@ -238,7 +238,7 @@ def test_the_specifications_command_is_understood():
     assert (found.device, found.sample_fps, found.batch_size, found.num_frames) == ("gpu", 24, 2, 17)
 
 
-def test_the_command_writes_beside_the_generated_folder_and_says_what_it_left_out(folders, monkeypatch, capsys):
+def test_the_command_writes_next_to_the_generated_folder_and_says_what_it_left_out(folders, monkeypatch, capsys):
     monkeypatch.chdir(folders[0].parent)  # no models/ here
     arguments = "--real_video_dir A_ori --generated_video_dir A_rec/ --num_frames 5 --device cpu --mode pynative"
     assert run(monkeypatch, *arguments.split(), "--metric", "ssim", "psnr", "lpips", "flolpips") == 1

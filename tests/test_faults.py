@@ -372,7 +372,7 @@ def test_training_counts_the_files_that_cannot_be_read_and_stops_above_its_share
     assert code == 2 and f"of {len(KINDS)} files could not be used, more than max_bad_share = 0.1 allows" in error
 
 
-def test_every_kind_of_file_is_measured_or_has_a_reason_beside_its_pair(commands, kinds, tmp_path):
+def test_every_kind_of_file_is_measured_or_has_a_reason(commands, kinds, tmp_path):
     generated = tmp_path / "generated"
     generated.mkdir()
     for name in KINDS:
@@ -437,7 +437,7 @@ DARK = np.zeros((12, 32, 64, 3), np.uint8)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, MemoryError, TypeError, struct.error, cv2.error, OSError])
-def test_a_clip_that_a_model_fails_at_costs_neither_its_batch_nor_others(commands, tmp_path, monkeypatch, kind):
+def test_a_clip_that_fails_in_the_model_affects_neither_its_batch_nor_others(commands, tmp_path, monkeypatch, kind):
     names = ["a.mp4", "dark.mp4", "b.mp4"]
     index = write_set(tmp_path / "videos", {name: DARK if name == "dark.mp4" else moving() for name in names})
     real = VideoAutoencoder.encode_moments
@@ -467,7 +467,7 @@ def test_a_clip_that_a_model_fails_at_costs_neither_its_batch_nor_others(command
     assert code == 1 and f"failed: dark.mp4: {reason}" in said and "2 videos encoded" in said
 
 
-def test_an_output_that_cannot_be_written_costs_its_clip_alone(commands, tmp_path):
+def test_an_output_that_cannot_be_written_costs_only_its_clip(commands, tmp_path):
     index = write_set(tmp_path / "videos", {name: moving() for name in ("a.mp4", "b.mp4", "c.mp4")})
     for command, place, table in (
         ("inference", "side_by_side/b.mp4", "metrics.csv"),
@@ -483,7 +483,7 @@ def test_an_output_that_cannot_be_written_costs_its_clip_alone(commands, tmp_pat
     assert sorted(left) == ["a.mp4", "c.mp4"]  # nothing is left of the one that failed
 
 
-def test_paths_that_are_no_files_cost_their_rows_alone(commands, tmp_path):
+def test_paths_that_are_not_files_cost_only_their_rows(commands, tmp_path):
     index = write_set(tmp_path / "videos", {"a.mp4": moving(5)})
     videos = index.parent
     os.mkfifo(videos / "pipe.mp4")
@@ -513,7 +513,7 @@ class limited_files:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
-def test_a_disk_without_room_for_one_clip_has_it_for_the_others(commands, tmp_path):
+def test_a_clip_that_does_not_fit_on_the_disk_does_not_affect_the_others(commands, tmp_path):
     wild = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3)).astype(np.uint8)
     index = write_set(tmp_path / "videos", {"a.mp4": moving(5), "wild.mp4": wild, "b.mp4": moving(5)})
     options = ["--image_size", 0, "--crop", "False"]
@@ -536,7 +536,7 @@ def test_a_disk_without_room_for_one_clip_has_it_for_the_others(commands, tmp_pa
 
 
 @pytest.mark.parametrize("command", ["inference", "benchmark", "evaluate", "statistics"])
-def test_figures_are_printed_though_their_files_cannot_be_written(commands, tmp_path, monkeypatch, index, command):
+def test_figures_are_printed_even_if_their_files_cannot_be_written(commands, tmp_path, monkeypatch, index, command):
     def full(self, rows, write=Table.write):
         if self.path.exists():
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))

@@ -122,7 +122,7 @@ def clip_boxes(path, **options):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv", "webm"])
-def test_frames_are_thinned_by_time_where_the_rate_varies(field, suffix):
+def test_frames_are_thinned_by_time_if_the_rate_varies(field, suffix):
     path = field[0] / f"variable.{suffix}"
     assert clip_boxes(path)[0] == [*range(40)]
     thinned, fps = clip_boxes(path, fps_max=6)
@@ -134,7 +134,7 @@ def test_frames_are_thinned_by_time_where_the_rate_varies(field, suffix):
         clip_boxes(path, fps_max=6, num_frames=26)
 
 
-def test_clips_of_training_are_taken_by_time_where_the_rate_varies(field):
+def test_training_clips_are_taken_by_time_if_the_rate_varies(field):
     for suffix in ("mp4", "mkv"):
         one = row(field[0] / f"variable.{suffix}")
         reader = ClipReader(config(sample_n_frames=12, fps_max=6, image_size=96, crop_size=96))
@@ -147,7 +147,7 @@ def test_clips_of_training_are_taken_by_time_where_the_rate_varies(field):
         assert min(seen) < 5 and max(seen) > 20, "from everywhere"
 
 
-def test_a_clip_too_long_for_what_is_left_by_time_is_said(field):
+def test_a_clip_too_long_after_thinning_by_time_is_reported(field):
     reader = ClipReader(config(fps_max=6, image_size=96, crop_size=96))
     with pytest.raises(
         VideoError, match="variable.mp4: too short: 40 frames, of which 25 remain after thinning, 26 needed"
@@ -155,7 +155,7 @@ def test_a_clip_too_long_for_what_is_left_by_time_is_said(field):
         reader.read(row(field[0] / "variable.mp4"), 26, (96, 96), (0,))
 
 
-def test_buckets_count_the_frames_that_are_left_by_time(field):
+def test_buckets_count_the_frames_left_after_thinning_by_time(field):
     buckets = {"64px": {26: [1.0, 1], 20: [1.0, 1]}}
     for suffix in ("mp4", "mkv", "flv", "webm"):
         one = row(field[0] / f"variable.{suffix}")
@@ -194,7 +194,7 @@ def test_training_uses_what_decodes_and_says_how_much_unless_told_otherwise(fiel
     assert len([*read_clips(rows, ClipOptions(allow_partial=True), lambda *_: None)]) == len(rows)
 
 
-def test_what_workers_remark_is_said_once_by_the_process_that_started_them(field, caplog):
+def test_remarks_of_workers_are_logged_once_by_the_process_that_started_them(field, caplog):
     folder, _ = field
     rows = [row(folder / name) for name in ("cut.mp4", "base.mp4")]
     for _ in range(2):
@@ -217,14 +217,14 @@ def test_training_goes_through_all_of_them_the_same_with_and_without_workers(fie
     assert all(re.search("the size (changes at|has changed by) frame", why) for why in alone.bad_files.values())
 
 
-def test_a_clip_behind_a_change_of_size_is_an_error_too(field):
+def test_a_clip_after_a_change_of_size_is_an_error_too(field):
     path = field[0] / "resized.ts"
     assert ClipReader(config()).read(row(path), 2, (64, 64), (3,)).shape == (3, 2, 64, 64), "in front of it"
     with open_video(path) as video, pytest.raises(VideoError, match="resized.ts: the size has changed by frame"):
         next(video.clip(Timeline.regular(40, FPS), 30))
 
 
-def test_what_was_learned_of_a_file_does_not_change_a_clip(field):
+def test_what_was_learned_about_a_file_does_not_change_a_clip(field):
     """A reader that has been through everything, in any order, gives the clips of a fresh one."""
     folder, right = field
     rows = [row(folder / name) for name, expected in right.items() if not expected.error]
@@ -265,14 +265,14 @@ def test_sizes_of_an_index_that_are_not_those_of_the_frames_are_wrong(field):
     assert ClipReader(config()).read(plain, 4, (64, 64), (0,)).shape == (3, 4, 64, 64), "else nothing hangs on it"
 
 
-def test_images_with_exif_that_nobody_can_read_lie_as_they_are(field):
+def test_images_with_unreadable_exif_are_not_rotated(field):
     folder, _ = field
     assert read_image(folder / "broken_exif.jpg").shape == (96, 128, 3)
     assert read_image(folder / "turned.jpg").shape == (128, 96, 3)
 
 
 @pytest.mark.parametrize("error", [struct.error("x"), TypeError("x"), MemoryError(), cv2.error("x"), KeyError("x")])
-def test_whatever_a_decoder_raises_leaves_as_the_readers_own_error(tmp_path, monkeypatch, error):
+def test_any_decoder_error_becomes_the_readers_own_error(tmp_path, monkeypatch, error):
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
     encode(tmp_path / "a.mp4", 3)
 
@@ -308,7 +308,7 @@ def hdr(path, transfer):
 
 
 @pytest.mark.parametrize("transfer, curve", [(16, "PQ"), (18, "HLG")])
-def test_hdr_is_mapped_to_sdr_or_said_to_be_pale(tmp_path, monkeypatch, caplog, transfer, curve):
+def test_hdr_is_mapped_to_sdr_or_a_message_says_that_it_is_pale(tmp_path, monkeypatch, caplog, transfer, curve):
     path = hdr(tmp_path / "hdr.mp4", transfer)
     mapped = open_video(path).read([0])[0]
     assert not caplog.records
@@ -354,7 +354,7 @@ def test_a_clip_of_a_long_file_reads_little_of_it(tmp_path, suffix):
         assert not video.facts.found, "nothing was read through"
 
 
-def test_frames_never_stand_in_memory_at_full_size_all_at_once(tmp_path):
+def test_frames_are_never_all_in_memory_at_full_size(tmp_path):
     path = encode(tmp_path / "large.mp4", 20, size=(480, 640))
     reader = ClipReader(config())
     reader.read(row(path), 16, (64, 64), (0,))
@@ -368,7 +368,7 @@ def test_frames_never_stand_in_memory_at_full_size_all_at_once(tmp_path):
     assert peak < 5 * 480 * 640 * 3
 
 
-def test_frames_are_given_back_as_soon_as_they_are_scaled(tmp_path):
+def test_frames_are_freed_as_soon_as_they_are_scaled(tmp_path):
     """PyAV keeps frames whose side data was looked at until the garbage collector comes by."""
     path = encode(tmp_path / "clip.mp4", 20, bf=0)
     gc.collect()
@@ -383,7 +383,7 @@ def test_frames_are_given_back_as_soon_as_they_are_scaled(tmp_path):
     assert kept - before <= 2
 
 
-def test_an_old_pyav_is_said_once_in_one_line(tmp_path, monkeypatch, caplog):
+def test_an_old_pyav_is_reported_once_in_one_line(tmp_path, monkeypatch, caplog):
     path = encode(tmp_path / "clip.mp4", 2)
     monkeypatch.setattr("av.__version__", "16.1.0")
     check_versions.cache_clear()

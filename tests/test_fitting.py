@@ -51,7 +51,7 @@ def two_convs() -> TwoConvs:
     return TwoConvs({})
 
 
-def test_what_fits_runs_whole_and_what_does_not_in_the_largest_tiles_that_do(caplog):
+def test_clips_that_fit_run_whole_and_others_in_the_largest_tiles_that_fit(caplog):
     model, fitting = two_convs(), Fitting(max_memory=needs(4, 128, 128))
     with caplog.at_level("INFO"):
         assert fitting.settle(model, SMALL) == "whole" and model.tiling is None
@@ -63,7 +63,7 @@ def test_what_fits_runs_whole_and_what_does_not_in_the_largest_tiles_that_do(cap
     assert lines[1:] == [f"two_convs: clips of 4x256x256 run in tiles of 32x128x128, {takes}"]
 
 
-def test_frames_that_fit_in_no_tile_go_fewer_at_a_time():
+def test_fewer_frames_run_at_a_time_if_no_tile_fits():
     model, fitting = two_convs(), Fitting(max_memory=needs(8, 64, 64))
     assert fitting.settle(model, (1, 3, 64, 512, 512)) == "in tiles of 8x64x64"
     assert (model.tiling.encode_tile, model.tiling.decode_tile, model.tiling.decode_overlap) == (8, 8, 4)
@@ -80,7 +80,7 @@ def test_frames_that_fit_in_no_tile_go_fewer_at_a_time():
         (dict(given=dict(spatial_tile=128)), "whole and 0.7 GB in tiles of 32x128x128, .*: give smaller tiles"),
     ],
 )
-def test_what_fits_neither_way_is_one_line_that_names_sizes_and_what_helps(options, said):
+def test_a_clip_that_fits_neither_way_is_one_line_with_sizes_and_a_remedy(options, said):
     with pytest.raises(DoesNotFit) as error:
         Fitting(max_memory=0.01, **options).settle(two_convs(), LARGE)
     wanted = rf"a clip of 4x256x256 takes about 2.6 GB of memory {said}.*, or set --max_memory GB if it may use more"
@@ -96,7 +96,7 @@ def test_a_models_own_tiles_stay_and_one_that_does_not_fit_is_named():
         Fitting(max_memory=0.3).settle(model, LARGE)
 
 
-def test_tiles_have_what_is_given():
+def test_given_tile_sizes_are_kept():
     model, given = two_convs(), dict(spatial_tile=64, spatial_overlap=32, encode_tile=2)
     Fitting(given=given, max_memory=needs(4, 64, 64)).settle(model, LARGE)
     assert {name: getattr(model.tiling, name) for name in given} == given
@@ -116,7 +116,7 @@ def test_streams_are_judged_by_a_stretch_of_them():
     assert fitting.settle(model, (1, 3, 10_000, 128, 128), ("decode",), streams=True) == "in tiles of 8 frames"
 
 
-def test_what_says_that_its_memory_is_at_an_end_goes_on_in_tiles(caplog):
+def test_a_model_that_runs_out_of_memory_continues_in_tiles(caplog):
     model, fitting, seen = two_convs(), Fitting(max_memory=100), []
 
     def call(message="Allocate memory failed"):
@@ -175,12 +175,12 @@ def test_a_network_whose_graphs_are_forgotten_compiles_them_again():
     np.testing.assert_array_equal(model(x).asnumpy(), before)
 
 
-def test_a_model_of_which_nothing_is_known_runs_whole(monkeypatch):
+def test_a_model_with_unknown_memory_needs_runs_whole(monkeypatch):
     monkeypatch.delitem(MEASURED, "two_convs")
     assert Fitting(max_memory=1e-9).settle(two_convs(), LARGE) == "whole"
 
 
-def test_the_memory_that_clips_before_took_is_taken_again(monkeypatch):
+def test_memory_of_earlier_clips_is_used_again(monkeypatch):
     """What a process holds stays its own: a second shape fits as the first did."""
     monkeypatch.setattr("mg.inference.fitting.Fitting._at_start", GB)
     monkeypatch.setattr("mg.inference.fitting.runtime.free_memory", lambda: 2 * GB)
@@ -219,7 +219,7 @@ def test_every_model_has_a_footprint_and_tiles_that_it_takes(name):
     assert MEASURED[name].width(released) == 128
 
 
-def test_what_a_network_sees_is_padded_and_no_more_than_a_tile():
+def test_a_network_sees_padded_clips_of_at_most_a_tile():
     model = create_model("hunyuan_vae", **HUNYUAN_VAE)  # 4k + 1 frames, 8 x 8 pixels
     assert memory.tile_shape(model, (1, 3, 6, 17, 16), None, "encode") == (1, 3, 9, 24, 16)
     tiling = TilingConfig(encode_tile=4, decode_tile=8, decode_overlap=0, spatial_tile=16)
@@ -236,7 +236,7 @@ REALITY += [(name, "decode", "pynative") for name in MEASURED]
 
 @pytest.mark.full
 @pytest.mark.parametrize("name, part, mode", REALITY)
-def test_a_process_takes_what_was_told_within_a_factor(monkeypatch, name, part, mode):
+def test_a_process_needs_the_predicted_memory_within_a_factor(monkeypatch, name, part, mode):
     """The peak of a real process, of small models and clips; no less may be told, or Linux ends what was let run."""
     monkeypatch.undo()
     config = MODELS[name]
@@ -298,7 +298,7 @@ def test_a_clip_that_fits_neither_way_is_a_row_and_the_others_have_their_figures
     assert "a clip of 4x256x256 takes about 5.2 GB of memory whole" in rows[1]["error"] and rows[1]["height"] == "256"
 
 
-def test_latents_are_encoded_and_decoded_in_tiles_where_frames_do_not_fit(tmp_path, set_of_sizes):
+def test_latents_are_encoded_and_decoded_in_tiles_if_frames_do_not_fit(tmp_path, set_of_sizes):
     config = EncodeConfig(**set_of_sizes, max_memory=needs(4, 128, 128))
     report = encode_csv(config)
     assert report.encoded == 4
@@ -332,7 +332,7 @@ def test_a_clip_that_cannot_be_held_is_not_read(tmp_path, set_of_sizes, monkeypa
     assert load_clip(tmp_path / "large.mp4", ClipOptions(image_size=64))[0].shape == (3, 4, 64, 64)
 
 
-def test_a_video_that_there_was_no_memory_to_read_is_encoded_by_the_next_run(tmp_path, set_of_sizes, monkeypatch):
+def test_a_video_that_failed_for_lack_of_memory_is_encoded_by_the_next_run(tmp_path, set_of_sizes, monkeypatch):
     config = EncodeConfig(**set_of_sizes)
     real = clips.open_video
 

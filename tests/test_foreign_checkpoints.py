@@ -113,7 +113,7 @@ def test_the_only_weight_file_of_a_folder_is_taken_and_several_are_named(tmp_pat
         read_state_dict(tmp_path)
 
 
-def test_a_json_that_is_no_index_is_said_to_be_that(tmp_path):
+def test_a_json_that_is_not_an_index_is_named_as_such(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"config.json: is JSON, but not a weight index .* name the weight file"):
         read_state_dict(tmp_path / "config.json")
@@ -124,7 +124,7 @@ def test_a_json_that_is_no_index_is_said_to_be_that(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x.bin", "x.th", "x.pt.tmp", "last", "v1.2"])
 @pytest.mark.parametrize("written", ["zip", "legacy", "safetensors", "mindspore"])
-def test_a_file_is_what_it_holds(tmp_path, name, written):
+def test_files_are_recognised_by_their_content(tmp_path, name, written):
     path = tmp_path / name
     if written in ("zip", "legacy"):
         torch.save({"state_dict": STATE, "epoch": 3}, path, _use_new_zipfile_serialization=written == "zip")
@@ -136,7 +136,7 @@ def test_a_file_is_what_it_holds(tmp_path, name, written):
 
 
 @pytest.mark.parametrize("extra", range(0, 256, 16))
-def test_a_safetensors_file_is_none_of_pytorchs_whatever_its_headers_length(tmp_path, extra):
+def test_a_safetensors_file_is_never_taken_for_pytorchs(tmp_path, extra):
     text = json.dumps({"x": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}).encode().ljust(512 + extra)
     (tmp_path / "w.bin").write_bytes(len(text).to_bytes(8, "little") + text + b"\1\2")
     assert read_state_dict(tmp_path / "w.bin")["x"].tolist() == [1, 2]
@@ -154,14 +154,14 @@ def test_a_safetensors_file_is_none_of_pytorchs_whatever_its_headers_length(tmp_
         (b"weights", "not a weight file that can be read"),
     ],
 )
-def test_what_is_no_weight_file_is_said_to_be_what_it_is(tmp_path, content, reason):
+def test_files_that_are_not_weights_are_named_as_what_they_are(tmp_path, content, reason):
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=reason):
         read_state_dict(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
-def test_fp8_beside_a_vae_is_read_as_torch_has_it(tmp_path, dtype):
+def test_fp8_next_to_a_vae_is_read_as_in_torch(tmp_path, dtype):
     from safetensors.torch import save_file
 
     every = torch.arange(256, dtype=torch.uint8).view(getattr(torch, dtype))
@@ -204,7 +204,7 @@ def test_the_state_dict_is_found_where_training_put_it(tmp_path, kind, zipped):
     assert_is_state(tmp_path / "x.ckpt")
 
 
-def test_of_several_state_dicts_one_is_taken_by_its_key(tmp_path):
+def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path):
     other = {name: tensor + 1 for name, tensor in STATE.items()}
     torch.save({"model": other, "ema": STATE, "epoch": 3}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"x.pt: holds several state dicts \(model, ema\); .* mg-convert --key"):
@@ -231,13 +231,13 @@ def test_of_several_state_dicts_one_is_taken_by_its_key(tmp_path):
     ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_without_a_state_dict_is_said_to_hold_what_it_holds(tmp_path, content, reason, zipped):
+def test_a_file_without_a_state_dict_is_described_by_its_contents(tmp_path, content, reason, zipped):
     torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=reason):
         read_state_dict(tmp_path / "x.pt")
 
 
-def test_pickles_and_zips_of_other_makes_are_said_to_be_those(tmp_path):
+def test_pickles_and_zips_from_other_programs_are_named_as_such(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pt"))
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"w": [1]}))
     np.savez(tmp_path / "arrays.npz", w=np.ones(1))
@@ -327,7 +327,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("kind", BESIDE)
-def test_what_training_leaves_beside_the_tensors_is_read_past(tmp_path, kind, protocol):
+def test_other_training_state_next_to_the_tensors_is_skipped(tmp_path, kind, protocol):
     torch.save(
         {"hyper": BESIDE[kind], "state_dict": STATE, "last": BESIDE[kind]},
         tmp_path / "x.ckpt",
@@ -337,7 +337,7 @@ def test_what_training_leaves_beside_the_tensors_is_read_past(tmp_path, kind, pr
 
 
 @pytest.mark.parametrize("kind", BESIDE)
-def test_so_it_is_in_files_older_than_pytorch_1_6(tmp_path, kind):
+def test_other_training_state_is_skipped_in_files_older_than_pytorch_1_6(tmp_path, kind):
     torch.save({"state_dict": STATE, "hyper": BESIDE[kind]}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=False)
     assert_is_state(tmp_path / "x.ckpt")
 
@@ -353,7 +353,7 @@ def test_nothing_that_a_file_names_is_imported_or_called(tmp_path):
 
 
 @pytest.mark.parametrize("wrap", ["parameter", "with attributes", "subclass", "tied", "transposed"])
-def test_tensors_of_every_make_are_read(tmp_path, wrap):
+def test_tensors_of_every_kind_are_read(tmp_path, wrap):
     tensor = torch.arange(6.0).reshape(2, 3)
     made = {
         "parameter": torch.nn.Parameter(tensor),
@@ -419,7 +419,7 @@ def renamed(state: dict, change) -> dict:
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_model_is_known_and_read_behind_any_prefix(tmp_path, name, prefix):
+def test_a_model_is_recognised_and_read_with_any_prefix(tmp_path, name, prefix):
     ours, config, model = random_weights(name), config_of(name), model_class(name)
     beside = {"text_encoder.encoder.w": np.ones(2), "moment1.encoder.w": np.ones(2), "step": np.array(3)}
     for state in (ours, model.original_weights(ours, config)):
@@ -435,7 +435,7 @@ def test_a_model_is_known_and_read_behind_any_prefix(tmp_path, name, prefix):
 @pytest.mark.parametrize(
     "wrapper", ["_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module._orig_mod."]
 )
-def test_wrappers_within_names_are_read_past(tmp_path, wrapper):
+def test_wrappers_within_names_are_skipped(tmp_path, wrapper):
     ours, config = random_weights("hunyuan_vae"), config_of("hunyuan_vae")
     state = renamed(HunyuanVAE.original_weights(ours, config), lambda key: key.replace(".conv1.", f".{wrapper}conv1."))
     write_state_dict(tmp_path / "x.ckpt", renamed(state, lambda key: f"{wrapper}{key}"))
@@ -445,7 +445,7 @@ def test_wrappers_within_names_are_read_past(tmp_path, wrapper):
     )
 
 
-def test_of_weights_their_moments_and_averages_the_weights_are_taken(tmp_path):
+def test_weights_are_chosen_over_their_moments_and_averages(tmp_path):
     ours, config = random_weights("tae"), config_of("tae")
     state = renamed(ours, lambda key: f"ae.{key}")
     for copy in ("ema", "moment1", "exp_avg"):
@@ -506,7 +506,7 @@ def _torch(name: str) -> str:
 
 
 @pytest.mark.parametrize("format", ["ours", *ImageAutoencoder.formats])
-def test_an_image_vae_is_read_in_all_that_it_is_written_as(format):
+def test_an_image_vae_is_read_in_every_format_it_is_published_in(format):
     ours, config = random_weights("image_vae"), config_of("image_vae")
     state = ours if format == "ours" else ImageAutoencoder.formats[format].weights(ours, config)
     assert_equal(ImageAutoencoder.fit(state, config, ImageAutoencoder.weight_shapes(config))[0], ours)
@@ -516,7 +516,7 @@ def test_an_image_vae_is_read_in_all_that_it_is_written_as(format):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_all_that_a_model_does_not_take_is_left_over(tmp_path, name):
+def test_tensors_that_a_model_does_not_use_are_left_over(tmp_path, name):
     config, model = config_of(name), model_class(name)
     foreign = {"blocks.0.w": np.ones(2, np.float32), "encoder.of.another.w": np.ones(3, np.float32)}
     _, report = model.fit(foreign, config, model.weight_shapes(config))
@@ -541,7 +541,7 @@ def test_all_that_a_model_does_not_take_is_left_over(tmp_path, name):
         ({"model": "wan_vae"}, "there is no model 'wan_vae'; the models are"),
     ],
 )
-def test_a_config_of_a_model_that_is_none_of_these_is_said_to_be_that(tmp_path, config, said):
+def test_a_config_of_an_unsupported_model_is_named_as_such(tmp_path, config, said):
     write_state_dict(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", {"w": np.ones(2, np.float32)})
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
     for ask in (
@@ -590,7 +590,7 @@ MISSING = ["nope", "nope.v1.2", "models/nope.safetensors", "nope/"]
 
 
 @pytest.mark.parametrize("path", MISSING)
-def test_a_path_that_is_not_there_is_said_to_be_that(tmp_path, path):
+def test_a_missing_path_is_reported_as_missing(tmp_path, path):
     for ask in (
         read_state_dict,
         from_pretrained,
@@ -602,7 +602,7 @@ def test_a_path_that_is_not_there_is_said_to_be_that(tmp_path, path):
             ask(tmp_path / path)
 
 
-def test_where_released_weights_come_from_is_said(tmp_path):
+def test_messages_say_where_released_weights_come_from(tmp_path):
     for path, hint in (
         ("models/sdxl_vae", "get the folder vae of PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers on Hugging Face"),
         ("models/F32T4C128_AE.safetensors", "get it from hpcai-tech/Open-Sora-v2-Video-DC-AE on Hugging Face"),
@@ -622,7 +622,7 @@ def test_every_model_that_a_shipped_config_names_can_be_had():
     assert len(named) > 3 and all(where_from(path) for path in named)
 
 
-def test_a_script_that_is_not_there_is_no_config():
+def test_a_missing_script_is_not_a_config():
     with pytest.raises(ValueError, match=r"nowhere\.py: configs are YAML files here, and there is no such file;"):
         parse_config(Options, "", ["nowhere.py"])
 
@@ -645,7 +645,7 @@ def test_a_file_without_a_config_is_opened_once(tmp_path, monkeypatch, build):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_models_class_takes_the_config_that_stands_beside_the_weights(tmp_path, name):
+def test_a_models_class_reads_the_config_next_to_the_weights(tmp_path, name):
     ours, model = random_weights(name), model_class(name)
     path = tmp_path / "x.ckpt"
     write_state_dict(path, ours)
@@ -655,7 +655,7 @@ def test_a_models_class_takes_the_config_that_stands_beside_the_weights(tmp_path
     assert_equal({key: p.asnumpy() for key, p in built.named_weights()}, ours)
 
 
-def test_what_is_given_wins_over_the_config_beside(tmp_path):
+def test_keywords_override_the_config_next_to_the_weights(tmp_path):
     write_state_dict(tmp_path / "x.ckpt", random_weights("tae"))
     (tmp_path / "x.json").write_text(json.dumps({"model": "tae", **TAE, "scaling_factor": 2.0}))
     given = TemporalAutoencoder({"temporal_upsample_padding": "zeros"}, pretrained=tmp_path / "x.ckpt").config

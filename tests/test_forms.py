@@ -238,7 +238,7 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("conv", BLOCKS)
-def test_a_block_takes_large_clips_in_pieces_but_where_gradients_are_wanted(conv, joined):
+def test_a_block_runs_large_clips_in_pieces_unless_gradients_are_needed(conv, joined):
     rng = np.random.default_rng(0)
     block = scatter(Entered(ResnetBlock(CHANNELS, 6, 2, BLOCKS[conv])), rng)
     x = Tensor(rng.standard_normal((2, CHANNELS, 5, 6, 4), np.float32))
@@ -270,7 +270,7 @@ def test_a_layer_gives_the_same_in_a_compiled_graph(name):
         assert_equal([other(x).asnumpy()], [right])
 
 
-def test_a_single_frame_is_doubled_to_one_where_both_would_be_alike():
+def test_a_single_frame_is_not_doubled_if_both_would_be_equal():
     layer = scatter(TemporalUpsample(CHANNELS), np.random.default_rng(0))
     x = Tensor(np.random.default_rng(1).standard_normal(FRAME, np.float32))
     two = layer(x).asnumpy()

@@ -65,7 +65,7 @@ def test_results_do_not_depend_on_micro_batch_size(codec):
     "name, config, frames, latents, cell",
     [pytest.param(*m, id=m[0], marks=[pytest.mark.full] * (m[0] not in ("image_vae", "hunyuan_vae"))) for m in MODELS],
 )
-def test_what_latents_are_is_the_models_to_say(name, config, frames, latents, cell):
+def test_the_model_says_how_its_latents_are_scaled(name, config, frames, latents, cell):
     model = randomized(create_model(name, **config))
     codec = LatentCodec(model)
     size = (frames, 2 * cell, 3 * cell + 1)
@@ -113,7 +113,7 @@ def test_scaling_and_tiles_can_be_set():
 
 @pytest.mark.full
 @pytest.mark.parametrize("name, config, frames", [("tae", SMALL_TAE, 16), ("temporal_vae", TEMPORAL_VAE, 17)])
-def test_an_exported_autoencoder_does_as_well(tmp_path, name, config, frames):
+def test_an_exported_autoencoder_works_too(tmp_path, name, config, frames):
     pytest.importorskip("onnxruntime")
     model = randomized(create_model(name, **config))
     model.save_pretrained(tmp_path / "model")

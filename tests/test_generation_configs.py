@@ -105,7 +105,7 @@ def test_the_page_shows_samples_and_what_failed_and_needs_nothing_else(samples):
     assert "none.png: no such file" in page and "cfg_channel" not in page and "<dt>aes" not in page
 
 
-def test_a_page_does_not_grow_without_end(samples, monkeypatch):
+def test_a_page_has_a_limited_length(samples, monkeypatch):
     first = [samples / "sample_0000.mp4", samples / "references" / "cat.png"]
     monkeypatch.setattr(gallery, "MOST_BYTES", sum(path.stat().st_size for path in first))
     page = page_of(samples)

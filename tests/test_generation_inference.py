@@ -175,7 +175,7 @@ def test_three_loops_are_the_originals(twice, monkeypatch):
         assert relative_error(Tensor(np.stack(videos)), arrays["video"]) < 1e-4
 
 
-def test_how_long_a_sample_of_loops_is():
+def test_the_length_of_a_sample_with_loops():
     cases = json.loads((DATA / "mask_strategies.json").read_text(encoding="utf-8"))["total_frames"]
     codec = load_codec(AutoencoderSection(from_pretrained=str(AUTOENCODER)), "fp32")
     for case in cases:
@@ -210,7 +210,7 @@ def test_shared_latent_frames_must_be_whole_chunks_and_fewer_than_a_clip():
         ("0,0,0,0,8,0.4", "video", {}),  # edited
     ],
 )
-def test_references_lie_where_the_strategy_puts_them(place, strategy, references, frames):
+def test_references_are_where_the_strategy_puts_them(place, strategy, references, frames):
     paths = {"video": place.video(), "image": place.image(), "other": place.image("other.png", 3)}
     chosen = [paths[name] for name in references.split(";")]
     config = place.config()
@@ -229,7 +229,7 @@ def test_references_lie_where_the_strategy_puts_them(place, strategy, references
         assert not np.allclose(video, to_uint8_frames(kept), atol=1)
 
 
-def test_of_a_video_only_what_a_strategy_takes_is_read(place):
+def test_only_the_frames_that_a_strategy_uses_are_read(place):
     config = config_of(place.config(), "--prompt", "a cat")
     codec = load_codec(AutoencoderSection(from_pretrained=str(AUTOENCODER)), "fp32")
     path = place.video(frames=12)
@@ -318,7 +318,7 @@ def test_a_prompt_that_fails_costs_its_row(place, monkeypatch):
     assert "broken.mp4" in (place.samples / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_batch_that_fails_is_made_one_by_one(place, monkeypatch):
+def test_a_failed_batch_is_repeated_one_by_one(place, monkeypatch):
     config = config_of(place.config(gallery=False), "--prompt", "a cat", "a dog", "--batch-size", "2")
     pipeline = load_pipeline(config)
     batches = []
@@ -337,7 +337,7 @@ def test_a_batch_that_fails_is_made_one_by_one(place, monkeypatch):
     assert report.made == 1 and report.failed == [("sample_0001", "no memory")]
 
 
-def test_what_the_weights_do_not_fit_is_one_line_before_any_sample(place):
+def test_weights_that_do_not_fit_are_one_line_before_any_sample(place):
     config = place.config("DiT-XL/2", text="classes", num_frames=1, image_size=[16, 16])
     with pytest.raises(ValueError, match="one of 1000 classes, but the network takes one of 10 classes; see text_enc"):
         load_pipeline(config_of(config, "--text_encoder.num_classes", "1000"))

@@ -52,7 +52,7 @@ def test_the_texts_of_loops(case):
         assert split_loops(case["prompt"], case["loop"]) == case["v12"]
 
 
-def test_numbers_of_loops_must_rise_and_may_be_of_loops_that_do_not_come():
+def test_numbers_of_loops_must_rise_and_may_exceed_the_loops():
     assert split_loops("|0|a|2|b|9|c", 3) == ["a", "a", "b"]
     assert split_loops("a | b", 2) == ["a | b"] * 2
     with pytest.raises(ValueError, match=r"must start with \|0\| and increase"):
@@ -70,7 +70,7 @@ def test_names_of_samples(case):
     assert f"samples/{sample_name(*given, case['prompt_as_path'])}" == case["result"]
 
 
-def test_a_prompt_that_no_file_can_be_called_by_is_made_one():
+def test_a_prompt_is_turned_into_a_valid_file_name():
     assert sample_name(0, "on/off\n", prompt_as_path=True) == "on_off_"
     long = sample_name(0, "a cat " * 100, prompt_as_path=True)
     other = sample_name(0, "a cat " * 101, prompt_as_path=True)
@@ -90,7 +90,7 @@ def test_strategies_are_parsed():
 @pytest.mark.parametrize(
     "text", [*STRATEGIES["refused"], "-1", "0,-1", "0,0,0,0,0", "0,0,0,0,1,1.5", "0;", "0,0,0,0,1,nan"]
 )
-def test_a_strategy_that_is_none_is_one_line(text):
+def test_a_malformed_strategy_is_one_line(text):
     with pytest.raises(ValueError, match="mask_strategy") as error:
         parse_mask_strategy(text)
     assert "\n" not in str(error.value) and "a group is loop,reference,start,target,length,edit" in str(error.value)
@@ -140,7 +140,7 @@ def test_a_group_far_longer_than_the_clip_costs_nothing():
         assert z.ravel().tolist() == [-1, 0, 0, 0] and mask.tolist() == [1, 0, 0, 0]
 
 
-def test_of_a_video_that_is_too_short_what_there_is():
+def test_a_video_that_is_too_short_gives_the_frames_it_has():
     noise, reference = np.full((1, 8, 1, 1), -1.0), np.arange(3.0).reshape(1, 3, 1, 1)
     z, mask = apply_mask_strategy(noise, [reference], parse_mask_strategy("0,0,-8,0,8"), repeat_images=True)
     assert z.ravel().tolist() == [0, 1, 2, -1, -1, -1, -1, -1] and mask.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
@@ -149,7 +149,7 @@ def test_of_a_video_that_is_too_short_what_there_is():
 @pytest.mark.parametrize(
     "strategy, wanted", [("0,2", "reference 2, of which there are 1"), ("0,0,0,8", "the clip has 8")]
 )
-def test_a_strategy_that_does_not_fit_says_what_does_not(strategy, wanted):
+def test_a_strategy_that_does_not_fit_says_why(strategy, wanted):
     with pytest.raises(ValueError, match=wanted):
         apply_mask_strategy(np.zeros((1, 8, 1, 1)), [np.zeros((1, 1, 1, 1))], parse_mask_strategy(strategy))
 
@@ -203,7 +203,7 @@ def test_arguments_have_the_names_of_the_guide():
     assert parse(*SIZE, "--prompt", "null").prompt is None
 
 
-def test_what_is_written_plays_at_fps_over_frame_interval():
+def test_written_videos_play_at_fps_over_frame_interval():
     assert parse(*SIZE, "--fps", "24", "--frame_interval", "3").rate == 8
     assert parse(*SIZE, "--fps", "24", "--save-fps", "12").rate == 12
 
@@ -247,7 +247,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_what_does_not_go_together_is_one_line_before_anything_is_loaded(message):
+def test_conflicting_settings_are_one_line_before_anything_is_loaded(message):
     with pytest.raises(ValueError) as error:
         config = GenerateConfig(**{"image_size": [240, 426], "prompt": ["a cat"], **WRONG[message]})
         read_requests(config)
@@ -273,7 +273,7 @@ def test_no_two_samples_have_one_name(prompts):
     check_names(parse(*SIZE), read_requests(config))
 
 
-def test_a_strategy_for_a_loop_that_does_not_come_is_said(caplog):
+def test_a_strategy_for_a_loop_that_never_runs_is_reported(caplog):
     arguments = [*SIZE, "--prompt", "a cat", "--reference-path", "a.png", "--condition-frame-length", "4"]
     read_requests(parse(*arguments, "--mask-strategy", "0;1,0,0,-1", "--loop", "2"))
     assert not caplog.records
@@ -295,7 +295,7 @@ def test_prompts_come_from_a_file_in_ranges(tmp_path):
         read_requests(parse(*SIZE))
 
 
-def test_the_suffix_of_a_prompt_wins_over_the_lists():
+def test_the_suffix_of_a_prompt_overrides_the_lists():
     lists = ["--reference-path", "b.png", "--mask-strategy", "0,0,0,-1"]
     suffix = '{"reference_path": "a.png;c.png", "mask_strategy": "0;0,1"}'
     (request,) = read_requests(parse(*SIZE, "--prompt", f"a cat{suffix}", *lists))

@@ -219,7 +219,7 @@ def test_attention_sees_its_own_frame_and_earlier_ones():
         assert changed(attention, video(1, 8, 4, 2, 3).asnumpy(), k) == [i >= k for i in range(4)]
 
 
-def test_attention_equals_the_masked_one_and_holds_scores_of_one_frame_alone(monkeypatch):
+def test_attention_equals_the_masked_one_and_holds_scores_of_one_frame_only(monkeypatch):
     torch, models = pytest.importorskip("torch"), pytest.importorskip("diffusers.models")
     original = pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl_hunyuan_video")
     make_mask = original.prepare_causal_attention_mask
@@ -291,7 +291,7 @@ def test_tiles_in_time_and_along_either_side_equal_diffusers(model, original, ti
     assert np.abs(model.encode(x).mean.asnumpy() - whole).max() > 1e-3  # tiles make a difference
 
 
-def test_diffusers_default_of_tiles_in_time_alone(model, original, tiled):
+def test_diffusers_default_tiles_only_time(model, original, tiled):
     original.tile(True)
     tiled(encode_tile=16, encode_overlap=4, decode_tile=16, decode_overlap=4, spatial_tile=0)
     try:
@@ -352,7 +352,7 @@ def test_convolutions_that_repeat_the_edges_equal_torchs(kernel, stride):
         assert relative_error(gradient, leaf.grad.numpy()) < 1e-5
 
 
-def test_a_padding_that_is_not_there_is_named():
+def test_an_unknown_padding_is_named():
     with pytest.raises(ValueError, match="padding is 'edge'; it must be zeros or replicate"):
         CausalConv3d(2, 2, padding="edge")
 

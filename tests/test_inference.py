@@ -146,7 +146,7 @@ def test_reconstruction_original_and_side_by_side_are_written_under_names_that_d
     assert np.abs(still.astype(int) - np.minimum(original + 0.1 * 127.5, 255)).max() <= 1
 
 
-def test_compared_checkpoints_and_the_baseline_are_scored_beside_the_reconstruction(tmp_path, videos, models):
+def test_compared_checkpoints_and_the_baseline_are_scored_like_the_reconstruction(tmp_path, videos, models):
     config = configure(tmp_path, videos, ["c.mp4"], compare=["bad.ckpt", "other/bad.ckpt"], baseline=True)
     report = reconstruct_csv(config)
     assert report.methods == ["reconstruction", "bad", "bad_2", "baseline"]
@@ -218,7 +218,7 @@ def test_a_loss_that_is_not_finite_is_an_error_row(tmp_path, videos, models):
     assert rows[0]["psnr"] == rows[0]["loss"] == "" and summary["loss"] == {}
 
 
-def test_the_mean_is_decoded_unless_a_sample_is_wanted(tmp_path, videos):
+def test_the_mean_is_decoded_unless_a_sample_is_requested(tmp_path, videos):
     x, model = np.zeros((1, 3, 2, 17, 16), np.float32), Offset(0.1)
     assert reconstruct(model, x)[0].asnumpy().max() == pytest.approx(0.1)
     config = configure(tmp_path, videos, [])
@@ -230,7 +230,7 @@ def test_the_mean_is_decoded_unless_a_sample_is_wanted(tmp_path, videos):
     assert noise_for(model, x, ["a.mp4"], replace(config, sample_posterior=True)) is None
 
 
-def test_a_sample_depends_on_the_seed_and_the_name_alone(tmp_path, videos):
+def test_a_sample_depends_only_on_the_seed_and_the_name(tmp_path, videos):
     TwoConvs({}).save_weights(tmp_path / "w.ckpt")
 
     def scores(names, **options):
@@ -283,7 +283,7 @@ def test_without_a_loss_nothing_of_it_is_written(tmp_path, videos, models):
     assert "loss" not in summary and "loss" not in format_table(report)
 
 
-def test_folders_may_stand_beside_the_output_folder(tmp_path, videos, models):
+def test_folders_may_be_next_to_the_output_folder(tmp_path, videos, models):
     reconstruct_csv(configure(tmp_path, videos, ["c.mp4", "still.png"], separate_folders=True))
     for folder in ("out_ori", "out_rec", "out/side_by_side"):
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["c.mp4", "still.png"]
@@ -302,9 +302,7 @@ def test_folders_may_stand_beside_the_output_folder(tmp_path, videos, models):
         (dict(loss=LossConfig(lpips_weights="nowhere.safetensors")), "nowhere.safetensors"),
     ],
 )
-def test_what_a_model_cannot_be_asked_for_is_said_before_anything_is_written(
-    tmp_path, videos, models, options, message
-):
+def test_what_a_model_cannot_do_is_named_before_anything_is_written(tmp_path, videos, models, options, message):
     with pytest.raises(ValueError, match=message):
         reconstruct_csv(configure(tmp_path, videos, ["c.mp4"], separate_folders=True, **options))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.csv", "videos"]
@@ -338,7 +336,7 @@ def test_fast_videos_are_thinned_and_play_at_the_speed_that_they_had(tmp_path, v
     assert "the video has 9 frames; 10 are needed" in report.results[0].error
 
 
-def test_columns_stand_side_by_side_under_labels():
+def test_columns_are_side_by_side_under_labels():
     left, right = (np.full((2, 16, 40, 3), value, np.uint8) for value in (10, 20))
     shown = side_by_side({"original": left, "a long label": right})
     assert shown.shape == (2, 16 + LABEL_HEIGHT, 80, 3)

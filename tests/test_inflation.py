@@ -163,14 +163,14 @@ def test_every_dialect_of_names_inflates_to_the_same_tae():
         assert sorted(report.used) == sorted(dialect) and not report.unexpected
 
 
-def test_tensors_beside_a_prefixed_vae_are_left_over_by_name():
+def test_tensors_next_to_a_prefixed_vae_are_left_over_by_name():
     others = {"model.diffusion_model.x_embedder.weight": np.ones(3), "text_encoders.t5.encoder.w": np.ones(3)}
     state, report = inflate(to_ldm(image_vae(), "first_stage_model.") | others, TINY_TAE)
     assert_equal(state, inflate(image_vae(), TINY_TAE)[0])
     assert report.unexpected == list(others)
 
 
-def test_what_does_not_fit_is_refused_with_the_names():
+def test_weights_that_do_not_fit_are_refused_with_their_names():
     state = image_vae()
     lacking = {name: array for name, array in state.items() if name != "encoder.conv_norm_out.bias"}
     with pytest.raises(CheckpointError, match=r"1 missing \(encoder\.conv_norm_out\.bias\)") as raised:

@@ -152,7 +152,7 @@ def test_nothing_in_the_package_imports_the_commands():
     assert others and not [path for path in others if imports.search(path.read_text())]
 
 
-def test_a_config_is_the_users_own_where_there_is_one_and_else_the_shipped_one(tmp_path, monkeypatch):
+def test_a_users_own_config_overrides_the_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "configs/tae/quickstart/train.yaml"
     shipped = Path(config_file(name))

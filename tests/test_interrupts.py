@@ -50,7 +50,7 @@ def test_a_handler_that_was_left_behind_is_replaced(method):
         ctrl_c.check()
 
 
-def test_a_loop_over_batches_ends_behind_the_batch_in_which_it_is_pressed(tmp_path):
+def test_a_loop_over_batches_ends_after_the_batch_in_which_ctrl_c_is_pressed(tmp_path):
     """Reconstruction's loop, and that of the latents' statistics."""
     options = write_data(tmp_path)
     config = ClipsConfig(ModelSection(from_pretrained="x"), options[1], image_size=16, num_frames=4)

@@ -143,7 +143,7 @@ def judged(clips, monkeypatch, heeds, **settings):
     return judge(config), listener
 
 
-def test_who_heeds_every_caption_has_all_of_them(clips, monkeypatch):
+def test_a_denoiser_that_follows_every_caption_scores_100_percent(clips, monkeypatch):
     found, listener = judged(clips, monkeypatch, True, noises=2, batch_size=3, first_frames=3)
     assert found["generated"] == 8
     assert {name: (each["share"], each["chance"], each["different"]) for name, each in found["captions"].items()} == {
@@ -161,7 +161,7 @@ def test_who_heeds_every_caption_has_all_of_them(clips, monkeypatch):
     assert not np.array_equal(listener.noise[0], listener.noise[4])
 
 
-def test_who_heeds_none_is_right_by_chance(clips, monkeypatch):
+def test_a_denoiser_that_ignores_captions_is_right_by_chance(clips, monkeypatch):
     found, _ = judged(clips, monkeypatch, False, first_frames=0, noises=1)
     assert [(each["share"], each["chance"]) for each in found["captions"].values()] == [
         (1 / 4, 1 / 4),
@@ -180,7 +180,7 @@ def test_who_heeds_none_is_right_by_chance(clips, monkeypatch):
         ({"scheduler": SchedulerSection(type="dpm-solver")}, "can keep none; use iddpm, or set it to 0"),
     ],
 )
-def test_what_cannot_be_judged_is_named(settings, wanted):
+def test_input_that_cannot_be_judged_is_named(settings, wanted):
     with pytest.raises(ValueError, match=wanted):
         JudgeConfig(csv_path="clips.csv", image_size=[16, 16], **settings)
 

@@ -102,7 +102,7 @@ def test_a_model_that_fails_costs_its_row(place, found):
     assert text[-1].startswith("failed: broken: ") and text[2].startswith("tae  ")
 
 
-def test_what_is_done_is_not_done_again(place, found, monkeypatch):
+def test_finished_work_is_not_repeated(place, found, monkeypatch):
     def train(*_):
         raise Stop
 
@@ -115,7 +115,7 @@ def test_what_is_done_is_not_done_again(place, found, monkeypatch):
 
 
 @pytest.mark.full
-def test_a_killed_run_ends_as_a_whole_one(place, found, tmp_path, monkeypatch):
+def test_a_killed_run_ends_like_an_uninterrupted_one(place, found, tmp_path, monkeypatch):
     def generate(*_):
         raise KeyboardInterrupt
 
@@ -130,7 +130,7 @@ def test_a_killed_run_ends_as_a_whole_one(place, found, tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_captions_are_what_a_network_that_takes_them_is_told(place, tmp_path):
+def test_captions_reach_a_network_that_uses_them(place, tmp_path):
     rows = "".join(f"{number}.mp4,a cat {number}\n" for number in range(3))
     (place / "captions.csv").write_text("video,caption\n" + rows)
     encoder = TextEncoderConfig(str(t5_folder(tmp_path / "t5")), "t5", 4)
@@ -157,7 +157,7 @@ def test_settings_that_cannot_be_compared_are_one_line(place, wrong, message):
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-def test_the_command_names_a_model_that_is_not_there(place, monkeypatch, capsys):
+def test_the_command_names_a_missing_model(place, monkeypatch, capsys):
     clips = ["--csv_path", place / "train.csv", "--test_csv_path", place / "train.csv"]
     assert run_here(monkeypatch, "scripts/benchmark_latents.py", *clips, "--models", place / "none") == 2
     assert "none: no such file or folder" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def test_the_folder_holds_a_model_whose_latents_have_unit_variance(clips, checkp
     assert described["replaced"] == factors
 
 
-def test_where_the_caller_scales_the_factors_are_the_inverse_and_the_mean(clips, tmp_path):
+def test_if_the_caller_scales_the_factors_are_the_inverse_deviation_and_the_mean(clips, tmp_path):
     create_model("tae", **TAE).save_pretrained(tmp_path / "tae")
     config = configure(clips, tmp_path / "tae", tmp_path / "scaled")
     _, factors = measure_csv(config)
@@ -157,7 +157,7 @@ def test_the_tool_says_what_it_measured(clips, checkpoint, tmp_path, monkeypatch
     assert f"scaling_factor {described['scaling_factor']:.6g}" in said and f"mean {described['mean']:.6g}" in said
 
 
-def test_without_a_clip_that_works_nothing_is_written(clips, checkpoint, tmp_path, monkeypatch, capsys):
+def test_nothing_is_written_if_every_clip_fails(clips, checkpoint, tmp_path, monkeypatch, capsys):
     (tmp_path / "index.csv").write_text("video\nnone.mp4\n")
     arguments = ["--ckpt_path", checkpoint, "--csv_path", tmp_path / "index.csv", "--output_path", tmp_path / "out"]
     assert run_here(monkeypatch, "tools/latent_statistics.py", *arguments) == 1

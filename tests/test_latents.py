@@ -137,7 +137,7 @@ def test_shards_are_what_the_safetensors_package_reads(tmp_path, configure):
         np.testing.assert_array_equal(theirs[f"{key}.z"], clip.read())
 
 
-def test_a_stretch_is_read_alone(tmp_path, configure):
+def test_a_part_of_a_clip_is_read_without_the_rest(tmp_path, configure):
     encode_csv(configure())
     clip = open_latents(tmp_path / "latents")["long.mp4"]
     np.testing.assert_array_equal(clip.read(start=7, stop=12), clip.read()[:, 7:12])
@@ -161,7 +161,7 @@ def test_mean_and_logvar_are_stored_if_asked_in_the_dtype_asked_for(tmp_path, co
     assert sizes[0] - folders.HEADER_ROOM == sizes[1] - folders.HEADER_ROOM
 
 
-def test_samples_are_the_same_whatever_ran_before(tmp_path, videos, checkpoint, configure):
+def test_samples_do_not_depend_on_earlier_runs(tmp_path, videos, checkpoint, configure):
     encode_csv(configure(sample_posterior=True))
     encode_csv(configure(["long.mp4"], sample_posterior=True, output_path=str(tmp_path / "one")))
     one, all_of_them = open_latents(tmp_path / "one"), open_latents(tmp_path / "latents")
@@ -172,7 +172,7 @@ def test_samples_are_the_same_whatever_ran_before(tmp_path, videos, checkpoint, 
     assert abs(standard.mean()) < 0.02 and abs(standard.std() - 1) < 0.02
 
 
-def test_shards_hold_so_much_and_a_long_video_has_its_own(tmp_path, configure):
+def test_shards_hold_up_to_their_size_and_a_long_video_has_its_own(tmp_path, configure):
     config = configure()
     config.shard_size = 6 * 2 * 5 * 20 * 28 / 2**20  # room for a short video and an image, in MB
     encode_csv(config)
@@ -192,7 +192,9 @@ def test_a_full_header_begins_another_shard(tmp_path, configure, monkeypatch):
     assert list(contents(tmp_path / "latents")) == GOOD
 
 
-def test_the_same_command_again_goes_on_and_tries_failures_only_if_asked(tmp_path, videos, configure, monkeypatch):
+def test_the_same_command_again_continues_and_retries_failures_only_on_request(
+    tmp_path, videos, configure, monkeypatch
+):
     encode_csv(configure(NAMES[:3]))
     before = contents(tmp_path / "latents")
     seen = []
@@ -211,7 +213,7 @@ def test_the_same_command_again_goes_on_and_tries_failures_only_if_asked(tmp_pat
     assert (report.encoded, report.there, len(report.failed)) == (0, 5, 1) and seen == ["broken.mp4"]
 
 
-def test_a_repaired_video_is_encoded_when_failures_are_tried_again(tmp_path, videos, configure):
+def test_a_repaired_video_is_encoded_when_failures_are_retried(tmp_path, videos, configure):
     (tmp_path / "v").mkdir()
     (tmp_path / "v" / "a.mp4").write_bytes(b"no video")
     assert encode_csv(configure(["a.mp4"], video_folder=str(tmp_path / "v"))).encoded == 0
@@ -273,7 +275,7 @@ def test_what_a_killed_run_left_is_removed(tmp_path, configure):
 
 
 @pytest.mark.parametrize("ranks, then", [(2, 2), (3, 1), (1, 2)])
-def test_ranks_share_the_videos_and_any_number_of_them_goes_on(tmp_path, configure, ranks, then):
+def test_ranks_share_the_videos_and_any_number_of_ranks_can_continue(tmp_path, configure, ranks, then):
     encode_csv(configure(output_path=str(tmp_path / "whole")))
     for rank in range(ranks):
         report = encode_csv(configure(NAMES[:4]), rank, ranks)
@@ -301,9 +303,7 @@ def test_latents_that_are_not_finite_are_an_error_of_that_video(tmp_path, config
     assert list(contents(tmp_path / "latents")) == [name for name in GOOD if name != "long.mp4"]
 
 
-def test_a_full_disk_costs_the_videos_that_it_has_no_room_for_and_the_next_run_tries_them_again(
-    tmp_path, configure, monkeypatch
-):
+def test_a_full_disk_costs_the_videos_that_do_not_fit_and_the_next_run_retries_them(tmp_path, configure, monkeypatch):
     encode_csv(configure(output_path=str(tmp_path / "whole")))
     write, full = folders.PieceWriter.write, OSError(28, "No space left on device")
 
@@ -361,7 +361,7 @@ def test_a_really_full_disk_spoils_no_shard(tmp_path, configure):
     assert_same(contents(tmp_path / "latents"), whole)
 
 
-def test_another_caption_comes_into_the_index_and_nothing_is_encoded_again(tmp_path, configure):
+def test_a_changed_caption_is_written_to_the_index_and_nothing_is_encoded_again(tmp_path, configure):
     encode_csv(configure())
     config = configure()
     text = Path(config.csv_path).read_text(encoding="utf-8").replace("of a/x", "of another")
@@ -401,7 +401,7 @@ def test_a_damaged_index_or_no_folder_is_named(tmp_path, configure):
         open_latents(tmp_path / "latents")
 
 
-def test_reading_takes_neither_mindspore_nor_a_model(tmp_path, configure):
+def test_reading_needs_neither_mindspore_nor_a_model(tmp_path, configure):
     encode_csv(configure(["a/x.mp4"]))
     code = "import sys; from mg.latents import open_latents; z = open_latents(sys.argv[1])['a/x.mp4'].read(); "
     code += "assert z.shape == (2, 5, 20, 28) and 'mindspore' not in sys.modules"
@@ -448,7 +448,7 @@ def test_latents_come_back_as_videos_of_the_length_and_size_encoded(tmp_path, vi
     assert read_image(tmp_path / "out" / "still.png").shape == (21, 19, 3)
 
 
-def test_decoding_goes_on_and_takes_names(tmp_path, configure):
+def test_decoding_continues_and_accepts_names(tmp_path, configure):
     encode_csv(configure())
     assert decode(tmp_path, names=["b/x.mp4", "still.png"]).decoded == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b_x.mp4", "still.png"]
@@ -460,7 +460,7 @@ def test_decoding_goes_on_and_takes_names(tmp_path, configure):
     assert [decode_folder(one, rank, 2).decoded for rank in range(2)] == [3, 2]
 
 
-def test_only_the_checkpoint_that_encoded_decodes_unless_any_may(tmp_path, configure):
+def test_only_the_encoding_checkpoint_decodes_unless_any_is_allowed(tmp_path, configure):
     encode_csv(configure(["a/x.mp4"]))
     other = tmp_path / "other.ckpt"
     randomized(TwoConvs({}), seed=1).save_weights(other)  # TwoConvs' own are the same after the same seed
@@ -570,7 +570,7 @@ def command(config: EncodeConfig) -> list[str]:
 
 
 @pytest.mark.full
-def test_a_killed_process_and_two_workers_after_it_make_the_whole(tmp_path, videos, configure):
+def test_two_workers_complete_the_work_of_a_killed_process(tmp_path, videos, configure):
     """SIGKILL once the first shard is there; then the rest by two workers of msrun."""
     names = [f"{i}.mp4" for i in range(12)]
     for name in names:

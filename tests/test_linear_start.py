@@ -97,6 +97,6 @@ def test_a_run_starts_from_its_first_clips_and_resumes_to_the_bit(tmp_path):
         (["--model.from_pretrained=x.ckpt"], "linear_start is 4; it must be 0 if the weights start from x.ckpt"),
     ],
 )
-def test_where_there_is_nothing_to_fit_the_run_says_so(tmp_path, options, reason):
+def test_a_run_with_nothing_to_fit_says_so(tmp_path, options, reason):
     with pytest.raises(ValueError, match=reason):
         short_run(tmp_path, *write_data(tmp_path), "--model.linear_start=4", *options)

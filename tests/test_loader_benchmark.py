@@ -33,7 +33,7 @@ def test_the_table_and_the_file_have_a_row_for_all_that_was_asked(tmp_path, monk
     assert [record["height"] for record in found["large"]] == [64, 128]
 
 
-def test_ones_own_videos_are_measured_and_those_that_cannot_be_read_are_counted(tmp_path):
+def test_a_users_own_videos_are_measured_and_unreadable_ones_are_counted(tmp_path):
     good = make_videos(tmp_path, "64p", 6)[0]
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     write_image(tmp_path / "still.png", loader_speed.read_photograph("coffee.png"))

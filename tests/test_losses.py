@@ -81,7 +81,7 @@ def test_l1_is_summed_over_a_frame_and_averaged_over_frames(mode):
     assert terms["lpips"] == terms["outlier"] == 0
 
 
-def test_the_squared_error_may_take_the_place_of_l1():
+def test_the_squared_error_can_replace_l1():
     x, y, *_ = inputs()
     loss, terms = compute(pixel_error="l2")
     assert loss == pytest.approx(((x - y) ** 2).sum() / (2 * 5), rel=1e-5)
@@ -97,7 +97,7 @@ def test_kl_is_summed_over_a_frame_and_averaged_over_frames(mode):
     assert loss - plain == pytest.approx(0.25 * kl, rel=1e-3)
 
 
-def test_kl_of_a_standard_normal_is_nothing():
+def test_kl_of_a_standard_normal_is_zero():
     loss = AutoencoderLoss(LossConfig(perceptual_weight=0))
     x, y, z, *_ = map(Tensor, inputs())
     zeros = ms.ops.zeros(LATENT)
@@ -169,7 +169,7 @@ def test_the_distance_of_first_latents_is_summed_over_a_frame_and_averaged_over_
 
 
 @pytest.mark.parametrize("valid", [None, [0, 0, 0, 1]])
-def test_an_image_keeps_its_first_latents_also_behind_frames_that_do_not_count(mode, valid):
+def test_an_image_keeps_its_first_latents_even_after_frames_that_do_not_count(mode, valid):
     x, y, z, mean, logvar = inputs()
     frames = len(valid or [1])
     code, target = two_stages(frames)
@@ -223,7 +223,7 @@ def test_kl_may_be_summed_over_a_clip():
 
 
 @pytest.mark.parametrize("mode, kl_per_clip", [("graph", True), ("pynative", True), ("pynative", False)])
-def test_frames_that_do_not_count_might_as_well_not_be_there(mode, lpips_file, kl_per_clip):
+def test_frames_that_do_not_count_change_nothing(mode, lpips_file, kl_per_clip):
     runtime.setup("cpu", mode, seed=0)
     config = dict(
         perceptual_weight=0.5,

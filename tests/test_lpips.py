@@ -279,7 +279,7 @@ def test_converter_refuses_another_architecture(change, message, originals, tmp_
     assert list(tmp_path.iterdir()) == [tmp_path / "changed.pth"]
 
 
-def test_converter_names_a_file_that_is_not_there(originals, tmp_path, monkeypatch, capsys):
+def test_the_converter_names_a_missing_file(originals, tmp_path, monkeypatch, capsys):
     _, _, linear_file = originals("alex")
     arguments = ("--backbone", tmp_path / "none.pth", "--linear", linear_file, "--target", tmp_path / "t.safetensors")
     assert convert(monkeypatch, *arguments) == 2

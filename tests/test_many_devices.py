@@ -72,7 +72,7 @@ def test_gradients_and_parameters_are_those_of_one_worker_with_the_doubled_batch
 
 
 @pytest.mark.full
-def test_the_first_worker_alone_writes_and_shows_a_bar(group):
+def test_only_the_first_worker_writes_and_shows_a_bar(group):
     names = {path.name for path in (group / "graph").iterdir()} - {"rank_0.npz", "rank_1.npz"}
     assert names == {
         "checkpoints",
@@ -119,7 +119,7 @@ def test_shards_of_both_networks_make_the_updates_of_whole_ones(group):
 
 
 @pytest.mark.full
-def test_a_run_goes_on_with_another_number_of_workers_and_says_what_changes(group, data, tmp_path, caplog):
+def test_a_run_continues_with_another_number_of_workers_and_says_what_changes(group, data, tmp_path, caplog):
     """One worker with the doubled batch makes the updates of two; with the same batch, others."""
     shutil.copytree(group / "stopped", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000004")
@@ -135,7 +135,7 @@ def test_a_run_goes_on_with_another_number_of_workers_and_says_what_changes(grou
 
 
 @pytest.mark.full
-def test_workers_say_to_each_other_what_they_must_agree_on(group):
+def test_workers_check_that_they_agree(group):
     for rank in (0, 1):
         said = json.loads((group / f"rank_{rank}.json").read_text())
         assert said["gathered"] == ["a", "ab"] and said["nothing"]

@@ -83,7 +83,7 @@ def test_a_single_frame_has_no_flolpips(weights):
     assert list(measures.of(real, generated)) == ["psnr", "ssim", "lpips"]
 
 
-def test_order_and_choice_are_the_askers():
+def test_measures_come_in_the_requested_order():
     measures = Measures(MeasuresConfig(["ssim", "psnr", "ssim"]))
     assert measures.names == ["ssim", "psnr"] == list(measures.of(*video_pair(1, 12, 12))) == list(measures.describe())
     assert measures.left_out == {}
@@ -125,7 +125,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(metric):
     "bad, message", [(np.nan, "not finite"), (np.inf, "not finite"), (-0.5, r"\[0, 1\], got -0.5"), (2, r"to 2")]
 )
 @pytest.mark.parametrize("metric", ["psnr", "lpips"])
-def test_values_that_are_no_levels_are_refused(metric, bad, message, weights):
+def test_values_out_of_range_are_refused(metric, bad, message, weights):
     real, generated = video_pair(2, 31, 31)
     generated[1, 2, 3] = bad
     with pytest.raises(ValueError, match=f"the generated video .*{message}"):

@@ -47,7 +47,7 @@ def test_a_device_has_what_is_free_and_what_its_pool_does_not_use(monkeypatch, d
     assert runtime.free_memory() > 2**20
 
 
-def test_nothing_is_known_where_there_is_no_linux(linux):
+def test_memory_is_unknown_outside_linux(linux):
     assert memory.available_memory() is memory.peak_rss() is memory.resident() is None
 
 
@@ -93,7 +93,7 @@ def test_what_control_groups_leave_counts(linux, groups, files, left):
     assert memory.available_memory() == left * GIB
 
 
-def test_a_process_whose_name_is_no_text_has_a_peak(linux, tmp_path):
+def test_a_process_whose_name_is_not_text_has_a_peak(linux, tmp_path):
     linux(proc__7__status="")
     (tmp_path / "proc" / "7" / "status").write_bytes(b"Name:\t\xff\x85VmHWM: 1 kB\nVmHWM:\t    12 kB\n")
     assert memory.peak_rss(7) == 12 * 1024

@@ -87,7 +87,7 @@ def test_any_length_and_size_comes_back(models, name, frames):
         assert model.decode(z).shape[2] >= frames
 
 
-def test_frames_rows_and_columns_that_lack_repeat_the_last_ones(model):
+def test_missing_frames_rows_and_columns_repeat_the_last_ones(model):
     """Frames where whole groups of them are needed; elsewhere any number is taken as it is."""
     x, s = clip(model), model.spatial_compression
     frames = (model.geometry.lead - x.shape[2]) % model.geometry.frame_multiple
@@ -119,7 +119,7 @@ def test_clips_of_a_batch_do_not_see_each_other(model):
 # A pass from the outside and from within a training step.
 
 
-def test_a_surrounding_graph_sees_what_a_call_gives_and_the_last_convolution_makes_it(model):
+def test_a_surrounding_graph_gets_the_result_of_a_call_from_the_last_convolution(model):
     x = clip(model)
     y = model(x).asnumpy()
     found, z, mean, _ = model.forward(x)

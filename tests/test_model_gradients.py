@@ -73,7 +73,7 @@ def test_gradients_are_the_same_however_they_come(name, mode, dtype, recompute, 
 
 
 @pytest.mark.full
-def test_gradients_compile_behind_a_graph_of_lpips(tmp_path):
+def test_gradients_compile_after_a_graph_of_lpips(tmp_path):
     """As behind a benchmark in one process: `+=` of a tensor in that graph was enough to break MindSpore's compiler."""
     runtime.setup("cpu", "graph", seed=0)
     lpips = LPIPS("alex", write_random_weights(tmp_path / "alex.safetensors"))

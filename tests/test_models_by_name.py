@@ -89,7 +89,7 @@ def test_every_released_checkpoint_is_one_models(name):
 
 
 @pytest.mark.parametrize("released", RELEASED)
-def test_released_image_vaes_are_told_in_our_names_and_diffusers(released):
+def test_released_image_vaes_are_recognised_in_our_names_and_diffusers(released):
     config = {**ImageAutoencoder.default_config, **RELEASED[released]}
     ours = ImageAutoencoder.weight_shapes(config)
     arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in ours.items()}
@@ -99,7 +99,7 @@ def test_released_image_vaes_are_told_in_our_names_and_diffusers(released):
 
 @pytest.mark.parametrize("dialect", ["ours", "original", "torch"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_weights_of_other_sizes_are_told_in_every_dialect(write, name, dialect):
+def test_weights_of_other_sizes_are_recognised_in_every_dialect(write, name, dialect):
     assert model_name(write(weights(name, dialect))) == name
 
 
@@ -112,7 +112,7 @@ def test_weights_of_other_sizes_are_told_in_every_dialect(write, name, dialect):
         ("tae", "autoencoder._backbone.", "original"),
     ],
 )
-def test_a_model_is_told_within_a_larger_file(write, name, prefix, dialect):
+def test_a_model_is_recognised_within_a_larger_file(write, name, prefix, dialect):
     others = {
         "model.diffusion_model.w": np.ones(2, np.float32),
         "text_encoders.clip_l.encoder.w": np.ones(2, np.float32),
@@ -131,7 +131,7 @@ def test_an_old_attentions_names_are_an_image_vaes(write):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt", ".pt", ".pth", ".bin", ""])
-def test_a_file_of_any_format_is_told_and_loads_where_its_sizes_are_given(tmp_path, write, suffix):
+def test_a_file_of_any_format_is_recognised_and_loads_if_its_sizes_are_given(tmp_path, write, suffix):
     state = {name: np.full_like(value, 0.5) for name, value in weights("image_vae", "original").items()}
     if suffix in (".pt", ".pth", ".bin"):
         torch = pytest.importorskip("torch")
@@ -158,7 +158,7 @@ def test_another_size_without_a_config_is_an_error_that_asks_for_it(write):
         from_pretrained(path)
 
 
-def test_a_whole_is_told_before_its_part_which_can_be_asked_for(write):
+def test_a_whole_model_is_recognised_before_its_part_which_can_be_requested(write):
     path = write(weights("temporal_vae", "original"))
     assert model_name(path) == "temporal_vae"
     spatial = models.stored_config(path, "image_vae")
@@ -203,14 +203,14 @@ def test_weights_that_fit_two_models_ask_which(write, registry):
 
 
 @pytest.mark.parametrize("wrong", ["tae", "image_vae", "hunyuan_vae", "temporal_vae"])
-def test_a_name_that_the_tensors_belie_is_an_error(write, wrong):
+def test_a_name_that_contradicts_the_tensors_is_an_error(write, wrong):
     path = write(weights("dc_ae", "original"))
     for build in (create_model, lambda name, path: from_pretrained(path, name)):
         with pytest.raises(CheckpointError, match=f"a model other than '{wrong}': its tensors are those of 'dc_ae'"):
             build(wrong, path)
 
 
-def test_commands_take_a_file_for_what_it_is(tmp_path, write):
+def test_commands_recognise_the_model_of_a_file(tmp_path, write):
     path, config = write(weights("image_vae")), CONFIGS["image_vae"]
     plain = BenchmarkConfig(csv_path="x.csv", models=[str(path)], output_path=str(tmp_path / "out"))
     assert [contestant.settings["name"] for contestant in read_models(plain.models)] == ["image_vae"]
@@ -278,6 +278,6 @@ assert "mindspore" in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_everything_that_the_packages_announce_is_there():
+def test_everything_in_the_packages_all_exists():
     for package in (mg, models):
         assert all(hasattr(package, name) for name in package.__all__)

@@ -54,7 +54,7 @@ def test_nothing_in_a_file_is_called(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-def test_what_is_no_dict_of_arrays_is_told(tmp_path):
+def test_a_pickle_that_is_not_a_dict_of_arrays_is_refused(tmp_path):
     array = np.zeros(4, np.float32)
     loop: dict = {}
     loop["again"] = loop
@@ -74,7 +74,7 @@ def test_what_is_no_dict_of_arrays_is_told(tmp_path):
         assert "x.ckpt" in str(told.value) and "\n" not in str(told.value)
 
 
-def test_damage_is_told_and_never_believed(tmp_path):
+def test_damage_is_reported_and_never_used(tmp_path):
     whole = pickle.dumps({"a": {"b": np.arange(40, dtype=np.float32).reshape(5, 8)}}, 4)
     path = tmp_path / "x.ckpt"
     for size in range(0, len(whole), 7):

@@ -144,7 +144,7 @@ def test_nearest_neighbour_is_one_resize(tmp_path, frames):
         (NearestConv3d(4, 2), (1, 4, 3, 4, 5), 8 * 8),
     ],
 )
-def test_a_convolution_behind_nearest_neighbour_runs_on_the_small_grid(tmp_path, upsample, shape, taps):
+def test_a_convolution_after_nearest_neighbour_runs_on_the_small_grid(tmp_path, upsample, shape, taps):
     """`taps`: of all kernels, one for each phase."""
     model, found, error = converted(upsample, clip(*shape), tmp_path)
     assert error < 1e-5 and "Resize" not in found
@@ -196,7 +196,7 @@ def test_an_operator_without_a_converter_is_named(tmp_path):
         converted(Network(), clip(1, 3), tmp_path)
 
 
-def test_weights_that_mindspore_puts_apart_are_found(tmp_path, monkeypatch):
+def test_weights_that_mindspore_stores_separately_are_found(tmp_path, monkeypatch):
     from mg.deploy.export import _write_mindir, _write_onnx
 
     conv, x = Conv3d(3, 4), clip(1, 3, 4, 6, 6)
@@ -209,7 +209,7 @@ def test_weights_that_mindspore_puts_apart_are_found(tmp_path, monkeypatch):
     assert np.abs(nn.GraphCell(ms.load(str(tmp_path / "net_graph.mindir")))(Tensor(x)).asnumpy() - found).max() < 1e-5
 
 
-def test_weights_above_protobufs_limit_lie_beside_the_graph(tmp_path, monkeypatch):
+def test_weights_above_protobufs_limit_are_stored_next_to_the_graph(tmp_path, monkeypatch):
     from mg.deploy import onnx_graph
 
     monkeypatch.setattr(onnx_graph, "_LARGEST", 1000)

@@ -198,7 +198,7 @@ def test_updates_are_those_computed_by_hand(mode, case, monkeypatch):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_updater_with_the_state_of_another_goes_on_to_the_bit(name):
+def test_an_updater_with_the_state_of_another_continues_to_the_bit(name):
     whole, resumed = make(dict(name=name)), make(dict(name=name))
     for seed in range(3):
         update(whole, gradients(seed))

@@ -58,16 +58,16 @@ def test_a_line_is_one_line_to_every_reader_and_holds_the_text(text):
     assert cells == [read, "1.5"]
 
 
-def test_lines_end_at_line_feeds_alone():
+def test_lines_end_only_at_line_feeds():
     assert split_lines("a\u2028b\n\nc\x85d\n") == ["a\u2028b", "", "c\x85d"]
     assert split_lines("") == [] and split_lines("a\nb") == ["a", "b"]
 
 
-def test_an_error_without_words_is_called_by_its_kind():
+def test_an_error_without_a_message_is_named_by_its_type():
     assert one_line(MemoryError()) == "MemoryError" and one_line(ValueError("a\n b")) == "a b"
 
 
-def test_the_latents_index_gives_back_any_caption_and_name(tmp_path):
+def test_the_latents_index_returns_any_caption_and_name(tmp_path):
     rows = [LatentsRow(f"{i}{text}.mp4", text, "error", one_line(text)) for i, text in enumerate(TEXTS)]
     record(tmp_path, rows, {row.name: i for i, row in enumerate(rows)})
     assert list(read_latents(tmp_path).values()) == rows
@@ -82,7 +82,7 @@ def test_a_latents_index_that_an_earlier_version_wrote_is_read(tmp_path):
     assert read_latents(tmp_path)["a.mp4"].caption == "x\u2028y\u2029z\x85"
 
 
-def test_results_give_back_any_name_that_utf_8_holds(tmp_path):
+def test_results_return_any_name_that_is_valid_utf_8(tmp_path):
     rows = [ResultRow(text, f"o{i}", "model", error="no") for i, text in enumerate(TEXTS)]
     results = Results(tmp_path / "a.csv", rows[:5])
     for row in rows[5:]:

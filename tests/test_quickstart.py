@@ -95,7 +95,7 @@ def test_test_clips_show_photographs_that_nothing_was_trained_on():
     assert "csv_path: outputs/photographs/images.csv" in recipe  # which make_images writes from TRAIN_PHOTOGRAPHS
 
 
-def test_generation_is_told_what_training_was(tmp_path):
+def test_the_quickstarts_generation_has_the_settings_of_its_training(tmp_path):
     folder = ROOT / "configs" / "generation" / "quickstart"
     trained = parse_config(
         DenoiserTrainConfig, "Train.", [str(folder / "train.yaml"), "--latents_path", str(tmp_path), "--resume"]

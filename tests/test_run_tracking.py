@@ -136,7 +136,7 @@ def test_wandb_gets_what_the_log_has_and_changes_no_number_of_the_run(tmp_path, 
     assert (run.options["name"], os.environ["WANDB_PROJECT"]) == ("tracked", "mg")
 
 
-def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, data, wandb):
+def test_a_resumed_run_continues_in_the_same_wandb_run(tmp_path, data, wandb):
     options = [*data, "--mode=pynative", "--wandb", "--preview_clips=0", "--ckpt_save_steps=2", "--max_steps=4"]
     with stopped_at(4):  # updates 3 and 4 are made again
         short_run(tmp_path, *options)
@@ -151,7 +151,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(tmp_path, data, wandb):
     assert wandb.runs[-1].id != first.id
 
 
-def test_without_an_account_the_run_is_offline_and_nobody_is_asked(tmp_path, wandb, monkeypatch, caplog):
+def test_without_an_account_the_run_is_offline_without_a_question(tmp_path, wandb, monkeypatch, caplog):
     wandb.refusal = "No API key configured.\nUse `wandb login`."
     terminal = mock.Mock(read=lambda: pytest.fail("it asked the terminal"))
     monkeypatch.setattr(sys, "stdin", terminal)
@@ -168,7 +168,7 @@ def test_without_an_account_the_run_is_offline_and_nobody_is_asked(tmp_path, wan
     )
 
 
-def test_the_users_own_settings_of_wandb_hold(tmp_path, wandb):
+def test_the_users_own_settings_of_wandb_are_kept(tmp_path, wandb):
     os.environ |= {"WANDB_MODE": "disabled", "WANDB_PROJECT": "mine", "WANDB_NAME": "first"}
     WandbRun(tmp_path, {}, resume=False).begin()
     (run,) = wandb.runs
@@ -176,7 +176,7 @@ def test_the_users_own_settings_of_wandb_hold(tmp_path, wandb):
     assert (os.environ["WANDB_PROJECT"], os.environ["WANDB_MODE"]) == ("mine", "disabled")
 
 
-def test_what_fails_in_wandb_is_one_warning_and_ends_no_training(tmp_path, data, wandb, monkeypatch, caplog):
+def test_a_failure_in_wandb_is_one_warning_and_does_not_end_training(tmp_path, data, wandb, monkeypatch, caplog):
     def broken_from(step):
         log = FakeRun.log
 
@@ -321,7 +321,7 @@ def test_speed_is_that_of_the_last_updates_that_did_not_compile():
     assert meter.scalars()["frames_per_second"] == pytest.approx(4 * 2 * 8 / 2)  # what was before is forgotten
 
 
-def test_waiting_for_data_is_said_once_with_what_would_help(monkeypatch):
+def test_waiting_for_data_is_reported_once_with_a_remedy(monkeypatch):
     monkeypatch.setattr(speed.os, "cpu_count", lambda: 8)
     for waiting, said in ((0.5, None), (2.0, "training waits for data: 40% of the time of the last 50 updates")):
         clock = Clock()
@@ -338,7 +338,7 @@ def test_waiting_for_data_is_said_once_with_what_would_help(monkeypatch):
         assert meter.warning(4) is None
 
 
-def test_peak_memory_is_the_devices_where_that_is_counted_else_the_processs(monkeypatch):
+def test_peak_memory_is_the_devices_if_counted_else_the_processs(monkeypatch):
     held = np.ones(64 * 2**20, np.uint8)
     assert runtime.peak_memory() == (peak_rss(), "process") and peak_rss() >= held.nbytes
     assert SpeedMeter().describe().endswith(" GB of the process")
@@ -349,7 +349,7 @@ def test_peak_memory_is_the_devices_where_that_is_counted_else_the_processs(monk
     assert SpeedMeter().describe() == "peak memory 5.00 GB of the device"
 
 
-def test_each_update_has_its_speed_apart_from_the_log_also_after_a_resume(tmp_path, data, caplog, monkeypatch):
+def test_each_update_has_its_own_speed_even_after_a_resume(tmp_path, data, caplog, monkeypatch):
     monkeypatch.setattr(speed, "WINDOW", 1)
     monkeypatch.setattr(speed, "WAITS", 0.0)  # any wait is too long
     options = [*data, "--mode=pynative", "--data.image_ratio=0", "--max_steps=4", "--ckpt_save_steps=2"]

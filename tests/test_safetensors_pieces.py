@@ -51,7 +51,7 @@ def test_a_tensor_that_is_dropped_leaves_no_trace():
     np.testing.assert_array_equal(found["a2"], x.astype(np.float16))
 
 
-def test_what_would_not_be_whole_is_refused():
+def test_incomplete_tensors_are_refused():
     writer = PieceWriter(io.BytesIO(), "fp16", room=128)
     writer.add("x", (2, 6))
     with pytest.raises(CheckpointError, match=r"x: a piece of shape \(2, 3\) at 4 does not fit into \(2, 6\)"):

@@ -61,7 +61,7 @@ def test_updates_are_those_of_whole_states(group, mode, optimizer):
 
 @pytest.mark.full
 @pytest.mark.parametrize("optimizer", OPTIMIZERS["pynative"])
-def test_shards_go_on_to_the_bit_and_whole_states_go_on_in_shards(group, optimizer):
+def test_shards_continue_to_the_bit_and_so_do_whole_states_in_shards(group, optimizer):
     ways = ("zero2", "zero2_taken_over", "whole", "whole_taken_over")
     zero2, taken_over, whole, from_whole = (of(group, f"pynative/{optimizer}/{way}/") for way in ways)
     assert taken_over.keys() == zero2.keys()
@@ -72,7 +72,7 @@ def test_shards_go_on_to_the_bit_and_whole_states_go_on_in_shards(group, optimiz
 
 @pytest.mark.full
 @pytest.mark.parametrize("optimizer", OPTIMIZERS["pynative"])
-def test_one_worker_goes_on_where_two_had_shards(group, optimizer):
+def test_one_worker_continues_where_two_had_shards(group, optimizer):
     middle, wanted = (of(group, f"pynative/{optimizer}/zero2/{when}") for when in ("middle/", ""))
     updater = sharded_updates.take_over(sharded_updates.make(optimizer), middle, middle)
     norms = sharded_updates.updates(updater, MIDDLE, UPDATES, range(2))
@@ -118,7 +118,7 @@ def test_shards_are_equal_parts_that_make_up_the_whole(monkeypatch, workers):
 
 @pytest.mark.parametrize("section", ["optim", "optim_discriminator"])
 @pytest.mark.parametrize("name", ["lamb", "muon"])
-def test_what_takes_whole_parameters_is_refused(section, name):
+def test_optimizers_that_need_whole_parameters_are_refused(section, name):
     message = f"name is {name}; it must be none of lamb, muon with plugin zero2: their steps need whole parameters"
     with pytest.raises(ValueError, match=message):
         TrainConfig(csv_path="train.csv", plugin="zero2", **{section: OptimizerConfig(name=name)})

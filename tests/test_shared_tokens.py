@@ -53,7 +53,7 @@ def test_workers_have_all_patches_between_them(monkeypatch, workers):
 
 
 @pytest.mark.parametrize("name", ["stdit", "stdit2", "stdit3"])
-def test_attention_within_frames_asks_the_others_and_no_other_layer_does(monkeypatch, name):
+def test_only_attention_within_frames_communicates(monkeypatch, name):
     monkeypatch.setattr(sequence, "AllGather", lambda group: None)
     network = create_denoiser(name, depth=2, hidden_size=24, num_heads=2, caption_channels=8, model_max_length=4)
     network.share_tokens(Group(0, 2, 0, 2))

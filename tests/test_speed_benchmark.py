@@ -91,7 +91,7 @@ def fake_workers(monkeypatch):
     return FakeWorker
 
 
-def test_a_ratio_is_the_median_over_pairs_and_not_that_of_medians():
+def test_a_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians():
     found = pairwise_ratio([1.0, 4.0, 10.0], [2.0, 2.0, 50.0])
     assert found == {"median": 0.5, "min": 0.2, "max": 2.0}
     with pytest.raises(ValueError):
@@ -132,7 +132,7 @@ def test_the_table_and_the_file_have_a_row_for_all_that_was_asked(tmp_path, fake
     assert [line.split()[:2] for line in table.splitlines()[1:3]] == [["image_vae", "encode"], ["image_vae", "train"]]
 
 
-def test_a_peer_that_is_not_there_is_said_and_what_fails_costs_a_row(tmp_path, fake_workers, monkeypatch):
+def test_a_missing_peer_is_reported_and_a_failure_costs_one_row(tmp_path, fake_workers, monkeypatch):
     monkeypatch.setattr(speed, "missing", lambda: "torch is not there")
     run = fake_workers.run
 
@@ -157,9 +157,7 @@ def test_a_peer_that_is_not_there_is_said_and_what_fails_costs_a_row(tmp_path, f
         (growth.measure_growth, dict(growth=[4]), "growth.json", ["2x16x16", "2x32x32", "2x16x16"]),
     ],
 )
-def test_a_run_that_is_killed_leaves_the_rows_that_it_has(
-    tmp_path, fake_workers, monkeypatch, measure, options, file, rows
-):
+def test_a_killed_run_leaves_its_rows(tmp_path, fake_workers, monkeypatch, measure, options, file, rows):
     run = fake_workers.run
 
     def killed(worker):
@@ -226,7 +224,7 @@ def test_peers_take_clips_of_any_size(name, config):
     network.decoder()(0)
 
 
-def test_operations_are_counted_in_graph_mode_alone():
+def test_operations_are_counted_only_in_graph_mode():
     with pytest.raises(RuntimeError, match="graph"), count_operations():
         pass
 
@@ -242,7 +240,7 @@ def test_a_model_and_its_peer_are_measured_in_processes_of_their_own(tmp_path):
 
 
 @needs_torch
-def test_a_worker_stands_still_between_orders_and_says_what_went_wrong():
+def test_a_worker_is_idle_between_jobs_and_reports_errors():
     peer = peer_of("image_vae", create_model("image_vae", **IMAGE_VAE).config)
     with Worker(job(engine="torch", model=peer.kind, config=peer.config, by_frame=True)) as worker:
         assert worker.run() > 0

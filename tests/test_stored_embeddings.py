@@ -60,7 +60,7 @@ def test_stored_embeddings_are_what_the_encoder_gives(tmp_path, folders, configu
                 np.testing.assert_array_equal(found, wanted)
 
 
-def test_what_inference_asks_for_by_the_same_prompts_is_stored(tmp_path, configure):
+def test_embeddings_are_stored_for_the_prompts_of_inference(tmp_path, configure):
     """JSON and |n| in prompts, and scores, are no part of a text, or part of it, for both alike."""
     path = tmp_path / "prompts.txt"
     lines = ['a dog{"reference_path": "x", "mask_strategy": "0"}', "|0|a cat|2|A dog, again", "", "and 3 more dogs"]
@@ -96,7 +96,7 @@ def test_a_text_that_is_not_stored_is_named(tmp_path, configure):
         open_embeddings(tmp_path / "stored")
 
 
-def test_captions_of_a_csv_are_taken_as_they_are_unless_they_are_to_be_cleaned(tmp_path, configure):
+def test_captions_of_a_csv_are_cleaned_only_on_request(tmp_path, configure):
     (tmp_path / "index.csv").write_text('path,text\na.mp4,"A Cat, twice"\nb.mp4,\nc.mp4,"A Cat, twice"\n')
     csv = dict(prompt=[], csv_path=str(tmp_path / "index.csv"))
     encode_texts(configure(**csv))
@@ -110,7 +110,7 @@ def test_captions_of_a_csv_are_taken_as_they_are_unless_they_are_to_be_cleaned(t
         encode_texts(configure(**csv))
 
 
-def test_a_run_that_was_stopped_goes_on_and_ranks_make_what_one_makes(tmp_path, configure, monkeypatch):
+def test_a_stopped_run_continues_and_ranks_store_what_one_process_does(tmp_path, configure, monkeypatch):
     encode_texts(configure(output_path=str(tmp_path / "whole")))
     states, seen = store._states, []
 
@@ -131,7 +131,7 @@ def test_a_run_that_was_stopped_goes_on_and_ranks_make_what_one_makes(tmp_path, 
     assert list(contents(tmp_path / "stored")) == list(contents(tmp_path / "whole"))  # in their order
 
 
-def test_a_text_that_fails_costs_no_other_and_is_tried_again_if_asked(tmp_path, configure, monkeypatch):
+def test_a_failed_text_affects_no_other_and_is_retried_on_request(tmp_path, configure, monkeypatch):
     states = store._states
 
     def failing(encoder, text):

@@ -71,7 +71,7 @@ SLOW = ("image_vae", "temporal_vae", "dc_ae", "tae")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.full] * (n in SLOW)) for n in CASES])
-def test_pieces_join_to_what_the_whole_gives_in_tiles(name):
+def test_pieces_join_to_the_result_of_the_whole_in_tiles(name):
     config, tiles, size, lengths = CASES[name]
     model = create_model(name, **config)
     model.enable_tiling(**tiles)
@@ -135,7 +135,7 @@ def test_noise_is_that_of_the_frame():
 
 @pytest.mark.parametrize("last", ["shift", "short"])
 @pytest.mark.parametrize("lead", [0, 1])
-def test_a_stretch_is_finished_when_it_comes_and_needs_no_more_than_was_read(last, lead):
+def test_a_piece_is_finished_when_it_comes_and_needs_only_what_was_read(last, lead):
     for length in range(lead + 1, 60):
         x = np.arange(length, dtype=np.float32)
         axis = Axis(0, 12, 8, last, lead=lead)

@@ -270,7 +270,7 @@ def test_a_doubled_frame_rate_looks_no_further(paper):
 
 
 @pytest.mark.parametrize("k", [16, 17, *(pytest.param(n, marks=pytest.mark.full) for n in (0, 33, 36))])
-def test_a_frame_reaches_its_own_chunk_alone(small, k):
+def test_a_frame_affects_only_its_own_chunk(small, k):
     """Norms span the frames of a chunk, so that within it even latents before the frame may change."""
     x = video(1, 3, 37, 4, 4).asnumpy()
     mean, y = small.encode(Tensor(x)).mean.asnumpy(), small(Tensor(x)).asnumpy()

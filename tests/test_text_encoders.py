@@ -84,7 +84,7 @@ def test_far_tokens_share_a_bucket_and_very_far_ones_the_last():
 # Encoders of folders.
 
 
-def test_a_prompt_depends_on_no_other_and_rows_behind_it_are_zeros(folders):
+def test_a_prompt_depends_on_no_other_and_rows_after_it_are_zeros(folders):
     encoder = create_text_encoder("t5", folders["t5"], model_max_length=12)
     assert (encoder.type, encoder.output_dim, encoder.model_max_length) == ("t5", 16, 12)
     prompts = ["a cat", "", "a dog, 2 cats and 17 more dogs"]
@@ -150,7 +150,7 @@ def test_weights_are_read_one_by_one(folders, monkeypatch):
     assert len(most) == 21 and max(most) == 1
 
 
-def test_a_whole_model_in_shards_with_its_tokenizer_beside_it_is_read(folders, tmp_path):
+def test_a_whole_model_in_shards_with_its_tokenizer_is_read(folders, tmp_path):
     weights = read_state_dict(folders["t5"])
     wanted = create_text_encoder("t5", folders["t5"], 8).encode(["a cat"])[0]
     weights = {name: value for name, value in weights.items() if name != "shared.weight"} | {
@@ -299,7 +299,7 @@ def test_sentencepiece_gives_the_tokens_of_the_tokenizer_file(tmp_path):
 @pytest.mark.parametrize(
     "kind, wanted", [("t5", "tokenizer.json or spiece.model"), ("clip", "vocab.json with merges.txt")]
 )
-def test_a_tokenizer_that_is_not_there_cannot_be_read_or_takes_a_package_is_told(tmp_path, monkeypatch, kind, wanted):
+def test_a_tokenizer_that_is_missing_unreadable_or_needs_a_package_is_named(tmp_path, monkeypatch, kind, wanted):
     with pytest.raises(ValueError, match=f"there is no tokenizer; put .*{wanted}"):
         open_tokenizer(kind, tmp_path)
     file = tmp_path / "tokenizer.json"

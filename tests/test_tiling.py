@@ -209,7 +209,7 @@ def test_a_temporal_tile_of_0_leaves_time_whole(spatial_tile, dims):
         (dict(tile_overlap_factor=-0.1), "tile_overlap_factor is -0.1; it must be at least 0 and below 1"),
     ],
 )
-def test_tile_sizes_that_do_not_fit_are_named_with_what_would(sizes, message):
+def test_tile_sizes_that_do_not_fit_are_named_with_a_remedy(sizes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         TilingConfig.from_tile_sizes(4, 32, **sizes)
 
@@ -263,7 +263,7 @@ def test_the_device_sees_tensors_of_tiles_and_the_host_joins_arrays(dtype):
         (dict(last="middle"), "last is 'middle'; it must be one of shift, short"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named_with_what_would(fields, message):
+def test_sizes_that_do_not_fit_are_named_with_a_remedy(fields, message):
     for axes in ("encode_axes", "decode_axes"):
         with pytest.raises(ValueError, match=re.escape(message)):
             getattr(TilingConfig(**fields), axes)(8, 16)

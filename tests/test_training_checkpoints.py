@@ -20,7 +20,7 @@ def names(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("config", [{}, {"ema_decay": 0.9}, {"ema_decay": 0.9, "loss_scale": "dynamic"}])
-def test_a_loaded_checkpoint_goes_on_as_the_run_that_wrote_it(tmp_path, config):
+def test_a_loaded_checkpoint_continues_like_the_run_that_wrote_it(tmp_path, config):
     model, step = make(**config)
     for seed in range(3):
         update(model, step, seed)

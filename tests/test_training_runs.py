@@ -196,12 +196,12 @@ def test_resume_needs_neither_the_weights_nor_the_config_that_the_run_began_with
     assert from_pretrained(tmp_path / "run" / "two_convs.ckpt").config["z_channels"] == 3
 
 
-def test_resume_begins_at_the_beginning_where_there_is_no_checkpoint(tmp_path, data):
+def test_resume_starts_from_the_beginning_without_a_checkpoint(tmp_path, data):
     (tmp_path / "checkpoints" / ".step_000001.partial").mkdir(parents=True)
     assert [record["step"] for record in short_run(tmp_path, *data, "--max_steps=2", "--resume")] == [0, 1]
 
 
-def test_a_folder_with_checkpoints_is_not_begun_anew(finished, data):
+def test_a_folder_with_checkpoints_is_not_started_again(finished, data):
     output, _ = finished
     before = (output / "log.jsonl").read_bytes()
     with pytest.raises(TrainingError, match="holds checkpoints of a run; continue it with --resume, or choose another"):
@@ -250,7 +250,7 @@ ROWS = ["0.mp4,moving", "1.mp4,moving", "2.mp4,moving", "still.png,moving"]
         ),
     ],
 )
-def test_a_resumed_run_says_how_its_data_have_changed_and_does_not_go_on_unasked(trained, tmp_path, rows, message):
+def test_a_resumed_run_says_how_its_data_changed_and_ends_unless_told_otherwise(trained, tmp_path, rows, message):
     output, options = tmp_path / "run", ["--csv_path", str(tmp_path / "train.csv"), *trained[1][2:]]
     shutil.copytree(trained[0], output)
     (tmp_path / "train.csv").write_text("\n".join(["video,caption", *rows]) + "\n")
@@ -268,7 +268,7 @@ def trained(tmp_path_factory, data):
     return output, data
 
 
-def test_a_run_goes_on_with_changed_data_where_it_is_told_to(trained, tmp_path, caplog):
+def test_a_run_continues_with_changed_data_on_request(trained, tmp_path, caplog):
     output, options = tmp_path / "run", ["--csv_path", str(tmp_path / "train.csv"), *trained[1][2:]]
     shutil.copytree(trained[0], output)
     (tmp_path / "train.csv").write_text("\n".join(["video,caption", *ROWS[1:]]) + "\n")
@@ -288,7 +288,7 @@ def test_the_same_rows_from_elsewhere_are_no_change(trained, tmp_path, data):
     assert len(short_run(output, *options, "--max_steps=2", "--resume")) == 2
 
 
-def test_a_run_that_an_older_version_saved_goes_on_and_says_so(trained, tmp_path, data, caplog):
+def test_a_run_saved_by_an_older_version_continues_and_says_so(trained, tmp_path, data, caplog):
     output = tmp_path / "run"
     shutil.copytree(trained[0], output)
     state = output / "checkpoints" / "step_000001" / "state.json"
@@ -333,7 +333,7 @@ def test_a_run_of_random_lengths_says_their_shapes_and_resumes_to_the_bit(tmp_pa
     assert_same_weights(weights(stopped), weights(whole))
 
 
-def test_a_run_is_of_the_model_that_its_weights_are_of(tmp_path, data):
+def test_a_run_trains_the_model_of_its_weights(tmp_path, data):
     create_model("two_convs").save_weights(tmp_path / "start.ckpt")
     options = [f"--model.from_pretrained={tmp_path}/start.ckpt", "--model.name=null"]
     short_run(tmp_path / "run", *data, *options, "--max_steps=1", "--mode=pynative")
@@ -404,7 +404,7 @@ def poison(monkeypatch, bad_steps):
     monkeypatch.setattr(ClipLoader, "batches", poisoned)
 
 
-def test_updates_that_are_not_finite_are_counted_and_passed_over(tmp_path, data, monkeypatch, caplog):
+def test_updates_that_are_not_finite_are_counted_and_skipped(tmp_path, data, monkeypatch, caplog):
     poison(monkeypatch, {2, 3, 5})
     records = short_run(tmp_path, *data, "--max_steps=8", "--optim.warmup_steps=4", "--optim.max_skipped=3")
     assert [record["skipped"] for record in records] == [0, 0, 1, 2, 2, 3, 3, 3]

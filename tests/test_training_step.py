@@ -331,7 +331,7 @@ def test_every_parameter_of_the_tae_gets_a_gradient():
 
 
 @pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.full), "pynative"])
-def test_recomputing_activations_changes_no_gradient(mode):
+def test_gradient_checkpointing_changes_no_gradient_of_the_tae(mode):
     assert_close(tae_gradients(mode, recompute=True), tae_gradients(mode), 1e-5, 5e-5)
 
 

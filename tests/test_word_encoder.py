@@ -34,7 +34,7 @@ def test_texts_differ_by_words_and_by_their_order(folder):
     assert encoder.tokenizer("a unicorn and a griffin", 12).ids.tolist()[1:3] == [2, 2]  # words that it does not know
 
 
-def test_the_states_are_about_as_long_as_what_reads_them_expects(folder):
+def test_the_states_have_about_the_norm_that_a_denoiser_expects(folder):
     y, mask = create_text_encoder("t5", folder, model_max_length=12).encode(TEXTS[:1])
     np.testing.assert_allclose(np.square(y[0, 0][mask[0]]).mean(), (4096**0.5 / 64**0.5 / 2) ** 2, rtol=1e-3)
 
@@ -58,6 +58,6 @@ def test_the_command_takes_the_captions_of_a_csv(folder, tmp_path, monkeypatch, 
     assert (tmp_path / "made" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_without_words_there_is_nothing_to_make(tmp_path):
+def test_no_words_are_refused(tmp_path):
     with pytest.raises(ValueError, match="there are no words"):
         make_word_encoder(tmp_path, [])
