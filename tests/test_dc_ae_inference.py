@@ -74,7 +74,7 @@ def test_the_shipped_config_reconstructs_in_tiles(tmp_path, checkpoint, index, m
 
 
 @pytest.mark.parametrize("frames", [1, pytest.param(6, marks=pytest.mark.full)])
-def test_images_and_short_clips_are_encoded_as_by_the_model_itself(tmp_path, checkpoint, index, monkeypatch, frames):
+def test_images_and_short_clips_are_reconstructed(tmp_path, checkpoint, index, monkeypatch, frames):
     options = ["--num_frames", frames, "--model.dtype", "fp32", "--sample_posterior"]
     code, rows = run_script(monkeypatch, checkpoint, index, tmp_path / "out", *options)
     assert code == (frames > 1)  # the short one has 3

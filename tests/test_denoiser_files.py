@@ -8,7 +8,7 @@ import denoisers
 import numpy as np
 import pytest
 from arrays import relative_error
-from denoisers import CASES, DATA, array, config_of, inputs
+from denoisers import CASES, DATA, array, config_of, inputs, pixart_weights
 from test_denoisers import TINY
 
 from mg.checkpoints import CheckpointError, read_state_dict, write_state_dict
@@ -129,21 +129,6 @@ def test_positions_of_another_size_are_computed_and_not_read():
 # What older networks leave.
 
 
-def older(name: str, blocks: str = "blocks") -> dict[str, np.ndarray]:
-    """What PixArt has of a network: one frame, no attention along time, no q/k norm."""
-    network = DENOISERS.model_class(name)
-    shapes = network.weight_shapes(network.complete(CONFIGS[name]))
-    later = ("attn_temp", "_temporal", "temporal_blocks", "q_norm", "k_norm", "t_block_temp", "csize_", "ar_embedder")
-    later += ("fl_embedder", "fps_embedder", "rope")
-    rng, state = np.random.default_rng(0), {}
-    for key, shape in shapes.items():
-        if not any(part in key for part in later):
-            shape = shape[:2] + shape[3:] if key == "x_embedder.proj.weight" else shape
-            shape = (2, *shape[1:]) if key == "y_embedder.y_embedding" else shape  # of 2 tokens, for 4
-            state[key.replace("spatial_blocks", blocks)] = rng.standard_normal(shape).astype(np.float32)
-    return {**state, "pos_embed": np.zeros((1, 1024, 24), np.float32)}
-
-
 @pytest.mark.parametrize("name, new", [
     ("stdit", {"attn_temp"}),
     ("stdit2", {"attn_temp", "q_norm", "k_norm", "scale_shift_table_temporal", "t_block_temp", "csize_embedder"}),
@@ -151,7 +136,7 @@ def older(name: str, blocks: str = "blocks") -> dict[str, np.ndarray]:
 ])  # fmt: skip
 def test_training_starts_from_pixart(tmp_path, convert, caplog, name, new):
     torch = pytest.importorskip("torch")
-    state = older(name)
+    state = pixart_weights(name, CONFIGS[name])
     source = tmp_path / "PixArt-XL-2-512x512.pth"
     torch.save({"state_dict": {key: torch.from_numpy(value) for key, value in state.items()}}, source)
     with caplog.at_level(logging.INFO, "mg"):
@@ -174,13 +159,13 @@ def test_training_starts_from_pixart(tmp_path, convert, caplog, name, new):
     assert {*weights_of(create_denoiser(name, tmp_path / "start.ckpt"))} == {*started}
 
 
-def test_a_file_that_pixart_could_not_have_written_is_no_start(tmp_path):
+def test_a_file_that_pixart_could_not_have_written_is_refused(tmp_path):
     """One of the network's own with a hole, and PixArt's with one."""
     own = {key: value for key, value in denoisers.read("stdit2").items() if "t_block_temp" not in key}
     write_state_dict(tmp_path / "own.safetensors", own)
     with pytest.raises(CheckpointError, match="2 missing .t_block_temp.1.weight, t_block_temp.1.bias"):
         create_denoiser("stdit2", tmp_path / "own.safetensors", **config_of("stdit2"))
-    state = older("stdit2")
+    state = pixart_weights("stdit2", CONFIGS["stdit2"])
     del state["blocks.0.mlp.fc1.bias"]
     write_state_dict(tmp_path / "pixart.safetensors", state)
     with pytest.raises(CheckpointError, match="1 missing .blocks.0.mlp.fc1.bias"):

@@ -2,17 +2,10 @@
 
 import importlib
 import re
-import shlex
 import sys
 from pathlib import Path
 
-import tomllib
-
-ROOT = Path(__file__).parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("assets/*/README.md")]
-)
-ENTRIES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+from documents import PAGES, ROOT, examples, program
 
 
 class Parsed(Exception):
@@ -23,40 +16,6 @@ def anchors(page: Path) -> set[str]:
     """Of the page's headings, as GitHub makes them"""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def shell_commands(text: str) -> list[str]:
-    """The lines of a page's shell blocks that start a program of this repository, continued lines joined"""
-    blocks = re.findall(r"^```shell\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if program(line)]
-
-
-def docstring_commands(text: str) -> list[str]:
-    """The commands that a module's docstring shows, indented"""
-    lines = re.sub(r"\\+\n", " ", text).splitlines()
-    return [line.strip() for line in lines if line.startswith("    mg-")]
-
-
-def program(line: str) -> tuple[str, list[str]] | None:
-    """The module of mg.cli that a line runs, and its arguments"""
-    words = shlex.split(line, comments=True)
-    for place, word in enumerate(words):
-        name = re.sub(r"^\$\(which (mg-[\w-]+)\)$", r"\1", word)
-        if name in ENTRIES:
-            return ENTRIES[name].partition(":")[0], words[place + 1 :]
-        if re.fullmatch(r"(scripts|tools)/\w+\.py", word):
-            return re.search(r"mg\.cli\.\w+", (ROOT / word).read_text(encoding="utf-8"))[0], words[place + 1 :]
-    return None
-
-
-def shown() -> list[tuple[str, str]]:
-    found = [(page.name, line) for page in PAGES for line in shell_commands(page.read_text(encoding="utf-8"))]
-    for entry in ENTRIES.values():
-        module = entry.partition(":")[0]
-        path = ROOT / f"{module.replace('.', '/')}.py"
-        found += [(path.name, line) for line in docstring_commands(path.read_text(encoding="utf-8").split('"""')[1])]
-    return found
 
 
 def test_links_lead_to_files_and_headings():
@@ -78,10 +37,10 @@ def test_every_page_is_named_in_the_readme():
 def test_every_command_is_one_that_its_program_takes(monkeypatch, capsys):
     """Options, their values and the config files that are named; the other files need not be there."""
     monkeypatch.chdir(ROOT)
-    commands, refused = shown(), []
+    commands, refused = [example for example in examples() if example.language == "shell"], []
     assert len(commands) > 80
-    for place, line in commands:
-        module, arguments = program(re.sub(r"\$\w+|[A-Z]+_FOLDER\b", "x", line))
+    for page, _, line in commands:
+        module, arguments = program(re.sub(r"\b[A-Z]+_FOLDER\b", "x", line))
         module = importlib.import_module(module)
 
         def parse(*arguments, parse=module.parse_config):
@@ -96,5 +55,5 @@ def test_every_command_is_one_that_its_program_takes(monkeypatch, capsys):
             except Parsed:
                 continue
             except SystemExit:
-                refused.append(f"{place}: {line}\n    {capsys.readouterr().err.strip()}")
+                refused.append(f"{page}: {line}\n    {capsys.readouterr().err.strip()}")
     assert not refused, "\n".join(refused)

@@ -65,7 +65,7 @@ def test_results_do_not_depend_on_micro_batch_size(codec):
     "name, config, frames, latents, cell",
     [pytest.param(*m, id=m[0], marks=[pytest.mark.full] * (m[0] not in ("image_vae", "hunyuan_vae"))) for m in MODELS],
 )
-def test_the_model_says_how_its_latents_are_scaled(name, config, frames, latents, cell):
+def test_a_codec_has_the_latents_of_its_model(name, config, frames, latents, cell):
     model = randomized(create_model(name, **config))
     codec = LatentCodec(model)
     size = (frames, 2 * cell, 3 * cell + 1)

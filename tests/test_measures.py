@@ -125,7 +125,7 @@ def test_an_unknown_metric_is_refused_with_the_known_ones(metric):
     "bad, message", [(np.nan, "not finite"), (np.inf, "not finite"), (-0.5, r"\[0, 1\], got -0.5"), (2, r"to 2")]
 )
 @pytest.mark.parametrize("metric", ["psnr", "lpips"])
-def test_values_out_of_range_are_refused(metric, bad, message, weights):
+def test_invalid_pixel_values_are_refused(metric, bad, message, weights):
     real, generated = video_pair(2, 31, 31)
     generated[1, 2, 3] = bad
     with pytest.raises(ValueError, match=f"the generated video .*{message}"):

@@ -77,7 +77,7 @@ def test_there_is_a_rate_between_the_lowest_and_the_highest_for_every_update_of_
         assert all(rate >= 0.1 for rate in rates[warmup:])
 
 
-def test_a_warm_up_of_one_update_has_no_effect():
+def test_a_rise_of_one_update_starts_at_the_highest_rate():
     config = OptimizerConfig(lr=1.0, min_lr=0.1, schedule="one_cycle", pct_start=0.25)
     assert learning_rates(config, 4) == pytest.approx([cosine(1.0, 0.1, k / 4) for k in range(1, 5)])
 

@@ -35,7 +35,7 @@ def linear_start(
         The parameters that change.
 
     Raises:
-        ValueError: a config whose straight path is not supported.
+        ValueError: a config whose straight path is not supported, or clips too few or too uniform for its channels.
     """
     _check(config)
     widths = [config["ch"] * multiplier for multiplier in config["ch_mult"]]
@@ -55,6 +55,8 @@ def linear_start(
     layers.put(f"encoder.down.{len(widths) - 1}.block.0.nin_shortcut.conv_spat", h, spread)
     components, z = _principal(h, config["z_channels"])
     deviation = np.sqrt(sum(np.square(part).sum((0, 1, 2)) for part in z) / sum(part[..., 0].size for part in z))
+    if not deviation.min() > 1e-6 * deviation.max():
+        raise ValueError(f"the clips are too few or too uniform to fit {len(deviation)} latent channels to; give more")
     z = [part / deviation for part in z]
     layers.put("encoder.conv_out.conv_spat", [], gather @ (components / deviation))
 
