@@ -20,8 +20,8 @@ from tiny_text import t5_folder
 from mg.checkpoints import write_state_dict
 from mg.config import config_file
 from mg.data.video import write_image, write_video
-from mg.evaluation.clips import ModelConfig
-from mg.latents.encode import EncodeConfig, encode_csv
+from mg.inference.encode import EncodeConfig, encode_csv
+from mg.inference.loading import ModelSection
 from mg.models import create_model, model_class
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ def latents(path: Path) -> None:
     source = path.with_name(f"source_of_{path.name}")
     index(source / "train.csv")
     autoencoder("tae")(source / "tae.ckpt")
-    model = ModelConfig(from_pretrained=str(source / "tae.ckpt"))
+    model = ModelSection(from_pretrained=str(source / "tae.ckpt"))
     encode_csv(
         EncodeConfig(
             csv_path=str(source / "train.csv"), model=model, num_frames=4, image_size=16, output_path=str(path)

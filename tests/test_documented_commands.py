@@ -72,7 +72,7 @@ TINY = [
     ("benchmark", "", _CLIPS),
     ("encode_latents", "", _CLIPS),
     ("latent_statistics", "", _CLIPS),
-    ("evaluate", "", "--num_frames 4 --resolution 32 --crop_size 32"),
+    ("evaluate", "", "--num_frames 4 --image_size 32 --crop_size 32"),
     ("generate", "", "--image_size 16 24 --num_sampling_steps 2 --dtype fp32"),
     ("generate", "opensora-v1-2", "--num_frames 17"),
     ("generate", "class.yaml", "--image_size 16 16"),

@@ -117,7 +117,7 @@ def test_means_are_over_the_rows_that_have_the_measure(report):
         ("cut", "error", "A_rec/cut.mp4: "),
         ("empty", "error", "A_rec/empty.mp4: the file is empty"),
         ("short", "error", "A_ori/short.mp4: the video has 3 frames; 5 are needed"),
-        ("narrow", "error", "frames of 56x40 and 44x40 cannot be compared; resolution and crop_size"),
+        ("narrow", "error", "frames of 56x40 and 44x40 cannot be compared; image_size and crop_size"),
         ("twice", "error", "A_rec has twice.mp4 and twice.png of this name"),
         ("lost", "unpaired", "A_rec"),
         ("stray", "unpaired", "A_ori"),
@@ -173,7 +173,7 @@ def test_the_table_says_it_all(report):
 
 def test_the_first_frames_are_taken_every_nth_resized_and_cropped_in_the_middle(folders, tmp_path):
     path = folders[0] / "second.mp4"
-    settings = config(folders, tmp_path, num_frames=3, sample_rate=3, resolution=20, crop_size=16)
+    settings = config(folders, tmp_path, num_frames=3, frame_stride=3, image_size=20, crop_size=16)
     with open_video(path) as reader:
         frames = reader.read([0, 3, 6])
     expected = np.stack([cv2.resize(frame, (28, 20), interpolation=cv2.INTER_AREA) for frame in frames])
@@ -181,14 +181,14 @@ def test_the_first_frames_are_taken_every_nth_resized_and_cropped_in_the_middle(
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected[:, 2:18, 6:22] / 255, atol=1e-6)
     with pytest.raises(ValueError, match="second.mp4: the video has 7 frames; 10 are needed"):
-        read_frames(path, config(folders, tmp_path, num_frames=4, sample_rate=3))
+        read_frames(path, config(folders, tmp_path, num_frames=4, frame_stride=3))
     with pytest.raises(ValueError, match="second.mp4: frames of 56x40 are smaller than crop_size, 48"):
         read_frames(path, config(folders, tmp_path, crop_size=48))
     assert read_frames(path, config(folders, tmp_path, num_frames=None)).shape == (7, 40, 56, 3)
 
 
 def test_sizes_that_resizing_and_cropping_make_equal_are_compared(folders, tmp_path):
-    found = rows(evaluate_folders(config(folders, tmp_path, resolution=24, crop_size=24)))
+    found = rows(evaluate_folders(config(folders, tmp_path, image_size=24, crop_size=24)))
     assert found["narrow"].status == "ok" and (found["narrow"].height, found["narrow"].width) == (24, 24)
 
 
@@ -213,11 +213,11 @@ def test_folders_and_settings_at_fault_are_named(folders, tmp_path):
     with pytest.raises(ValueError, match="nothing can be measured: no LPIPS weights at .*none.safetensors"):
         evaluate_folders(nothing)
     assert not (tmp_path / "out").exists()
-    for setting, value in (("num_frames", 0), ("sample_rate", 0), ("batch_size", 0), ("crop_size", -1)):
+    for setting, value in (("num_frames", 0), ("frame_stride", 0), ("batch_size", 0), ("crop_size", -1)):
         with pytest.raises(ValueError, match=f"{setting} is {value}; it must be"):
             config(folders, tmp_path, **{setting: value})
-    with pytest.raises(ValueError, match="crop_size is 32; it must be at most the resolution, 16"):
-        config(folders, tmp_path, crop_size=32, resolution=16)
+    with pytest.raises(ValueError, match="crop_size is 32; it must be at most image_size, 16"):
+        config(folders, tmp_path, crop_size=32, image_size=16)
 
 
 def run(monkeypatch, *arguments):
@@ -236,6 +236,7 @@ def test_the_specifications_command_is_understood():
     found = parse_config(EvaluateConfig, "", command.split())
     assert found.metric == ["ssim", "psnr", "lpips", "flolpips"]
     assert (found.device, found.sample_fps, found.batch_size, found.num_frames) == ("gpu", 24, 2, 17)
+    assert (found.frame_stride, found.image_size, found.crop_size) == (1, 256, 256)
 
 
 def test_the_command_writes_next_to_the_generated_folder_and_says_what_it_left_out(folders, monkeypatch, capsys):

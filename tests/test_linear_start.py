@@ -69,6 +69,11 @@ def test_a_config_without_a_known_straight_path_is_refused(config, reason):
         create_model("tae", **SMALL | config).start_linear([])
 
 
+def test_clips_too_uniform_to_fit_are_refused():
+    with pytest.raises(ValueError, match="^the clips are too few or too uniform to fit 8 latent channels"):
+        create_model("tae", **SMALL).start_linear([np.zeros((3, 8, 32, 32), np.float32)])
+
+
 @pytest.mark.full
 def test_a_run_starts_from_its_first_clips_and_resumes_to_the_bit(tmp_path):
     options = [*write_data(tmp_path), "--model.name=tae", "--model.linear_start=4"]

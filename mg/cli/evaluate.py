@@ -1,7 +1,7 @@
 """Measure the videos and images of one folder against those of the same names in another.
 
     mg-evaluate --real_video_dir samples/vae_ori --generated_video_dir samples/vae_rec \
-        --num_frames 17 --resolution 256 --crop_size 256 --metric ssim psnr lpips flolpips
+        --num_frames 17 --image_size 256 --crop_size 256 --metric ssim psnr lpips flolpips
 
 writes samples/vae_rec_metrics/metrics.csv and metrics.json. LPIPS and FloLPIPS need weights made by mg-convert-lpips;
 without them only the other measures are computed.

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -49,9 +49,9 @@ class EvaluateConfig(MeasuresConfig):
         output_path: folder to write to; by default GENERATED_metrics, next to the folder of generated videos.
         num_frames: frames to compare, from the beginning; videos must have at least this many. By default whole videos,
             which must have equal length. Images are accepted at any value.
-        sample_rate: take every n-th frame.
+        frame_stride: take every n-th frame.
         sample_fps: frame rate of the videos, an option of the original. No measure depends on it; it is only recorded.
-        resolution: short side after resizing, in pixels; 0 keeps the size of the files.
+        image_size: short side after resizing, in pixels; 0 keeps the size of the files.
         crop_size: side of the square cropped from the middle; 0 keeps the whole frame.
         batch_size: pairs to read at the same time, ahead of measuring; it doesn't affect the results.
         device: for LPIPS; auto picks the first available of ascend, gpu and cpu; cuda is an alias of gpu.
@@ -61,13 +61,15 @@ class EvaluateConfig(MeasuresConfig):
         ValueError: a setting is out of range.
     """
 
+    aliases: ClassVar[dict[str, str]] = {"sample_rate": "frame_stride", "resolution": "image_size"}
+
     real_video_dir: str
     generated_video_dir: str
     output_path: str | None = None
     num_frames: int | None = None
-    sample_rate: int = 1
+    frame_stride: int = 1
     sample_fps: float | None = None
-    resolution: int = 0
+    image_size: int = 0
     crop_size: int = 0
     batch_size: int = 1
     device: Literal["auto", "ascend", "gpu", "cuda", "cpu"] = "auto"
@@ -75,12 +77,12 @@ class EvaluateConfig(MeasuresConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_frames", "sample_rate", "batch_size"):
+        for name in ("num_frames", "frame_stride", "batch_size"):
             require(getattr(self, name) is None or getattr(self, name) >= 1, self, name, "at least 1")
-        for name in ("resolution", "crop_size"):
+        for name in ("image_size", "crop_size"):
             require(getattr(self, name) >= 0, self, name, "at least 1, or 0")
-        if 0 < self.resolution < self.crop_size:
-            raise ValueError(f"crop_size is {self.crop_size}; it must be at most the resolution, {self.resolution}")
+        if 0 < self.image_size < self.crop_size:
+            raise ValueError(f"crop_size is {self.crop_size}; it must be at most image_size, {self.image_size}")
         require(self.sample_fps is None or self.sample_fps > 0, self, "sample_fps", "above 0")
         self.device = "gpu" if self.device == "cuda" else self.device
         self.output_path = self.output_path or f"{os.path.abspath(self.generated_video_dir)}_metrics"
@@ -222,7 +224,7 @@ def read_frames(path: Path, config: EvaluateConfig) -> np.ndarray:
         VideoError: the file cannot be decoded, or has too few or too small frames.
     """
     options = ClipOptions(
-        num_frames=config.num_frames, frame_stride=config.sample_rate, image_size=config.resolution, crop=False
+        num_frames=config.num_frames, frame_stride=config.frame_stride, image_size=config.image_size, crop=False
     )
     x, _ = load_clip(path, options)
     frames = (x.transpose(1, 2, 3, 0) + 1) / 2  # (T, H, W, 3)
@@ -267,7 +269,7 @@ def _read_pair(row: Pair, config: EvaluateConfig) -> tuple[np.ndarray, np.ndarra
 def _check_comparable(real: np.ndarray, generated: np.ndarray) -> None:
     if real.shape[1:] != generated.shape[1:]:
         raise ValueError(
-            f"frames of {_size(real)} and {_size(generated)} cannot be compared; resolution and crop_size bring them "
+            f"frames of {_size(real)} and {_size(generated)} cannot be compared; image_size and crop_size bring them "
             "to the same size"
         )
     if len(real) != len(generated):

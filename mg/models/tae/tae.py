@@ -152,7 +152,7 @@ class TemporalAutoencoder(VideoAutoencoder):
             clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; a few dozen are enough.
 
         Raises:
-            ValueError: a config whose straight path is not supported.
+            ValueError: a config whose straight path is not supported, or clips too few or too uniform to fit.
         """
         parameters = dict(self.named_weights())
         state = {name: parameter.asnumpy() for name, parameter in parameters.items()}
