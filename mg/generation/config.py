@@ -1,4 +1,4 @@
-"""What a run of mg-generate is told: Open-Sora's configs, their fields by their own names."""
+"""The config of mg-generate: Open-Sora's, with its own field names."""
 
 import difflib
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ SAMPLERS = ("iddpm", "dpm-solver", "rflow")
 
 @dataclass
 class DenoiserSection:
-    """The diffusion transformer; sizes that are not given are those of its type.
+    """The diffusion transformer; sizes default to those of its type.
 
     Args:
         type: STDiT-XL/2 (Open-Sora 1.0) | STDiT2-XL/2 (1.1) | STDiT3-XL/2 | STDiT3-3B/2 (1.2) | DiT-XL/2 | DiT-XL/2x2.
-        from_pretrained: its weights: a file or folder, ours or the original's.
-        input_sq_size: side in pixels of the square that its spatial positions count from.
-        space_scale: STDiT: what positions in a frame are divided by.
-        time_scale: STDiT: what positions in time are divided by.
+        from_pretrained: its weights, a file or folder, ours or the original's.
+        input_sq_size: side in pixels of the square that spatial positions are relative to.
+        space_scale: STDiT: divisor of positions within a frame.
+        time_scale: STDiT: divisor of positions in time.
         no_temporal_pos_emb: DiT: no positions in time.
         condition: DiT: text, or label_N for N classes.
-        qk_norm: norm queries and keys.
-        qk_norm_legacy: norm them after the rotation, as the weights of Open-Sora 1.1 want it.
-        enable_flash_attn: flash attention, where the device has it.
-        enable_layernorm_kernel: taken, and without effect: MindSpore's norms have kernels of their own.
-        enable_sequence_parallelism: taken, and without effect: sp_size above 1 says it.
-        depth: blocks, in place of the type's.
-        hidden_size: width, in place of the type's.
-        num_heads: of attention, in place of the type's.
-        patch_size: frames, rows and columns of latents that are one token, in place of the type's.
+        qk_norm: normalise queries and keys.
+        qk_norm_legacy: normalise them after the rotation, as Open-Sora 1.1's weights need.
+        enable_flash_attn: flash attention, if the device has it.
+        enable_layernorm_kernel: accepted, no effect: MindSpore's norms have their own kernels.
+        enable_sequence_parallelism: accepted, no effect: an sp_size above 1 turns it on.
+        depth: number of blocks, instead of the type's.
+        hidden_size: width, instead of the type's.
+        num_heads: attention heads, instead of the type's.
+        patch_size: frames, rows and columns of latents per token, instead of the type's.
         config: further settings of the network.
     """
 
@@ -58,7 +58,7 @@ class DenoiserSection:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-# What of a DenoiserSection is no setting of the network.
+# The fields of a DenoiserSection that are not settings of the network.
 NOT_OF_NETWORK = ("type", "from_pretrained", "enable_layernorm_kernel", "enable_sequence_parallelism")
 
 
@@ -68,20 +68,20 @@ class AutoencoderSection:
 
     Args:
         type: VideoAutoencoderKL, an image VAE frame by frame | OpenSoraVAE_V1_2 | tae | dc_ae | hunyuan_vae | image_vae
-            | temporal_vae | exported, a folder of mg-export; by default what the weights say.
+            | temporal_vae | exported, a folder of mg-export; by default recognised from the weights.
         from_pretrained: its weights, a file or folder.
-        micro_batch_size: frames that an image VAE, or the spatial half of OpenSoraVAE_V1_2, sees at once.
-        micro_frame_size: OpenSoraVAE_V1_2: frames of a chunk.
-        scaling_factor: of the latents, in place of the one beside the weights.
-        shift_factor: of the latents, likewise.
-        local_files_only: taken, and without effect: nothing is ever downloaded.
-        cache_dir: likewise.
+        micro_batch_size: frames that an image VAE, or the spatial half of OpenSoraVAE_V1_2, processes at once.
+        micro_frame_size: OpenSoraVAE_V1_2: frames per chunk.
+        scaling_factor: of the latents, instead of the one next to the weights.
+        shift_factor: of the latents, instead of the one next to the weights.
+        local_files_only: accepted, no effect: nothing is ever downloaded.
+        cache_dir: accepted, no effect.
         dtype: precision of convolutions and matrix products; by default the run's.
-        enable_tile: run in tiles, which bounds the memory; auto does where a clip does not fit into it whole.
-        tiling: where the tiles lie.
-        max_memory: GB that a clip may take; by default what is free.
+        enable_tile: run in tiles, which bounds the memory; auto does so if a clip doesn't fit into memory whole.
+        tiling: tile sizes and overlaps.
+        max_memory: GB that a clip may use; by default what is free.
         engine: of an exported one: onnxruntime | openvino.
-        config: keys to lay over the config that stands beside the weights.
+        config: overrides of the config next to the weights.
 
     Raises:
         ValueError: settings that are out of range.
@@ -111,19 +111,19 @@ class AutoencoderSection:
 
 @dataclass
 class TextEncoderSection:
-    """What makes captions of prompts.
+    """The text encoder for prompts.
 
     Args:
-        type: t5 | clip | classes, which takes the numbers of classes for prompts.
+        type: t5 | clip | classes, for which prompts are class numbers.
         from_pretrained: its weights, a file or folder.
-        tokenizer: file or folder of its tokenizer; by default it is looked for where the weights are.
-        embeddings: a folder of mg-encode-text, in place of the encoder.
-        model_max_length: tokens of a caption; longer ones are cut.
-        num_classes: of classes.
-        dtype: fp32, as the originals; bf16 takes half the memory. T5 overflows in fp16.
-        shardformer: taken, and without effect: it only makes the original's encoder faster.
-        local_files_only: taken, and without effect: nothing is ever downloaded.
-        cache_dir: likewise.
+        tokenizer: file or folder of its tokenizer; by default where the weights are.
+        embeddings: a folder of mg-encode-text, instead of the encoder.
+        model_max_length: tokens per prompt; longer ones are cut.
+        num_classes: the number of classes.
+        dtype: fp32, as in the originals; bf16 needs half the memory. T5 overflows in fp16.
+        shardformer: accepted, no effect: it only makes the original's encoder faster.
+        local_files_only: accepted, no effect: nothing is ever downloaded.
+        cache_dir: accepted, no effect.
         config: further settings of the encoder.
     """
 
@@ -147,11 +147,11 @@ class SchedulerSection:
     Args:
         type: iddpm (Open-Sora 1.0 and 1.1) | dpm-solver, for images, without mask strategies | rflow (1.2).
         num_sampling_steps: more are slower and better.
-        timestep_respacing: iddpm: the steps as "n", "a,b,c" or "ddimN", in place of their number.
-        cfg_scale: strength of guidance by the prompt; 1 is none.
-        cfg_channel: iddpm: how many channels are guided; null, all.
-        use_timestep_transform: rflow: more steps among the noisy ones, the larger the clip.
-        original_masks: treat frames to be kept as Open-Sora does, nearly but not exactly kept by iddpm.
+        timestep_respacing: iddpm: the steps as "n", "a,b,c" or "ddimN", instead of their number.
+        cfg_scale: guidance strength; 1 is none.
+        cfg_channel: iddpm: number of channels to guide; null guides all.
+        use_timestep_transform: rflow: the larger the clip, the more steps at high noise.
+        original_masks: treat given frames as Open-Sora does: iddpm keeps them nearly but not exactly.
         config: further arguments of the schedule.
     """
 
@@ -172,52 +172,52 @@ class GenerateConfig:
     Args:
         model: the diffusion transformer.
         vae: the autoencoder.
-        text_encoder: what makes captions of prompts.
+        text_encoder: the text encoder for prompts.
         scheduler: how noise becomes latents.
-        dtype: precision of products: bf16 | fp16 | fp32; on a CPU bf16 is emulated.
-        prompt: prompts; they win over prompt_path. A prompt may end with {"reference_path": ..., "mask_strategy": ...},
+        dtype: precision of matrix products: bf16 | fp16 | fp32; on a CPU bf16 is emulated.
+        prompt: prompts; they override prompt_path. A prompt may end with {"reference_path": ..., "mask_strategy": ...},
             and may have a text for each loop: "|0|first|2|from loop 2 on".
-        prompt_path: file with a prompt in each line.
-        start_index: number of the first prompt to take, counted from 0.
-        end_index: number of the first prompt that is not taken; null takes all.
-        num_sample: samples of each prompt; their names end in -0, -1, ...
+        prompt_path: file with one prompt per line.
+        start_index: number of the first prompt to use, counted from 0.
+        end_index: number of the first prompt not to use; null uses all.
+        num_sample: samples per prompt; their names end in -0, -1, ...
         batch_size: prompts at once.
-        seed: a sample depends on the seed, its prompt, its number and its settings alone.
-        num_frames: of a clip, 1 for an image; or 1x, 2x, 4x, 8x, 16x, 2s, 4s, 8s, 16s, 32s, from 51 frames on.
-        image_size: height and width in pixels; wins over the next two.
+        seed: a sample depends only on the seed, its prompt, its number and its settings.
+        num_frames: of a clip, 1 for an image; or 1x, 2x, 4x, 8x, 16x, 2s, 4s, 8s, 16s, 32s, based on 51 frames.
+        image_size: height and width in pixels; overrides the next two.
         resolution: 144p | 240p | 360p | 480p | 720p | 1080p | 2k | 4k | 256 | 512 | 1024 | 2048 | 2880.
-        aspect_ratio: height to width: 9:16 lies, 16:9 stands.
-        fps: frames per second of the material that a clip's frames are taken from, a condition of the network.
-        frame_interval: a clip takes every n-th of them: it plays at fps / frame_interval.
-        save_fps: frames per second of what is written, in place of that.
-        multi_resolution: STDiT2, or null; networks that know of sizes get them in any case.
-        loop: clips of a sample, each going on where the one before it ended.
+        aspect_ratio: height to width: 9:16 is landscape, 16:9 portrait.
+        fps: frame rate of the source that a clip's frames are taken from, a condition of the network.
+        frame_interval: a clip has every n-th frame of the source: it plays at fps / frame_interval.
+        save_fps: frame rate of the written videos, instead of that.
+        multi_resolution: STDiT2, or null; networks conditioned on sizes get them in any case.
+        loop: clips per sample, each continuing the one before.
         condition_frame_length: latent frames that neighbouring clips share.
         condition_frame_edit: how freely those may change, from 0, not at all, to 1.
-        reference_path: images or videos of each prompt, several joined by ";"; null or "" for none.
-        mask_strategy: of each prompt: groups loop,reference,start,target,length,edit joined by ";".
-        align: move starts and targets of mask strategies to multiples of so many latent frames.
-        repeat_images: an image fills all frames that its group is long, as in Open-Sora 1.1; else one.
-        sample_posterior: encode references to a sample of the posterior, as the originals do; else to its mean.
+        reference_path: images or videos for each prompt, several joined by ";"; null or "" for none.
+        mask_strategy: for each prompt: groups loop,reference,start,target,length,edit joined by ";".
+        align: move starts and targets of mask strategies to multiples of this many latent frames.
+        repeat_images: an image fills all frames of its group, as in Open-Sora 1.1; otherwise one.
+        sample_posterior: encode references to a sample of the posterior, as the originals do; otherwise to its mean.
         aes: aesthetic score to append to prompts, 4 to 7; Open-Sora 1.2 was trained with these three.
         flow: motion score to append to prompts.
-        camera_motion: to append to prompts: pan left, zoom in, static, ...
+        camera_motion: camera motion to append to prompts: pan left, zoom in, static, ...
         clean_prompts: clean prompts as Open-Sora 1.x does before they are encoded.
         save_dir: folder to write to; the same command again makes what is missing.
-        sample_name: what names begin with, in place of sample.
-        prompt_as_path: name samples by their prompts; those whose file is there are skipped.
+        sample_name: how names begin, instead of with sample.
+        prompt_as_path: name samples by their prompts; those whose file exists are skipped.
         gallery: write index.html, with all samples of save_dir.
-        beside: a CSV of clips that the gallery shows beside samples of their captions, such as those trained on.
-        verbose: 0 no bars | 1 a bar over samples | 2 one over steps, too.
+        beside: a CSV of clips, such as the training clips, that the gallery shows next to samples of their captions.
+        verbose: 0 no bars | 1 a bar over samples | 2 also one over steps.
         llm_refine: must be false; Open-Sora 1.2 asks a service to refine prompts.
         watermark: must be false; Open-Sora 1.2 puts its name on videos.
         prompt_generator: must be null; Open-Sora 1.2 asks a service to make prompts.
-        sp_size: 1: devices share samples out, and not the tokens of one.
-        device: auto takes ascend, gpu or cpu, the first that is there.
+        sp_size: must be 1: devices divide the samples, not the tokens of one.
+        device: auto picks the first available of ascend, gpu and cpu.
         mode: graph compiles once per shape, pynative runs op by op; auto is pynative on a CPU, graph elsewhere.
 
     Raises:
-        ValueError: settings that are out of range or do not go together.
+        ValueError: settings that are out of range or conflict.
     """
 
     aliases: ClassVar[dict[str, str]]
@@ -332,7 +332,7 @@ class GenerateConfig:
 
     @property
     def refuses_masks(self) -> str | None:
-        """Why no mask strategy can be used; None where it can."""
+        """Why no mask strategy can be used; None if one can."""
         if self.scheduler.type in ("dpm-solver", "dmp-solver"):
             return "scheduler.type dpm-solver generates all frames of a clip and can keep none; use iddpm"
         if not network_of(self.model.type)[0].takes_frame_mask:
@@ -341,13 +341,13 @@ class GenerateConfig:
 
 
 def given(section: Any, *without: str) -> dict[str, Any]:
-    """The fields of a section that are not null, and the keys of its `config`; but those named."""
+    """The fields of a section that are not null, and the keys of its `config`, except those in `without`."""
     values = {entry.name: getattr(section, entry.name) for entry in fields(section)} | section.config
     return {name: value for name, value in values.items() if value is not None and name not in ("config", *without)}
 
 
 def _other_names() -> dict[str, str]:
-    """Every option with - for _, and the guide's short ways into sections."""
+    """Every option with - instead of _, and the guide's short names of options in sections."""
     names = {
         "ckpt_path": "model.from_pretrained",
         "num_sampling_steps": "scheduler.num_sampling_steps",
@@ -365,14 +365,14 @@ GenerateConfig.aliases = _other_names()
 
 
 def check_captions(model_type: str, encoder_type: str) -> None:
-    """Raise ValueError where a network takes no captions of that type, or is unknown."""
+    """Raise ValueError if a network is unknown or takes no captions of that type."""
     taken = network_of(model_type)[0].text_encoders
     if encoder_type not in taken:
         raise ValueError(f"text_encoder.type is {encoder_type}; model.type {model_type} takes {' or '.join(taken)}")
 
 
 def check_paths(config: GenerateConfig) -> None:
-    """Raise ValueError where weights that are asked for are not there; nothing is loaded."""
+    """Raise ValueError if weights are missing; nothing is loaded."""
     check_weights(
         {
             "model.from_pretrained": config.model.from_pretrained,
@@ -383,14 +383,14 @@ def check_paths(config: GenerateConfig) -> None:
 
 
 def caption_paths(section: TextEncoderSection) -> dict[str, str | None]:
-    """What captions are taken from, by option: stored embeddings or weights; nothing for classes."""
+    """Where captions come from, by option: stored embeddings or weights; nothing for classes."""
     if section.embeddings is not None:
         return {"text_encoder.embeddings": section.embeddings}
     return {} if section.type == "classes" else {"text_encoder.from_pretrained": section.from_pretrained}
 
 
 def check_weights(wanted: Mapping[str, str | None]) -> None:
-    """Raise ValueError where an option names no weights, or such as are not there."""
+    """Raise ValueError if an option names no weights, or missing ones."""
     for name, path in wanted.items():
         if path is None:
             raise ValueError(f"{name} must be given: weights, a file or a folder")

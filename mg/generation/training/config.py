@@ -1,4 +1,4 @@
-"""What a run of mg-train is told that trains a denoiser: Open-Sora's configs, whose names are other names of ours."""
+"""The config of mg-train for a denoiser; the names in Open-Sora's configs are aliases of ours."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainedDenoiserSection(DenoiserSection):
-    """The diffusion transformer, and what of it is trained.
+    """The diffusion transformer, and which parts of it to train.
 
     Args:
-        freeze_y_embedder: leave what brings captions to the network's width as it is.
+        freeze_y_embedder: don't train the layer that projects captions to the network's width.
     """
 
     freeze_y_embedder: bool = False
@@ -45,15 +45,15 @@ class TrainingSchedulerSection(SchedulerSection):
 
 @dataclass
 class ValidationSection:
-    """What the loss is measured on that nothing is learnt from; there is none without csv_path or latents_path.
+    """Held-out clips to measure the loss on; without csv_path or latents_path there is no validation.
 
     Args:
-        csv_path: videos and images with captions, a CSV; clips are taken of them as of those that are trained on.
+        csv_path: CSV of videos and images with captions, read like those to train on.
         video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
-        latents_path: a folder of mg-encode-latents, in place of csv_path.
-        clips: how many of the first rows are used, at most.
-        every: updates between measurements; the first is made before update 1, and one after the last.
-        bands: equal parts of the schedule's time, each of which has a loss of its own.
+        latents_path: a folder of mg-encode-latents, instead of csv_path.
+        clips: the largest number of rows to use, from the first.
+        every: updates between measurements; the first is before update 1, and there is one after the last.
+        bands: equal parts of the schedule's time, each with its own loss.
         times: how often each clip is noised in each band.
     """
 
@@ -67,7 +67,7 @@ class ValidationSection:
 
     def __post_init__(self):
         both = self.csv_path is not None and self.latents_path is not None
-        require(not both, self, "latents_path", "null with csv_path, one of them and not both")
+        require(not both, self, "latents_path", "null with csv_path: give only one of the two")
         for name in ("clips", "every", "bands", "times"):
             require(getattr(self, name) >= 1, self, name, "at least 1")
 
@@ -83,26 +83,26 @@ class DenoiserTrainConfig(RunConfig):
     Args:
         csv_path: the videos and images to train on, a CSV with columns `video` or `path`, and `caption` or `text`.
         video_folder: folder that the CSV's paths are relative to, by default the CSV's own.
-        latents_path: a folder of mg-encode-latents, in place of csv_path and vae: each of its clips is taken whole.
+        latents_path: a folder of mg-encode-latents, instead of csv_path and vae; its clips are used whole.
         dataset_type: VideoTextDataset, clips of one size | VariableVideoTextDataset, buckets; by default what fits.
-        transform_name: resize_crop | center; both cover the size and cut out the middle, center of squares alone.
+        transform_name: resize_crop | center; both cover the size and crop the middle; center only for squares.
         data: clips and batches.
         optim: the denoiser's optimizer.
         model: the diffusion transformer.
         vae: the autoencoder, which is frozen.
-        text_encoder: what makes captions of texts, frozen too; its `embeddings` may stand for it.
+        text_encoder: the text encoder for captions, frozen too; its `embeddings` can replace it.
         scheduler: how latents are noised.
-        validation: clips on which the loss is measured by the time of the schedule.
-        mask_ratios: shares of clips of which frames are given, by name; null gives none.
-        caption_dropout: share of clips that are trained without a caption, for guidance.
-        sample_posterior: take a sample of an autoencoder's posterior, another one every time; else its mean.
-        dtype: precision of products: bf16 | fp16 | fp32; on a CPU bf16 is emulated.
-        log_every: updates between lines that say the mean loss; log.jsonl has every update.
-        load: go on from this checkpoint, or from the newest of this run, in an output_path of one's own.
-        start_from_scratch: take the weights of `load` alone, and begin with update 1.
+        validation: held-out clips on which the loss is measured by the schedule's time.
+        mask_ratios: shares of clips with given frames, by the mask's name; null gives none.
+        caption_dropout: share of clips to train without a caption, for guidance.
+        sample_posterior: use a new sample of the autoencoder's posterior every time; otherwise its mean.
+        dtype: precision of matrix products: bf16 | fp16 | fp32; on a CPU bf16 is emulated.
+        log_every: updates between log lines with the mean loss; log.jsonl has every update.
+        load: continue from this checkpoint, or from the newest of this run, in another output_path.
+        start_from_scratch: load only the weights of `load`, and begin with update 1.
         plugin: zero2 as in other runs, over all devices; zero2-seq is the same with an sp_size above 1.
-        sp_size: so many devices share the tokens of each clip; it divides their number. DiT's cannot be shared.
-        num_bucket_build_workers: taken, and without effect: num_workers measure files.
+        sp_size: number of devices that share the tokens of each clip; it divides that of all. Not for DiT.
+        num_bucket_build_workers: accepted, no effect: num_workers measure files.
     """
 
     aliases: ClassVar[dict[str, str]] = {
