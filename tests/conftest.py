@@ -1,7 +1,7 @@
-"""What every test needs: CPU, errors where they happen, and a clean mode afterwards; and the two tiers.
+"""What every test needs: the CPU, errors where they happen, and a clean mode afterwards; and the two tiers.
 
-Tests marked `full` are left out unless --all is given: models of full size, long runs, several workers, and what proves
-again, elsewhere, what a test of the quick tier has proved.
+Tests marked `full` only run with --all: models of full size, long runs, several workers, and repetitions of what a test
+of the quick tier has already shown.
 """
 
 import mg  # noqa: F401  # isort: skip  # before MindSpore, whose convolutions it speeds up

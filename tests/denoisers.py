@@ -29,7 +29,7 @@ def original(case: str, **settings) -> Denoiser:
 
 
 def inputs(case: str, *masks: str) -> dict[str, Tensor]:
-    """x, t, y, what the network wants to know beside, and `mask` or `x_mask` where they are asked for."""
+    """x, t, y, the network's other conditions, and `mask` or `x_mask` if requested."""
     sizes = {"stdit2": ("height", "width", "num_frames", "ar", "fps"), "stdit3": ("height", "width", "fps")}
     return {name: Tensor(array(case, name)) for name in ("x", "t", "y", *sizes.get(case, ()), *masks)}
 

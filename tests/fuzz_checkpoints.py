@@ -116,7 +116,7 @@ def change_pickle(text: bytes, rng: random.Random) -> bytes:
 
 
 def change_zip(data: bytearray, rng: random.Random) -> bytearray:
-    """Damage the pickle inside, and write the file anew; or numbers of the zip's directory."""
+    """Damage the pickle inside, and write the file again; or numbers of the zip's directory."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         records = {info.filename: archive.read(info) for info in archive.infolist()}
     if rng.random() < 0.3:

@@ -51,7 +51,7 @@ class Stop(Exception):
 
 
 def record(output: Path, options: list[str], stop_after: int | None = None) -> None:
-    """Train, and leave <output>/rank_<r>.npz; with `stop_after`, only so many updates are made."""
+    """Train, and leave <output>/rank_<r>.npz; with `stop_after`, only that many updates are made."""
     update, accumulate = Updater.update, TrainStep.accumulate
     gradients, steps = [], []
 

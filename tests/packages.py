@@ -1,4 +1,4 @@
-"""Packages in a folder, which pip takes in place of a registry."""
+"""Packages in a folder that pip uses instead of a registry."""
 
 import os
 import zipfile

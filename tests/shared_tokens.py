@@ -60,12 +60,12 @@ def outputs_and_gradients(network, case: str) -> dict[str, np.ndarray]:
 
 
 def given_by(rank: int, size: int) -> np.ndarray:
-    """What a worker gives to a group of so many."""
+    """What a worker gives to a group of that many."""
     return np.arange(2 * size, dtype=np.float32).reshape(size, 2) + 100 * rank
 
 
 def exchange(worker: runtime.Runtime, size: int) -> dict[str, np.ndarray]:
-    """What a group of so many workers gathers and sums, and the gradients of the sum of the squares of either."""
+    """What a group of that many workers gathers and sums, and the gradients of the sum of the squares of either."""
     found, x = {}, Tensor(given_by(worker.rank, size))
     for name, layer in (("gathered", AllGather), ("summed", ReduceScatter)):
         layer = layer(Group.of(worker, size))

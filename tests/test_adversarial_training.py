@@ -135,7 +135,7 @@ class ByHand:
 )
 def test_gradients_and_adaptive_weight_are_those_of_each_loss_taken_apart(mode, loss_scale, logits):
     """Reconstruction and generator loss alone are weighed: KL and outlier penalty, which act on the latents, are not.
-    Where the generator's gradient is small the 1e-4 beside it counts, and must bear the loss scale too."""
+    Where the generator's gradient is small the 1e-4 next to it counts, and must bear the loss scale too."""
     disc = OptimizerConfig(lr=1e-3, loss_scale=loss_scale, init_loss_scale=64.0)
     model, step, discriminator = make(mode, logits, disc=disc, loss_scale=loss_scale)
     x, noise, generators = batch()

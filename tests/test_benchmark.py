@@ -247,7 +247,7 @@ def test_a_killed_run_continues_after_its_last_whole_row(tmp_path, configure, mo
     assert [(row.model, row.name, row.status, row.psnr) for row in found.rows] == whole
     filled.clear()
     assert run_benchmark(configure()).rows == found.rows and not filled
-    assert run_benchmark(configure(resume=False)).rows != found.rows and len(filled) == 4  # timed anew
+    assert run_benchmark(configure(resume=False)).rows != found.rows and len(filled) == 4  # timed again
 
 
 @pytest.mark.full

@@ -49,7 +49,7 @@ def sources(*clips, count=1):
 
 
 def shares(config, frames, size, count=40_000):
-    """Where so many equal rows go: {(resolution, frames) or a reason: share}."""
+    """Where that many equal rows go: {(resolution, frames) or a reason: share}."""
     assignment = Assignment(config, 8, sources((frames, size), count=count))
     found, counts = np.unique(assignment.draw(np.random.default_rng(0)), return_counts=True)
     names = [assignment.places[number].bucket if number >= 0 else number for number in found.tolist()]
@@ -314,7 +314,7 @@ def test_every_row_comes_once_an_epoch_and_again_only_to_fill_the_last_batch(wor
         )
         assert len(seen) == 40 + wrapped
         kinds.append([turn.place.bucket.num_frames for turn in turns])
-    assert kinds[0] != kinds[1] and kinds[0] != sorted(kinds[0]), "shuffled, anew in each epoch"
+    assert kinds[0] != kinds[1] and kinds[0] != sorted(kinds[0]), "shuffled again in each epoch"
 
 
 def test_one_rank_with_the_doubled_batch_draws_as_two_do():

@@ -90,7 +90,7 @@ def convert(monkeypatch):
 
 
 def write(path: Path, name: str, state: dict) -> Path:
-    """A file of weights with its config beside it."""
+    """A file of weights with its config next to it."""
     write_state_dict(path, state)
     path.with_suffix(".json").write_text(json.dumps({"model": name, **CONFIGS[name]}))
     return path

@@ -1,4 +1,4 @@
-"""Batches are a function of seed, step, rank and world size alone, and broken files cost no more than a warning."""
+"""Batches depend only on seed, step, rank and world size, and broken files cost no more than a warning."""
 
 import logging
 from itertools import islice

@@ -1,4 +1,4 @@
-"""Training a denoiser: draws by place, latents made or stored, runs that go on to the bit, the originals' configs."""
+"""Training a denoiser: random draws, computed and stored latents, exact resume, the originals' configs."""
 
 import json
 import shutil
@@ -339,7 +339,7 @@ def test_encoded_clips_have_the_validation_losses_of_stored_ones(stored, measure
 @pytest.mark.full
 @pytest.mark.parametrize("plugin", [[], ["--plugin=zero2", "--mode=graph"]], ids=["whole", "zero2"])
 def test_two_workers_make_the_updates_of_one(stored, tmp_path, plugin):
-    """And one goes on where they were."""
+    """And one continues where they were."""
     settings = validated(stored, "--max_steps=3", "--ckpt_every=2", "--lr=1e-3")
     wanted = run(tmp_path / "one", settings)
     both = [*settings, "--batch-size=1", f"--outputs={tmp_path / 'two'}", *plugin]

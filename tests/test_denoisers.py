@@ -1,4 +1,4 @@
-"""STDiT, STDiT2, STDiT3 and DiT give what the originals give, and keep what they promise beside."""
+"""STDiT, STDiT2, STDiT3 and DiT equal the originals, and keep their other promises."""
 
 import math
 from pathlib import Path

@@ -171,7 +171,7 @@ def break_weights(path: Path, fault: str, canary: Path) -> tuple[Path, str]:
 def test_weights_at_fault_are_named_by_every_command(commands, tmp_path, index, command, fault):
     path, message = break_weights(good_weights(tmp_path, command), fault, tmp_path / "ran")
     code, said, error = getattr(commands, command)(path, index)
-    if command == "benchmark" and fault != "missing":  # the other models of a benchmark go on
+    if command == "benchmark" and fault != "missing":  # the other models of a benchmark continue
         error = next(line for line in said.splitlines() if line.startswith("left out: w: "))
         assert code == 1
     else:
@@ -339,7 +339,7 @@ def test_every_kind_of_file_has_a_row_with_figures_or_a_reason(commands, tmp_pat
 
 
 def assert_reasons(errors: dict[str, str]) -> None:
-    """Each of the kinds' errors, "" where there is none, names its file and says what is wrong."""
+    """Each of the kinds' errors, "" if there is none, names its file and says what is wrong."""
 
     for name, reason in KINDS.items():
         if reason is None:

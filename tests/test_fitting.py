@@ -43,7 +43,7 @@ def costs(monkeypatch):
 
 
 def needs(*sizes: int) -> float:
-    """GB that so many pixels cost."""
+    """GB that this many pixels cost."""
     return np.prod(sizes) * 10_000 / GB
 
 

@@ -18,7 +18,7 @@ def weights(tmp_path_factory):
 
 
 def scene(height, width, offset):
-    """A smooth random pattern seen through a window that lies `offset` pixels further left, (H, W, 3) in [0, 1]."""
+    """A smooth random pattern seen through a window `offset` pixels further left, (H, W, 3) in [0, 1]."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width].astype(np.float64)
     frame = np.zeros((height, width, 3))

@@ -1,4 +1,4 @@
-"""Weights as people meet them: in any folder, under any name, among whatever training leaves beside them."""
+"""Weights as people find them: in any folder, under any name, among other training state."""
 
 import argparse
 import collections
@@ -171,7 +171,7 @@ def test_fp8_next_to_a_vae_is_read_as_in_torch(tmp_path, dtype):
         np.testing.assert_array_equal(read_state_dict(tmp_path / file)["x"], every.float().numpy())
 
 
-# Where the state dict lies in a file of PyTorch's.
+# Where the state dict is in a PyTorch file.
 
 MOMENTS = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
 NESTED = {
@@ -250,7 +250,7 @@ def test_pickles_and_zips_from_other_programs_are_named_as_such(tmp_path):
             read_state_dict(tmp_path / file)
 
 
-# What lies beside the tensors.
+# Other contents next to the tensors.
 
 
 class Stage(enum.Enum):

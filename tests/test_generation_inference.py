@@ -46,7 +46,7 @@ def config_of(path: Path, *arguments: object) -> GenerateConfig:
     return parse_config(GenerateConfig, "Generate.", ["--config", str(path), *map(str, arguments)])
 
 
-# In the quick tier: text alone, and an image to begin with.
+# In the quick tier: text only, and an image to begin with.
 
 
 def test_text_to_video(place):
@@ -115,7 +115,7 @@ def test_a_sample_depends_on_no_other(place):
 
 
 class Captions:
-    """The captions and sizes of the data in place of an encoder."""
+    """The captions and sizes of the data, instead of an encoder."""
 
     def __init__(self, folder: Path):
         self.arrays = {path.stem: np.load(path)[:2] for path in folder.glob("*.npy")}

@@ -94,7 +94,7 @@ class Offset(InTiles):
 
 @pytest.fixture
 def models(monkeypatch):
-    """Offset models in place of checkpoints, by path; `bad.ckpt` is the farther off."""
+    """Models that add an offset instead of checkpoints, by path; that of `bad.ckpt` is larger."""
     made = {}
 
     def load(path, name, dtype, **config):

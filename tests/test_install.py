@@ -28,7 +28,7 @@ PROJECT_DATA += ["generation/latent_report.html"]
 PROJECT_DATA += ["ascend/symbols.txt", "py.typed"]
 BUILT_FROM = ["pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE", "mg", "configs"]
 
-# Every command of the distribution, in one process: MindSpore is imported once. Prints where mg lies, then the names.
+# Every command of the distribution, in one process: MindSpore is imported once. Prints where mg is, then the names.
 ASK_FOR_HELP = """
 import sys
 from importlib import metadata

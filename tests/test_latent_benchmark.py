@@ -1,4 +1,4 @@
-"""How well a denoiser learns on several autoencoders' latents: one network for all, runs that go on, what failed."""
+"""How well a denoiser learns on several autoencoders' latents: one network for all, continued runs, failures."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ def no_curves(monkeypatch):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Three videos, two autoencoders, and a file of weights that is none."""
+    """Three videos, two autoencoders, and a broken weight file."""
     runtime.setup("cpu", "pynative")
     folder = tmp_path_factory.mktemp("place")
     write_data(folder, videos=3, frames=4)

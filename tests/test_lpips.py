@@ -72,7 +72,7 @@ def random_classifier(layers):
 
 @pytest.fixture(scope="module")
 def lpips_package():
-    """The `lpips` package over a stand-in for torchvision, whose wheels do not import beside the CPU build of torch."""
+    """The `lpips` package over a stand-in for torchvision, whose wheels don't import next to the CPU build of torch."""
     models = types.ModuleType("torchvision.models")
     models.vgg16, models.alexnet = torchvision_vgg16, torchvision_alexnet
     torchvision = types.ModuleType("torchvision")

@@ -63,7 +63,7 @@ def prefixed(prefix: str, state: dict) -> dict:
 
 @pytest.fixture
 def write(tmp_path):
-    """Weights with no config beside them."""
+    """Weights without a config next to them."""
 
     def write(state: dict, file: str = "weights.safetensors") -> Path:
         write_state_dict(tmp_path / file, state)

@@ -112,7 +112,7 @@ def test_group_norm_and_silu(tmp_path):
 def test_group_norm_is_as_exact_over_millions_of_values(tmp_path):
     openvino = pytest.importorskip("openvino")
     x = clip(1, 4, 8, 256, 256) + np.float32(0.7)
-    x[:, :, :2] = 5  # frames of a single colour, whose variance is nothing beside their mean
+    x[:, :, :2] = 5  # frames of a single colour, whose variance is tiny next to their mean
     model, _, error = converted(GroupNorm(4, 1), x, tmp_path)
     assert error < 1e-5  # InstanceNormalization: 3e-4
     onnx.save(model, tmp_path / "norm.onnx")
@@ -139,7 +139,7 @@ def test_nearest_neighbour_is_one_resize(tmp_path, frames):
         (TemporalUpsample(4), (1, 4, 3, 4, 5), 2 * 2),
         (TemporalUpsample(4, "zeros"), (2, 4, 2, 4, 5), 2 * 2),
         (HunyuanUpsample(4, (1, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),
-        (HunyuanUpsample(4, (2, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),  # the first frame alone stands once
+        (HunyuanUpsample(4, (2, 2)), (1, 4, 3, 4, 5), 4 * 4 * 3),  # only the first frame comes once
         (NearestConv3d(4, 1), (1, 4, 3, 4, 5), 4 * 4 * 3),
         (NearestConv3d(4, 2), (1, 4, 3, 4, 5), 8 * 8),
     ],

@@ -1,5 +1,5 @@
-"""The quickstarts walk the whole road, from photographs to scored reconstructions, and to generated clips that are
-judged, and say where they are."""
+"""The quickstarts run from photographs to scored reconstructions and to judged generated clips, and print where they
+are."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Every schedule gives one learning rate for each update, that of its formula; mindcv is imported for its own alone."""
+"""Every schedule has the learning rates of its formula; mindcv is imported only for its own schedules."""
 
 import itertools
 import math

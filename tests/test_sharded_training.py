@@ -50,7 +50,7 @@ EVERY = [(mode, optimizer) for mode, optimizers in OPTIMIZERS.items() for optimi
 @pytest.mark.full
 @pytest.mark.parametrize("mode, optimizer", EVERY)
 def test_updates_are_those_of_whole_states(group, mode, optimizer):
-    """Clipped gradients of several batches, decay of weights alone, averages, and an update that is left out."""
+    """Clipped gradients of several batches, decay of weights only, averages, and a skipped update."""
     found, wanted = (of(group, f"{mode}/{optimizer}/{way}/") for way in ("zero2", "whole"))
     assert_close(found, wanted)
     assert np.isfinite(wanted["norms"]).tolist() == [True, False, True, True] and wanted["norms"][0] > 3

@@ -1,4 +1,4 @@
-"""A network whose tokens two workers share gives what it gives alone; on the CPU, by msrun."""
+"""A network whose tokens two workers share has the outputs of one worker; on the CPU, by msrun."""
 
 from pathlib import Path
 

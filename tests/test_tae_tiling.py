@@ -64,7 +64,7 @@ def test_tiles_of_equal_frames_decode_as_the_whole(model):
 
 @pytest.mark.full
 def test_how_far_tiled_is_from_untiled(model):
-    """Norms see a tile in place of the whole clip, so the two differ: by about a fifth of the output's deviation for
+    """Norms see a tile instead of the whole clip, so the two differ: by about a fifth of the output's deviation for
     random weights and the smallest tiles, where edges are everywhere."""
     x = ms.Tensor(video(1, 3, 48, 32, 32))
     model.disable_tiling()

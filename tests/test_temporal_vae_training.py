@@ -114,7 +114,7 @@ def test_every_chunks_posterior_enters_the_kl():
     ],
 )
 def test_without_pixels_the_spatial_half_learns_only_if_it_is_not_detached(loss, trained):
-    """From latents alone it would learn those that are easily given back, which say nothing of the picture."""
+    """From latents alone it would learn to make ones that are easy to reproduce but say nothing about the picture."""
     model, step = make(loss=loss)
     _, found = gradients(model, step, *clip(model, 5))
     assert (largest(found, "spatial_vae") > 0) == trained and largest(found, "temporal_vae") > 0

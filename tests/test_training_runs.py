@@ -1,4 +1,4 @@
-"""A run writes what it promises, resumes to the bit after SIGKILL, and ends with one line where it cannot go on."""
+"""A run writes what it promises, resumes to the bit after SIGKILL, and ends with one line if it cannot continue."""
 
 import json
 import os
@@ -388,7 +388,7 @@ def test_a_run_killed_with_sigkill_resumes_to_the_bit(tmp_path, data, model):
     np.testing.assert_equal(read_events(killed / "tensorboard"), read_events(whole / "tensorboard"))
 
 
-# Runs that cannot go on.
+# Runs that cannot continue.
 
 
 def poison(monkeypatch, bad_steps):

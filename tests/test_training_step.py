@@ -1,4 +1,4 @@
-"""A training step makes the updates that its config describes, or, where a number is not finite, none at all."""
+"""A training step makes the updates that its config describes, or none if a number is not finite."""
 
 import functools
 import math

@@ -25,7 +25,7 @@ def denoiser_folder(folder: Path, type: str = "STDiT2-XL/2", **config) -> Path:
 
 
 class Workplace:
-    """A folder with all that the command takes."""
+    """A folder with everything the command needs."""
 
     def __init__(self, folder: Path, monkeypatch):
         self.folder, self._monkeypatch = folder, monkeypatch

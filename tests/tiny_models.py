@@ -1,4 +1,4 @@
-"""Configs of small models that several test files build, and weights none of which is as training starts."""
+"""Configs of small models that several test files build, and random weights for them."""
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -42,7 +42,7 @@ IMAGE_VAE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}
 
 
 class InTiles:
-    """What a stand-in for a model needs so that tiles can be switched on and off."""
+    """What a stand-in for a model needs so that tiles can be turned on and off."""
 
     geometry = Geometry(in_channels=3, latent_channels=3, spatial=1, temporal=1)
     default_tiling = TilingConfig()

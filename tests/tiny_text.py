@@ -1,4 +1,4 @@
-"""Text encoders small enough for tests: folders of weights, config and tokenizer, as released ones lie there."""
+"""Text encoders small enough for tests: folders of weights, config and tokenizer, laid out like released ones."""
 
 import json
 from pathlib import Path

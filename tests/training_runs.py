@@ -110,7 +110,7 @@ def read_records(output: Path) -> list[dict]:
 
 
 def kill_after(process: subprocess.Popen, output: Path, lines: int) -> None:
-    """SIGKILL once log.jsonl has so many lines."""
+    """SIGKILL once log.jsonl has that many lines."""
     log = output / "log.jsonl"
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:

@@ -14,11 +14,11 @@ BIN = Path(sys.executable).parent
 def start(
     logs: Path, script: Path | str, *arguments: object, cwd: Path | None = None, workers: int = 2, **env: str
 ) -> subprocess.Popen:
-    """So many workers with `script`; their output comes through msrun's stdout, in the file `logs`.txt.
+    """Start workers with `script`; their output comes through msrun's stdout, in the file `logs`.txt.
 
     Args:
         cwd: their working folder, by default that of the logs.
-        env: variables of their environment, beside this process's own.
+        env: variables to add to this process's environment.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
