@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from mg.config import parse_config, require, run_command_line, to_dict
+from mg.evaluation.pairs import EvaluateConfig
+from mg.generation.config import GenerateConfig
 from mg.generation.training.config import DenoiserTrainConfig
 from mg.models.discriminator import DiscriminatorConfig
 from mg.training.autoencoder import TrainConfig
@@ -338,6 +340,18 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 
     with pytest.raises(RuntimeError, match="a bug"):
         run_command_line(main)
+
+
+def test_every_command_accepts_the_same_names_for_frames_and_stride():
+    clips = ["--num_frames", "8", "--frame_stride", "2"]
+    folders = ["--real_video_dir", "a", "--generated_video_dir", "b"]
+    evaluate = parse_config(EvaluateConfig, "", [*folders, *clips])
+    generate = parse_config(GenerateConfig, "", ["--image_size", "16", "16", *clips])
+    assert (evaluate.num_frames, evaluate.frame_stride) == (generate.num_frames, generate.frame_interval) == (8, 2)
+    for config in (TrainConfig, DenoiserTrainConfig):
+        section = [argument.replace("--", "--data.") for argument in clips]
+        data = parse_config(config, "", ["--csv_path", "train.csv", *section]).data
+        assert (data.sample_n_frames, data.sample_stride) == (8, 2)
 
 
 def test_training_takes_its_config_first(tmp_path):

@@ -40,6 +40,8 @@ _logger = logging.getLogger(__name__)
 
 # The options that buckets override.
 REPLACED_BY_BUCKETS = ("sample_n_frames", "image_size", "crop_size", "batch_size", "image_batch_size")
+# The names that other commands have for options of the section `data`.
+DATA_ALIASES = {"data.num_frames": "data.sample_n_frames", "data.frame_stride": "data.sample_stride"}
 
 
 @dataclass

@@ -355,6 +355,7 @@ def _other_names() -> dict[str, str]:
         "flash_attn": "model.enable_flash_attn",
         "layernorm_kernel": "model.enable_layernorm_kernel",
         "model.enable_flashattn": "model.enable_flash_attn",
+        "frame_stride": "frame_interval",
     }
     dashed = {alias.replace("_", "-"): option for alias, option in names.items() if "." not in alias}
     own = {entry.name.replace("_", "-"): entry.name for entry in fields(GenerateConfig) if not is_dataclass(entry.type)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from mg.config import require
 from mg.data.index import IndexRow, read_index
-from mg.data.loader import Batch, ClipLoader
+from mg.data.loader import DATA_ALIASES, Batch, ClipLoader
 from mg.losses.adversarial import DiscriminatorLossConfig, GeneratorLossConfig
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
@@ -80,6 +80,7 @@ class TrainConfig(RunConfig):
         "data_path": "csv_path",
         "data-path": "csv_path",
         "dataset.data_path": "csv_path",
+        **DATA_ALIASES,
     }
 
     csv_path: str

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mg.config import require
-from mg.data.loader import OpenSoraDataConfig
+from mg.data.loader import DATA_ALIASES, OpenSoraDataConfig
 from mg.diffusion.mask_generator import MaskGenerator
 from mg.generation.config import (
     AutoencoderSection,
@@ -111,6 +111,7 @@ class DenoiserTrainConfig(RunConfig):
         "dataset.data_path": "csv_path",
         "dataset.latents_path": "latents_path",
         "dataset.type": "dataset_type",
+        **DATA_ALIASES,
         "dataset.num_frames": "data.sample_n_frames",
         "dataset.frame_interval": "data.sample_stride",
         "dataset.image_size": "data.frame_size",
