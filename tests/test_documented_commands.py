@@ -66,6 +66,8 @@ TINY = [
     ("train", r"configs/tae/train/small", "--model.linear_start 2 --data.sample_n_frames 8 --data.batch_size 1"),
     ("train", r"configs/generation", f"{_DENOISER} --text_encoder.model_max_length 200 --batch_size 1"),
     ("train", r"configs/generation", "--model.config.caption_channels 16 --bucket_config null"),
+    ("train", r"which mg-train", "--output_path outputs/eight_devices"),  # a folder of an earlier run is refused
+    ("train", r"configs/generation.*latents_path", "--output_path outputs/from_latents"),
     ("train", r"configs/generation(?!.*latents_path)", "--dataset_type null --data.sample_n_frames 4"),
     ("train", r"configs/generation(?!.*latents_path)", "--data.frame_size 16 24"),
     ("reconstruct", "", _CLIPS),
