@@ -63,7 +63,8 @@ TINY = [
     ("train", r"configs/dc_ae", f"--model.config {json.dumps(CONFIGS['dc_ae'])!r}"),
     ("train", r"configs/temporal_vae", f"--model.config {json.dumps(CONFIGS['temporal_vae'])!r}"),
     ("train", r"configs/image_vae", "--data.random_scale null --data.batch_size 2"),
-    ("train", r"configs/tae/train/small", "--model.linear_start 2 --data.sample_n_frames 8 --data.batch_size 1"),
+    ("train", r"configs/tae/train/small", "--model.linear_start 4 --data.sample_n_frames 8 --data.batch_size 1"),
+    ("train", r"configs/tae/train/small", "--data.crop_size 32"),
     ("train", r"configs/generation", f"{_DENOISER} --text_encoder.model_max_length 200 --batch_size 1"),
     ("train", r"configs/generation", "--model.config.caption_channels 16 --bucket_config null"),
     ("train", r"which mg-train", "--output_path outputs/eight_devices"),  # a folder of an earlier run is refused
