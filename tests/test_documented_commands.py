@@ -83,7 +83,7 @@ TINY = [
     ("benchmark_latents", "", f"{_CLIPS} --max_steps 1 --validation_clips 2 --samples 1 --num_sampling_steps 1"),
     ("benchmark_latents", "", "--denoiser.depth 1 --denoiser.hidden_size 24 --denoiser.num_heads 2 --batch_size 2"),
     ("export", "models/", "--frames 8 --size 32"),
-    ("make_clips", "", "--size 32 --num_frames 4 --train_clips 1 --test_clips 1"),
+    ("make_clips", "", "--size 32 --num_frames 4 --train_clips 2 --test_clips 1"),
     ("benchmark_speed", "", "--models image_vae --sizes 2x16x16 --runs 1 --mode pynative --operations false"),
     ("benchmark_speed", "", f"--peer false --configs {json.dumps({'image_vae': CONFIGS['image_vae']})!r}"),
     ("benchmark_speed", "--growth", "--growth 1 2"),
