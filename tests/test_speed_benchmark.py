@@ -77,10 +77,10 @@ class FakeWorker:
     def run(self) -> float:
         self.calls.append(self.name)
         self.runs += 1
-        return 5.0 if self.runs == 1 else {"mindspore": 1.0, "torch": 2.0}[self.name] * self.runs
+        return 5.0 if self.runs == 1 else {"mindspore": 1.0, "peer": 2.0}[self.name] * self.runs
 
     def finish(self) -> dict:
-        return {"peak_rss": 3 * 2**20, **({"operations": 1200} if self.name == "torch" else {})}
+        return {"peak_rss": 3 * 2**20, **({"operations": 1200} if self.name == "peer" else {})}
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_a_ratio_is_the_median_over_pairs_and_not_that_of_medians():
 
 
 def test_networks_take_turns_after_a_first_call_each(fake_workers):
-    timings = take_turns([fake_workers(job()), fake_workers(job(engine="torch"))], runs=3)
-    assert fake_workers.calls == ["mindspore", "torch"] * 4
+    timings = take_turns([fake_workers(job()), fake_workers(job(engine="peer"))], runs=3)
+    assert fake_workers.calls == ["mindspore", "peer"] * 4
     assert [timing.first for timing in timings] == [5.0, 5.0]
     assert [timing.times for timing in timings] == [[2.0, 3.0, 4.0], [4.0, 6.0, 8.0]]
 
@@ -144,7 +144,7 @@ def test_a_peer_that_is_not_there_is_said_and_what_fails_costs_a_row(tmp_path, f
     monkeypatch.setattr(fake_workers, "run", no_memory)
     found = measure_speed(a_config(tmp_path, sizes=["2x16x16", "4x16x16"]))
     assert [record["size"] for record in found["records"]] == ["2x16x16"]
-    assert found["records"][0]["peer"] is None and "torch" not in fake_workers.calls
+    assert found["records"][0]["peer"] is None and "peer" not in fake_workers.calls
     for line in ("left out: no peers: torch is not there", "FAILED: image_vae 4x16x16 encode mindspore fp32: out of"):
         assert line in format_table(found)
 
@@ -244,7 +244,7 @@ def test_a_model_and_its_peer_are_measured_in_processes_of_their_own(tmp_path):
 @needs_torch
 def test_a_worker_stands_still_between_orders_and_says_what_went_wrong():
     peer = peer_of("image_vae", create_model("image_vae", **IMAGE_VAE).config)
-    with Worker(job(engine="torch", model=peer.kind, config=peer.config, by_frame=True)) as worker:
+    with Worker(job(engine="peer", model=peer.kind, config=peer.config, by_frame=True)) as worker:
         assert worker.run() > 0
         state = Path(f"/proc/{worker._process.pid}/stat")
         if state.exists():
@@ -253,7 +253,7 @@ def test_a_worker_stands_still_between_orders_and_says_what_went_wrong():
         with pytest.raises(WorkerError, match="ended by signal 9"):
             worker.run()
     with pytest.raises(WorkerError, match="KeyError: 'fp7'"):
-        Worker(job(engine="torch", model=peer.kind, config=peer.config, by_frame=True, precision="fp7"))
+        Worker(job(engine="peer", model=peer.kind, config=peer.config, by_frame=True, precision="fp7"))
 
 
 @pytest.mark.parametrize(
