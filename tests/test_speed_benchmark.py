@@ -132,6 +132,33 @@ def test_the_table_and_the_file_have_a_row_for_all_that_was_asked(tmp_path, fake
     assert [line.split()[:2] for line in table.splitlines()[1:3]] == [["image_vae", "encode"], ["image_vae", "train"]]
 
 
+def test_on_cuda_exports_and_peers_run_there_and_one_export_serves_all_rows(tmp_path, fake_workers, monkeypatch):
+    jobs = []
+
+    class Recorder(fake_workers):
+        def __init__(self, each: Job):
+            super().__init__(each)
+            jobs.append(each)
+            self.name = "peer" if each.engine == "peer" else "mindspore"
+            if each.task == "export":
+                Path(each.folder).mkdir()
+                (Path(each.folder) / "deploy.json").write_text("{}")
+
+        def finish(self) -> dict:
+            return {**super().finish(), "peak_device": 2 * 2**20}
+
+    monkeypatch.setattr(speed, "Worker", Recorder)
+    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    engines = ["mindspore", "onnxruntime", "openvino", "torch"]
+    found = measure_speed(a_config(tmp_path, engines=engines, precisions=["tf32", "bf16"], device="cuda"))
+    rows = [(record["engine"], record["precision"]) for record in found["records"]]
+    assert rows == [("onnxruntime", "tf32"), ("torch", "tf32"), ("torch", "bf16")]
+    assert [(each.task, each.device) for each in jobs] == [("export", "cpu"), *[("run", "cuda")] * 6]
+    peers = [(each.precision, each.settings) for each in jobs if each.engine == "peer"]
+    assert peers == [(precision, ("channels_last", "compile")) for precision in ("tf32", "tf32", "bf16")]
+    assert "2 " in format_table(found) and len(found["skipped"]) == 5
+
+
 def test_a_peer_that_is_not_there_is_said_and_what_fails_costs_a_row(tmp_path, fake_workers, monkeypatch):
     monkeypatch.setattr(speed, "missing", lambda: "torch is not there")
     run = fake_workers.run
@@ -242,6 +269,32 @@ def test_a_model_and_its_peer_are_measured_in_processes_of_their_own(tmp_path):
 
 
 @needs_torch
+@pytest.mark.parametrize("precision, settings", [("bf16", ("channels_last",)), ("bf16", ("autocast",))])
+def test_settings_of_a_peer_change_its_values_little(precision, settings):
+    import torch
+
+    peer = peer_of("image_vae", create_model("image_vae", **IMAGE_VAE).config)
+    plain = PeerNetwork(peer, SHAPE, "fp32", 1)
+    other = PeerNetwork(peer, SHAPE, precision, 1, settings=settings)
+    kinds = {parameter.dtype for parameter in other.network.parameters()}
+    assert kinds == {torch.float32 if "autocast" in settings else torch.bfloat16}
+    found = []
+    for network in (plain, other):
+        seen = []
+        network._runner(
+            lambda x, network=network, seen=seen: _seen(network.network.encode(x), seen), [network.clip(0)]
+        )(0)
+        found.append(seen[0].latent_dist.mode().float())
+    error = (found[0] - found[1]).abs().max() / found[0].abs().max()
+    assert 1e-5 < error < 0.1
+
+
+def _seen(value, seen):
+    seen.append(value)
+    return value.latent_dist.mode()
+
+
+@needs_torch
 def test_a_worker_stands_still_between_orders_and_says_what_went_wrong():
     peer = peer_of("image_vae", create_model("image_vae", **IMAGE_VAE).config)
     with Worker(job(engine="peer", model=peer.kind, config=peer.config, by_frame=True)) as worker:
@@ -265,6 +318,7 @@ def test_a_worker_stands_still_between_orders_and_says_what_went_wrong():
         (["--parts", "encrypt"], "parts is"),
         (["--runs", "0"], "runs is 0; it must be from 1 to 1000"),
         (["--configs", '{"tae": {"chh": 8}}'], "tae has no config key 'chh'; did you mean 'ch'?"),
+        (["--peer_settings", "channel_last"], "peer_settings is"),
         (["--size", "16x64x64"], "unknown option 'size'; did you mean 'sizes'?"),
     ],
 )
