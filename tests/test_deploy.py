@@ -359,6 +359,45 @@ def test_half_precision_in_torch_is_close(image_vae, precision, least, most):
         assert least < np.abs(found - wanted).max() / np.abs(wanted).max() < most
 
 
+# Operators on their own, as no whole model has them: name, constants after x, attributes.
+ALONE = [
+    ("DepthToSpace", (), {"blocksize": 2, "mode": "DCR"}),
+    ("Resize", ("", np.float32([1, 1, 2, 2])), {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}),
+    ("Softmax", (), {"axis": 1}),
+    *((op, (np.int64([1]),), {"keepdims": 1}) for op in ("ReduceMax", "ReduceMin", "ReduceSum", "ReduceSumSquare")),
+    *((op, (np.float32([[1.5], [2.5]]),), {}) for op in ("Sub", "Div")),
+    ("MatMul", (np.float32([[1.5], [2.5], [0.5]]),), {}),
+    *((op, (), {}) for op in "Sqrt Exp Log Erf Reciprocal Tanh Neg Abs Sigmoid Relu".split()),
+    ("Pad", (np.int64([0, 0, 1, 0, 0, 0, 2, 1]),), {"mode": "edge"}),
+    ("Slice", (np.int64([1]), np.int64([6]), np.int64([1]), np.int64([2])), {}),
+]
+
+
+@pytest.mark.parametrize("op, constants, attributes", ALONE, ids=[op for op, *_ in ALONE])
+def test_an_operator_in_torch_gives_what_onnx_defines(tmp_path, op, constants, attributes):
+    torch = pytest.importorskip("torch")
+    import onnx
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    from mg.deploy.torch_graph import read_network
+
+    x = np.random.default_rng(0).uniform(0.5, 2, (2, 8, 2, 3)).astype(np.float32)
+    arrays = {f"c{i}": array for i, array in enumerate(constants) if isinstance(array, np.ndarray)}
+    names = [f"c{i}" if f"c{i}" in arrays else "" for i in range(len(constants))]
+    value = lambda name, shape: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)  # noqa: E731
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *names], ["y"], **attributes)],
+        "one",
+        [value("x", x.shape)],
+        [value("y", None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "one.onnx")
+    wanted = ReferenceEvaluator(str(tmp_path / "one.onnx")).run(None, {"x": x})[0]
+    assert_close(read_network(tmp_path / "one.onnx")(torch.from_numpy(x)).numpy(), wanted)
+
+
 def test_an_operator_that_torch_does_not_know_is_named(image_vae, tmp_path):
     pytest.importorskip("torch")
     import onnx
