@@ -1,7 +1,7 @@
 """Pixels to latents and back, whichever engine runs the networks: padding, tiles, streams, sampling, scaling, cropping.
 
 A `Codec` works on numpy arrays. It knows a model's `Geometry` and two functions, which encode and decode one tile and
-may run in MindSpore, onnxruntime or OpenVINO. `TwoStageCodec` puts a per-frame codec in front of a temporal half.
+may run in MindSpore or any engine of `mg.deploy`. `TwoStageCodec` puts a per-frame codec in front of a temporal half.
 
     codec = mg.from_pretrained("models/tae.ckpt").codec       # or mg.deploy.load("outputs/tae_onnx").codec
     z, mean, logvar = codec.encode(x)                         # x (B, 3, T, H, W) in [-1, 1]

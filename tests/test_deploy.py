@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from mg.models.layers.forms import FORMS
 pytest.importorskip("onnx")
 
 ROOT = Path(__file__).parents[1]
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime", "openvino", "torch")
 TOLERANCE = 1e-5  # of the output's scale
 
 # Per model: its config, an export's tiles, and a clip of several of them, the last of which moves back.
@@ -206,7 +207,7 @@ np.save(sys.argv[4], vae.decode(encoded.mean, x.shape[2]))
 """
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ("onnxruntime", "openvino"))
 def test_a_machine_without_mindspore_runs_an_export(image_vae, tmp_path, engine):
     pytest.importorskip(engine)
     np.save(tmp_path / "x.npy", image_vae.x)
@@ -256,14 +257,21 @@ def test_a_missing_engine_or_feature_is_one_line(image_vae, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="this onnxruntime has no CUDA: .* pip install onnxruntime-gpu"):
         load(image_vae.folder, device="cuda")
-    with pytest.raises(ValueError, match="bf16', which onnxruntime does not run"):
-        load(image_vae.folder, precision="bf16")
-    for engine in ENGINES:
+    for precision, others in (("bf16", "torch or openvino"), ("fp16", "torch")):
+        with pytest.raises(
+            ValueError, match=f"{precision}', which onnxruntime does not run here. Use engine {others},"
+        ):
+            load(image_vae.folder, precision=precision)
+    with pytest.raises(ValueError, match="fp16', which OpenVINO does not run here. Use engine torch"):
+        load(image_vae.folder, "openvino", precision="fp16")
+    with pytest.raises(ValueError, match="compile is for engine torch"):
+        load(image_vae.folder, compile=True)
+    for engine in ("onnxruntime", "openvino"):
         with pytest.raises(ValueError, match="tf32', which needs .*device cuda"):
             load(image_vae.folder, engine, precision="tf32")
     with pytest.raises(ValueError, match="OpenVINO runs only on CPUs here"):
         load(image_vae.folder, "openvino", device="cuda")
-    for wrong in ({"engine": "tensorrt"}, {"precision": "fp16"}, {"device": "gpu"}, {"threads": 0}):
+    for wrong in ({"engine": "tensorrt"}, {"precision": "int8"}, {"device": "gpu"}, {"threads": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*; it must be"):
             load(image_vae.folder, **wrong)
 
@@ -323,13 +331,165 @@ def test_norms_and_softmax_stay_in_fp32_under_bf16(image_vae):
     assert len(model.get_ops()) == len(plain.get_ops())
 
 
+# PyTorch.
+
+
+def test_torch_runs_norms_attention_and_upsampling_as_one_operator_each(exported):
+    """Of the operators that they consist of in ONNX, only those of linear attention are left."""
+    pytest.importorskip("torch")
+    from mg.deploy.torch_graph import read_network
+
+    left, found = set(), set()
+    for made in exported.described["networks"].values():
+        for node in read_network(exported.folder / made["file"]).graph.nodes:
+            (found if node.op == "call_function" else left).add(getattr(node.target, "__name__", None))
+    assert not found & {"sqrt", "square", "sigmoid", "softmax", "sub", "_interleave", "interpolate"}
+    assert found & {"_group_norm", "_rms_norm"} and "silu" in found
+    assert "_upsample" in found or exported.model.name == "temporal_vae"
+    assert "_attention" in found or exported.model.name == "dc_ae"
+
+
+@pytest.mark.parametrize("precision, least, most", [("bf16", 1e-4, 0.05), ("fp16", 1e-5, 0.01)])
+def test_half_precision_in_torch_is_close(image_vae, precision, least, most):
+    torch = pytest.importorskip("torch")
+    vae = load(image_vae.folder, "torch", precision, device="cpu", threads=1)
+    kinds = {parameter.dtype for parameter in vae.networks["decoder"].run.module.parameters()}
+    assert kinds == {torch.float32, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}  # norms in fp32
+    for found, wanted in ((vae.decode(image_vae.z), image_vae.y), (vae.encode(image_vae.x).z, image_vae.z)):
+        assert found.dtype == np.float32
+        assert least < np.abs(found - wanted).max() / np.abs(wanted).max() < most
+
+
+# Operators on their own, as no whole model has them: name, constants after x, attributes.
+ALONE = [
+    ("DepthToSpace", (), {"blocksize": 2, "mode": "DCR"}),
+    ("Resize", ("", np.float32([1, 1, 2, 2])), {"mode": "nearest", "coordinate_transformation_mode": "asymmetric"}),
+    ("Softmax", (), {"axis": 1}),
+    *((op, (np.int64([1]),), {"keepdims": 1}) for op in ("ReduceMax", "ReduceMin", "ReduceSum", "ReduceSumSquare")),
+    *((op, (np.float32([[1.5], [2.5]]),), {}) for op in ("Sub", "Div")),
+    ("MatMul", (np.float32([[1.5], [2.5], [0.5]]),), {}),
+    *((op, (), {}) for op in "Sqrt Exp Log Erf Reciprocal Tanh Neg Abs Sigmoid Relu".split()),
+    ("Pad", (np.int64([0, 0, 1, 0, 0, 0, 2, 1]),), {"mode": "edge"}),
+    ("Slice", (np.int64([1]), np.int64([6]), np.int64([1]), np.int64([2])), {}),
+]
+
+
+@pytest.mark.parametrize("op, constants, attributes", ALONE, ids=[op for op, *_ in ALONE])
+def test_an_operator_in_torch_gives_what_onnx_defines(tmp_path, op, constants, attributes):
+    torch = pytest.importorskip("torch")
+    import onnx
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    from mg.deploy.torch_graph import read_network
+
+    x = np.random.default_rng(0).uniform(0.5, 2, (2, 8, 2, 3)).astype(np.float32)
+    arrays = {f"c{i}": array for i, array in enumerate(constants) if isinstance(array, np.ndarray)}
+    names = [f"c{i}" if f"c{i}" in arrays else "" for i in range(len(constants))]
+    value = lambda name, shape: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)  # noqa: E731
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *names], ["y"], **attributes)],
+        "one",
+        [value("x", x.shape)],
+        [value("y", None)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "one.onnx")
+    wanted = ReferenceEvaluator(str(tmp_path / "one.onnx")).run(None, {"x": x})[0]
+    assert_close(read_network(tmp_path / "one.onnx")(torch.from_numpy(x)).numpy(), wanted)
+
+
+def test_an_operator_that_torch_does_not_know_is_named(image_vae, tmp_path):
+    pytest.importorskip("torch")
+    import onnx
+
+    folder = copy_of(image_vae, tmp_path)
+    model = onnx.load(folder / "decoder.onnx")
+    for node in model.graph.node:
+        if node.op_type == "Sigmoid":
+            node.op_type = "HardSwish"
+    onnx.save(model, folder / "decoder.onnx")
+    with pytest.raises(ValueError, match=r"decoder.onnx: cannot be opened \(engine torch has no operator HardSwish"):
+        load(folder, "torch")
+
+
+def test_what_torch_lacks_is_one_line(image_vae, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device is 'cuda', but this PyTorch cannot start it: .* Or use device cpu"):
+        load(image_vae.folder, "torch", device="cuda")
+    with pytest.raises(ValueError, match="tf32', which needs device cuda. Use fp32, or bf16"):
+        load(image_vae.folder, "torch", "tf32")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "V100")
+    with pytest.raises(ValueError, match=r"bf16', which V100 has no instructions for; use fp16"):
+        load(image_vae.folder, "torch", "bf16")
+
+
+def test_torch_leaves_its_global_settings_as_they_were(image_vae):
+    torch = pytest.importorskip("torch")
+    from mg.deploy.torch_engine import _settings
+
+    def settings():
+        cudnn = torch.backends.cudnn
+        return cudnn.benchmark, cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.get_num_threads()
+
+    before = settings()
+    for precision, tf32 in (("tf32", True), ("bf16", False)):
+        with _settings(True, precision, None):
+            assert settings() == (True, tf32, tf32, before[3]) and torch.is_inference_mode_enabled()
+    with _settings(False, "fp32", before[3] + 1):
+        assert torch.get_num_threads() == before[3] + 1
+    assert settings() == before
+
+
+def test_torch_that_cannot_compile_runs_uncompiled_and_says_so_once(image_vae, monkeypatch, caplog):
+    torch = pytest.importorskip("torch")
+
+    def compiled(module, dynamic):
+        def run(x):
+            raise RuntimeError("no compiler\n  is here")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    vae = load(image_vae.folder, "torch", device="cpu", threads=1, compile=True)
+    for _ in range(2):
+        assert_close(vae.decode(image_vae.z), image_vae.y)
+    lines = [record.getMessage() for record in caplog.records if "cannot compile" in record.getMessage()]
+    assert lines == ["decoder.onnx: PyTorch cannot compile it here (no compiler is here); it runs uncompiled"]
+
+
+@pytest.mark.full
+def test_compiled_by_torch_an_export_is_the_same(image_vae, caplog):
+    pytest.importorskip("torch")
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on CPUs")
+    vae = load(image_vae.folder, "torch", device="cpu", threads=1, compile=True)
+    assert_close(vae.decode(image_vae.z), image_vae.y)
+    assert "cannot compile" not in caplog.text
+
+
+def test_tiles_too_large_for_torch_are_named(image_vae, monkeypatch):
+    torch = pytest.importorskip("torch")
+    vae = load(image_vae.folder, "torch", device="cpu")
+
+    def fail(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(vae.networks["decoder"].run, "module", fail)
+    with pytest.raises(MemoryError, match=r"decoder.onnx: not enough memory for tiles of \d+x\d+x\d+; .*--size"):
+        vae.decode(image_vae.z)
+
+
 LIMITS = """
 import os, sys
 import mg
-from mg.deploy.engines import _whole_instruction_set
+from mg.deploy.engines import whole_instruction_set
 
 before = os.environ["ONEDNN_MAX_CPU_ISA"]
-with _whole_instruction_set():
+with whole_instruction_set():
     within = os.environ.get("ONEDNN_MAX_CPU_ISA")
 print(before, within, os.environ["ONEDNN_MAX_CPU_ISA"])
 """
@@ -338,7 +498,7 @@ print(before, within, os.environ["ONEDNN_MAX_CPU_ISA"])
 @pytest.mark.parametrize(
     "given, said", [({}, "AVX2 None AVX2"), ({"ONEDNN_MAX_CPU_ISA": "SSE41"}, "SSE41 SSE41 SSE41")]
 )
-def test_mindspores_limit_is_lifted_for_openvino_and_the_users_is_not(given, said):
+def test_mindspores_limit_is_lifted_for_other_libraries_and_the_users_is_not(given, said):
     names = ("ONEDNN_MAX_CPU_ISA", "MG_LIMITS_ONEDNN")
     environment = {name: value for name, value in os.environ.items() if name not in names} | given
     run = subprocess.run([sys.executable, "-c", LIMITS], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -77,10 +77,10 @@ class FakeWorker:
     def run(self) -> float:
         self.calls.append(self.name)
         self.runs += 1
-        return 5.0 if self.runs == 1 else {"mindspore": 1.0, "torch": 2.0}[self.name] * self.runs
+        return 5.0 if self.runs == 1 else {"mindspore": 1.0, "peer": 2.0}[self.name] * self.runs
 
     def finish(self) -> dict:
-        return {"peak_rss": 3 * 2**20, **({"operations": 1200} if self.name == "torch" else {})}
+        return {"peak_rss": 3 * 2**20, **({"operations": 1200} if self.name == "peer" else {})}
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_a_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians():
 
 
 def test_networks_take_turns_after_a_first_call_each(fake_workers):
-    timings = take_turns([fake_workers(job()), fake_workers(job(engine="torch"))], runs=3)
-    assert fake_workers.calls == ["mindspore", "torch"] * 4
+    timings = take_turns([fake_workers(job()), fake_workers(job(engine="peer"))], runs=3)
+    assert fake_workers.calls == ["mindspore", "peer"] * 4
     assert [timing.first for timing in timings] == [5.0, 5.0]
     assert [timing.times for timing in timings] == [[2.0, 3.0, 4.0], [4.0, 6.0, 8.0]]
 
@@ -132,6 +132,33 @@ def test_the_table_and_the_file_have_a_row_for_all_that_was_asked(tmp_path, fake
     assert [line.split()[:2] for line in table.splitlines()[1:3]] == [["image_vae", "encode"], ["image_vae", "train"]]
 
 
+def test_on_cuda_exports_and_peers_run_there_and_one_export_serves_all_rows(tmp_path, fake_workers, monkeypatch):
+    jobs = []
+
+    class Recorder(fake_workers):
+        def __init__(self, each: Job):
+            super().__init__(each)
+            jobs.append(each)
+            self.name = "peer" if each.engine == "peer" else "mindspore"
+            if each.task == "export":
+                Path(each.folder).mkdir()
+                (Path(each.folder) / "deploy.json").write_text("{}")
+
+        def finish(self) -> dict:
+            return {**super().finish(), "peak_device": 2 * 2**20}
+
+    monkeypatch.setattr(speed, "Worker", Recorder)
+    monkeypatch.setattr(speed, "find_spec", lambda name: name)
+    engines = ["mindspore", "onnxruntime", "openvino", "torch"]
+    found = measure_speed(a_config(tmp_path, engines=engines, precisions=["tf32", "bf16"], device="cuda"))
+    rows = [(record["engine"], record["precision"]) for record in found["records"]]
+    assert rows == [("onnxruntime", "tf32"), ("torch", "tf32"), ("torch", "bf16")]
+    assert [(each.task, each.device) for each in jobs] == [("export", "cpu"), *[("run", "cuda")] * 6]
+    peers = [(each.precision, each.settings) for each in jobs if each.engine == "peer"]
+    assert peers == [(precision, ("channels_last", "compile")) for precision in ("tf32", "tf32", "bf16")]
+    assert "2 " in format_table(found) and len(found["skipped"]) == 5
+
+
 def test_a_missing_peer_is_reported_and_a_failure_costs_one_row(tmp_path, fake_workers, monkeypatch):
     monkeypatch.setattr(speed, "missing", lambda: "torch is not there")
     run = fake_workers.run
@@ -144,7 +171,7 @@ def test_a_missing_peer_is_reported_and_a_failure_costs_one_row(tmp_path, fake_w
     monkeypatch.setattr(fake_workers, "run", no_memory)
     found = measure_speed(a_config(tmp_path, sizes=["2x16x16", "4x16x16"]))
     assert [record["size"] for record in found["records"]] == ["2x16x16"]
-    assert found["records"][0]["peer"] is None and "torch" not in fake_workers.calls
+    assert found["records"][0]["peer"] is None and "peer" not in fake_workers.calls
     for line in ("left out: no peers: torch is not there", "FAILED: image_vae 4x16x16 encode mindspore fp32: out of"):
         assert line in format_table(found)
 
@@ -240,9 +267,35 @@ def test_a_model_and_its_peer_are_measured_in_processes_of_their_own(tmp_path):
 
 
 @needs_torch
+@pytest.mark.parametrize("precision, settings", [("bf16", ("channels_last",)), ("bf16", ("autocast",))])
+def test_settings_of_a_peer_change_its_values_little(precision, settings):
+    import torch
+
+    peer = peer_of("image_vae", create_model("image_vae", **IMAGE_VAE).config)
+    plain = PeerNetwork(peer, SHAPE, "fp32", 1)
+    other = PeerNetwork(peer, SHAPE, precision, 1, settings=settings)
+    kinds = {parameter.dtype for parameter in other.network.parameters()}
+    assert kinds == {torch.float32 if "autocast" in settings else torch.bfloat16}
+    found = []
+    for network in (plain, other):
+        seen = []
+        network._runner(
+            lambda x, network=network, seen=seen: _seen(network.network.encode(x), seen), [network.clip(0)]
+        )(0)
+        found.append(seen[0].latent_dist.mode().float())
+    error = (found[0] - found[1]).abs().max() / found[0].abs().max()
+    assert 1e-5 < error < 0.1
+
+
+def _seen(value, seen):
+    seen.append(value)
+    return value.latent_dist.mode()
+
+
+@needs_torch
 def test_a_worker_is_idle_between_jobs_and_reports_errors():
     peer = peer_of("image_vae", create_model("image_vae", **IMAGE_VAE).config)
-    with Worker(job(engine="torch", model=peer.kind, config=peer.config, by_frame=True)) as worker:
+    with Worker(job(engine="peer", model=peer.kind, config=peer.config, by_frame=True)) as worker:
         assert worker.run() > 0
         state = Path(f"/proc/{worker._process.pid}/stat")
         if state.exists():
@@ -251,7 +304,7 @@ def test_a_worker_is_idle_between_jobs_and_reports_errors():
         with pytest.raises(WorkerError, match="ended by signal 9"):
             worker.run()
     with pytest.raises(WorkerError, match="KeyError: 'fp7'"):
-        Worker(job(engine="torch", model=peer.kind, config=peer.config, by_frame=True, precision="fp7"))
+        Worker(job(engine="peer", model=peer.kind, config=peer.config, by_frame=True, precision="fp7"))
 
 
 @pytest.mark.parametrize(
@@ -263,6 +316,7 @@ def test_a_worker_is_idle_between_jobs_and_reports_errors():
         (["--parts", "encrypt"], "parts is"),
         (["--runs", "0"], "runs is 0; it must be from 1 to 1000"),
         (["--configs", '{"tae": {"chh": 8}}'], "tae has no config key 'chh'; did you mean 'ch'?"),
+        (["--peer_settings", "channel_last"], "peer_settings is"),
         (["--size", "16x64x64"], "unknown option 'size'; did you mean 'sizes'?"),
     ],
 )

@@ -5,8 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from mg import runtime
-from mg.benchmark.speed import SpeedConfig, describe, measure, size_of, write
+from mg.benchmark.speed import SpeedConfig, describe, measure, set_up, size_of, write
 from mg.benchmark.speed_worker import WorkerError
 from mg.checkpoints import atomic_write
 
@@ -28,7 +27,7 @@ def measure_growth(config: SpeedConfig) -> dict:
     Raises:
         ValueError: the device is not available.
     """
-    device = runtime.setup(config.device, config.mode).device
+    device = set_up(config)
     found, folder = describe(config), Path(config.output_path)
     for first in config.jobs(device):
         shapes = {(axis, factor): grown(first.shape, axis, factor) for axis in AXES for factor in {1, *config.growth}}

@@ -5,7 +5,7 @@ load MindSpore because its memory is measured.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,32 +62,48 @@ def missing() -> str | None:
 
 
 class PeerNetwork:
-    """A peer on the CPU, with calls that mirror our `encode`, `decode` and training step.
+    """A peer with calls that mirror our `encode`, `decode` and training step.
 
     Args:
         shape: of the clips, (B, C, T, H, W); padded to whole latents, as for our models.
-        precision: fp32 | bf16.
+        precision: fp32 | tf32, on CUDA | fp16 | bf16.
         threads: number of torch threads.
+        device: cpu | cuda, with convolutions found by trial; clips and results are in the host's memory.
+        settings: of encode and decode: channels_last | compile | autocast, for weights in fp32.
     """
 
-    def __init__(self, peer: Peer, shape: tuple[int, ...], precision: str, threads: int):
+    def __init__(
+        self,
+        peer: Peer,
+        shape: tuple[int, ...],
+        precision: str,
+        threads: int,
+        device: str = "cpu",
+        settings: Sequence[str] = (),
+    ):
         import diffusers
         import torch
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        self.torch, self.by_frame = torch, peer.by_frame
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        if device == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        self.torch, self.by_frame, self.device, self.settings = torch, peer.by_frame, device, settings
+        kinds = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        self.precision = kinds[precision]
+        self.dtype = torch.float32 if "autocast" in settings else self.precision
         config = {key: value for key, value in peer.config.items() if not key.startswith("_")}
         self.network = getattr(diffusers, peer.kind)(**config).eval()
-        if precision != "fp32":
-            self.network.to(self.dtype)
+        self.network.to(device, self.dtype)
         self.time, self.space = 1, 2 ** (len(config["block_out_channels"]) - 1)  # pixels per latent
         if not peer.by_frame:  # no tiles along time
             self.network.use_framewise_encoding = self.network.use_framewise_decoding = False
             self.time, self.space = config["temporal_compression_ratio"], config["spatial_compression_ratio"]
         b, c, t, h, w = shape
         self.shape = (b, c, t + (1 - t) % self.time, h + -h % self.space, w + -w % self.space)
+        if "channels_last" in settings:
+            self.network.to(memory_format=torch.channels_last if peer.by_frame else torch.channels_last_3d)
 
     def clip(self, seed: int):
         """A random clip in [-1, 1], with frames as the batch if the network works on images."""
@@ -97,21 +113,26 @@ class PeerNetwork:
 
     def encoder(self) -> Callable[[int], None]:
         clips = [self.clip(seed) for seed in range(2)]
-
-        def run(number: int) -> None:
-            with self.torch.inference_mode():
-                self.network.encode(clips[number % 2]).latent_dist.mode()
-
-        return run
+        return self._runner(lambda x: self.network.encode(x, return_dict=False)[0].mode(), clips)
 
     def decoder(self) -> Callable[[int], None]:
         with self.torch.inference_mode():
             shape = self.latent_shape()
             latents = [self.torch.randn(shape, dtype=self.dtype) for _ in range(2)]
+        return self._runner(lambda z: self.network.decode(z, return_dict=False)[0], latents)
+
+    def _runner(self, function: Callable, inputs: list) -> Callable[[int], None]:
+        """A function that runs `function` on one of the inputs, with the settings of encode and decode."""
+        torch, autocasts = self.torch, "autocast" in self.settings and self.precision != self.torch.float32
+        if "compile" in self.settings:
+            function = torch.compile(function, dynamic=False)
 
         def run(number: int) -> None:
-            with self.torch.inference_mode():
-                self.network.decode(latents[number % 2])
+            with torch.inference_mode(), torch.autocast(self.device, self.precision, enabled=autocasts):
+                x = inputs[number % 2].to(self.device)
+                if "channels_last" in self.settings:
+                    x = x.contiguous(memory_format=torch.channels_last if self.by_frame else torch.channels_last_3d)
+                function(x).cpu()
 
         return run
 

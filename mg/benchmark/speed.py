@@ -25,6 +25,7 @@ from mg.benchmark.peers import Peer, missing, peer_of
 from mg.benchmark.speed_worker import Job, Worker, WorkerError
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
+from mg.deploy.autoencoder import SETTINGS_FILE
 from mg.models import list_models, model_class
 from mg.models.registry import merge_config
 from mg.plain_text import text_table
@@ -38,6 +39,13 @@ DEFAULT_SIZES = {
     "temporal_vae": "17x64x64",
     "hunyuan_vae": "17x64x64",
     "dc_ae": "8x128x128",
+}
+CUDA_SIZES = {
+    "tae": "32x256x256",
+    "image_vae": "32x256x256",
+    "temporal_vae": "17x256x256",
+    "hunyuan_vae": "17x256x256",
+    "dc_ae": "16x256x256",
 }
 PACKAGES = ("mindspore", "numpy", "torch", "diffusers", "onnxruntime", "openvino")
 
@@ -53,14 +61,18 @@ class SpeedConfig:
         batch: clips per call.
         runs: pairs of timed runs, after one that compiles.
         threads: processors that a process may use.
-        engines: mindspore, and onnxruntime and openvino for exported models; these do not train.
-        precisions: fp32 | fp16 | bf16; one that an engine only emulates here is left out.
+        engines: mindspore, and onnxruntime, openvino and torch for exported models; these do not train.
+        precisions: fp32 | tf32, on CUDA | fp16 | bf16; one that an engine only emulates here is left out.
+        compile: whether engine torch compiles networks; by default on CUDA.
         peer: also measure diffusers' network, if there is one.
+        peer_settings: how peers encode and decode: channels_last | compile | autocast, instead of weights in fp16 or
+            bf16; by default the first, and on CUDA the first two.
         operations: count floating-point operations, in an extra process for each row.
         growth: factors, such as 1 2 4, to scale frames, area and batch by, one at a time: writes growth.json and
             growth_MODEL.png with a curve for each instead of the comparison.
         configs: overrides of models' configs by name, such as {tae: {ch: 32}}.
-        device: auto | ascend | gpu | cpu; peers run on the CPU, and only if the models do.
+        device: auto | ascend | gpu | cpu for MindSpore, with peers on the CPU, and only if the models run there too;
+            cuda for exported models and peers, with clips that start and end in the host's memory.
         mode: graph | pynative | auto: graph, but pynative for encode and decode on a CPU, as in the commands.
         output_path: folder for speed.json.
     """
@@ -71,13 +83,17 @@ class SpeedConfig:
     batch: int = 1
     runs: int = 5
     threads: int = 2
-    engines: list[Literal["mindspore", "onnxruntime", "openvino"]] = field(default_factory=lambda: ["mindspore"])
-    precisions: list[Literal["fp32", "fp16", "bf16"]] = field(default_factory=lambda: ["fp32"])
+    engines: list[Literal["mindspore", "onnxruntime", "openvino", "torch"]] = field(
+        default_factory=lambda: ["mindspore"]
+    )
+    precisions: list[Literal["fp32", "tf32", "fp16", "bf16"]] = field(default_factory=lambda: ["fp32"])
+    compile: bool | None = None
     peer: bool = True
+    peer_settings: list[Literal["channels_last", "compile", "autocast"]] | None = None
     operations: bool = True
     growth: list[int] = field(default_factory=list)
     configs: dict[str, dict] = field(default_factory=dict)
-    device: Literal["auto", "ascend", "gpu", "cpu"] = "auto"
+    device: Literal["auto", "ascend", "gpu", "cpu", "cuda"] = "auto"
     mode: Literal["auto", "graph", "pynative"] = "auto"
     output_path: str = "outputs/benchmark_speed"
 
@@ -95,8 +111,9 @@ class SpeedConfig:
 
     def jobs(self, device: str) -> Iterator[Job]:
         """What to measure, in order, as jobs for the first engine and precision."""
+        sizes = CUDA_SIZES if device == "cuda" else DEFAULT_SIZES
         for name in self.models or list_models():
-            for size, part in product(self.sizes or [DEFAULT_SIZES[name]], self.parts):
+            for size, part in product(self.sizes or [sizes[name]], self.parts):
                 yield Job(
                     task="run",
                     engine=self.engines[0],
@@ -108,7 +125,20 @@ class SpeedConfig:
                     device=device,
                     mode="graph" if part == "train" and self.mode == "auto" else runtime.chosen_mode(self.mode, device),
                     threads=self.threads,
+                    compile=self.compile,
                 )
+
+
+def set_up(config: SpeedConfig) -> str:
+    """Prepare MindSpore -> the device to measure on. With cuda MindSpore only exports, on the CPU.
+
+    Raises:
+        ValueError: the device is not available.
+    """
+    if config.device != "cuda":
+        return runtime.setup(config.device, config.mode).device
+    runtime.setup("cpu", config.mode)
+    return "cuda"
 
 
 def _parse_size(size: str) -> tuple[int, int, int]:
@@ -167,25 +197,26 @@ def measure_speed(config: SpeedConfig) -> dict:
     Raises:
         ValueError: the device is not available.
     """
-    device = runtime.setup(config.device, config.mode).device
+    device = set_up(config)
     found, path = describe(config), Path(config.output_path) / "speed.json"
     no_peer = _no_peers(config, device)
     if config.peer and no_peer:
         found["skipped"].append(f"no peers: {no_peer}")
-    for job, precision, engine in product(config.jobs(device), config.precisions, config.engines):
-        job = replace(job, engine=engine, precision=precision)
-        label = f"{job.model} {size_of(job.shape)} {job.part} {engine} {precision}"
-        reason = _left_out(job)
-        if reason:
-            found["skipped"].append(f"{label}: {reason}")
-            continue
-        _logger.info("%s", label)
-        try:
-            found["records"].append(measure(job, config, no_peer))
-        except WorkerError as error:
-            _logger.warning("%s: %s", label, error)
-            found["failed"].append(f"{label}: {error}")
-        write(found, path)
+    with TemporaryDirectory() as exports:
+        for job, precision, engine in product(config.jobs(device), config.precisions, config.engines):
+            job = replace(job, engine=engine, precision=precision, folder=f"{exports}/{job.model}_{size_of(job.shape)}")
+            label = f"{job.model} {size_of(job.shape)} {job.part} {engine} {precision}"
+            reason = _left_out(job)
+            if reason:
+                found["skipped"].append(f"{label}: {reason}")
+                continue
+            _logger.info("%s", label)
+            try:
+                found["records"].append(measure(job, config, no_peer))
+            except WorkerError as error:
+                _logger.warning("%s: %s", label, error)
+                found["failed"].append(f"{label}: {error}")
+            write(found, path)
     write(found, path)
     return found
 
@@ -194,23 +225,34 @@ def _no_peers(config: SpeedConfig, device: str) -> str | None:
     """Why no peers are measured; None if they are."""
     if not config.peer:
         return "not requested"
-    return missing() if device == "cpu" else f"peers run on the CPU, the models on {device}"
+    return missing() if device in ("cpu", "cuda") else f"peers run on the CPU, the models on {device}"
 
 
 def _left_out(job: Job) -> str | None:
     """Why this is not measured; None if it is."""
     if job.engine == "mindspore":
+        if job.device == "cuda" or job.precision == "tf32":
+            return "device cuda, and tf32, are for exported models; MindSpore's own is --device gpu"
         emulated = job.precision == "bf16" and job.device == "cpu"
         return "bf16 is emulated on CPUs, and its speed is meaningless" if emulated else None
     if job.part == "train":
         return "only MindSpore trains"
     if find_spec(job.engine) is None:
         return f"{job.engine} is not installed: pip install {job.engine}"
-    if job.precision not in ("fp32", "bf16") or (job.precision == "bf16" and job.engine == "onnxruntime"):
+    cuda, of_cpu = job.device == "cuda", set(_of_cpu("flags").split())
+    if (cuda and job.engine == "openvino") or job.precision not in _precisions(job.engine, cuda):
         return f"{job.engine} has no {job.precision} here"
-    if job.precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & set(_of_cpu("flags").split()):
+    if not cuda and job.precision == "bf16" and not {"avx512_bf16", "amx_bf16"} & of_cpu:
         return "this CPU has no bf16"
+    if not cuda and job.precision == "fp16" and not {"avx512_fp16", "amx_fp16"} & of_cpu:
+        return "this CPU has no fp16"
     return "exported models need square frames" if job.shape[3] != job.shape[4] else None
+
+
+def _precisions(engine: str, cuda: bool) -> set[str]:
+    """What an engine of exported models has; `mg.deploy.load` refuses the rest."""
+    low = {"torch": {"fp16", "bf16"}, "openvino": {"bf16"}, "onnxruntime": set()}[engine]
+    return {"fp32", *low, *(["tf32"] if cuda else [])}
 
 
 def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool = True) -> dict:
@@ -225,10 +267,13 @@ def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool 
     counted = count(job, reference) if config.operations and job.engine == "mindspore" else {}
     with ExitStack() as stack:
         if job.engine != "mindspore":
-            job = replace(job, folder=stack.enter_context(TemporaryDirectory()))
-            with Worker(replace(job, task="export", engine="mindspore", mode="graph", precision="fp32")):
-                pass  # the folder is written once the worker answers
-        jobs = [job] if peer is None else [job, _peer_job(job, peer)]
+            if job.folder is None:
+                job = replace(job, folder=stack.enter_context(TemporaryDirectory()))
+            if not (Path(job.folder) / SETTINGS_FILE).exists():
+                own = replace(job, task="export", engine="mindspore", mode="graph", precision="fp32", device="cpu")
+                with Worker(own):
+                    pass  # the folder is written once the worker answers
+        jobs = [job] if peer is None else [job, _peer_job(job, peer, config)]
         timings = take_turns([stack.enter_context(Worker(each)) for each in jobs], config.runs)
     own = timings[0]
     own.finish |= counted
@@ -251,22 +296,28 @@ def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool 
     if "reference_operations" in counted:
         record["of_the_originals_operations"] = counted["operations"] / counted["reference_operations"]
     if peer is not None:
-        record["peer"] = {"name": peer.name, **timings[1].figures(job.shape)}
+        record["peer"] = {"name": peer.name, "settings": jobs[1].settings, **timings[1].figures(job.shape)}
         record["ratio"] = pairwise_ratio(own.times, timings[1].times)
     return record
 
 
-def _peer_job(job: Job, peer: Peer) -> Job:
+def _peer_job(job: Job, peer: Peer, config: SpeedConfig) -> Job:
+    device = "cuda" if job.device == "cuda" else "cpu"
+    settings = config.peer_settings
+    if settings is None:
+        settings = ["channels_last", "compile"] if device == "cuda" else ["channels_last"]
     return Job(
         "run",
-        "torch",
+        "peer",
         job.part,
         job.shape,
         peer.kind,
         peer.config,
         job.precision,
+        device,
         threads=job.threads,
         by_frame=peer.by_frame,
+        settings=() if job.part == "train" else tuple(settings),
     )
 
 
@@ -347,17 +398,17 @@ def format_table(found: dict) -> str:
     for record in found["records"]:
         peer, ratio = record["peer"] or {}, record["ratio"] or {}
         if peer:
-            peers[record["model"]] = peer["name"]
+            peers[record["model"]] = " ".join([peer["name"], *peer["settings"]])
         cells = [
             *(record[key] for key in ("model", "part", "engine")),
             record["mode"] if record["engine"] == "mindspore" else "-",
             record["precision"],
             record["size"] if record["batch"] == 1 else f"{record['batch']}x {record['size']}",
-            *(_number(record[key], digits) for key, digits in _DIGITS.items()),
+            *(_number(_peak(record) if key == "peak_mb" else record[key], digits) for key, digits in _DIGITS.items()),
             _number(record["operations_per_frame"] and record["operations_per_frame"] / 1e9, 3),
             _number(record["of_the_originals_operations"], 3),
             _number(peer.get("seconds"), 3),
-            _number(peer.get("peak_rss_mb"), 0),
+            _number(_peak({**peer, "device": record["device"]}) if peer else None, 0),
             _number(ratio.get("median"), 2),
         ]
         table.append(cells)
@@ -370,7 +421,12 @@ def format_table(found: dict) -> str:
     return "\n".join(dict.fromkeys(rows))  # the axes of growth share their first record
 
 
-_DIGITS = {"seconds": 3, "frames_per_second": 2, "peak_rss_mb": 0, "compile_seconds": 1}
+_DIGITS = {"seconds": 3, "frames_per_second": 2, "peak_mb": 0, "compile_seconds": 1}
+
+
+def _peak(record: dict) -> float | None:
+    """Megabytes of the process, or of the GPU for engines that tell."""
+    return record["peak_device_mb" if record["device"] == "cuda" else "peak_rss_mb"]
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -15,14 +15,16 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mg.deploy.engines import whole_instruction_set
 from mg.launcher import end_with_parent
 from mg.memory import peak_rss
 
+_LIMIT = ExitStack()  # lifts, until the process ends, the limit that is for MindSpore's oneDNN
 _TOTAL_STEPS = 10_000  # of the learning rate's schedule
 
 
@@ -32,11 +34,14 @@ class Job:
 
     Attributes:
         task: run, or with MindSpore: count the operations of a run, or export the model to `folder`.
-        engine: mindspore | torch | onnxruntime | openvino.
+        engine: mindspore | onnxruntime | openvino | torch, these for an exported model | peer.
         part: encode | decode | train.
         shape: of the clips, (B, C, T, H, W).
-        model, config: the model's name and overrides of its config; for a torch network the class and its config.
-        by_frame: for a torch network: it works on images.
+        model, config: the model's name and overrides of its config; for a peer the class and its config.
+        device: of the engine; cuda for an exported model or a peer.
+        by_frame: for a peer: it works on images.
+        settings: for a peer, see `mg.benchmark.peers.PeerNetwork`.
+        compile: for engine torch, see `mg.deploy.load`.
         folder: of an exported model.
         threads: number of processors that the process may use.
         reference: also count the operations of the papers' form, see `mg.models.layers.forms`.
@@ -55,6 +60,8 @@ class Job:
     by_frame: bool = False
     folder: str | None = None
     reference: bool = False
+    settings: tuple[str, ...] = ()
+    compile: bool | None = None
 
 
 class WorkerError(RuntimeError):
@@ -143,12 +150,14 @@ def main() -> None:
 
     try:
         job = json.loads(sys.stdin.readline())
-        job = Job(**{**job, "shape": tuple(job["shape"])})
+        job = Job(**{**job, "shape": tuple(job["shape"]), "settings": tuple(job["settings"])})
         with suppress(AttributeError):  # Linux only
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
         if job.task != "run":
             answer({"count": _count, "export": _export}[job.task](job))
             return
+        if job.engine != "mindspore":
+            _LIMIT.enter_context(whole_instruction_set())
         start = time.perf_counter()
         network = _NETWORKS[job.engine](job)
         run = network.runner(job.part)
@@ -215,19 +224,17 @@ class _MindSporeNetwork:
         return {} if self.device == "cpu" else {"peak_device": ms.runtime.max_memory_allocated()}
 
 
-class _TorchNetwork:
-    """A peer: a diffusers network with random weights."""
+class _Peer:
+    """A diffusers network with random weights."""
 
-    device = "cpu"
-    compile_seconds = 0.0
+    compile_seconds = 0.0  # the first call compiles
 
     def __init__(self, job: Job):
-        if "MG_LIMITS_ONEDNN" in os.environ:  # meant for MindSpore's oneDNN; torch's own is faster without
-            os.environ.pop("ONEDNN_MAX_CPU_ISA", None)
         from mg.benchmark.peers import Peer, PeerNetwork
 
+        self.device = job.device
         peer = Peer(job.model, job.model, job.config, job.by_frame)
-        self.network = PeerNetwork(peer, job.shape, job.precision, job.threads)
+        self.network = PeerNetwork(peer, job.shape, job.precision, job.threads, job.device, job.settings)
 
     def runner(self, part: str) -> Callable[[int], object]:
         return {"encode": self.network.encoder, "decode": self.network.decoder, "train": self.network.trainer}[part]()
@@ -235,20 +242,21 @@ class _TorchNetwork:
     def finish(self, run) -> dict:
         from mg.benchmark.peers import count_torch_operations
 
-        return {"operations": count_torch_operations(lambda: run(0))}
+        peak = _peak_of_cuda() if self.device == "cuda" else {}
+        if "compile" in self.network.settings:  # what is compiled has no operators to count
+            return peak
+        return {"operations": count_torch_operations(lambda: run(0)), **peak}
 
 
 class _ExportedNetwork:
     """A model written by `_export`, in an engine of `mg.deploy`; its networks have exactly the clip's size."""
 
-    device = "cpu"
-
     def __init__(self, job: Job):
         from mg.deploy import load
 
-        self.job = job
+        self.job, self.device = job, job.device
         start = time.perf_counter()
-        self.model = load(job.folder, job.engine, job.precision, device="cpu", threads=job.threads)
+        self.model = load(job.folder, job.engine, job.precision, job.device, job.threads, job.compile)
         self.compile_seconds = time.perf_counter() - start
 
     def runner(self, part: str) -> Callable[[int], object]:
@@ -267,15 +275,23 @@ class _ExportedNetwork:
             network.run = _counted(network.run, calls, name)
         run(0)
         total = sum(times * operations(Path(self.job.folder) / networks[name]["file"]) for name, times in calls.items())
-        return {"operations": total}
+        on_cuda = self.job.engine == "torch" and self.device == "cuda"
+        return {"operations": total, **(_peak_of_cuda() if on_cuda else {})}
 
 
 _NETWORKS: dict[str, Any] = {
     "mindspore": _MindSporeNetwork,
-    "torch": _TorchNetwork,
     "onnxruntime": _ExportedNetwork,
     "openvino": _ExportedNetwork,
+    "torch": _ExportedNetwork,
+    "peer": _Peer,
 }
+
+
+def _peak_of_cuda() -> dict:
+    import torch
+
+    return {"peak_device": torch.cuda.max_memory_allocated()}
 
 
 def _counted(run: Callable, calls: Counter, name: str) -> Callable:

@@ -1,4 +1,4 @@
-"""Export a model's encoder and decoder as ONNX graphs at one tile's size, for onnxruntime and OpenVINO.
+"""Export a model's encoder and decoder as ONNX graphs at one tile's size, for onnxruntime, OpenVINO and PyTorch.
 
     mg-export --ckpt_path models/tae.ckpt --model tae --target outputs/tae_onnx --frames 16 --size 256
     mg-export --ckpt_path models/dc_ae.ckpt --target outputs/dc_ae_image --frames 1

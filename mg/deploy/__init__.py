@@ -1,4 +1,4 @@
-"""Models as ONNX graphs at the size of one tile, run by onnxruntime or OpenVINO with the same `encode` and `decode`.
+"""Models as ONNX graphs of one tile's size, run by onnxruntime, OpenVINO or PyTorch with one `encode` and `decode`.
 
     from mg.deploy import load                      # needs neither MindSpore nor a model
 

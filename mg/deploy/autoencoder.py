@@ -46,15 +46,17 @@ def load(
     precision: str = "fp32",
     device: str = "auto",
     threads: int | None = None,
+    compile: bool | None = None,
 ) -> "DeployedAutoencoder":
     """Open a folder that `mg-export` wrote.
 
     Args:
         folder: holds deploy.json and the networks.
-        engine: onnxruntime | openvino.
-        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that supports it.
-        device: auto | cpu | cuda, the last with onnxruntime; auto uses CUDA if onnxruntime finds it.
+        engine: onnxruntime | openvino | torch.
+        precision: fp32 | tf32, on CUDA | fp16, with torch | bf16, with torch, or with OpenVINO on a CPU that has it.
+        device: auto | cpu | cuda, the last with onnxruntime and torch; auto uses CUDA if the engine finds it.
         threads: CPU threads; by default the engine chooses.
+        compile: whether torch compiles networks at their first run; by default on CUDA.
 
     Raises:
         ValueError, OSError: the folder is not an export, or the engine is not installed or lacks support for an option.
@@ -62,7 +64,7 @@ def load(
     """
     folder = Path(folder)
     described = _read_settings(folder)
-    open_network = opener(engine, precision, device, threads)
+    open_network = opener(engine, precision, device, threads, compile)
     try:
         networks = {
             name: Network(open_network(folder / made["file"]), tuple(made["input"]), tuple(made["output"]))

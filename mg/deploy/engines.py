@@ -1,4 +1,4 @@
-"""Engines that run an ONNX graph, onnxruntime and OpenVINO: networks with one input and one output."""
+"""Engines that run an ONNX graph, onnxruntime, OpenVINO and PyTorch: networks with one input and one output."""
 
 import logging
 import os
@@ -12,8 +12,8 @@ import numpy as np
 
 _logger = logging.getLogger(__name__)
 
-ENGINES = ("onnxruntime", "openvino")
-PRECISIONS = ("fp32", "tf32", "bf16")
+ENGINES = ("onnxruntime", "openvino", "torch")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
 
 # OpenVINO's names of the operators that norms and softmax, and hardly anything else, consist of: kept in fp32 under
@@ -23,14 +23,17 @@ _KEPT_IN_FP32 = {"SoftMax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divi
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def opener(engine: str, precision: str, device: str, threads: int | None) -> Callable[[Path], Run]:
+def opener(
+    engine: str, precision: str, device: str, threads: int | None, compile: bool | None = None
+) -> Callable[[Path], Run]:
     """Return a function that loads a graph's file.
 
     Args:
-        engine: onnxruntime | openvino.
-        precision: fp32 | tf32, with onnxruntime on CUDA | bf16, with OpenVINO on a CPU that supports it.
-        device: auto | cpu | cuda, the last with onnxruntime; auto uses CUDA if onnxruntime finds it.
+        engine: onnxruntime | openvino | torch.
+        precision: fp32 | tf32, on CUDA | fp16, with torch | bf16, with torch, or with OpenVINO on a CPU that has it.
+        device: auto | cpu | cuda, the last with onnxruntime and torch; auto uses CUDA if the engine finds it.
         threads: CPU threads; by default the engine chooses.
+        compile: whether torch compiles networks at their first run; by default on CUDA.
 
     Raises:
         ValueError: the engine is not installed, or does not support an option here.
@@ -41,6 +44,10 @@ def opener(engine: str, precision: str, device: str, threads: int | None) -> Cal
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads is {threads}; it must be at least 1")
+    if engine == "torch":
+        return _torch(precision, device, threads, compile)
+    if compile:
+        raise ValueError(f"compile is for engine torch; {engine} always compiles")
     return (_onnxruntime if engine == "onnxruntime" else _openvino)(precision, device, threads)
 
 
@@ -49,8 +56,11 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
         import onnxruntime
     except ImportError as error:
         raise ValueError(_not_installed("onnxruntime", error)) from None
-    if precision == "bf16":
-        raise ValueError("precision is 'bf16', which onnxruntime does not run here. Use engine openvino, or fp32")
+    if precision in ("fp16", "bf16"):
+        others = "torch" if precision == "fp16" else "torch or openvino"
+        raise ValueError(
+            f"precision is {precision!r}, which onnxruntime does not run here. Use engine {others}, or fp32"
+        )
     cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and device != "cpu"
     if device == "cuda" and not cuda:
         raise ValueError(
@@ -73,7 +83,7 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
         providers.insert(0, ("CUDAExecutionProvider", settings))
 
     def open_network(path: Path) -> Run:
-        session = _opened(path, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers))
+        session = opened(path, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers))
         if cuda and session.get_providers()[0] != "CUDAExecutionProvider":
             if device == "cuda":
                 raise ValueError(
@@ -89,10 +99,7 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
             except Exception as error:  # onnxruntime has no exception class for it
                 if "Failed to allocate memory" not in str(error):
                     raise
-                raise MemoryError(
-                    f"{path.name}: not enough memory for tiles of {'x'.join(map(str, x.shape[2:]))}; export the "
-                    "model again with a smaller --size or fewer --frames"
-                ) from error
+                raise too_large(path, x) from error
 
         return run
 
@@ -105,11 +112,15 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
     except ImportError as error:
         raise ValueError(_not_installed("openvino", error)) from None
     if device == "cuda":
-        raise ValueError("device is 'cuda'; OpenVINO runs only on CPUs here. Use engine onnxruntime, or device cpu")
+        raise ValueError(
+            "device is 'cuda'; OpenVINO runs only on CPUs here. Use engine torch or onnxruntime, or device cpu"
+        )
     if precision == "tf32":
-        raise ValueError("precision is 'tf32', which needs engine onnxruntime and device cuda. Use fp32")
+        raise ValueError("precision is 'tf32', which needs engine torch or onnxruntime, and device cuda. Use fp32")
+    if precision == "fp16":
+        raise ValueError("precision is 'fp16', which OpenVINO does not run here. Use engine torch, bf16 or fp32")
     core = openvino.Core()
-    with _whole_instruction_set():
+    with whole_instruction_set():
         can = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in can:
         name = core.get_property("CPU", "FULL_DEVICE_NAME")
@@ -126,7 +137,7 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
             model = core.read_model(str(path))
             return core.compile_model(_norms_in_fp32(core, model) if precision == "bf16" else model, "CPU", settings)
 
-        request = _opened(path, compile_model).create_infer_request()
+        request = opened(path, compile_model).create_infer_request()
 
         def run(x: np.ndarray) -> np.ndarray:
             return request.infer([x])[0].copy()  # the next run overwrites this one's result
@@ -137,15 +148,26 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
 
 
 @contextmanager
-def _whole_instruction_set() -> Iterator[None]:
-    """Lift the limit that `import mg` sets for MindSpore's oneDNN. OpenVINO's oneDNN reads it once, when it is first
-    asked what the CPU can do; with the limit it is slower, and has no bf16 softmax."""
+def whole_instruction_set() -> Iterator[None]:
+    """Lift the limit that `import mg` sets for MindSpore's oneDNN. OpenVINO and PyTorch have their own oneDNN, which
+    reads it once, when it is first asked what the CPU can do, or to run; with the limit it is slower."""
     limit = os.environ.pop("ONEDNN_MAX_CPU_ISA", None) if "MG_LIMITS_ONEDNN" in os.environ else None
     try:
         yield
     finally:
         if limit is not None:
             os.environ["ONEDNN_MAX_CPU_ISA"] = limit
+
+
+def _torch(precision: str, device: str, threads: int | None, compile: bool | None) -> Callable[[Path], Run]:
+    try:
+        import onnx  # noqa: F401  # which reads the graphs
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ValueError(_not_installed("torch", error)) from None
+    from mg.deploy.torch_engine import torch_opener
+
+    return torch_opener(precision, device, threads, compile)
 
 
 def _norms_in_fp32(core, model):
@@ -170,10 +192,19 @@ def _norms_in_fp32(core, model):
 
 
 def _not_installed(engine: str, error: ImportError) -> str:
-    return f"engine is {engine!r}, which is not installed ({error}): pip install {engine}"
+    packages = f"{engine} onnx" if engine == "torch" else engine
+    return f"engine is {engine!r}, which is not installed ({error}): pip install {packages}"
 
 
-def _opened(path: Path, open_file: Callable):
+def too_large(path: Path, x: np.ndarray) -> MemoryError:
+    """The error for a tile that does not fit into memory."""
+    return MemoryError(
+        f"{path.name}: not enough memory for tiles of {'x'.join(map(str, x.shape[2:]))}; export the "
+        "model again with a smaller --size or fewer --frames"
+    )
+
+
+def opened(path: Path, open_file: Callable):
     """Call `open_file`; any error it raises names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; export the model again")

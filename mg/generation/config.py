@@ -80,7 +80,7 @@ class AutoencoderSection:
         enable_tile: run in tiles, which bounds the memory; auto does so if a clip doesn't fit into memory whole.
         tiling: tile sizes and overlaps.
         max_memory: GB that a clip may use; by default what is free.
-        engine: of an exported one: onnxruntime | openvino.
+        engine: of an exported one: onnxruntime | openvino | torch.
         config: overrides of the config next to the weights.
 
     Raises:
@@ -99,7 +99,7 @@ class AutoencoderSection:
     enable_tile: bool | Literal["auto"] = "auto"
     tiling: TileFields = field(default_factory=TileFields)
     max_memory: float | None = None
-    engine: Literal["onnxruntime", "openvino"] = "onnxruntime"
+    engine: Literal["onnxruntime", "openvino", "torch"] = "onnxruntime"
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
