@@ -8,12 +8,14 @@ may run in MindSpore or any engine of `mg.deploy`. `TwoStageCodec` puts a per-fr
     y = codec.decode(z, num_target_frames=x.shape[2])
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from mg.overlap import read_pieces
 from mg.sampling import noise_at
 from mg.tiling import TilingConfig, chunk_bounds, stretches, tiled
 
@@ -176,7 +178,9 @@ class Codec:
         _, _, t, h, w = x.shape
         return self.pixels(mean, t)[:, :, :t, :h, :w]
 
-    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
+    def encode_stream(
+        self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None, read_ahead: bool = False
+    ) -> Generator[Encoded, None, None]:
         """`encode` for a video read piece by piece: yields its latents piece by piece, in constant memory.
 
         Concatenated, the pieces equal what `encode` returns with the same tiles. A stream is always tiled along time.
@@ -186,17 +190,21 @@ class Codec:
                 a piece may overlap the previous one.
             num_frames: length of the video.
             seed: as for `encode`.
+            read_ahead: call `read` in a thread, for the next piece while the model runs: one more piece in memory.
+                Closing the stream waits for that thread.
 
         Yields:
             z, mean and logvar of the next latent frames, (B, z, t', h, w).
         """
         at = 0
-        for mean, logvar in self.posterior_stream(read, num_frames):
+        for mean, logvar in self.posterior_stream(read, num_frames, read_ahead):
             noise = None if seed is None or logvar is None else noise_at(seed, at, mean.shape)
             at += mean.shape[2]
             yield self.encoded(mean, logvar, noise)
 
-    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
+    def decode_stream(
+        self, read: Read, num_latents: int, num_target_frames: int | None = None, read_ahead: bool = False
+    ) -> Generator[np.ndarray, None, None]:
         """`decode` for latents read piece by piece: yields frames piece by piece, in constant memory.
 
         Concatenated, the pieces equal what `decode` returns with the same tiles; see `encode_stream`.
@@ -205,12 +213,13 @@ class Codec:
             read: returns latent frames [start, stop) as float32 (B, z, stop - start, h, w).
             num_latents: latent frames of the video.
             num_target_frames: as for `decode`.
+            read_ahead: as for `encode_stream`.
 
         Yields:
             float32 (B, C, T', H, W), about [-1, 1]: not clipped.
         """
         left = num_target_frames
-        for frames in self.pixel_stream(read, num_latents, num_target_frames):
+        for frames in self.pixel_stream(read, num_latents, num_target_frames, read_ahead):
             frames = frames[:, :, :left]
             yield frames
             if left is not None:
@@ -270,7 +279,9 @@ class Codec:
             axes = [axis for axis in axes if axis.dim != 2]
         return tiled(lambda tile: self.decoder(tile, still), z, axes)
 
-    def posterior_stream(self, read: Read, num_frames: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    def posterior_stream(
+        self, read: Read, num_frames: int, ahead: bool = False
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """`posterior`, piece by piece along time."""
         behind, _, _ = self.geometry.missing((1, 3, num_frames, 1, 1))
 
@@ -280,16 +291,18 @@ class Codec:
             return fill(x, (max(stop - num_frames, 0), bottom, right))
 
         axes = self._tiles_along_time().encode_axes(*self._factors)
-        for moments in stretches(self.encoder, padded, num_frames + behind, axes):
+        for moments in stretches(self.encoder, padded, num_frames + behind, axes, ahead):
             yield self.split(moments)
 
-    def pixel_stream(self, read: Read, num_latents: int, frames: int | None) -> Iterator[np.ndarray]:
+    def pixel_stream(
+        self, read: Read, num_latents: int, frames: int | None, ahead: bool = False
+    ) -> Iterator[np.ndarray]:
         """`pixels` of scaled latents, piece by piece along time."""
         if self.geometry.is_still(num_latents, frames):
             yield self.decode(read(0, 1), frames)
             return
         axes = self._tiles_along_time().decode_axes(*self._factors)
-        yield from stretches(lambda tile: self.decoder(tile, False), read, num_latents, axes)
+        yield from stretches(lambda tile: self.decoder(tile, False), read, num_latents, axes, ahead)
 
     def split(self, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(B, 2 z, t, h, w) -> mean and clamped log-variance; without a posterior, the latents and None."""
@@ -403,16 +416,17 @@ class TwoStageCodec(Codec):
             chunks.append(chunk[:, :, chunk.shape[2] - kept :])
         return np.concatenate(chunks, axis=2)
 
-    def posterior_stream(self, read, num_frames):
-        for start, stop in chunk_bounds(num_frames, self.geometry.chunk):
-            yield self.posterior(read(start, stop))
+    def posterior_stream(self, read, num_frames, ahead=False):
+        with closing(read_pieces(read, chunk_bounds(num_frames, self.geometry.chunk), ahead)) as chunks:
+            yield from map(self.posterior, chunks)
 
-    def pixel_stream(self, read, num_latents, frames):
+    def pixel_stream(self, read, num_latents, frames, ahead=False):
         left = frames
-        for start, stop in chunk_bounds(num_latents, self.geometry.latent_chunk):
-            chunk = self.decode(read(start, stop), left)
-            yield chunk
-            left = None if left is None else left - chunk.shape[2]
+        with closing(read_pieces(read, chunk_bounds(num_latents, self.geometry.latent_chunk), ahead)) as chunks:
+            for z in chunks:
+                chunk = self.decode(z, left)
+                yield chunk
+                left = None if left is None else left - chunk.shape[2]
 
     def _axes(self):
         """The temporal half keeps height and width, which are counted in latents."""
@@ -452,13 +466,17 @@ class Streams:
         """Channels of z."""
         return self.geometry.latent_channels
 
-    def encode_stream(self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None) -> Iterator[Encoded]:
+    def encode_stream(
+        self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None, read_ahead: bool = False
+    ) -> Generator[Encoded, None, None]:
         """`encode` for a video read piece by piece, as arrays: see `Codec.encode_stream`."""
-        return self.codec.encode_stream(read, num_frames, seed)
+        return self.codec.encode_stream(read, num_frames, seed, read_ahead)
 
-    def decode_stream(self, read: Read, num_latents: int, num_target_frames: int | None = None) -> Iterator[np.ndarray]:
+    def decode_stream(
+        self, read: Read, num_latents: int, num_target_frames: int | None = None, read_ahead: bool = False
+    ) -> Generator[np.ndarray, None, None]:
         """`decode` for latents read piece by piece: see `Codec.decode_stream`."""
-        return self.codec.decode_stream(read, num_latents, num_target_frames)
+        return self.codec.decode_stream(read, num_latents, num_target_frames, read_ahead)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the latents of a (B, C, T, H, W) video."""

@@ -11,9 +11,12 @@ bilinear ramp at corners. (The latter two blend in place, so there the tile to t
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+
+from mg.overlap import read_pieces
 
 LAST_TILES = ("shift", "short")
 
@@ -108,17 +111,19 @@ def stretches(
     read: Callable[[int, int], np.ndarray],
     length: int,
     axes: Sequence[Axis],
+    ahead: bool = False,
 ) -> Iterator[np.ndarray]:
     """`tiled` for an array that need not be in memory: read in pieces, and returned in pieces that join to its result.
 
     What precedes the next tile's start is final and is yielded as soon as this tile has run. Only one tile, plus its
-    overlap with the next, is held at a time.
+    overlap with the next, is held at a time; with `ahead`, also the samples of the next one.
 
     Args:
         fn: as for `tiled`.
         read: returns samples [start, stop) along the first of `axes`; called once per tile, in order.
         length: samples along that axis.
         axes: one or more, outermost first.
+        ahead: read the next tile's samples in a thread while `fn` runs.
 
     Yields:
         Pieces along the first axis, in order.
@@ -129,21 +134,22 @@ def stretches(
     axis, inner = axes[0], axes[1:]
     tiles = axis.plan(length - axis.lead)
     open_end = None  # end of the previous tile, over which this one fades in
-    for (start, stop), following in zip(tiles, [*tiles[1:], None]):
-        part = tiled(fn, read(start, stop + axis.lead), inner)
-        expected = axis.scaled(stop - start) + axis.lead
-        if part.shape[axis.dim] != expected:
-            raise ValueError(
-                f"a tile of {stop - start + axis.lead} samples along dimension {axis.dim} came back with "
-                f"{part.shape[axis.dim]}; {expected} are right for down={axis.down}, up={axis.up}, lead={axis.lead}"
-            )
-        ready = expected if following is None else axis.scaled(following[0] - start) + axis.lead
-        if start:
-            part, ready = _along(part, axis.dim, axis.lead, None), ready - axis.lead
-        if open_end is not None and open_end.shape[axis.dim]:
-            part = _fade(open_end, part, axis.dim)
-        yield _along(part, axis.dim, 0, ready)
-        open_end = _along(part, axis.dim, ready, None)
+    with closing(read_pieces(read, [(start, stop + axis.lead) for start, stop in tiles], ahead)) as samples:
+        for (start, stop), following in zip(tiles, [*tiles[1:], None]):
+            part = tiled(fn, next(samples), inner)
+            expected = axis.scaled(stop - start) + axis.lead
+            if part.shape[axis.dim] != expected:
+                raise ValueError(
+                    f"a tile of {stop - start + axis.lead} samples along dimension {axis.dim} came back with "
+                    f"{part.shape[axis.dim]}; {expected} are right for down={axis.down}, up={axis.up}, lead={axis.lead}"
+                )
+            ready = expected if following is None else axis.scaled(following[0] - start) + axis.lead
+            if start:
+                part, ready = _along(part, axis.dim, axis.lead, None), ready - axis.lead
+            if open_end is not None and open_end.shape[axis.dim]:
+                part = _fade(open_end, part, axis.dim)
+            yield _along(part, axis.dim, 0, ready)
+            open_end = _along(part, axis.dim, ready, None)
 
 
 def chunk_bounds(length: int, size: int | None) -> list[tuple[int, int]]:

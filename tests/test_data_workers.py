@@ -4,9 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import Future
 from contextlib import closing
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from mg.data.index import IndexRow
 from mg.data.loader import ClipLoader, DataConfig
 from mg.data.reader import ClipReader
 from mg.data.video import VideoError, write_video
-from mg.data.workers import ReaderPool, WorkerError, read_ahead
+from mg.data.workers import ReaderPool, WorkerError
 
 CONFIG = dict(sample_n_frames=3, image_size=32, crop_size=24, random_crop=True, image_ratio=0.0, max_bad_share=1.0)
 SIZE, KEY = (24, 24), (0, 1, 2)
@@ -39,19 +37,6 @@ def pool():
 
 def read(reader, row, num_frames=3, size=SIZE):
     return reader.read(row, num_frames, size, KEY)
-
-
-@pytest.mark.parametrize("items", [range(4), count()])
-def test_jobs_are_read_ahead_in_order_as_far_as_wanted(items):
-    submitted = []
-
-    def submit(item) -> Future:
-        submitted.append(item)
-        return Future()
-
-    for expected, (item, job) in zip(range(4), read_ahead(submit, items, depth=2)):
-        assert item == expected and isinstance(job, Future)
-        assert submitted == list(range(min(item + 3, len(items) if isinstance(items, range) else item + 3)))
 
 
 def test_a_worker_reads_what_this_process_reads(pool, row):

@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,17 +20,18 @@ from tiny_models import randomized
 from training_runs import TwoConvs
 from workers import finish, start
 
+from mg import inference
 from mg.checkpoints import CheckpointError
 from mg.config import parse_config
 from mg.data import DataError
 from mg.data import shards as folders
-from mg.data.clips import ClipOptions, load_clip, open_clip
+from mg.data.clips import ClipOptions, OpenClip, load_clip, open_clip
 from mg.data.transforms import to_uint8_frames
 from mg.data.video import open_video, read_image, write_image, write_video
 from mg.inference.decode import DecodeConfig, decode_folder
 from mg.inference.encode import EncodeConfig, _settings, encode_csv
 from mg.inference.loading import ModelSection
-from mg.latents import open_latents, read_rows
+from mg.latents import Latents, open_latents, read_rows
 from mg.models import create_model
 from mg.runtime import Runtime
 
@@ -446,6 +448,30 @@ def test_latents_come_back_as_videos_of_the_length_and_size_encoded(tmp_path, vi
     write_video(tmp_path / "whole.mp4", to_uint8_frames(y), 12)
     assert (tmp_path / "out" / "long.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     assert read_image(tmp_path / "out" / "still.png").shape == (21, 19, 3)
+
+
+def test_threads_read_and_write_while_the_model_runs(tmp_path, configure, monkeypatch):
+    ran = {}
+
+    def note(owner, name: str) -> None:
+        run = getattr(owner, name)
+
+        def noted(*arguments):
+            ran.setdefault(name, set()).add(threading.current_thread().name.split("_")[0])
+            return run(*arguments)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    for owner, name in ((OpenClip, "read"), (TwoConvs, "encode_moments"), (folders.ShardWriter, "store")):
+        note(owner, name)
+    encode_csv(configure(["long.mp4"]))  # two pieces; the first one is read as the file is opened
+    assert "mg-read" in ran["read"] and "MainThread" not in ran["read"]
+    assert ran["encode_moments"] == {"MainThread"} and ran["store"] == {"mg-write"}
+    ran.clear()
+    for owner, name in ((Latents, "read"), (TwoConvs, "decode_latents"), (inference.decode, "write_frames")):
+        note(owner, name)
+    assert decode(tmp_path).decoded == 1
+    assert ran == {"read": {"mg-read"}, "decode_latents": {"MainThread"}, "write_frames": {"mg-write"}}
 
 
 def test_decoding_continues_and_accepts_names(tmp_path, configure):

@@ -9,7 +9,7 @@ PACKAGE = Path(mg.__file__).parent
 
 # From the bottom to the top.
 ROOMS = """
-    launcher memory plain_text settings tiling packages config checkpoints runtime sampling collectives
+    launcher memory plain_text settings overlap tiling packages config checkpoints runtime sampling collectives
     data latents codec models losses text diffusion deploy evaluation inference training benchmark generation ascend cli
 """.split()
 

@@ -31,8 +31,9 @@ from mg.data.reader import ClipReader
 from mg.data.synthetic import TRAIN_PHOTOGRAPHS, read_photograph
 from mg.data.transforms import resize_to_cover
 from mg.data.video import is_image, write_video
-from mg.data.workers import ReaderPool, read_ahead
+from mg.data.workers import ReaderPool
 from mg.memory import peak_rss
+from mg.overlap import read_ahead
 from mg.plain_text import text_table
 
 _logger = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from mg.data.index import IndexRow
 from mg.data.timeline import Timeline
 from mg.data.transforms import center_crop, covering_size, resize, to_video_tensor
 from mg.data.video import is_image, open_video, read_image
-from mg.data.workers import read_ahead
 from mg.memory import available_memory
+from mg.overlap import read_ahead
 from mg.plain_text import name_bytes
 
 T = TypeVar("T")

@@ -32,7 +32,8 @@ from mg.data.index import IndexRow
 from mg.data.reader import ClipReader
 from mg.data.versions import check_versions
 from mg.data.video import is_image
-from mg.data.workers import ReaderPool, read_ahead
+from mg.data.workers import ReaderPool
+from mg.overlap import read_ahead
 from mg.plain_text import one_line
 from mg.settings import require
 

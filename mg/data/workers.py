@@ -19,8 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -39,25 +38,11 @@ if TYPE_CHECKING:
     from mg.data.loader import DataConfig
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 # Not -m, which would put the current folder, and any mg in it, first on the path.
 _START = "import sys; sys.path[:] = sys.argv[4:]; from mg.data.workers import main; main()"
 # Each reader uses one thread; libraries would start one per CPU in each process.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def read_ahead(
-    submit: Callable[[Item], Future[T]], items: Iterable[Item], depth: int
-) -> Iterator[tuple[Item, Future[T]]]:
-    """The items in order, each with its job, while those of the next `depth` items already run."""
-    ahead: deque[tuple[Item, Future[T]]] = deque()
-    for item in items:
-        ahead.append((item, submit(item)))
-        if len(ahead) > depth:
-            yield ahead.popleft()
-    while ahead:
-        yield ahead.popleft()
 
 
 class WorkerError(DataError):

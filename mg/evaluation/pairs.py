@@ -26,9 +26,9 @@ from mg.data.clips import ClipOptions, load_clip
 from mg.data.errors import VideoError, sparing
 from mg.data.transforms import center_crop
 from mg.data.video import IMAGE_SUFFIXES
-from mg.data.workers import read_ahead
 from mg.evaluation.measures import Measures, MeasuresConfig
 from mg.evaluation.table import Table, error_of
+from mg.overlap import read_ahead
 from mg.plain_text import one_line, printable, text_table
 
 _logger = logging.getLogger(__name__)

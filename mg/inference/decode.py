@@ -1,7 +1,8 @@
 """Decode a folder of latents to videos with the model that encoded them.
 
 Each video is read, decoded and written in pieces along time, in the tiles used for encoding, so that memory does not
-depend on its length; frames are cropped to the encoded size. Running the command again makes what is missing.
+depend on its length; threads read the next piece and write the previous one while the model runs. Frames are cropped to
+the encoded size. Running the command again makes what is missing.
 """
 
 import logging
@@ -23,6 +24,7 @@ from mg.inference.loading import TileFields
 from mg.inference.outputs import output_names, write_frames
 from mg.latents import Latents, open_latents
 from mg.models import VideoAutoencoder, from_pretrained
+from mg.overlap import write_behind
 from mg.plain_text import one_line, printable
 
 _logger = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> D
             continue
         with sparing(partial(_fail, report, name)):
             fitting.settle(model, (1, 3, clip.frames, clip.height, clip.width), ("decode",), streams=True)
-            write_frames(path, _frames(model, clip), clip.fps or 1.0)
+            _decode(model, clip, path)
             report.decoded += 1
     return report
 
@@ -116,13 +118,20 @@ def _fail(report: DecodeReport, name: str, error: Exception) -> None:
     _logger.warning("%s: %s", printable(name), one_line(error))
 
 
-def _frames(model: VideoAutoencoder, clip: Latents) -> Iterator[np.ndarray]:
+def _decode(model: VideoAutoencoder, clip: Latents, path: Path) -> None:
+    def read(start: int, stop: int) -> np.ndarray:
+        return clip.read(None, start, stop)[None]
+
+    stream = model.decode_stream(read, clip.shape[1], clip.frames, read_ahead=True)
+    write_behind(lambda pieces: write_frames(path, _frames(pieces, clip), clip.fps or 1.0), stream)
+
+
+def _frames(pieces: Iterator[np.ndarray], clip: Latents) -> Iterator[np.ndarray]:
     """uint8 frames (T', H, W, 3) in pieces, cropped to the clip's size.
 
     Raises:
         ValueError: frames are not finite.
     """
-    pieces = model.decode_stream(lambda start, stop: clip.read(None, start, stop)[None], clip.shape[1], clip.frames)
     for piece in pieces:
         pixels = piece[0, :, :, : clip.height, : clip.width]
         if not np.isfinite(pixels).all():

@@ -1,8 +1,8 @@
 """Encode the videos and images of a CSV into a folder of latents to train a diffusion model on; see mg.latents.
 
 Each video is read, encoded and written in pieces along time, in the model's own tiles, so that memory does not depend
-on its length. Videos are distributed over ranks by their position in the CSV. Running the command again resumes a
-stopped run, on any number of ranks.
+on its length; threads read the next piece and write the previous one while the model runs. Videos are distributed over
+ranks by their position in the CSV. Running the command again resumes a stopped run, on any number of ranks.
 """
 
 import logging
@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mg.checkpoints.digest import sha256
+from mg.codec import Encoded
 from mg.config import require
 from mg.data.clips import OpenClip, open_clips
 from mg.data.errors import NoRoom, sparing
@@ -25,6 +26,7 @@ from mg.inference.fitting import DoesNotFit, Fitting
 from mg.inference.loading import ClipsConfig, load_model
 from mg.latents import SETTINGS_FILE, LatentsRow, ShardWriter, read_rows, record
 from mg.models import VideoAutoencoder
+from mg.overlap import write_behind
 from mg.plain_text import one_line, printable
 from mg.sampling import clip_seed
 
@@ -127,19 +129,18 @@ def _encode(
     length = model.latent_shape((1, 3, clip.num_frames, height, width))[2]
     described = LatentsRow(row.name, row.caption, frames=clip.num_frames, height=height, width=width, fps=clip.fps)
     described.still, described.tiles = clip.still, tiles
-    shards.store(described, length, _pieces(model, row.name, clip, config))
+    seed = clip_seed(config.seed, row.name) if config.sample_posterior else None
+    stream = model.encode_stream(lambda a, b: clip.read(a, b)[None], clip.num_frames, seed, read_ahead=True)
+    write_behind(lambda pieces: shards.store(described, length, _to_store(pieces, config)), stream)
 
 
-def _pieces(
-    model: VideoAutoencoder, name: str, clip: OpenClip, config: EncodeConfig
-) -> Iterator[dict[str, np.ndarray]]:
+def _to_store(pieces: Iterator[Encoded], config: EncodeConfig) -> Iterator[dict[str, np.ndarray]]:
     """The tensors to store for a clip, (z, t', h, w), in pieces along time.
 
     Raises:
         ValueError: latents are not finite.
     """
-    seed = clip_seed(config.seed, name) if config.sample_posterior else None
-    for z, mean, logvar in model.encode_stream(lambda a, b: clip.read(a, b)[None], clip.num_frames, seed):
+    for z, mean, logvar in pieces:
         stretch = {"mean": mean[0], "logvar": logvar[0]} if config.posterior else {"z": z[0]}
         if not all(np.isfinite(values).all() for values in stretch.values()):
             raise ValueError("the latents are not finite; with dtype fp16, try bf16 or fp32")
