@@ -296,7 +296,7 @@ def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool 
     if "reference_operations" in counted:
         record["of_the_originals_operations"] = counted["operations"] / counted["reference_operations"]
     if peer is not None:
-        record["peer"] = {"name": peer.name, "settings": jobs[1].settings, **timings[1].figures(job.shape)}
+        record["peer"] = {"name": peer.name, "settings": list(jobs[1].settings), **timings[1].figures(job.shape)}
         record["ratio"] = pairwise_ratio(own.times, timings[1].times)
     return record
 
