@@ -47,6 +47,7 @@ class _Reader:
     Attributes:
         values: what was built for each ONNX value.
         users: by value, the operators that use it.
+        last: the last convolution's output. It stays in fp32: in bf16 it costs `assets/image_vae` 0.3 dB.
     """
 
     def __init__(self, graph: onnx.GraphProto, dtype: torch.dtype):
@@ -54,6 +55,7 @@ class _Reader:
         self.root, self.graph = nn.Module(), fx.Graph()
         self.arrays = {constant.name: constant for constant in graph.initializer}
         self.nodes = {output: node for node in graph.node for output in node.output}
+        self.last = next((node.output[0] for node in reversed(graph.node) if node.op_type == "Conv"), None)
         self.users: dict[str, set[str]] = {}
         for node in graph.node:
             for name in node.input:
@@ -420,7 +422,10 @@ def _conv(r: _Reader, node):
     dims = len(known["kernel_shape"])
     ones = [1] * dims
     settings = (known.get("strides", ones), known.get("dilations", ones), known.get("group", 1))
-    weight, *bias = map(r.value, node.input[1:])
+    if node.output[0] == r.last:
+        weight, *bias = (r.parameter(name, r.array(name), torch.float32) for name in node.input[1:])
+    else:
+        weight, *bias = map(r.value, node.input[1:])
     pads = np.reshape(known.get("pads", [0] * 2 * dims), (2, dims)).T.tolist()
     return r.call(_convolve, r.value(node.input[0]), weight, bias[0] if bias else None, pads, *map(_plain, settings))
 
