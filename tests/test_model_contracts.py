@@ -204,3 +204,5 @@ def test_low_precision_stays_near_and_gives_fp32(model, name, dtype, bound):
         assert found.dtype == ms.float32
         assert 1e-6 < relative_error(found, wanted.asnumpy()) < bound  # really low, and no lower than it should be
     assert all(p.dtype == ms.float32 for p in low.get_parameters())
+    last = low.last_conv.cast(Tensor([1 + 2**-12], ms.float32)).asnumpy()  # fp32 in bf16, where it costs most
+    assert last == np.float32(1 + (2**-12 if dtype == "bf16" else 0))
