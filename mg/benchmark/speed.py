@@ -69,7 +69,7 @@ class SpeedConfig:
             bf16; by default the first, and on CUDA the first two.
         operations: count floating-point operations, in an extra process for each row.
         growth: factors, such as 1 2 4, to scale frames, area and batch by, one at a time: writes growth.json and
-            growth_MODEL.png with a curve for each instead of the comparison.
+            growth_MODEL.svg, curves of model and peer, instead of the comparison; for the first engine and precision.
         configs: overrides of models' configs by name, such as {tae: {ch: 32}}.
         device: auto | ascend | gpu | cpu for MindSpore, with peers on the CPU, and only if the models run there too;
             cuda for exported models and peers, with clips that start and end in the host's memory.
@@ -199,7 +199,7 @@ def measure_speed(config: SpeedConfig) -> dict:
     """
     device = set_up(config)
     found, path = describe(config), Path(config.output_path) / "speed.json"
-    no_peer = _no_peers(config, device)
+    no_peer = no_peers(config, device)
     if config.peer and no_peer:
         found["skipped"].append(f"no peers: {no_peer}")
     with TemporaryDirectory() as exports:
@@ -221,7 +221,7 @@ def measure_speed(config: SpeedConfig) -> dict:
     return found
 
 
-def _no_peers(config: SpeedConfig, device: str) -> str | None:
+def no_peers(config: SpeedConfig, device: str) -> str | None:
     """Why no peers are measured; None if they are."""
     if not config.peer:
         return "not requested"
