@@ -8,7 +8,7 @@ import pytest
 from commands import run_here
 from training_runs import TwoConvs
 
-from mg.benchmark import streams
+from mg.benchmark import speed, streams
 from mg.benchmark.loader_speed import make_videos
 from mg.benchmark.speed_worker import Job, WorkerError
 from mg.benchmark.stream_parts import Video, measure, streams_of, taken
@@ -99,7 +99,7 @@ class FakeWorker:
 def test_the_table_and_the_file_have_a_row_for_each_engine_and_part(tmp_path, path, monkeypatch):
     monkeypatch.setattr(FakeWorker, "jobs", [])
     monkeypatch.setattr(streams, "Worker", FakeWorker)
-    monkeypatch.setattr(streams, "find_spec", lambda name: name != "openvino")
+    monkeypatch.setattr(speed, "find_spec", lambda name: None if name == "openvino" else name)
     engines = ["mindspore", "onnxruntime", "openvino", "torch"]
     config = StreamsConfig(engines=engines, video=str(path), frames=FRAMES, device="cpu", output_path=str(tmp_path))
     found = measure_streams(config)

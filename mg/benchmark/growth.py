@@ -30,7 +30,7 @@ def measure_growth(config: SpeedConfig) -> dict:
     Raises:
         ValueError: the device is not available.
     """
-    device = set_up(config)
+    device = set_up(config.device, config.mode)
     found, folder = describe(config), Path(config.output_path)
     no_peer = no_peers(config, device)
     if config.peer and no_peer:

@@ -129,15 +129,15 @@ class SpeedConfig:
                 )
 
 
-def set_up(config: SpeedConfig) -> str:
+def set_up(device: str, mode: str) -> str:
     """Prepare MindSpore -> the device to measure on. With cuda MindSpore only exports, on the CPU.
 
     Raises:
         ValueError: the device is not available.
     """
-    if config.device != "cuda":
-        return runtime.setup(config.device, config.mode).device
-    runtime.setup("cpu", config.mode)
+    if device != "cuda":
+        return runtime.setup(device, mode).device
+    runtime.setup("cpu", mode)
     return "cuda"
 
 
@@ -197,7 +197,7 @@ def measure_speed(config: SpeedConfig) -> dict:
     Raises:
         ValueError: the device is not available.
     """
-    device = set_up(config)
+    device = set_up(config.device, config.mode)
     found, path = describe(config), Path(config.output_path) / "speed.json"
     no_peer = no_peers(config, device)
     if config.peer and no_peer:
@@ -206,7 +206,7 @@ def measure_speed(config: SpeedConfig) -> dict:
         for job, precision, engine in product(config.jobs(device), config.precisions, config.engines):
             job = replace(job, engine=engine, precision=precision, folder=f"{exports}/{job.model}_{size_of(job.shape)}")
             label = f"{job.model} {size_of(job.shape)} {job.part} {engine} {precision}"
-            reason = _left_out(job)
+            reason = left_out(job)
             if reason:
                 found["skipped"].append(f"{label}: {reason}")
                 continue
@@ -228,7 +228,7 @@ def no_peers(config: SpeedConfig, device: str) -> str | None:
     return missing() if device in ("cpu", "cuda") else f"peers run on the CPU, the models on {device}"
 
 
-def _left_out(job: Job) -> str | None:
+def left_out(job: Job) -> str | None:
     """Why this is not measured; None if it is."""
     if job.engine == "mindspore":
         if job.device == "cuda" or job.precision == "tf32":

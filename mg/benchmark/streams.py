@@ -8,14 +8,13 @@ import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
 from mg import runtime
 from mg.benchmark.loader_speed import height_of, make_videos
-from mg.benchmark.speed import PACKAGES, describe, pairwise_ratio, write
+from mg.benchmark.speed import PACKAGES, describe, left_out, pairwise_ratio, set_up, write
 from mg.benchmark.speed_worker import Job, Worker, WorkerError
 from mg.config import require
 from mg.data.clips import ClipOptions, open_clip
@@ -93,8 +92,7 @@ def measure_streams(config: StreamsConfig) -> dict:
     Raises:
         ValueError: the device is not available, or the video cannot be read.
     """
-    cuda = config.device == "cuda"  # MindSpore only exports then
-    device = runtime.setup("cpu" if cuda else config.device, config.mode).device
+    device = set_up(config.device, config.mode)
     found, path = describe(config, (*PACKAGES, "av")), Path(config.output_path) / "streams.json"
     video = config.video or str(make_videos(path.parent / "videos", config.size, config.frames, count=1)[0].path)
     with open_clip(Path(video), ClipOptions(num_frames=config.frames)):
@@ -117,19 +115,19 @@ def measure_streams(config: StreamsConfig) -> dict:
     with TemporaryDirectory() as folder:
         for engine in config.engines:
             label = f"{config.model} {engine} {config.precision}"
-            reason = _left_out(engine, cuda)
+            own = replace(job, engine=engine)
+            if engine != "mindspore":
+                own = replace(own, device="cuda" if device == "cuda" else "cpu", folder=folder)
+            reason = left_out(own)
             if reason:
                 found["skipped"].append(f"{label}: {reason}")
                 continue
             _logger.info("%s", label)
-            own = replace(job, engine=engine)
             try:
-                if engine != "mindspore":
-                    own = replace(own, device="cuda" if cuda else "cpu", folder=folder)
-                    if not any(Path(folder).iterdir()):
-                        export = replace(job, task="export", device="cpu", mode="graph", precision="fp32")
-                        with Worker(replace(export, folder=folder)):
-                            pass  # the folder is written once the worker answers
+                if engine != "mindspore" and not any(Path(folder).iterdir()):
+                    export = replace(job, task="export", device="cpu", mode="graph", precision="fp32", folder=folder)
+                    with Worker(export):
+                        pass  # the folder is written once the worker answers
                 with Worker(own) as worker:
                     found["records"] += _records(own, worker.said)
             except WorkerError as error:
@@ -138,15 +136,6 @@ def measure_streams(config: StreamsConfig) -> dict:
             write(found, path)
     write(found, path)
     return found
-
-
-def _left_out(engine: str, cuda: bool) -> str | None:
-    """Why an engine is not measured; None if it is."""
-    if engine == "mindspore":
-        return "device cuda is for exported models" if cuda else None
-    if engine == "openvino" and cuda:
-        return "openvino has no CUDA"
-    return None if find_spec(engine) else f"{engine} is not installed: pip install {engine}"
 
 
 def _records(job: Job, said: dict) -> list[dict]:

@@ -1,7 +1,7 @@
 """Measure how many frames per second of a long video a model encodes and decodes, from file to file.
 
     mg-benchmark-streams --device cuda --engines onnxruntime torch --precision bf16      # ten seconds of 720p
-    mg-benchmark-streams --ckpt_path models/tae.ckpt --video long.mp4 --frames 1000 --parts encode
+    mg-benchmark-streams --size 180p --frames 64 --engines mindspore onnxruntime openvino torch
 
 prints frames/s, the seconds and share of reading, model and writing, each on its own, and the seconds of the whole, in
 which they overlap, divided by those of the longest part. All of it, and every single time, is in streams.json too.
