@@ -181,7 +181,7 @@ def test_a_missing_peer_is_reported_and_a_failure_costs_one_row(tmp_path, fake_w
     [
         (measure_speed, dict(sizes=["2x16x16", "4x16x16"]), "speed.json", ["2x16x16"]),
         # area twice, batch
-        (growth.measure_growth, dict(growth=[4]), "growth.json", ["2x16x16", "2x32x32", "2x16x16"]),
+        (growth.measure_growth, dict(growth=[4], peer=False), "growth.json", ["2x16x16", "2x32x32", "2x16x16"]),
     ],
 )
 def test_a_killed_run_leaves_its_rows(tmp_path, fake_workers, monkeypatch, measure, options, file, rows):
@@ -210,7 +210,12 @@ def test_cost_grows_along_one_axis_at_a_time_and_is_plotted(tmp_path, fake_worke
         ("frames", 1, 2, "2x16x16"),
         ("frames", 4, 2, "8x16x16"),
     ]
-    assert (tmp_path / "growth_image_vae.png").read_bytes().startswith(b"\x89PNG")
+    assert all(record["ratio"]["median"] == 0.5 for record in found["records"])
+    drawn = (tmp_path / "growth_image_vae.svg").read_text(encoding="utf-8")
+    for text in ("image_vae: encode, from 2x16x16", "AutoencoderKL frame by frame: encode, from 2x16x16"):
+        assert drawn.count(text) >= 1, text
+    for text in ("seconds", "GFLOP", "peak memory, MB", "frames", "pixels of a frame", "clips at once"):
+        assert f">{text}<" in drawn, text
     assert json.loads((tmp_path / "growth.json").read_text()) == found
     assert growth.grown((1, 3, 2, 16, 16), "area", 6) == (1, 3, 2, 32, 48)
 

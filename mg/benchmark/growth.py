@@ -1,11 +1,14 @@
-"""How the cost of a model grows with frames, frame area and batch size."""
+"""How the cost of a model, and of its peer, grows with frames, frame area and batch size."""
 
 import logging
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from mg.benchmark.speed import SpeedConfig, describe, measure, set_up, size_of, write
+from mg.benchmark.plots import COLORS, STYLE
+from mg.benchmark.speed import SpeedConfig, describe, measure, no_peers, set_up, size_of, write
 from mg.benchmark.speed_worker import WorkerError
 from mg.checkpoints import atomic_write
 
@@ -18,7 +21,7 @@ def measure_growth(config: SpeedConfig) -> dict:
     """Measure models at sizes `growth` times their first one, rewrite `growth.json` after each size, so that a killed
     run keeps its results so far, and write a plot for each model.
 
-    Only the first engine and precision are measured, and no peer.
+    Only the first engine and precision are measured; peers take turns with the models as in `measure_speed`.
 
     Returns:
         As `mg.benchmark.speed.measure_speed`, but a record also has an "axis", frames | area | batch, its "factor",
@@ -27,8 +30,11 @@ def measure_growth(config: SpeedConfig) -> dict:
     Raises:
         ValueError: the device is not available.
     """
-    device = set_up(config)
+    device = set_up(config.device, config.mode)
     found, folder = describe(config), Path(config.output_path)
+    no_peer = no_peers(config, device)
+    if config.peer and no_peer:
+        found["skipped"].append(f"no peers: {no_peer}")
     for first in config.jobs(device):
         shapes = {(axis, factor): grown(first.shape, axis, factor) for axis in AXES for factor in {1, *config.growth}}
         measured = {}
@@ -37,7 +43,7 @@ def measure_growth(config: SpeedConfig) -> dict:
                 label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
                 _logger.info("%s", label)
                 try:
-                    measured[shape] = measure(replace(first, shape=shape), config, "not measured with growth", False)
+                    measured[shape] = measure(replace(first, shape=shape), config, no_peer, False)
                 except WorkerError as error:
                     _logger.warning("%s: %s", label, error)
                     found["failed"].append(f"{label}: {error}")
@@ -47,7 +53,7 @@ def measure_growth(config: SpeedConfig) -> dict:
                 found["records"].append(measured[shape] | place)
             write(found, folder / "growth.json")
     for model in {record["model"]: None for record in found["records"]}:
-        with atomic_write(folder / f"growth_{model}.png") as path:
+        with atomic_write(folder / f"growth_{model}.svg") as path:
             plot([record for record in found["records"] if record["model"] == model], path)
     return found
 
@@ -64,45 +70,59 @@ def grown(shape: tuple[int, ...], axis: str, factor: int) -> tuple[int, ...]:
 
 
 def plot(records: list[dict], path: Path) -> None:
-    """Plot seconds per call, operations and the process's peak memory by frames, area and batch, as a PNG; figures that
-    were not measured have no row. All axes are logarithmic; dotted lines show proportional growth."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    """Plot seconds per call, operations and peak memory by frames, area and batch, as an SVG: the model's in solid
+    lines, its peer's in dashed ones; figures that were not measured have no row. All axes are logarithmic; dotted lines
+    show growth in proportion to the first point."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows = {"seconds": "seconds", "operations": "GFLOP", "peak_rss_mb": "peak memory, MB"}
-    rows = {key: name for key, name in rows.items() if any(_value(record, key) is not None for record in records)}
-    figure = Figure(figsize=(11, 3 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(AXES), sharey="row", squeeze=False)
-    curves = list(dict.fromkeys((record["part"], record["first"]) for record in records))
-    for column, (axis, label) in enumerate(AXES.items()):
-        for row, (key, name) in enumerate(rows.items()):
-            panel = axes[row][column]
-            for number, (part, first) in enumerate(curves):
-                points = [
-                    (_extent(record, axis), value)
-                    for record in records
-                    if (record["part"], record["first"], record["axis"]) == (part, first, axis)
-                    and (value := _value(record, key)) is not None
-                ]
-                if not points:
-                    continue
+    rows = {name: value for name, value in ROWS.items() if any(value(each, each) is not None for each in records)}
+    with rc_context({**STYLE, "svg.hashsalt": "growth"}):
+        figure = Figure(figsize=(11, 3 * len(rows) + 0.5), layout="constrained")
+        panels = figure.subplots(len(rows), len(AXES), sharey="row", squeeze=False)
+        for column, (axis, label) in enumerate(AXES.items()):
+            for (name, value), panel in zip(rows.items(), panels[:, column]):
+                for curve in _curves(records, axis, value):
+                    panel.plot(curve.xs, curve.ys, curve.style, color=curve.color, label=curve.label, markersize=5)
+                    if name != MEMORY:
+                        proportional = [curve.ys[0] * x / curve.xs[0] for x in curve.xs]
+                        panel.plot(curve.xs, proportional, ":", color=curve.color, linewidth=0.8)
+                panel.set_xscale("log", base=2)
+                panel.set_yscale("log", base=2)
+                panel.xaxis.set_major_formatter(_plain)
+                panel.yaxis.set_major_formatter(_plain)
+                if column == 0:
+                    panel.set_ylabel(name)
+            panels[-1][column].set_xlabel(label)
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+        figure.suptitle(records[0]["model"])
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+class Curve(NamedTuple):
+    """A line of a panel, for a part of the model or of its peer."""
+
+    label: str
+    color: str
+    style: str
+    xs: Sequence[int]
+    ys: Sequence[float]
+
+
+def _curves(records: list[dict], axis: str, value: "Value") -> Iterator[Curve]:
+    """The curves of a panel that have points."""
+    kinds = list(dict.fromkeys((record["part"], record["first"]) for record in records))
+    for number, (part, first) in enumerate(kinds):
+        of_kind = [each for each in records if (each["part"], each["first"], each["axis"]) == (part, first, axis)]
+        own = [(each["model"], each, each) for each in of_kind]
+        peers = [(each["peer"]["name"], each, each["peer"]) for each in of_kind if each["peer"]]
+        for measured, style in ((own, "o-"), (peers, "s--")):
+            points = [(_extent(record, axis), value(record, figures)) for _, record, figures in measured]
+            points = [(x, y) for x, y in points if y is not None]
+            if points:
                 xs, ys = zip(*points)
-                panel.plot(xs, ys, "o-", color=f"C{number}", label=f"{part}, from {first}")
-                if key != "peak_rss_mb":
-                    panel.plot(xs, [ys[0] * x / xs[0] for x in xs], ":", color=f"C{number}", linewidth=0.8)
-            panel.set_xscale("log", base=2)
-            panel.set_yscale("log", base=2)
-            panel.grid(alpha=0.3)
-            panel.xaxis.set_major_formatter(_plain)
-            panel.yaxis.set_major_formatter(_plain)
-            if column == 0:
-                panel.set_ylabel(name)
-            if row == len(rows) - 1:
-                panel.set_xlabel(label)
-    axes[0][0].legend()
-    figure.suptitle(records[0]["model"])
-    figure.savefig(path, format="png", dpi=100)
+                yield Curve(f"{measured[0][0]}: {part}, from {first}", COLORS[number % len(COLORS)], style, xs, ys)
 
 
 def _plain(value: float, _=None) -> str:
@@ -114,8 +134,22 @@ def _extent(record: dict, axis: str) -> int:
     return {"frames": frames, "area": height * width, "batch": record["batch"]}[axis]
 
 
-def _value(record: dict, key: str) -> float | None:
-    if key != "operations":
-        return record[key]
-    frames = record["batch"] * _extent(record, "frames")
-    return record["operations_per_frame"] and record["operations_per_frame"] * frames / 1e9
+# A record, and the figures of its model or peer -> what is plotted; None if it was not measured.
+Value = Callable[[dict, dict], float | None]
+
+
+def _memory(record: dict, figures: dict) -> float | None:
+    return figures["peak_rss_mb" if record["device"] == "cpu" else "peak_device_mb"]
+
+
+def _operations(record: dict, figures: dict) -> float | None:
+    operations = figures["operations_per_frame"]
+    return operations and operations * record["batch"] * _extent(record, "frames") / 1e9
+
+
+MEMORY = "peak memory, MB"
+ROWS: dict[str, Value] = {
+    "seconds": lambda _, figures: figures["seconds"],
+    "GFLOP": _operations,
+    MEMORY: _memory,
+}

@@ -90,14 +90,18 @@ class LoaderSpeedConfig:
         require(all(number >= 1 for number in self.workers), self, "workers", "numbers of at least 1")
         require(all(number >= 1 for number in self.repeats), self, "repeats", "numbers of at least 1")
         for size in [*self.sizes, *self.large]:
-            _height(size)
+            height_of(size)
 
 
-def _height(size: str) -> int:
-    """360p -> 360"""
+def height_of(size: str, name: str = "sizes") -> int:
+    """360p -> 360
+
+    Raises:
+        ValueError: it is not such a size.
+    """
     height = int(size[:-1]) if size.endswith("p") and size[:-1].isdecimal() else 0
     if height < 16 or height % 2:
-        raise ValueError(f"sizes has {size!r}; a size is a video's height, even and at least 16, such as 720p")
+        raise ValueError(f"{name} has {size!r}; a size is a video's height, even and at least 16, such as 720p")
     return height
 
 
@@ -155,12 +159,12 @@ def _sources(config: LoaderSpeedConfig) -> Iterator[tuple[str, list[IndexRow]]]:
         yield size, make_videos(Path(config.output_path) / "videos", size, 2 * config.num_frames)
 
 
-def make_videos(folder: Path, size: str, num_frames: int) -> list[IndexRow]:
+def make_videos(folder: Path, size: str, num_frames: int, count: int = _VIDEOS) -> list[IndexRow]:
     """Make videos of a window moving over photographs; existing files are kept."""
-    height = _height(size)
+    height = height_of(size)
     width = round(height * 16 / 9 / 2) * 2
     rows = []
-    for number, photograph in enumerate(TRAIN_PHOTOGRAPHS[:_VIDEOS]):
+    for number, photograph in enumerate(TRAIN_PHOTOGRAPHS[:count]):
         row = IndexRow(folder / f"{size}_{num_frames}_{number}.mp4", f"{size}_{num_frames}_{number}.mp4")
         rows.append(row)
         if not row.path.exists():

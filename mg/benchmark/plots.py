@@ -17,7 +17,7 @@ SHAPES = {  # matplotlib's name -> the same in a legend
 }
 WIDTH, HEIGHT, TITLE = 460, 280, 24  # of a plot, and of the title above it
 
-_STYLE = {
+STYLE = {  # of matplotlib
     "svg.fonttype": "none", "font.size": 12, "axes.linewidth": 0, "xtick.major.size": 0, "ytick.major.size": 0,
     "axes.grid": True, "grid.color": "gray", "grid.alpha": 0.3, "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
@@ -87,7 +87,7 @@ def _plot(
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    with rc_context({**_STYLE, "svg.hashsalt": title}):  # ids that differ between plots, not between runs
+    with rc_context({**STYLE, "svg.hashsalt": title}):  # ids that differ between plots, not between runs
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - TITLE / HEIGHT))
         axes = figure.subplots()

@@ -69,7 +69,7 @@ class SpeedConfig:
             bf16; by default the first, and on CUDA the first two.
         operations: count floating-point operations, in an extra process for each row.
         growth: factors, such as 1 2 4, to scale frames, area and batch by, one at a time: writes growth.json and
-            growth_MODEL.png with a curve for each instead of the comparison.
+            growth_MODEL.svg, curves of model and peer, instead of the comparison; for the first engine and precision.
         configs: overrides of models' configs by name, such as {tae: {ch: 32}}.
         device: auto | ascend | gpu | cpu for MindSpore, with peers on the CPU, and only if the models run there too;
             cuda for exported models and peers, with clips that start and end in the host's memory.
@@ -129,15 +129,15 @@ class SpeedConfig:
                 )
 
 
-def set_up(config: SpeedConfig) -> str:
+def set_up(device: str, mode: str) -> str:
     """Prepare MindSpore -> the device to measure on. With cuda MindSpore only exports, on the CPU.
 
     Raises:
         ValueError: the device is not available.
     """
-    if config.device != "cuda":
-        return runtime.setup(config.device, config.mode).device
-    runtime.setup("cpu", config.mode)
+    if device != "cuda":
+        return runtime.setup(device, mode).device
+    runtime.setup("cpu", mode)
     return "cuda"
 
 
@@ -197,16 +197,16 @@ def measure_speed(config: SpeedConfig) -> dict:
     Raises:
         ValueError: the device is not available.
     """
-    device = set_up(config)
+    device = set_up(config.device, config.mode)
     found, path = describe(config), Path(config.output_path) / "speed.json"
-    no_peer = _no_peers(config, device)
+    no_peer = no_peers(config, device)
     if config.peer and no_peer:
         found["skipped"].append(f"no peers: {no_peer}")
     with TemporaryDirectory() as exports:
         for job, precision, engine in product(config.jobs(device), config.precisions, config.engines):
             job = replace(job, engine=engine, precision=precision, folder=f"{exports}/{job.model}_{size_of(job.shape)}")
             label = f"{job.model} {size_of(job.shape)} {job.part} {engine} {precision}"
-            reason = _left_out(job)
+            reason = left_out(job)
             if reason:
                 found["skipped"].append(f"{label}: {reason}")
                 continue
@@ -221,14 +221,14 @@ def measure_speed(config: SpeedConfig) -> dict:
     return found
 
 
-def _no_peers(config: SpeedConfig, device: str) -> str | None:
+def no_peers(config: SpeedConfig, device: str) -> str | None:
     """Why no peers are measured; None if they are."""
     if not config.peer:
         return "not requested"
     return missing() if device in ("cpu", "cuda") else f"peers run on the CPU, the models on {device}"
 
 
-def _left_out(job: Job) -> str | None:
+def left_out(job: Job) -> str | None:
     """Why this is not measured; None if it is."""
     if job.engine == "mindspore":
         if job.device == "cuda" or job.precision == "tf32":

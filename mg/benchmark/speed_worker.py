@@ -33,17 +33,20 @@ class Job:
     """What a worker does.
 
     Attributes:
-        task: run, or with MindSpore: count the operations of a run, or export the model to `folder`.
+        task: run; stream: time a video's way through the model; or with MindSpore: count the operations of a run, or
+            export the model to `folder`.
         engine: mindspore | onnxruntime | openvino | torch, these for an exported model | peer.
         part: encode | decode | train.
-        shape: of the clips, (B, C, T, H, W).
+        shape: of the clips, (B, C, T, H, W); of a stream's tiles, in which 0 is the model's own size.
         model, config: the model's name and overrides of its config; for a peer the class and its config.
         device: of the engine; cuda for an exported model or a peer.
         by_frame: for a peer: it works on images.
         settings: for a peer, see `mg.benchmark.peers.PeerNetwork`.
         compile: for engine torch, see `mg.deploy.load`.
         folder: of an exported model.
-        threads: number of processors that the process may use.
+        checkpoint: the model's weights; None for random ones.
+        stream: arguments of `mg.benchmark.stream_parts.measure`.
+        threads: number of processors that the process may use; for a stream only the engine.
         reference: also count the operations of the papers' form, see `mg.models.layers.forms`.
     """
 
@@ -62,6 +65,8 @@ class Job:
     reference: bool = False
     settings: tuple[str, ...] = ()
     compile: bool | None = None
+    checkpoint: str | None = None
+    stream: dict | None = None
 
 
 class WorkerError(RuntimeError):
@@ -151,13 +156,13 @@ def main() -> None:
     try:
         job = json.loads(sys.stdin.readline())
         job = Job(**{**job, "shape": tuple(job["shape"]), "settings": tuple(job["settings"])})
-        with suppress(AttributeError):  # Linux only
+        if job.task != "stream" and hasattr(os, "sched_setaffinity"):  # Linux only
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
-        if job.task != "run":
-            answer({"count": _count, "export": _export}[job.task](job))
-            return
         if job.engine != "mindspore":
             _LIMIT.enter_context(whole_instruction_set())
+        if job.task != "run":
+            answer({"count": _count, "export": _export, "stream": _stream}[job.task](job))
+            return
         start = time.perf_counter()
         network = _NETWORKS[job.engine](job)
         run = network.runner(job.part)
@@ -183,11 +188,14 @@ class _MindSporeNetwork:
 
     def __init__(self, job: Job):
         from mg import runtime
-        from mg.models import create_model
+        from mg.models import create_model, from_pretrained
 
         self.device = runtime.setup(job.device, job.mode).device
         self.job = job
-        self.model = create_model(job.model, dtype=job.precision, **job.config)
+        if job.checkpoint is None:
+            self.model = create_model(job.model, dtype=job.precision, **job.config)
+        else:
+            self.model = from_pretrained(job.checkpoint, job.model, job.precision, **job.config)
         self.model.sample_deterministic = True
 
     def runner(self, part: str) -> Callable[[int], object]:
@@ -303,13 +311,29 @@ def _counted(run: Callable, calls: Counter, name: str) -> Callable:
 
 
 def _export(job: Job) -> dict:
-    """Write the model's networks to the job's folder, at the size of its clips."""
+    """Write the model's networks to the job's folder: at the size of its clips, or as a stream's overlapping tiles."""
     from mg.deploy.export import export_model
 
     _, _, frames, size, _ = job.shape
-    overlaps: dict[str, Any] = dict.fromkeys(("encode_overlap", "decode_overlap", "spatial_overlap"), 0)
-    export_model(_MindSporeNetwork(job).model, job.folder, frames=frames, size=size, **overlaps)
+    overlaps: dict[str, Any] = dict.fromkeys(
+        ("encode_overlap", "decode_overlap", "spatial_overlap"), None if job.stream else 0
+    )
+    export_model(_MindSporeNetwork(job).model, job.folder, frames=frames or None, size=size or None, **overlaps)
     return {}
+
+
+def _stream(job: Job) -> dict:
+    """The "times" of a stream; and the "size" of its frames, "tiling", "device" and "peak_rss"."""
+    from mg.benchmark.stream_parts import measure
+
+    network = _NETWORKS[job.engine](job)
+    if job.engine == "mindspore":
+        from mg.deploy.networks import tiling_of
+
+        _, _, frames, size, _ = job.shape
+        network.model.enable_tiling(**vars(tiling_of(network.model, frames or None, size or None, None, None, None)[0]))
+    found = measure(network.model, **job.stream)
+    return {**found, "tiling": asdict(network.model.tiling), "device": network.device, "peak_rss": peak_rss()}
 
 
 def _count(job: Job) -> dict:

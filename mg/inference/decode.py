@@ -123,17 +123,17 @@ def _decode(model: VideoAutoencoder, clip: Latents, path: Path) -> None:
         return clip.read(None, start, stop)[None]
 
     stream = model.decode_stream(read, clip.shape[1], clip.frames, read_ahead=True)
-    write_behind(lambda pieces: write_frames(path, _frames(pieces, clip), clip.fps or 1.0), stream)
+    write_behind(lambda pieces: write_frames(path, to_frames(pieces, clip.height, clip.width), clip.fps or 1.0), stream)
 
 
-def _frames(pieces: Iterator[np.ndarray], clip: Latents) -> Iterator[np.ndarray]:
-    """uint8 frames (T', H, W, 3) in pieces, cropped to the clip's size.
+def to_frames(pieces: Iterator[np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
+    """A decoder's pieces (1, 3, T', h, w) -> uint8 frames (T', H, W, 3), cropped to their size.
 
     Raises:
         ValueError: frames are not finite.
     """
     for piece in pieces:
-        pixels = piece[0, :, :, : clip.height, : clip.width]
+        pixels = piece[0, :, :, :height, :width]
         if not np.isfinite(pixels).all():
             raise ValueError("the frames are not finite; with dtype fp16, try bf16 or fp32")
         yield to_uint8_frames(pixels)
