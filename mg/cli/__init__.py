@@ -1,5 +1,6 @@
 """The commands, one module each: parse options, call the library, print results. Nothing in mg imports them."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mg.config import exit_status
@@ -32,3 +33,12 @@ def end_of_benchmark(benchmark: Any, figures: str) -> int:
         raise benchmark.unwritten
     print(f"report: {benchmark.report}")
     return 0 if benchmark.complete else 1
+
+
+def measured(config: Any, measure: Callable[[Any], dict], table: Callable[[dict], str]) -> int:
+    """Measure, print the table and where the rest is -> 0 if everything that can be measured here was, 1 if something
+    failed."""
+    found = measure(config)
+    print(table(found))
+    print(f"see {config.output_path}")
+    return 1 if found["failed"] else 0

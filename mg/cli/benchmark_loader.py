@@ -9,16 +9,13 @@ size of the frames. All of it, and every single run, is in loader.json too.
 """
 
 from mg.benchmark.loader_speed import LoaderSpeedConfig, format_table, measure_loader
+from mg.cli import measured
 from mg.config import parse_config, run_command_line
 
 
 def main() -> int:
-    """0 if everything that can be measured here was, 1 if something failed."""
     config = parse_config(LoaderSpeedConfig, __doc__.splitlines()[0])
-    found = measure_loader(config)
-    print(format_table(found))
-    print(f"see {config.output_path}")
-    return 1 if found["failed"] else 0
+    return measured(config, measure_loader, format_table)
 
 
 def run() -> None:

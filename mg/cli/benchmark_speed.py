@@ -10,16 +10,13 @@ by pair; below 1 is faster. All of it, and every single timing, is in speed.json
 
 from mg.benchmark.growth import measure_growth
 from mg.benchmark.speed import SpeedConfig, format_table, measure_speed
+from mg.cli import measured
 from mg.config import parse_config, run_command_line
 
 
 def main() -> int:
-    """0 if everything that can be measured here was, 1 if something failed."""
     config = parse_config(SpeedConfig, __doc__.splitlines()[0])
-    found = measure_growth(config) if config.growth else measure_speed(config)
-    print(format_table(found))
-    print(f"see {config.output_path}")
-    return 1 if found["failed"] else 0
+    return measured(config, measure_growth if config.growth else measure_speed, format_table)
 
 
 def run() -> None:

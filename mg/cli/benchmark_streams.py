@@ -8,16 +8,13 @@ which they overlap, divided by those of the longest part. All of it, and every s
 """
 
 from mg.benchmark.streams import StreamsConfig, format_table, measure_streams
+from mg.cli import measured
 from mg.config import parse_config, run_command_line
 
 
 def main() -> int:
-    """0 if everything that can be measured here was, 1 if something failed."""
     config = parse_config(StreamsConfig, __doc__.splitlines()[0])
-    found = measure_streams(config)
-    print(format_table(found))
-    print(f"see {config.output_path}")
-    return 1 if found["failed"] else 0
+    return measured(config, measure_streams, format_table)
 
 
 def run() -> None:
