@@ -18,6 +18,7 @@ from mg import runtime
 from mg.codec import Geometry
 from mg.deploy import load
 from mg.models import create_model
+from mg.models.layers.attention import DotProductAttention
 from mg.models.layers.forms import FORMS
 
 pytest.importorskip("onnx")
@@ -151,6 +152,13 @@ def test_an_export_leaves_the_model_as_it_was(exported):
     assert [p.name for p in exported.model.get_parameters()] == exported.before
     kinds = {type(cell) for _, cell in exported.model.cells_and_names()}
     assert kinds & set(FORMS["cpu"].values()) and not kinds & set(FORMS["export"].values())
+
+
+@pytest.mark.full
+def test_attention_that_large_tiles_compute_in_pieces_is_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(DotProductAttention, "most_scores", 2 * 64 * 20)  # 20 of 64 queries at once
+    made = Exported("image_vae", tmp_path)
+    assert_close(load(tmp_path).decode(made.z, made.x.shape[2]), made.y)
 
 
 def test_frames_that_fill_a_tile_do_not_change_images(image_vae):

@@ -163,6 +163,13 @@ def _slice(g: Builder, node: Node, x, begin, size):
     return _cut(g, x, begin, [start + n for start, n in zip(begin, sizes)], [1] * len(begin))
 
 
+@_converts("NarrowView")
+def _narrow(g: Builder, node: Node, x, axis, start, length, _):
+    begin, end = [0] * len(g.shape(x)), list(g.shape(x))
+    begin[axis], end[axis] = start, start + length
+    return _cut(g, x, begin, end, [1] * len(begin))
+
+
 @_converts("StridedSlice")
 def _strided_slice(g: Builder, node: Node, x, begin, end, step, begin_mask, end_mask, ellipsis, new_axis, shrink):
     if ellipsis or new_axis:
