@@ -176,7 +176,7 @@ def test_a_denoiser_that_ignores_captions_is_right_by_chance(clips, monkeypatch)
     [
         ({"loop": 2, "condition_frame_length": 1}, "loop"),
         ({"noises": 0}, "noises"),
-        ({"num_frames": 1}, "first_frames must be 0 where num_frames is 1"),
+        ({"num_frames": 1}, "first_frames must be 0 if num_frames is 1"),
         ({"scheduler": SchedulerSection(type="dpm-solver")}, "can keep none; use iddpm, or set it to 0"),
     ],
 )

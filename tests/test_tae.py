@@ -150,7 +150,7 @@ def test_sample_is_random_around_the_mean_and_can_be_switched_off(smallest):
         ({"double_z": False}, "double_z"),
         ({"dropout": 0.1}, "dropout"),
         ({"ch": 48}, "48 channels"),
-        ({"temporal_upsample_level": [3]}, "must match in length"),
+        ({"temporal_upsample_level": [3]}, "must be as long as temporal_downsample_level"),
         ({"temporal_upsample_padding": "mirror"}, "replicate or zeros"),
     ],
 )

@@ -27,15 +27,18 @@ LOSS = LossConfig(perceptual_weight=0, kl_weight=1e-3)
 class Affine(nn.Cell):
     """y = x * weight + bias per channel; its gradients under the L1 loss can be written down. Latents are the noise."""
 
+    two_stages = False
+
     def __init__(self, half: bool = False):
         super().__init__()
         self.weight = Parameter(Tensor(np.full((1, 3, 1, 1, 1), 0.5, np.float32)), name="weight")
         self.bias = Parameter(Tensor(np.zeros(3, np.float32)), name="bias")
         self.dtype = ms.float16 if half else ms.float32
 
-    def latents(self, x, noise, valid=None, detached=False):
+    def latents(self, x, noise):
         y = x.astype(self.dtype) * self.weight.astype(self.dtype) + self.bias.reshape(1, 3, 1, 1, 1).astype(self.dtype)
-        return y.astype(ms.float32), noise, ops.zeros_like(noise), ops.zeros_like(noise), None
+        zeros = ops.zeros_like(noise)
+        return {"code": y.astype(ms.float32), "z": noise, "mean": zeros, "logvar": zeros, "target": None}
 
     def reconstruct(self, code, shape):
         return code
@@ -203,8 +206,8 @@ def test_a_setting_out_of_range_is_an_error(name, value, wanted):
 class BrokenLoss(AutoencoderLoss):
     """A loss that is not a number although its gradient is one."""
 
-    def construct(self, x, *inputs):
-        loss, terms = super().construct(x, *inputs)
+    def construct(self, x, *inputs, **named):
+        loss, terms = super().construct(x, *inputs, **named)
         return loss + ops.stop_gradient(ops.log(x.min() * 0 - 1)), terms
 
 
