@@ -88,8 +88,7 @@ class Graph:
 
     @property
     def trains(self) -> bool:
-        infers = self.part in (*INFERENCE, "validate") or self.part.startswith("denoise")
-        return not infers and self.model != "lpips"
+        return self.part not in INFERENCE and not self.part.startswith("denoise") and self.model != "lpips"
 
     @property
     def workers(self) -> int:
