@@ -25,7 +25,7 @@ LEFT_OUT = {
     r"fetch_clips|mg-fetch-clips": "downloads 100 MB; test_footage.py runs it on packages of its own",
     r"make_cuda_home|mg-make-cuda-home": "downloads CUDA",
     r"convert_lpips|mg-convert-lpips": "needs the original's files; test_lpips.py runs it",
-    r"--device (ascend|gpu)": "needs the device",
+    r"--device (ascend|gpu)|benchmark_speed.*--device cuda": "needs the device",
     r"--static ascend": "minutes to hours; test_ascend.py compiles some of the same graphs",
     r'load\("outputs/vae_onnx"': "needs a CPU with AVX-512 BF16",
     r"benchmark_memory.* --models|mg-benchmark-memory --models": "ten minutes and 3 GB; sizes cannot be chosen",
