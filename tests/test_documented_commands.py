@@ -27,7 +27,7 @@ LEFT_OUT = {
     r"convert_lpips|mg-convert-lpips": "needs the original's files; test_lpips.py runs it",
     r"--device (ascend|gpu)|benchmark_speed.*--device cuda": "needs the device",
     r"--static ascend": "minutes to hours; test_ascend.py compiles some of the same graphs",
-    r'load\("outputs/vae_onnx"': "needs a CPU with AVX-512 BF16",
+    r'load\("outputs/(vae|tae)_onnx", ("openvino"|engine,)': "needs a CPU with AVX-512 BF16",
     r"benchmark_memory.* --models|mg-benchmark-memory --models": "ten minutes and 3 GB; sizes cannot be chosen",
 }
 
