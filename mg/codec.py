@@ -174,9 +174,7 @@ class Codec:
 
     def reconstruct(self, x: np.ndarray) -> np.ndarray:
         """Reconstruct x (B, C, T, H, W) from the posterior's mean, with its length and size."""
-        mean, _ = self.posterior(self._checked(x, self.geometry.in_channels, "x"))
-        _, _, t, h, w = x.shape
-        return self.pixels(mean, t)[:, :, :t, :h, :w]
+        return self.video(self.latents(x)["code"], x.shape)
 
     def encode_stream(
         self, read: Read, num_frames: int, seed: int | Sequence[int] | None = None, read_ahead: bool = False

@@ -98,7 +98,8 @@ class FakeWorker:
 
 def test_the_table_and_the_file_have_a_row_for_each_engine_and_part(tmp_path, path, monkeypatch):
     monkeypatch.setattr(FakeWorker, "jobs", [])
-    monkeypatch.setattr(streams, "Worker", FakeWorker)
+    for module in (streams, speed):
+        monkeypatch.setattr(module, "Worker", FakeWorker)
     monkeypatch.setattr(speed, "find_spec", lambda name: None if name == "openvino" else name)
     engines = ["mindspore", "onnxruntime", "openvino", "torch"]
     config = StreamsConfig(engines=engines, video=str(path), frames=FRAMES, device="cpu", output_path=str(tmp_path))

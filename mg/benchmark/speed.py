@@ -228,6 +228,17 @@ def no_peers(config: SpeedConfig, device: str) -> str | None:
     return missing() if device in ("cpu", "cuda") else f"peers run on the CPU, the models on {device}"
 
 
+def export_once(job: Job) -> None:
+    """Export the job's model to its folder, in a process of its own, unless it is there.
+
+    Raises:
+        WorkerError: it cannot be exported.
+    """
+    if not (Path(job.folder) / SETTINGS_FILE).exists():
+        with Worker(replace(job, task="export", engine="mindspore", mode="graph", precision="fp32", device="cpu")):
+            pass  # the folder is written once the worker answers
+
+
 def left_out(job: Job) -> str | None:
     """Why this is not measured; None if it is."""
     if job.engine == "mindspore":
@@ -269,10 +280,7 @@ def measure(job: Job, config: SpeedConfig, no_peer: str | None, reference: bool 
         if job.engine != "mindspore":
             if job.folder is None:
                 job = replace(job, folder=stack.enter_context(TemporaryDirectory()))
-            if not (Path(job.folder) / SETTINGS_FILE).exists():
-                own = replace(job, task="export", engine="mindspore", mode="graph", precision="fp32", device="cpu")
-                with Worker(own):
-                    pass  # the folder is written once the worker answers
+            export_once(job)
         jobs = [job] if peer is None else [job, _peer_job(job, peer, config)]
         timings = take_turns([stack.enter_context(Worker(each)) for each in jobs], config.runs)
     own = timings[0]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from mg import runtime
 from mg.benchmark.loader_speed import height_of, make_videos
-from mg.benchmark.speed import PACKAGES, describe, left_out, pairwise_ratio, set_up, write
+from mg.benchmark.speed import PACKAGES, describe, export_once, left_out, pairwise_ratio, set_up, write
 from mg.benchmark.speed_worker import Job, Worker, WorkerError
 from mg.config import require
 from mg.data.clips import ClipOptions, open_clip
@@ -124,10 +124,8 @@ def measure_streams(config: StreamsConfig) -> dict:
                 continue
             _logger.info("%s", label)
             try:
-                if engine != "mindspore" and not any(Path(folder).iterdir()):
-                    export = replace(job, task="export", device="cpu", mode="graph", precision="fp32", folder=folder)
-                    with Worker(export):
-                        pass  # the folder is written once the worker answers
+                if engine != "mindspore":
+                    export_once(own)
                 with Worker(own) as worker:
                     found["records"] += _records(own, worker.said)
             except WorkerError as error:
