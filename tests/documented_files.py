@@ -180,6 +180,7 @@ _MAKERS: list[tuple[Callable[[Path], object], str]] = [
     (copy_of(ROOT / "assets" / "image_vae"), "assets/image_vae"),
     (autoencoder("tae"), "tae.ckpt models/tae.ckpt path/to/tae.ckpt models/tae_vae2d.ckpt"),
     (autoencoder("tae"), "outputs/quickstart/train/tae.ckpt outputs/tae_small/tae.ckpt outputs/inflated.ckpt"),
+    (autoencoder("tae"), "outputs/run_5/tae.ckpt outputs/run_6/tae.ckpt"),
     (autoencoder("dc_ae"), "models/dc_ae.ckpt outputs/video_dc_ae/checkpoints/step_090000"),
     (autoencoder("dc_ae", original=True), "models/F32T4C128_AE.safetensors F32T4C128_AE.safetensors"),
     (autoencoder("temporal_vae"), "models/temporal_vae.ckpt outputs/temporal_vae_stage1/temporal_vae.ckpt"),
