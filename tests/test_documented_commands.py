@@ -93,6 +93,7 @@ TINY = [
     ("benchmark_streams", "", "--device cpu --mode pynative --threads 1 --precision fp32"),
     ("benchmark_loader", "", "--num_frames 4 --image_size 32 --workers 1 --clips 2 --runs 1"),
     ("benchmark_loader", "", "--repeats 1 --large 64p --sizes 64p --kinds threads"),
+    ("benchmark_loader", "--csv_path", "--decoders av"),  # decord needs wider frames
     ("benchmark_denoiser", "", "--latents 2x4x4 --depth 1 --runs 1 --mode pynative"),
 ]
 # Options that name what a command writes.
