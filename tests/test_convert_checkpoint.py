@@ -62,9 +62,9 @@ AN_ORIGINAL_NAME = {  # as the originals' own files have it, and ours
 }
 
 
-def random_weights(name: str) -> dict[str, np.ndarray]:
+def random_weights(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     config = {**MODELS[name].default_config, **CONFIGS[name]}
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     shapes = MODELS[name].weight_shapes(config)
     return {parameter: rng.normal(size=shape).astype(np.float32) for parameter, shape in shapes.items()}
 
@@ -364,3 +364,54 @@ def test_tencents_file_is_read_with_its_prefix_and_other_contents(tmp_path, conv
     assert "1 left over (loss.logvar)" in capsys.readouterr().out
     assert_equal(read_state_dict(tmp_path / "ours" / "vae.ckpt"), ours)
     assert json.loads((tmp_path / "ours" / "vae.json").read_text()) == {"model": "hunyuan_vae", **config}
+
+
+@pytest.fixture
+def average(monkeypatch):
+    """Run tools/average_checkpoints.py in this process: its exit code."""
+
+    def run(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["average_checkpoints.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "tools" / "average_checkpoints.py"), run_name="__main__")
+        return stopped.value.code or 0
+
+    return run
+
+
+def test_an_average_has_the_shares_of_its_sources_whatever_their_format(tmp_path, convert, average):
+    states = [random_weights("tae", seed) for seed in range(2)]
+    first = write(tmp_path / "first.safetensors", "tae", states[0])
+    second = write(tmp_path / "second.ckpt", "tae", states[1])
+    assert convert("tae", second, tmp_path / "mindone", "--to", "mindone") == 0
+
+    for target, shares, options in (
+        ("equal.ckpt", (0.5, 0.5), []),
+        ("folder", (0.75, 0.25), ["--shares", 3, 1]),
+    ):
+        assert average("--src", first, tmp_path / "mindone", "--target", tmp_path / target, *options) == 0
+        model = from_pretrained(tmp_path / target)
+        for name, parameter in model.named_weights():
+            expected = shares[0] * states[0][name].astype(np.float64) + shares[1] * states[1][name]
+            np.testing.assert_array_equal(parameter.asnumpy(), expected.astype(np.float32), err_msg=name)
+
+
+def test_what_has_no_average_is_one_line_and_leaves_no_file(tmp_path, average, capsys):
+    tae = write(tmp_path / "tae.ckpt", "tae", random_weights("tae"))
+    dc_ae = write(tmp_path / "dc_ae.ckpt", "dc_ae", random_weights("dc_ae"))
+    other = write(tmp_path / "other.ckpt", "tae", random_weights("tae"))
+    other.with_suffix(".json").write_text(json.dumps({"model": "tae", **CONFIGS["tae"], "scaling_factor": 2.0}))
+    new = tmp_path / "new.ckpt"
+    for arguments, message in (
+        ([tae, "--target", new], "must be at least two checkpoints"),
+        ([tae, dc_ae, "--target", new], "is a dc_ae and"),
+        ([tae, other, "--target", new], "scaling_factor is 2.0 and 1.5305"),
+        ([tae, tae, "--target", new, "--shares", 1], "as many numbers as there are checkpoints, 2"),
+        ([tae, tae, "--target", new, "--shares", 1, -1], "numbers above 0"),
+        ([tae, tae, "--target", tae], "would overwrite the source"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        assert average("--src", *arguments) == 2, arguments
+        said = capsys.readouterr().err.strip()
+        assert message in said and said.startswith("error: ") and "\n" not in said, said
+        assert sorted(tmp_path.rglob("*")) == before, arguments

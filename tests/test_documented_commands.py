@@ -44,6 +44,7 @@ QUICK = {
     "mg-decode-latents": "decode_latents.py --latents_path",
     "mg-latent-statistics": "latent_statistics.py",
     "mg-convert": "convert_checkpoint.py --model dc_ae",
+    "mg-average": "average_checkpoints.py --src outputs/run_5",
     "mg-make-text-encoder": "mg-make-text-encoder",
     "mg-judge-generation": "mg-judge-generation",
     "mg-inflate": "inflate_vae_to_tae.py",

@@ -212,6 +212,7 @@ REQUIRED = {
     "encode_latents.py": ["--ckpt_path", "x.ckpt", "--csv_path", "x.csv"],
     "decode_latents.py": ["--latents_path", "x"],
     "convert_checkpoint.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
+    "average_checkpoints.py": ["--src", "x.ckpt", "z.ckpt", "--target", "y.ckpt"],
     "inflate_vae_to_tae.py": ["--src", "x.ckpt", "--target", "y.ckpt"],
     "convert_lpips.py": ["--target", "y.ckpt", "--backbone", "x.pth"],
     "make_clips.py": ["--output_dir", "x"],
@@ -233,7 +234,7 @@ def test_a_config_at_fault_is_named_by_every_command(commands, tmp_path, monkeyp
         "fetch_clips.py": "size: many",
         "evaluate.py": "num_frames: many",
     }.get(command, "device: 7")
-    if command.startswith(("convert_checkpoint", "inflate")):
+    if command.startswith(("convert_checkpoint", "average", "inflate")):
         typed = "dtype: 7"
     if command in ("convert_lpips.py", "make_cuda_home.py"):
         typed = "target: [1]"

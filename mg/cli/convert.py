@@ -73,7 +73,7 @@ def main() -> None:
     with open_state_dict(options.src, options.key) as source:
         model = MODELS.model_class(options.model or MODELS.model_name(source))
         written = target_format(options.to, model)
-        weights_file, config_file = target_files(options, written)
+        weights_file, config_file = target_files(options.target, written, options.src)
         config = {**model.default_config, **MODELS.stored_config(source, model)}
         state = written.weights(fitting_weights(source, model, config), config)
 
@@ -98,13 +98,13 @@ def target_format(name: str, model: type[StoredModel]) -> Format:
     return formats[name]
 
 
-def target_files(options: Options, written: Format) -> tuple[Path, Path]:
+def target_files(path: str, written: Format, *sources: str) -> tuple[Path, Path]:
     """The files to write: weights and config.
 
     Raises:
-        ValueError: the target is the source or inside it, or has the suffix of a read-only format.
+        ValueError: the target is a source or inside one, or has the suffix of a read-only format.
     """
-    target, source = Path(options.target), Path(options.src).resolve()
+    target = Path(path)
     if target.suffix in (".pt", ".pth", ".bin"):
         raise ValueError(f"--target {target}: weights are written to .safetensors or .ckpt files, or to a folder")
     if target.suffix in (".ckpt", ".safetensors"):
@@ -112,8 +112,9 @@ def target_files(options: Options, written: Format) -> tuple[Path, Path]:
     else:
         weights = target / written.file
         config = target / "config.json"
-    if source in (target.resolve(), weights.resolve(), weights.resolve().parent):
-        raise ValueError(f"--target {target} would overwrite the source, {options.src}")
+    for source in sources:
+        if Path(source).resolve() in (target.resolve(), weights.resolve(), weights.resolve().parent):
+            raise ValueError(f"--target {target} would overwrite the source, {source}")
     return weights, config
 
 
