@@ -279,14 +279,11 @@ class OpenSoraVAE(VideoAutoencoder):
     def code(self, z: Tensor, frames: int | None) -> Tensor:
         """The decoder's input: (B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w), `frames` of them if that
         fits t, else as many as the latents can represent."""
-        size = self.geometry.chunk or z.shape[2] * self.geometry.temporal
         chunks = []
-        for i, chunk in enumerate(_chunks(z, self.geometry.latent_chunk)):
+        kept = self.geometry.kept_frames(z.shape[2], frames)
+        for chunk, number in zip(_chunks(z, self.geometry.latent_chunk), kept):
             decoded = self.temporal_vae.decode(chunk).astype(ms.float32)
-            kept = most = min(decoded.shape[2], size)
-            if frames is not None and decoded.shape[2] - self.geometry.temporal < frames - i * size <= most:
-                kept = frames - i * size
-            chunks.append(narrow(decoded, 2, decoded.shape[2] - kept, kept))
+            chunks.append(narrow(decoded, 2, decoded.shape[2] - number, number))
         return _in_a_row(chunks)
 
     def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
