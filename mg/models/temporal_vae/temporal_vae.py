@@ -132,7 +132,13 @@ class OpenSoraVAE(VideoAutoencoder):
     name = "temporal_vae"
     config: TemporalVAEConfig
     default_config = TEMPORAL_VAE_CONFIG
-    shallow = {"spatial_layers_per_block": 1, "num_res_blocks": 1}
+    shallow = {
+        "spatial_block_out_channels": [128, 256],
+        "spatial_layers_per_block": 1,
+        "channel_multipliers": [1, 2],
+        "temporal_downsample": [True],
+        "num_res_blocks": 1,
+    }
     scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
     applies_scaling = True
     two_stages = True
