@@ -100,6 +100,22 @@ class Geometry:
         frames = 1 if still else self.lead + (t - self.lead) * self.temporal
         return b, self.in_channels, frames, h * self.spatial, w * self.spatial
 
+    def kept_frames(self, num_latents: int, frames: int | None) -> list[int]:
+        """How many frames of each decoded chunk are the clip's; those in front of them are padding.
+
+        Args:
+            frames: the clip's number of frames; ignored if this many latent frames cannot be of such a clip. Then, and
+                with None, a clip has as many as the latents can represent.
+        """
+        kept = []
+        for i, (start, stop) in enumerate(chunk_bounds(num_latents, self.latent_chunk)):
+            decoded = (stop - start) * self.temporal
+            size = self.chunk or decoded
+            most = min(decoded, size)
+            left = most if frames is None else frames - i * size
+            kept.append(left if decoded - self.temporal < left <= most else most)
+        return kept
+
     def missing(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Frames, rows and columns to pad a (B, C, T, H, W) clip by; some models' temporal layers accept any length."""
         _, _, t, h, w = shape
@@ -404,15 +420,10 @@ class TwoStageCodec(Codec):
     def frame_latents(self, z: np.ndarray, frames: int | None) -> np.ndarray:
         """(B, z, t, h, w), unscaled -> the spatial half's latents (B, C, T, h, w): `frames` of them if that fits t,
         else as many as the latents can represent."""
-        c, size = self.geometry.temporal, self.geometry.chunk or z.shape[2] * self.geometry.temporal
-        chunks = []
-        for i, (start, stop) in enumerate(chunk_bounds(z.shape[2], self.geometry.latent_chunk)):
-            chunk = tiled(self._decode_chunk, z[:, :, start:stop], self._axes())
-            kept = most = min(chunk.shape[2], size)
-            if frames is not None and chunk.shape[2] - c < frames - i * size <= most:
-                kept = frames - i * size
-            chunks.append(chunk[:, :, chunk.shape[2] - kept :])
-        return np.concatenate(chunks, axis=2)
+        bounds = chunk_bounds(z.shape[2], self.geometry.latent_chunk)
+        kept = self.geometry.kept_frames(z.shape[2], frames)
+        chunks = [tiled(self._decode_chunk, z[:, :, start:stop], self._axes()) for start, stop in bounds]
+        return np.concatenate([chunk[:, :, -number:] for chunk, number in zip(chunks, kept)], axis=2)
 
     def posterior_stream(self, read, num_frames, ahead=False):
         with closing(read_pieces(read, chunk_bounds(num_frames, self.geometry.chunk), ahead)) as chunks:

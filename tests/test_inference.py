@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mg.config import parse_config
 from mg.data.clips import Clip, load_clip
 from mg.data.index import read_index
 from mg.data.video import open_video, read_image, write_image, write_video
-from mg.inference import loading
+from mg.inference import loading, reconstruction
 from mg.inference.batches import group_by_shape
 from mg.inference.loading import ClipsConfig, ModelSection, TileFields, load_model, noise_for
 from mg.inference.outputs import LABEL_HEIGHT, output_names, side_by_side
@@ -134,6 +135,30 @@ def test_every_line_of_the_index_has_one_row_in_its_order_errors_included(tmp_pa
     assert summary["mean"]["reconstruction"]["psnr"] == pytest.approx(np.mean(psnrs))
     assert summary["config"]["num_frames"] == 5
     assert report.means()["reconstruction"][0] == pytest.approx(np.mean(psnrs))
+
+
+def test_a_clip_is_written_while_the_next_is_computed_and_fails_alone(tmp_path, videos, models, monkeypatch):
+    second, model, write = Event(), Offset(), reconstruction.write_frames
+    models["tae.ckpt"], video = model, model.video
+
+    def noticed(code, shape):
+        if len(model.shapes) == 2:
+            second.set()
+        return video(code, shape)
+
+    def late(path, frames, fps):
+        if not second.wait(60):
+            raise RuntimeError("the next clip waited for the files of this one")
+        if path.stem == "c" and path.parent.name == "side_by_side":
+            raise OSError("no space left")
+        write(path, frames, fps)
+
+    monkeypatch.setattr(model, "video", noticed)
+    monkeypatch.setattr(reconstruction, "write_frames", late)
+    reconstruct_csv(configure(tmp_path, videos, ["a/x.mp4", "c.mp4", "still.png"], num_frames=5))
+    rows, _ = read_metrics(tmp_path)
+    assert [row["error"] for row in rows] == ["", "no space left", ""]
+    assert rows[1]["psnr"] == "" and not list((tmp_path / "out").rglob("c.*"))
 
 
 def test_reconstruction_original_and_side_by_side_are_written_under_names_that_do_not_collide(tmp_path, videos, models):

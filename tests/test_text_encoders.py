@@ -201,12 +201,16 @@ def test_without_weights_they_are_random_and_the_tokenizer_is_given(tmp_path):
         (dict(type="t5", model_max_length=1, tokenizer="x"), "model_max_length is 1; it must be at least 2"),
         (dict(type="t5", from_pretrained="DeepFloyd/t5-v1_1-xxl"), "get DeepFloyd/t5-v1_1-xxl from Hugging Face"),
         (dict(type="t5", tokenizer="{t5}", d_modl=8), "t5 has no config key 'd_modl'; did you mean 'd_model'"),
-        (dict(type="t5", tokenizer="{t5}", feed_forward_proj="tanh"), "feed_forward_proj is 'tanh'; it must be one of"),
+        (dict(type="t5", tokenizer="{t5}", feed_forward_proj="tanh"), "feed_forward_proj is tanh; it must be one of"),
+        (dict(type="t5", tokenizer="{t5}", num_heads=0), "t5: num_heads is 0; it must be a whole number above 0"),
+        (dict(type="t5", tokenizer="{t5}", relative_attention_num_buckets=2), "buckets is 2; it must be at least 4"),
+        (dict(type="t5", tokenizer="{t5}", relative_attention_max_distance=8), "distance is 8; it must be above 8"),
+        (dict(type="clip", from_pretrained="{clip}", num_attention_heads=3), "a multiple of num_attention_heads, 3"),
         (
             dict(type="clip", from_pretrained="{clip}", model_max_length=78),
             "model_max_length is 78; CLIP takes 2 to 77",
         ),
-        (dict(type="clip", from_pretrained="{clip}", hidden_act="relu"), "hidden_act is 'relu'; it must be one of"),
+        (dict(type="clip", from_pretrained="{clip}", hidden_act="relu"), "clip: hidden_act is relu; it must be one of"),
         (
             dict(type="t5", from_pretrained="{clip}", tokenizer="{t5}"),
             "a model of type 'clip'; .* of t5 or mt5",
@@ -228,6 +232,15 @@ def test_wrong_settings_are_named(folders, arguments, said):
     with pytest.raises(ValueError, match=said) as error:
         create_text_encoder(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_stored_config_that_cannot_be_built_is_named_with_its_file(tmp_path):
+    folder = t5_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "layer_norm_epsilon": -1, "use_cache": True}))
+    with pytest.raises(CheckpointError, match=r"config.json: t5: layer_norm_epsilon is -1; it must be above 0"):
+        create_text_encoder("t5", folder, 8)
+    create_text_encoder("t5", folder, 8, layer_norm_epsilon=1e-6)
 
 
 def test_weights_that_are_not_finite_are_refused(folders, tmp_path):

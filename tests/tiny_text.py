@@ -56,6 +56,6 @@ def _with_weights(folder: Path, network, described: dict) -> Path:
     }
     write_state_dict(folder / "model.safetensors", weights)
     both = isinstance(network, CLIPTextTower)
-    config = {**described, "text_config": network.config} if both else {**described, **network.config}
+    config = {**described, "text_config": dict(network.config)} if both else {**described, **network.config}
     (folder / "config.json").write_text(json.dumps(config))
     return folder

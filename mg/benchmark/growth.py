@@ -1,18 +1,15 @@
 """How the cost of a model, and of its peer, grows with frames, frame area and batch size."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from mg.benchmark.plots import COLORS, STYLE
-from mg.benchmark.speed import SpeedConfig, describe, measure, no_peers, set_up, size_of, write
-from mg.benchmark.speed_worker import WorkerError
+from mg.benchmark.speed import SpeedConfig, describe, measure, no_peers, row_of, set_up, size_of
 from mg.checkpoints import atomic_write
-
-_logger = logging.getLogger(__name__)
 
 AXES = {"frames": "frames", "area": "pixels of a frame", "batch": "clips at once"}
 
@@ -36,22 +33,14 @@ def measure_growth(config: SpeedConfig) -> dict:
     if config.peer and no_peer:
         found["skipped"].append(f"no peers: {no_peer}")
     for first in config.jobs(device):
-        shapes = {(axis, factor): grown(first.shape, axis, factor) for axis in AXES for factor in {1, *config.growth}}
-        measured = {}
-        for (axis, factor), shape in sorted(shapes.items()):
-            if shape not in measured:
-                label = f"{first.model} {shape[0]} x {size_of(shape)} {first.part}"
-                _logger.info("%s", label)
-                try:
-                    measured[shape] = measure(replace(first, shape=shape), config, no_peer, False)
-                except WorkerError as error:
-                    _logger.warning("%s: %s", label, error)
-                    found["failed"].append(f"{label}: {error}")
-                    measured[shape] = None
-            if measured[shape] is not None:
-                place = {"axis": axis, "factor": factor, "first": size_of(first.shape)}
-                found["records"].append(measured[shape] | place)
-            write(found, folder / "growth.json")
+        points: dict[tuple[int, ...], list[dict]] = {}  # of the curves, by the shape to measure
+        for axis, factor in product(sorted(AXES), sorted({1, *config.growth})):
+            point = {"axis": axis, "factor": factor, "first": size_of(first.shape)}
+            points.setdefault(grown(first.shape, axis, factor), []).append(point)
+        for shape, there in points.items():
+            with row_of(found, f"{first.model} {shape[0]} x {size_of(shape)} {first.part}", folder / "growth.json"):
+                record = measure(replace(first, shape=shape), config, no_peer, False)
+                found["records"] += [record | point for point in there]
     for model in {record["model"]: None for record in found["records"]}:
         with atomic_write(folder / f"growth_{model}.svg") as path:
             plot([record for record in found["records"] if record["model"] == model], path)

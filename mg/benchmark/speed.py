@@ -11,7 +11,7 @@ import os
 import platform
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -210,13 +210,8 @@ def measure_speed(config: SpeedConfig) -> dict:
             if reason:
                 found["skipped"].append(f"{label}: {reason}")
                 continue
-            _logger.info("%s", label)
-            try:
+            with row_of(found, label, path):
                 found["records"].append(measure(job, config, no_peer))
-            except WorkerError as error:
-                _logger.warning("%s: %s", label, error)
-                found["failed"].append(f"{label}: {error}")
-            write(found, path)
     write(found, path)
     return found
 
@@ -377,6 +372,18 @@ def describe(config: Any, packages: Sequence[str] = PACKAGES) -> dict:
         "cpus": os.cpu_count(),
         "platform": platform.platform(),
     }
+
+
+@contextmanager
+def row_of(found: dict, label: str, path: Path) -> Iterator[None]:
+    """Measure a row of the results: if its worker fails, note that instead, and write the results so far to `path`."""
+    _logger.info("%s", label)
+    try:
+        yield
+    except WorkerError as error:
+        _logger.warning("%s: %s", label, error)
+        found["failed"].append(f"{label}: {error}")
+    write(found, path)
 
 
 def write(found: dict, path: Path) -> None:

@@ -4,7 +4,6 @@ A video is read, run and written in pieces, in constant memory, while threads re
 one. So the whole should take little more than its longest part. Each engine runs in its own process.
 """
 
-import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,15 +13,13 @@ from typing import Literal
 
 from mg import runtime
 from mg.benchmark.loader_speed import height_of, make_videos
-from mg.benchmark.speed import PACKAGES, describe, export_once, left_out, pairwise_ratio, set_up, write
-from mg.benchmark.speed_worker import Job, Worker, WorkerError
+from mg.benchmark.speed import PACKAGES, describe, export_once, left_out, pairwise_ratio, row_of, set_up, write
+from mg.benchmark.speed_worker import Job, Worker
 from mg.config import require
 from mg.data.clips import ClipOptions, open_clip
 from mg.models import model_class
 from mg.models.registry import merge_config
 from mg.plain_text import text_table
-
-_logger = logging.getLogger(__name__)
 
 PARTS = ("read", "model", "write")
 
@@ -122,16 +119,11 @@ def measure_streams(config: StreamsConfig) -> dict:
             if reason:
                 found["skipped"].append(f"{label}: {reason}")
                 continue
-            _logger.info("%s", label)
-            try:
+            with row_of(found, label, path):
                 if engine != "mindspore":
                     export_once(own)
                 with Worker(own) as worker:
                     found["records"] += _records(own, worker.said)
-            except WorkerError as error:
-                _logger.warning("%s: %s", label, error)
-                found["failed"].append(f"{label}: {error}")
-            write(found, path)
     write(found, path)
     return found
 

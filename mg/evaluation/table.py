@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from mg.checkpoints import atomic_write, naming
@@ -26,7 +27,8 @@ def error_of(write: Callable[[], None]) -> OSError | None:
 class Table:
     """A CSV file that starts with a header of `columns` and the existing `rows`.
 
-    A row that doesn't fit on a full disk is retried with the next one, or in `write`; the run continues.
+    A row that doesn't fit on a full disk is retried with the next one, or in `write`; the run continues. Any thread may
+    add rows.
 
     Raises:
         OSError: the file cannot be written.
@@ -35,10 +37,15 @@ class Table:
     def __init__(self, path: Path, columns: Sequence[str], rows: Iterable[Sequence] = ()):
         self.path, self._columns = path, columns
         self._end, self._waiting = 0, b""  # size of the file in bytes, and the bytes not written yet
+        self._lock = Lock()
         self.write(rows)
 
     def add(self, cells: Sequence[Any]) -> None:
         """Append a row, and wait until it is on disk."""
+        with self._lock:
+            self._add(cells)
+
+    def _add(self, cells: Sequence[Any]) -> None:
         self._waiting += encoded(csv_line(cells))
         try:
             with naming(self.path), open(self.path, "r+b") as file:

@@ -18,6 +18,7 @@ Losses are those of training, of the reconstruction before clipping, and come fr
 import contextlib
 import json
 import logging
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ from mg.inference.loading import ClipsConfig, load_model, noise_for
 from mg.inference.outputs import output_names, side_by_side, unique, write_frames
 from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import VideoAutoencoder
+from mg.overlap import write_behind
 from mg.plain_text import one_line, printable, text_table
 
 _logger = logging.getLogger(__name__)
@@ -186,7 +188,8 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
     """Reconstruct every row of `config.csv_path` and write all files under `config.output_path`.
 
     A row that fails, because its file cannot be read or does not fit into memory, or its outputs cannot be written,
-    becomes a result with an error; the others continue. Rows of metrics.csv are written as they come.
+    becomes a result with an error; the others continue. Rows of metrics.csv are written as they come. A thread writes a
+    clip's files while the model runs on the next.
 
     Raises:
         ValueError, OSError: before anything is measured, if the index or a checkpoint cannot be used or the folder
@@ -231,19 +234,27 @@ def reconstruct_csv(config: InferenceConfig) -> Report:
             made.videos[BASELINE] = area_trilinear_baseline(x[: len(batch)], *factors)
         return made
 
-    for batch, x in batches(rows, config, on_error, model.spatial_compression):
-        for clips, made in spared(compute, batch, x, on_error):
-            for i, clip in enumerate(clips):
-                with sparing(partial(on_error, clip.index)):
-                    result, videos = results[clip.index], {name: value[i] for name, value in made.videos.items()}
-                    result.scores = {name: score(clip.x, video) for name, video in videos.items()}
-                    if losses:
-                        result.losses = losses(clip.x[None], made.y[i : i + 1], _one_of(i, made.latents))
-                    if config.save_videos:
-                        _save(clip, result.output, videos, config)
-                    result.tiles = made.tiles
-                    table.add(_cells(result, report))
+    def scored() -> Generator[tuple[Clip, dict[str, np.ndarray]], None, None]:
+        for batch, x in batches(rows, config, on_error, model.spatial_compression):
+            for clips, made in spared(compute, batch, x, on_error):
+                for i, clip in enumerate(clips):
+                    with sparing(partial(on_error, clip.index)):
+                        result, videos = results[clip.index], {name: value[i] for name, value in made.videos.items()}
+                        result.scores = {name: score(clip.x, video) for name, video in videos.items()}
+                        if losses:
+                            result.losses = losses(clip.x[None], made.y[i : i + 1], _one_of(i, made.latents))
+                        result.tiles = made.tiles
+                        yield clip, videos
 
+    def write(clips: Iterator[tuple[Clip, dict[str, np.ndarray]]]) -> None:
+        for clip, videos in clips:
+            with sparing(partial(on_error, clip.index)):
+                result = results[clip.index]
+                if config.save_videos:
+                    _save(clip, result.output, videos, config)
+                table.add(_cells(result, report))
+
+    write_behind(write, scored())
     report.unwritten = error_of(lambda: _write_metrics(report, config, table))
     return report
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -40,7 +41,7 @@ class TextEncoder:
     output_dim: int
     model_max_length: int
     has_mask = False
-    config: dict
+    config: Mapping[str, Any]
     tokenizer: Tokenizer
 
     def encode(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -197,7 +198,12 @@ def _place_of_tokenizer(path: Path) -> Path:
 def _network(type: str, state: StateDict | None, length: int, dtype: str, config: dict) -> nn.Cell:
     network = _NETWORKS[type]
     stored = _stored_config(type, state) if state is not None else {}
-    merged = merge_config(network.default_config, {**stored, **config}, type)
+    try:
+        merged = merge_config(network.default_config, {**stored, **config}, type)
+    except ValueError as error:
+        if state is None or config or not stored:
+            raise
+        raise CheckpointError(f"{state.config_file}: {error}") from error
     # Initialising the large one randomly would take as long as reading its weights.
     with contextlib.nullcontext() if state is None else no_init_parameters():
         built = network(merged, length, dtype)

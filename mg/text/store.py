@@ -197,7 +197,7 @@ def _settings(config: EncodeTextConfig, encoder: TextEncoder) -> dict:
             "sha256": sha256(checkpoint),
             "tokenizer": sha256(encoder.tokenizer.file),
             "dtype": config.text_encoder.dtype,
-            "config": encoder.config,
+            "config": dict(encoder.config),
         },
         "model_max_length": encoder.model_max_length,
         "output_dim": encoder.output_dim,

@@ -4,28 +4,59 @@ The defaults are T5 v1.1 XXL, which Open-Sora, PixArt and DeepFloyd IF encode pr
 names in a checkpoint, are transformers'.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, mint, nn, ops
 from mindspore.common.initializer import initializer
 
+from mg.models.config import StoredConfig, is_above_0
 from mg.models.layers.precision import set_precision
+from mg.models.registry import merge_config
 from mg.text.layers import Dense, Embedding, MultiHeadAttention, WideDense
 
-T5_CONFIG = {
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,  # channels per head
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "relative_attention_num_buckets": 32,
-    "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6,
-    "feed_forward_proj": "gated-gelu",  # version 1.0: relu
-}
 FEED_FORWARDS = ("relu", "gelu", "silu", "gated-relu", "gated-gelu", "gated-silu")
 _MASKED = -1e9  # added to scores; exactly 0 after the softmax in fp32
+
+
+@dataclass(frozen=True, eq=False)
+class T5Config(StoredConfig):
+    """Config of the T5 encoder, under transformers' names.
+
+    Attributes:
+        vocab_size: tokens of the embedding table.
+        d_model: channels of a token.
+        d_kv: channels per head.
+        d_ff: channels within a feed-forward layer.
+        num_layers, num_heads: blocks, and heads in each.
+        relative_attention_num_buckets, relative_attention_max_distance: see `relative_position_buckets`.
+        layer_norm_epsilon: of the norms.
+        feed_forward_proj: one of `FEED_FORWARDS`; relu in version 1.0.
+    """
+
+    vocab_size: int = 32128
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+    feed_forward_proj: str = "gated-gelu"
+
+    def __post_init__(self):
+        self.check_positive("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+        self.check_positive("relative_attention_num_buckets", "relative_attention_max_distance")
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        self.check("relative_attention_num_buckets", buckets >= 4, "at least 4")
+        single = buckets // 4
+        wanted = f"above {single}, the distances that have a bucket each"
+        self.check("relative_attention_max_distance", distance > single, wanted)
+        self.check("layer_norm_epsilon", is_above_0(self.layer_norm_epsilon), "above 0")
+        self.check("feed_forward_proj", self.feed_forward_proj in FEED_FORWARDS, f"one of {', '.join(FEED_FORWARDS)}")
 
 
 def relative_position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
@@ -60,14 +91,14 @@ class RMSNorm(nn.Cell):
 class SelfAttention(nn.Cell):
     """Attention without scaling, which the weights include. The first block's has the position bias for all blocks."""
 
-    def __init__(self, config: dict, dtype: str, has_bias: bool):
+    def __init__(self, config: T5Config, dtype: str, has_bias: bool):
         super().__init__()
-        width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+        width, inner = config.d_model, config.num_heads * config.d_kv
         self.q, self.k, self.v = (Dense(width, inner, dtype) for _ in range(3))
         self.o = Dense(inner, width, dtype)
-        self.attention = MultiHeadAttention(config["num_heads"], scale=1.0)
+        self.attention = MultiHeadAttention(config.num_heads, scale=1.0)
         if has_bias:
-            self.relative_attention_bias = Embedding(config["relative_attention_num_buckets"], config["num_heads"])
+            self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads)
 
     def construct(self, x, bias):
         return self.o(self.attention(self.q(x), self.k(x), self.v(x), bias))
@@ -79,11 +110,11 @@ class FeedForward(nn.Cell):
     GELU is exact without a gate and the tanh approximation with one, as in the released models.
     """
 
-    def __init__(self, config: dict, dtype: str):
+    def __init__(self, config: T5Config, dtype: str):
         super().__init__()
-        width, inner = config["d_model"], config["d_ff"]
-        self.activation = config["feed_forward_proj"].removeprefix("gated-")
-        self.gated = self.activation != config["feed_forward_proj"]
+        width, inner = config.d_model, config.d_ff
+        self.activation = config.feed_forward_proj.removeprefix("gated-")
+        self.gated = self.activation != config.feed_forward_proj
         if self.gated:
             self.wi_0, self.wi_1 = Dense(width, inner, dtype), Dense(width, inner, dtype)
         else:
@@ -103,27 +134,27 @@ class FeedForward(nn.Cell):
 
 
 class AttentionLayer(nn.Cell):
-    def __init__(self, config: dict, dtype: str, has_bias: bool):
+    def __init__(self, config: T5Config, dtype: str, has_bias: bool):
         super().__init__()
         self.SelfAttention = SelfAttention(config, dtype, has_bias)
-        self.layer_norm = RMSNorm(config["d_model"], config["layer_norm_epsilon"])
+        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def construct(self, x, bias):
         return x + self.SelfAttention(self.layer_norm(x), bias).astype(ms.float32)
 
 
 class FeedForwardLayer(nn.Cell):
-    def __init__(self, config: dict, dtype: str):
+    def __init__(self, config: T5Config, dtype: str):
         super().__init__()
         self.DenseReluDense = FeedForward(config, dtype)
-        self.layer_norm = RMSNorm(config["d_model"], config["layer_norm_epsilon"])
+        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def construct(self, x):
         return x + self.DenseReluDense(self.layer_norm(x)).astype(ms.float32)
 
 
 class Block(nn.Cell):
-    def __init__(self, config: dict, dtype: str, has_bias: bool):
+    def __init__(self, config: T5Config, dtype: str, has_bias: bool):
         super().__init__()
         self.layer = nn.CellList([AttentionLayer(config, dtype, has_bias), FeedForwardLayer(config, dtype)])
 
@@ -134,10 +165,10 @@ class Block(nn.Cell):
 class Stack(nn.Cell):
     """The blocks and the final norm."""
 
-    def __init__(self, config: dict, dtype: str):
+    def __init__(self, config: T5Config, dtype: str):
         super().__init__()
-        self.block = nn.CellList([Block(config, dtype, number == 0) for number in range(config["num_layers"])])
-        self.final_layer_norm = RMSNorm(config["d_model"], config["layer_norm_epsilon"])
+        self.block = nn.CellList([Block(config, dtype, number == 0) for number in range(config.num_layers)])
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def construct(self, x, bias):
         for block in self.block:
@@ -149,24 +180,24 @@ class T5Encoder(nn.Cell):
     """Token IDs to the states after the final norm.
 
     Args:
-        config: overrides of `T5_CONFIG`.
+        config: overrides of `T5Config`.
         max_length: tokens per text, which the position buckets are computed for.
         dtype: fp32 | fp16 | bf16, of matrix products and their weights.
+
+    Raises:
+        ValueError: a config that cannot be built.
     """
 
-    default_config = T5_CONFIG
+    default_config = T5Config()
 
-    def __init__(self, config: dict, max_length: int, dtype: str = "fp32"):
+    def __init__(self, config: Mapping, max_length: int, dtype: str = "fp32"):
         super().__init__()
-        self.config = config = {**T5_CONFIG, **config}
-        if config["feed_forward_proj"] not in FEED_FORWARDS:
-            wanted = ", ".join(FEED_FORWARDS)
-            raise ValueError(f"feed_forward_proj is {config['feed_forward_proj']!r}; it must be one of {wanted}")
-        self.output_dim = config["d_model"]
-        self.shared = Embedding(config["vocab_size"], config["d_model"])
-        self.encoder = Stack(config, dtype)
-        names = ("relative_attention_num_buckets", "relative_attention_max_distance")
-        self.buckets = Tensor(relative_position_buckets(max_length, *(config[name] for name in names)))
+        self.config = merge_config(self.default_config, config, "t5")
+        self.output_dim = self.config.d_model
+        self.shared = Embedding(self.config.vocab_size, self.config.d_model)
+        self.encoder = Stack(self.config, dtype)
+        buckets, distance = self.config.relative_attention_num_buckets, self.config.relative_attention_max_distance
+        self.buckets = Tensor(relative_position_buckets(max_length, buckets, distance))
         set_precision(self, dtype)
 
     def construct(self, ids, mask):

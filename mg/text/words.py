@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from mg.checkpoints import atomic_write, write_state_dict
-from mg.text.t5 import T5_CONFIG, T5Encoder
+from mg.text.t5 import T5Config, T5Encoder
 
 _MARKS = ("<pad>", "</s>", "<unk>")
 _WORDS = r"\w+|[^\w\s]"  # splits as the tokenizer does, at spaces and punctuation
 _REFERENCE_WIDTH = 4096
-_SIZES = {"d_kv": 16, "num_layers": 1, "num_heads": 4}
 
 
 def words_of(texts: Iterable[str]) -> list[str]:
@@ -40,7 +39,7 @@ def make_word_encoder(folder: Path, words: Sequence[str], channels: int = 64, se
     if not words:
         raise ValueError("there are no words to make a text encoder for")
     vocabulary = {token: number for number, token in enumerate((*_MARKS, *words))}
-    config = {**T5_CONFIG, **_SIZES, "vocab_size": len(vocabulary), "d_model": channels, "d_ff": 2 * channels}
+    config = T5Config(len(vocabulary), channels, d_kv=16, d_ff=2 * channels, num_layers=1, num_heads=4)
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
     rng = np.random.default_rng(seed)

@@ -73,7 +73,7 @@ class ImageAutoencoder(VideoAutoencoder):
     name = "image_vae"
     config: ImageVAEConfig
     default_config = IMAGE_VAE_CONFIG
-    shallow = {"num_res_blocks": 1}
+    shallow = {"ch_mult": [1, 2], "num_res_blocks": 1}
     recomputed = (ResnetBlock,)
     default_tiling = TilingConfig(decode_overlap=0)  # frames are independent
     originals = ("AutoencoderKL",)

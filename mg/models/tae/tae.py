@@ -88,7 +88,7 @@ class TemporalAutoencoder(VideoAutoencoder):
     name = "tae"
     config: TAEConfig
     default_config = TAEConfig()
-    shallow = {"num_res_blocks": 1}
+    shallow = {"ch_mult": [1, 2], "num_res_blocks": 1, "temporal_downsample_level": [0], "temporal_upsample_level": [1]}
     recomputed = (ResnetBlock,)
     formats = {"mindone": Format("mindone", "model.ckpt", described_here("tae"))}
 

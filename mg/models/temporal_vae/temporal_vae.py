@@ -132,7 +132,13 @@ class OpenSoraVAE(VideoAutoencoder):
     name = "temporal_vae"
     config: TemporalVAEConfig
     default_config = TEMPORAL_VAE_CONFIG
-    shallow = {"spatial_layers_per_block": 1, "num_res_blocks": 1}
+    shallow = {
+        "spatial_block_out_channels": [128, 256],
+        "spatial_layers_per_block": 1,
+        "channel_multipliers": [1, 2],
+        "temporal_downsample": [True],
+        "num_res_blocks": 1,
+    }
     scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
     applies_scaling = True
     two_stages = True
@@ -279,14 +285,11 @@ class OpenSoraVAE(VideoAutoencoder):
     def code(self, z: Tensor, frames: int | None) -> Tensor:
         """The decoder's input: (B, z, t, h, w) -> latents of the spatial half (B, 4, T, h, w), `frames` of them if that
         fits t, else as many as the latents can represent."""
-        size = self.geometry.chunk or z.shape[2] * self.geometry.temporal
         chunks = []
-        for i, chunk in enumerate(_chunks(z, self.geometry.latent_chunk)):
+        kept = self.geometry.kept_frames(z.shape[2], frames)
+        for chunk, number in zip(_chunks(z, self.geometry.latent_chunk), kept):
             decoded = self.temporal_vae.decode(chunk).astype(ms.float32)
-            kept = most = min(decoded.shape[2], size)
-            if frames is not None and decoded.shape[2] - self.geometry.temporal < frames - i * size <= most:
-                kept = frames - i * size
-            chunks.append(narrow(decoded, 2, decoded.shape[2] - kept, kept))
+            chunks.append(narrow(decoded, 2, decoded.shape[2] - number, number))
         return _in_a_row(chunks)
 
     def align_frames(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
