@@ -33,7 +33,7 @@ MEASURED = {
     "temporal_vae": Footprint(20, 20, lambda config: max(config["spatial_block_out_channels"][0], config["filters"])),
 }
 OP_BY_OP = 0.9  # relative to a compiled graph
-COMPILED, NOT_COMPILED = 600 * 2**20, 150 * 2**20  # bytes that a part needs for any clip, compiled or op by op
+COMPILED, NOT_COMPILED = 700 * 2**20, 150 * 2**20  # bytes that a part needs for any clip, compiled or op by op
 CLIP = 12 * 6  # bytes per pixel of the whole clip on the host: three float32 values, for the clip and for its result
 SCORES = 2**30  # maximum bytes of attention scores, and of their softmax, at once
 
