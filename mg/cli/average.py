@@ -1,7 +1,7 @@
 """Average the weights of several checkpoints of one model, or move part of the way from one to another.
 
     mg-average --src outputs/run_5/tae.ckpt outputs/run_6/tae.ckpt --target outputs/average.ckpt
-    mg-average --src outputs/inflated.ckpt outputs/tae_small/tae.ckpt --shares 0.6 0.4 --target outputs/part_of_the_way.ckpt
+    mg-average --src outputs/inflated.ckpt outputs/tae_small/tae.ckpt --shares 0.6 0.4 --target outputs/between.ckpt
 
 The average of runs that started from the same weights is often better than each of them (model soups, arXiv
 2203.05482). The average of a model and its fine-tuned version keeps much of what training gained and loses less where
