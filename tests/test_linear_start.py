@@ -82,8 +82,6 @@ def test_a_dc_ae_reconstructs_clips_that_it_was_not_fitted_to():
     dc_ae.start_linear(list(waves(200, 0)))
     started = psnr(dc_ae(Tensor(x)).asnumpy(), x)
     assert started > untrained + 3, (untrained, started)
-    z = dc_ae.encode(Tensor(x)).z.asnumpy()
-    assert 0.3 < z.std() < 3
 
 
 def test_the_temporal_half_reconstructs_latents_that_it_was_not_fitted_to():

@@ -52,13 +52,13 @@ def linear_start(
         passed.append(h)
         h = layers.halve(f"encoder.stages.{stage}.downsample.conv", h, widths[stage], width, temporal[stage])
     count = config["latent_channels"]
-    spread = deviation(h, count)
-    layers.write("encoder.project_out", (np.diag(1 / spread) - np.eye(count))[None], (1, 1, 1))
+    deviation(h, count)  # refuses channels without content
+    # Latents keep their size: if all had unit variance, an update would disturb the small ones as much as the large.
+    layers.write("encoder.project_out", np.zeros((1, count, count)), (1, 1, 1))
 
-    z = [part / spread.astype(np.float32) for part in h]
     widths = config["decoder_width_list"]
     targets = _targets(passed, widths, temporal)
-    h = layers.place("decoder.project_in", z, targets.pop())
+    h = layers.place("decoder.project_in", h, targets.pop())
     for stage in range(len(widths) - 2, -1, -1):
         name = f"decoder.stages.{stage}.upsample.conv"
         h = layers.double(name, h, targets[stage], widths[stage], temporal[stage])
