@@ -74,6 +74,7 @@ def test_reconstructs_clips_that_it_was_not_fitted_to():
     np.testing.assert_allclose(logvar.asnumpy(), -6, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_dc_ae_reconstructs_clips_that_it_was_not_fitted_to():
     runtime.setup("cpu", "pynative")
     dc_ae = create_model("dc_ae", **SMALL_DC_AE)
