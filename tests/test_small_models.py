@@ -25,7 +25,7 @@ def clip() -> np.ndarray:
     return (frames.transpose(3, 0, 1, 2)[None] / 127.5 - 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("name, margin", [("tae", 2), ("temporal_vae", 1), ("dc_ae", -2)])
+@pytest.mark.parametrize("name, margin", [("tae", 2), ("temporal_vae", 3), ("dc_ae", -2)])
 def test_a_shipped_model_is_that_much_better_than_the_plain_average(name, margin):
     assert sum(file.stat().st_size for file in (ASSETS / name).iterdir()) < 8e6
     runtime.setup("cpu", "pynative")
