@@ -88,7 +88,8 @@ class VideoAutoencoder(Streams, TrainableAutoencoder, StoredModel):
         """Fit the straight path of an untrained model that `starts_linear` to clips.
 
         Args:
-            clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; a few dozen are enough.
+            clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; a few dozen are enough,
+                except for a DC-AE, which needs more than a hundred.
 
         Raises:
             ValueError: a config whose straight path is not supported, or clips too few or too uniform to fit.
