@@ -1,4 +1,4 @@
-"""A TAE that starts from clips: its straight path is fitted, the rest is as in an untrained one."""
+"""A model that starts from clips: its straight path is fitted, the rest is as in an untrained one."""
 
 import numpy as np
 import pytest
@@ -20,6 +20,27 @@ SMALL = {
     "temporal_upsample_level": [2, 1],
 }
 NARROW = [f"--model.config.{option}" for option in ("ch=8", "ch_mult=[1,1,1,1]", "norm_num_groups=2")]
+
+# The smallest DC-AE, and one of the temporal half: 4x2x2.
+SMALL_DC_AE = {
+    "latent_channels": 32,
+    "encoder_width_list": [8, 16, 32, 32, 32, 32],
+    "encoder_depth_list": [1] * 6,
+    "decoder_width_list": [8, 8, 16, 32, 32, 128],
+    "decoder_depth_list": [1] * 6,
+}
+SMALL_TEMPORAL_VAE = {
+    "spatial_block_out_channels": [8, 8],
+    "spatial_layers_per_block": 1,
+    "norm_num_groups": 2,
+    "filters": 12,
+    "channel_multipliers": [1, 1, 1],
+    "temporal_downsample": [True, True],
+    "num_res_blocks": 1,
+    "micro_frame_size": 8,
+    "shift": 0.0,
+    "scale": 1.0,
+}
 
 
 def waves(count: int, seed: int) -> np.ndarray:
@@ -51,6 +72,50 @@ def test_reconstructs_clips_that_it_was_not_fitted_to():
     _, mean, logvar = tae.encode(Tensor(x))
     np.testing.assert_allclose(mean.asnumpy().std((0, 2, 3, 4)), 1, atol=0.7)
     np.testing.assert_allclose(logvar.asnumpy(), -6, atol=1e-4)
+
+
+@pytest.mark.full
+def test_a_dc_ae_reconstructs_clips_that_it_was_not_fitted_to():
+    runtime.setup("cpu", "pynative")
+    dc_ae = create_model("dc_ae", **SMALL_DC_AE)
+    x = waves(2, 1)
+    untrained = psnr(dc_ae(Tensor(x)).asnumpy(), x)
+    dc_ae.start_linear(list(waves(200, 0)))
+    started = psnr(dc_ae(Tensor(x)).asnumpy(), x)
+    assert started > untrained + 3, (untrained, started)
+
+
+def test_the_temporal_half_reconstructs_latents_that_it_was_not_fitted_to():
+    runtime.setup("cpu", "pynative")
+    vae = create_model("temporal_vae", **SMALL_TEMPORAL_VAE)
+
+    def error() -> float:
+        found = vae.latents(Tensor(waves(2, 1)))
+        target = found["target"].asnumpy()
+        return np.mean(np.square(found["code"].asnumpy() - target)) / np.mean(np.square(target))
+
+    untrained = error()
+    vae.start_linear(list(waves(24, 0)))
+    assert error() < 0.3 < untrained, (untrained, error())
+    _, mean, logvar = vae.encode(Tensor(waves(4, 1)))
+    np.testing.assert_allclose(np.square(mean.asnumpy()).mean((0, 2, 3, 4)), 1, atol=0.7)
+    np.testing.assert_allclose(logvar.asnumpy(), -6, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, config, reason",
+    [
+        (
+            "dc_ae",
+            dict(SMALL_DC_AE, latent_channels=16),
+            "encoder_width_list must end in latent_channels",
+        ),
+        ("temporal_vae", dict(SMALL_TEMPORAL_VAE, channel_multipliers=[1, 1, 2]), "channel_multipliers must all be 1"),
+    ],
+)
+def test_other_models_without_a_known_straight_path_are_refused(name, config, reason):
+    with pytest.raises(ValueError, match=f"has no linear start: {reason}"):
+        create_model(name, **config).start_linear([])
 
 
 @pytest.mark.parametrize(
@@ -93,7 +158,7 @@ def test_a_run_starts_from_its_first_clips_and_resumes_to_the_bit(tmp_path):
 @pytest.mark.parametrize(
     "options, reason",
     [
-        (["--model.name=two_convs"], "model.linear_start is 4; it must be 0, two_convs is not a TAE"),
+        (["--model.name=two_convs"], "model.linear_start is 4; it must be 0, two_convs has no linear start"),
         (["--model.name=tae", *NARROW], "data.sample_n_frames is 4; a linear start needs a multiple of 8"),
         (
             ["--model.name=tae", *NARROW, "--data.sample_n_frames=8"],

@@ -12,7 +12,7 @@ each compiled once per shape in graph mode, run on the device. Inside a larger g
 own loss, use what `mg.models.trainable` has: everything is then one graph, without tiles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,11 +38,13 @@ class VideoAutoencoder(Streams, TrainableAutoencoder, StoredModel):
         scaling: how latents get about unit variance, in one line: the config keys, and who applies them.
         applies_scaling: `encode` applies the scaling and `decode` undoes it.
         default_tiling: what `enable_tiling` starts from.
+        starts_linear: `start_linear` can fit an untrained model's straight path to clips.
     """
 
     scaling = "for the caller: z = (z - shift_factor) * scaling_factor after encode, undone before decode"
     applies_scaling = False
     default_tiling = TilingConfig()
+    starts_linear = False
 
     def __init__(
         self,
@@ -75,6 +77,27 @@ class VideoAutoencoder(Streams, TrainableAutoencoder, StoredModel):
             means, stds: per channel.
         """
         return {"scaling_factor": 1 / std, "shift_factor": mean}
+
+    # A start without gradient descent.
+
+    def linear_start(self, state: Mapping[str, np.ndarray], clips: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The parameters that change when a model that `starts_linear` is fitted to clips."""
+        raise NotImplementedError
+
+    def start_linear(self, clips: Sequence[np.ndarray]) -> None:
+        """Fit the straight path of an untrained model that `starts_linear` to clips.
+
+        Args:
+            clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; a few dozen are enough,
+                except for a DC-AE, which needs more than a hundred.
+
+        Raises:
+            ValueError: a config whose straight path is not supported, or clips too few or too uniform to fit.
+        """
+        parameters = dict(self.named_weights())
+        state = {name: parameter.asnumpy() for name, parameter in parameters.items()}
+        for name, value in self.linear_start(state, clips).items():
+            parameters[name].set_data(Tensor(value.astype(np.float32)))
 
     # Encode and decode.
 

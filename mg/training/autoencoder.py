@@ -18,7 +18,6 @@ from mg.losses.reconstruction import AutoencoderLoss, LossConfig
 from mg.models import create_model, model_name
 from mg.models.autoencoder import VideoAutoencoder
 from mg.models.discriminator import DiscriminatorConfig, NLayerDiscriminator3D
-from mg.models.tae.tae import TemporalAutoencoder
 from mg.training.optim import OptimizerConfig
 from mg.training.previews import Previews
 from mg.training.step import Adversary, TrainStep
@@ -36,8 +35,9 @@ class TrainedModelSection:
         from_pretrained: weights to start from, a file or folder; null starts from random ones.
         spatial_from_pretrained: weights for the spatial stage of a two-stage model, an image VAE's file or folder;
             they replace those of from_pretrained.
-        linear_start: clips from the first batches that a TAE's initial weights are fitted to, if it has no weights to
-            start from, see `mg.models.tae.linear_start`; 0 starts from random ones.
+        linear_start: clips from the first batches that the initial weights of a TAE, a DC-AE or the temporal half of a
+            temporal VAE are fitted to, if it has none to start from, see `mg.models.tae.linear_start`; 0 starts from
+            random ones.
         freeze: parts of the model whose parameters are not trained, e.g. [spatial_vae].
         config: overrides of the model's config.
         dtype: precision of convolutions and matrix products; parameters, norms and losses stay in fp32.
@@ -129,14 +129,14 @@ class AutoencoderTask(Task):
         self.model = create_model(name, start, settings.dtype, **settings.config)
         grid = self.model.spatial_compression
         self.loader = ClipLoader(rows, config.data, config.seed, worker.rank, worker.world_size, grid)
+        if settings.spatial_from_pretrained is not None:
+            _load_spatial(self.model, settings.spatial_from_pretrained, bool(newest))
         if settings.linear_start and not newest:
             _start_linear(self.model, rows, config)
 
     def begin(self, total, resumed):
         config, model, settings = self.config, self.model, self.config.model
         _check_loss(config, model)
-        if settings.spatial_from_pretrained is not None:
-            _load_spatial(model, settings.spatial_from_pretrained, resumed)
         freeze(model, settings.freeze)
         if config.grad_checkpoint:
             model.recompute_activations(output=not settings.disc_off_grad_ckpt)
@@ -198,10 +198,10 @@ def _load_spatial(model: VideoAutoencoder, path: str, resumed: bool) -> None:
 
 
 def _start_linear(model: VideoAutoencoder, rows: Sequence[IndexRow], config: TrainConfig) -> None:
-    """Fit a TAE's straight path to clips from the first batches, the same ones on every worker."""
-    if not isinstance(model, TemporalAutoencoder):
+    """Fit a model's straight path to clips from the first batches, the same ones on every worker."""
+    if not model.starts_linear:
         raise TrainingError(
-            f"model.linear_start is {config.model.linear_start}; it must be 0, {model.name} is not a TAE"
+            f"model.linear_start is {config.model.linear_start}; it must be 0, {model.name} has no linear start"
         )
     whole = model.temporal_compression
     if config.data.sample_n_frames % whole:  # else no clip would ever come

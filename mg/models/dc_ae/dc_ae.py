@@ -34,6 +34,7 @@ from mg.models.dc_ae.blocks import (
     ResBlock,
     Upsample,
 )
+from mg.models.dc_ae.linear_start import linear_start
 from mg.models.dc_ae.weights import open_sora_rules
 from mg.models.layers.conv import Conv3d
 from mg.models.layers.norm import RMSNorm
@@ -197,6 +198,7 @@ class VideoDCAE(VideoAutoencoder):
     shallow = {"encoder_depth_list": [1] * len(BLOCKS), "decoder_depth_list": [1] * len(BLOCKS)}
     scaling = "encode divides latents by scaling_factor, decode multiplies them by it"
     applies_scaling = True
+    starts_linear = True
     formats = {
         "open_sora": Format("Open-Sora 2.0", "model.safetensors", described_here("dc_ae"), open_sora_rules),
     }
@@ -228,6 +230,9 @@ class VideoDCAE(VideoAutoencoder):
         self.encoder = StagedEncoder(channels, latents, config.encoder_width_list, config.encoder_depth_list)
         self.decoder = StagedDecoder(latents, channels, config.decoder_width_list, config.decoder_depth_list)
         self.finish(dtype, use_recompute, pretrained)
+
+    def linear_start(self, state, clips):
+        return linear_start(state, self.config, clips, TEMPORAL)
 
     def encode_moments(self, x):
         return super().encode_moments(x) * (1 / self.scaling_factor)

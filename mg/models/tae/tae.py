@@ -10,13 +10,12 @@ shapes of mindone's checkpoints, which load directly.
     x = tae.decode(z, num_target_frames=1)       # an image: spurious frames dropped
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from mindspore import Tensor, ops
+from mindspore import ops
 
 from mg.checkpoints import StateDict
 from mg.codec import Geometry
@@ -89,6 +88,7 @@ class TemporalAutoencoder(VideoAutoencoder):
     config: TAEConfig
     default_config = TAEConfig()
     shallow = {"ch_mult": [1, 2], "num_res_blocks": 1, "temporal_downsample_level": [0], "temporal_upsample_level": [1]}
+    starts_linear = True
     recomputed = (ResnetBlock,)
     formats = {"mindone": Format("mindone", "model.ckpt", described_here("tae"))}
 
@@ -145,19 +145,8 @@ class TemporalAutoencoder(VideoAutoencoder):
                 decode_overlap=decode_overlap,
             )
 
-    def start_linear(self, clips: Sequence[np.ndarray]) -> None:
-        """Fit the straight path of an untrained TAE to clips, see `mg.models.tae.linear_start`.
-
-        Args:
-            clips: (3, T, H, W) in [-1, 1], T, H and W multiples of the compression; a few dozen are enough.
-
-        Raises:
-            ValueError: a config whose straight path is not supported, or clips too few or too uniform to fit.
-        """
-        parameters = dict(self.named_weights())
-        state = {name: parameter.asnumpy() for name, parameter in parameters.items()}
-        for name, value in linear_start(state, self.config, clips).items():
-            parameters[name].set_data(Tensor(value))
+    def linear_start(self, state, clips):
+        return linear_start(state, self.config, clips)
 
     @classmethod
     def own_part(cls, state: Mapping) -> dict:

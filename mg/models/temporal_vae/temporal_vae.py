@@ -38,6 +38,7 @@ from mg.models.layers.layout import narrow, split
 from mg.models.layers.resnet import ResnetBlock
 from mg.models.stored import Format
 from mg.models.temporal_vae.blocks import TemporalVAE
+from mg.models.temporal_vae.linear_start import linear_start
 from mg.models.temporal_vae.weights import (
     ORIGINAL,
     buffers_of,
@@ -142,6 +143,7 @@ class OpenSoraVAE(VideoAutoencoder):
     scaling = "encode gives (z - shift) / scale, per channel; decode undoes it"
     applies_scaling = True
     two_stages = True
+    starts_linear = True
     recomputed = (ResnetBlock,)
     originals = (ORIGINAL,)
     formats = {
@@ -222,6 +224,13 @@ class OpenSoraVAE(VideoAutoencoder):
 
     def scaling_for(self, mean, std, means, stds):
         return {"shift": means, "scale": stds}
+
+    def linear_start(self, state, clips):
+        """Fits the temporal half to the spatial half's latents."""
+        part = "temporal_vae."
+        temporal = {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+        latents = [self.encode_frames(Tensor(clip[None])).asnumpy()[0] for clip in clips]
+        return {part + name: value for name, value in linear_start(temporal, self.config, latents).items()}
 
     def latents(self, x, noise=None, valid=None, detached=False):
         """Everything before the pixel decoder.
