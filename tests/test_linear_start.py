@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from arrays import psnr
 from mindspore import Tensor
 from training_runs import assert_same_weights, short_run, stopped_at, write_data
 
@@ -53,10 +54,6 @@ def waves(count: int, seed: int) -> np.ndarray:
         wave = np.sin(along * x + across * y + speed * t + rng.uniform(0, 6))
         clips.append(rng.uniform(-0.5, 0.5, (3, 1, 1, 1)) + rng.uniform(0.1, 0.5, (3, 1, 1, 1)) * wave)
     return np.stack(clips).astype(np.float32)
-
-
-def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
-    return 10 * np.log10(4 / np.mean(np.square(found - wanted)))
 
 
 def test_reconstructs_clips_that_it_was_not_fitted_to():

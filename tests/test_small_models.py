@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arrays import psnr
 from mindspore import Tensor
 
 import mg
@@ -13,10 +14,6 @@ from mg.data.synthetic import TEST_PHOTOGRAPHS, ClipSettings, draw_clip
 from mg.evaluation.baseline import area_trilinear_baseline
 
 ASSETS = Path(__file__).parents[1] / "assets"
-
-
-def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
-    return 10 * np.log10(4 / np.mean(np.square(found - wanted)))
 
 
 @cache

@@ -15,10 +15,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mg.models.layers.least_squares import Features, convolve, deviation, fit_convolution, principal
+from mg.models.layers.least_squares import COLOURS, Features, Layers, check_rules, convolve, deviation, merge, principal
 
-# Brightness and two colour differences from red, green and blue; the rows are orthonormal.
-_COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 _CONSTANT = 8.0  # of the constant channels before the last norm; colours are at most 1.7
 
 
@@ -45,8 +43,8 @@ def linear_start(
     layers.close("blocks.", (".norm.gamma", ".norm.beta"))
     pixels = [clip.transpose(1, 2, 3, 0) for clip in clips]
 
-    h = [part @ _COLOURS.T.astype(np.float32) for part in pixels]
-    layers.write("encoder.project_in", _COLOURS.T[None], (1, 1, 1))
+    h = [part @ COLOURS.T.astype(np.float32) for part in pixels]
+    layers.write("encoder.project_in", COLOURS.T[None], (1, 1, 1))
     passed = []  # the features before each downsampling
     for stage, width in enumerate(widths[1:]):
         passed.append(h)
@@ -63,23 +61,15 @@ def linear_start(
         name = f"decoder.stages.{stage}.upsample.conv"
         h = layers.double(name, h, targets[stage], widths[stage], temporal[stage])
         h = h[: max(8, len(h) // 2)]  # finer levels have more pixels
-    gain = _CONSTANT * np.sqrt(1 - 2 * len(_COLOURS) / widths[0])
+    gain = _CONSTANT * np.sqrt(1 - 2 * len(COLOURS) / widths[0])
     layers.changed["decoder.norm_out.gamma"] = np.full(widths[0], gain, np.float32)
     h = [np.maximum(part / np.sqrt(np.square(part).mean(-1, keepdims=True) + 1e-5) * np.float32(gain), 0) for part in h]
-    layers.fit("decoder.project_out", h, pixels)
+    layers.fit_channels("decoder.project_out", h, pixels)
     return layers.changed
 
 
-class _Layers:
-    """The layers, fitted one after the other.
-
-    Attributes:
-        changed: their new parameters.
-    """
-
-    def __init__(self, state: Mapping[str, np.ndarray]):
-        self.state = state
-        self.changed: dict[str, np.ndarray] = {}
+class _Layers(Layers):
+    """The layers, and what each of them is made to do."""
 
     def close(self, inside: str, ends: tuple[str, ...]) -> None:
         """Set the parameters to zero whose names contain `inside` and have one of these ends."""
@@ -91,7 +81,7 @@ class _Layers:
         """Make a layer, with its shortcut, output the principal components of the pixels that it merges, divided by
         the root of their number; channels beyond these are zero."""
         taps = 8 if temporal else 4
-        merged = [_merge(part, temporal) for part in h]
+        merged = [merge(part, 2 if temporal else 1, 2) for part in h]
         count = min(width, merged[0].shape[-1])
         matrix = principal(merged, count) / taps**0.5
         used = h[0].shape[-1]
@@ -119,16 +109,8 @@ class _Layers:
         shortcuts = [_spread(part, width, frames) for part in h]
         doubled = [part.repeat(frames, 0).repeat(2, 1).repeat(2, 2) for part in h]
         wanted = [part - shortcut[..., :count] for part, shortcut in zip(target, shortcuts)]
-        weight, bias = self.fit(name, doubled, wanted)
+        weight, bias = self.fit_channels(name, doubled, wanted)
         return [convolve(part, weight, bias) + shortcut for part, shortcut in zip(doubled, shortcuts)]
-
-    def fit(self, name: str, h: Features, target: Features) -> tuple[np.ndarray, np.ndarray]:
-        """Fit a convolution's first channels to the target."""
-        weight, bias = self.state[f"{name}.weight"].copy(), self.state[f"{name}.bias"].copy()
-        count = target[0].shape[-1]
-        weight[:count], bias[:count] = fit_convolution(h, target)
-        self.changed |= {f"{name}.weight": weight, f"{name}.bias": bias}
-        return weight, bias
 
     def write(self, name: str, kernel: np.ndarray, shape: tuple[int, int, int]) -> None:
         """Write a kernel (taps, Cin, Cout) over the pixels `shape` into a layer's weight; the rest becomes zero."""
@@ -137,12 +119,6 @@ class _Layers:
         t, y, x = (slice(1, 1 + size) for size in shape)
         weight[:count, :channels, t, y, x] = kernel.reshape(*shape, channels, count).transpose(4, 3, 0, 1, 2)
         self.changed[f"{name}.weight"] = weight
-
-
-def _merge(x: np.ndarray, temporal: bool) -> np.ndarray:
-    """Pixels of a block as channels. (T, H, W, C) -> (T or T/2, H/2, W/2, 4C or 8C)"""
-    frames = 2 if temporal else 1
-    return np.concatenate([x[f::frames, i::2, j::2] for f in range(frames) for i in range(2) for j in range(2)], -1)
 
 
 def _targets(passed: Sequence[Features], widths: Sequence[int], temporal: Sequence[bool]) -> list[Features]:
@@ -158,7 +134,7 @@ def _targets(passed: Sequence[Features], widths: Sequence[int], temporal: Sequen
         if copies < frames * 4:
             h = [_gather(part, frames, copies) for part in found[-1]]
             if stage == 1:  # instead of constants
-                first = 2 * len(_COLOURS) * frames * 4 // copies
+                first = 2 * len(COLOURS) * frames * 4 // copies
                 more = [_with_neighbours(part, widths[1] - first, 1) for part in passed[1]]
                 h = [np.concatenate([part[..., :first], extra], -1) for part, extra in zip(h, more)]
         else:
@@ -207,9 +183,7 @@ def _check(config: Mapping) -> None:
     rules = {
         "encoder_width_list must end in latent_channels": encoder[-1] == config["latent_channels"],
         "decoder_width_list must end in a number and 4 times that number": decoder[-1] == 4 * decoder[-2],
-        "decoder_width_list must begin with at least 8": decoder[0] > 2 * len(_COLOURS) + 1,
-        "in_channels must be 3": config["in_channels"] == len(_COLOURS),
+        "decoder_width_list must begin with at least 8": decoder[0] > 2 * len(COLOURS) + 1,
+        "in_channels must be 3": config["in_channels"] == len(COLOURS),
     }
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(f"this DC-AE has no linear start: {rule}")
+    check_rules("DC-AE", rules)

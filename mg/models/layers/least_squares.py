@@ -1,13 +1,57 @@
-"""What the linear starts of `mg.models.dc_ae` and `mg.models.temporal_vae` fit their layers with, in NumPy.
+"""What the models' linear starts share: how they fit layers to features, in NumPy.
 
 Features are lists of clips, (T, H, W, C) each: channels last, so that a layer is a matrix product.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 
 Features = list[np.ndarray]
 
+# Brightness and two colour differences from red, green and blue; the rows are orthonormal.
+COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+
 _SAMPLES = 12  # pixels per unknown of a least squares fit
+
+
+class Layers:
+    """A model's layers, fitted one after the other.
+
+    Attributes:
+        changed: their new parameters.
+    """
+
+    def __init__(self, state: Mapping[str, np.ndarray]):
+        self.state = state
+        self.changed: dict[str, np.ndarray] = {}
+
+    def fit_channels(
+        self, name: str, h: Features, target: Features, causal: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit a convolution's first channels to the target; its other channels stay random and give the next layer more
+        inputs. Returns its weight and bias."""
+        weight, bias = self.state[f"{name}.weight"].copy(), self.state[f"{name}.bias"].copy()
+        count = target[0].shape[-1]
+        weight[:count], bias[:count] = fit_convolution(h, target, causal)
+        self.changed |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        return weight, bias
+
+
+def check_rules(name: str, rules: Mapping[str, bool]) -> None:
+    """
+    Raises:
+        ValueError: a rule for the config of a model with a linear start doesn't hold; the first is named.
+    """
+    for rule, holds in rules.items():
+        if not holds:
+            raise ValueError(f"this {name} has no linear start: {rule}")
+
+
+def merge(x: np.ndarray, frames: int, side: int) -> np.ndarray:
+    """Blocks of frames and pixels as channels. (T, H, W, C) -> (T/frames, H/side, W/side, frames side side C)"""
+    places = ((f, i, j) for f in range(frames) for i in range(side) for j in range(side))
+    return np.concatenate([x[f::frames, i::side, j::side] for f, i, j in places], -1)
 
 
 def principal(h: Features, count: int) -> np.ndarray:

@@ -6,19 +6,15 @@ shortcuts, the downsampling and upsampling convolutions) is a chain of small lin
 principal components of the pixels or frames that it merges; upsampling is fitted by least squares, layer by layer, to
 the features before the downsampling. The branches then learn what a linear map cannot do.
 
-Features are lists of clips here, (T, H, W, C) each: channels last, so that a layer is a matrix product.
+Features are as in `mg.models.layers.least_squares`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mg.models.layers.least_squares import COLOURS, Features, Layers, check_rules, merge, principal
 from mg.models.layers.resnet import through_transparent
-
-# Brightness and two colour differences from red, green and blue; the rows are orthonormal.
-_COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
-
-Features = list[np.ndarray]
 
 
 def linear_start(
@@ -43,17 +39,18 @@ def linear_start(
     layers = _Layers(state)
     pixels = [clip.transpose(1, 2, 3, 0) for clip in clips]
 
-    h = layers.put("encoder.conv_in.conv_spat", pixels, _COLOURS.T)
+    h = layers.put("encoder.conv_in.conv_spat", pixels, COLOURS.T)
     passed = []  # the features before each halving of the frame
     for level, width in enumerate(widths[:-1]):
         passed.append(h)
         layers.pass_on(f"encoder.down.{level}.block.0.nin_shortcut.conv_spat", h)
-        h = layers.halve(f"encoder.down.{level}.downsample_spat.conv", h, width, _pixels)
+        h = layers.halve(f"encoder.down.{level}.downsample_spat.conv", h, width, frames=1, side=2)
         if level in halved:
-            h = layers.halve(f"encoder.down.{level}.downsample_temp.conv", h, width, _frames)
+            h = layers.halve(f"encoder.down.{level}.downsample_temp.conv", h, width, frames=2, side=1)
     spread, gather = through_transparent(h[0].shape[-1], widths[-1])
     layers.put(f"encoder.down.{len(widths) - 1}.block.0.nin_shortcut.conv_spat", h, spread)
-    components, z = _principal(h, config["z_channels"])
+    components = principal(h, config["z_channels"])
+    z = [part @ components.astype(np.float32) for part in h]
     deviation = np.sqrt(sum(np.square(part).sum((0, 1, 2)) for part in z) / sum(part[..., 0].size for part in z))
     if not deviation.min() > 1e-6 * deviation.max():
         raise ValueError(f"the clips are too few or too uniform to fit {len(deviation)} latent channels to; give more")
@@ -67,28 +64,20 @@ def linear_start(
         h = layers.fit(
             f"decoder.up.{level}.upsample_spat.conv",
             [part.repeat(2, 1).repeat(2, 2) for part in h],
-            [_frames(part) for part in target] if doubles else target,
+            [merge(part, 2, 1) for part in target] if doubles else target,
             _around,
         )
         if doubles:
             h = layers.fit(f"decoder.up.{level}.upsample_temp.conv", [part.repeat(2, 0) for part in h], target, _along)
-    h = [part[..., : len(_COLOURS)] for part in h]
-    spread, gather = through_transparent(len(_COLOURS), widths[0])
+    h = [part[..., : len(COLOURS)] for part in h]
+    spread, gather = through_transparent(len(COLOURS), widths[0])
     layers.put("decoder.up.0.block.0.nin_shortcut.conv_spat", h, spread)
     layers.fit("decoder.conv_out.conv_spat", h, pixels, _around, before=gather)
     return layers.changed
 
 
-class _Layers:
-    """The layers, fitted one after the other.
-
-    Attributes:
-        changed: their new weights, and zero biases where the input has both signs.
-    """
-
-    def __init__(self, state: Mapping[str, np.ndarray]):
-        self.state = state
-        self.changed: dict[str, np.ndarray] = {}
+class _Layers(Layers):
+    """The layers, and what each of them is made to do: new weights, and zero biases where the input has both signs."""
 
     def put(self, name: str, h: Features, matrix: np.ndarray) -> Features:
         """Make a layer multiply every pixel by `matrix`, (Cin, Cout)."""
@@ -101,14 +90,13 @@ class _Layers:
             return h
         return self.put(name, h, np.eye(h[0].shape[-1])[:, : len(self.state[f"{name}.weight"])])
 
-    def halve(self, name: str, h: Features, most: int, together: Callable[[np.ndarray], np.ndarray]) -> Features:
-        """Make a layer output the principal components of what `together` merges, divided by sqrt(taps)."""
-        channels = h[0].shape[-1]
-        h = [together(part) for part in h]
-        taps = h[0].shape[-1] // channels
-        components, h = _principal(h, min(most, h[0].shape[-1]))
+    def halve(self, name: str, h: Features, most: int, frames: int, side: int) -> Features:
+        """Make a layer output the principal components of the blocks that it merges, divided by sqrt(taps)."""
+        channels, taps = h[0].shape[-1], frames * side * side
+        h = [merge(part, frames, side) for part in h]
+        components = principal(h, min(most, h[0].shape[-1]))
         self._set(name, components.reshape(taps, channels, -1) / taps**0.5, taps)
-        return [part / np.float32(taps**0.5) for part in h]
+        return [part @ components.astype(np.float32) / np.float32(taps**0.5) for part in h]
 
     def fit(
         self,
@@ -152,24 +140,6 @@ class _Layers:
         return weight
 
 
-def _principal(h: Features, count: int) -> tuple[np.ndarray, Features]:
-    """The directions in which features are largest, (C, count), and the features projected onto them."""
-    flat = [part.reshape(-1, part.shape[-1]) for part in h]
-    square = sum((part.T @ part).astype(np.float64) for part in flat)
-    components = np.linalg.eigh(square)[1][:, : -count - 1 : -1]
-    return components, [part @ components.astype(np.float32) for part in h]
-
-
-def _pixels(x: np.ndarray) -> np.ndarray:
-    """Two by two pixels as one. (T, H, W, C) -> (T, H/2, W/2, 4C)"""
-    return np.concatenate([x[:, i::2, j::2] for i in range(2) for j in range(2)], -1)
-
-
-def _frames(x: np.ndarray) -> np.ndarray:
-    """Two frames as one. (T, H, W, C) -> (T/2, H, W, 2C)"""
-    return np.concatenate([x[0::2], x[1::2]], -1)
-
-
 def _around(x: np.ndarray) -> np.ndarray:
     """What a 3x3 kernel sees, with zeros around the frame. (T, H, W, C) -> (T, H, W, 9C)"""
     _, height, width, _ = x.shape
@@ -198,6 +168,4 @@ def _check(config: Mapping) -> None:
             not config["use_quant_conv"] and not config["use_post_quant_conv"]
         ),
     }
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(f"this TAE has no linear start: {rule}")
+    check_rules("TAE", rules)

@@ -14,7 +14,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mg.models.layers.least_squares import Features, both_signs, convolve, deviation, fit_convolution, principal
+from mg.models.layers.least_squares import (
+    Features,
+    Layers,
+    both_signs,
+    check_rules,
+    convolve,
+    deviation,
+    merge,
+    principal,
+)
 
 _CONSTANT = 12.0  # deviations; of the constant channels before a last norm
 _EPS = 1e-5  # of the norms
@@ -46,12 +55,12 @@ def linear_start(
     h, passed = x, []  # the features before each halving
     for level in range(halvings - 1):
         passed.append(h)
-        merged = [_merge(part) for part in h]
+        merged = [merge(part, 2, 1) for part in h]
         matrix = principal(merged, width) / 2**0.5
         layers.write(f"encoder.down.{level}.downsample", matrix.reshape(2, -1, matrix.shape[-1]))
         h = [part @ matrix.astype(np.float32) for part in merged]
     passed.append(h)
-    merged = [_merge(part) for part in h]
+    merged = [merge(part, 2, 1) for part in h]
     matrix = principal(merged, count)
     matrix = matrix / deviation([part @ matrix for part in merged], count)
     z = [(part @ matrix).astype(np.float32) for part in merged]
@@ -64,7 +73,7 @@ def linear_start(
     layers.write("quant_conv", np.eye(2 * count)[None, :, :count])  # the log-variance stays constant
     layers.write("post_quant_conv", np.eye(count)[None])
 
-    merged = [_merge(part) for part in passed[-1]]
+    merged = [merge(part, 2, 1) for part in passed[-1]]
     matrix = principal(merged, min(width, merged[0].shape[-1])).astype(np.float32)
     h = layers.fit("decoder.conv_in", z, [part @ matrix for part in merged])
     for level in range(halvings, 0, -1):
@@ -82,16 +91,8 @@ def linear_start(
     return layers.changed
 
 
-class _Layers:
-    """The layers, fitted one after the other.
-
-    Attributes:
-        changed: their new parameters.
-    """
-
-    def __init__(self, state: Mapping[str, np.ndarray]):
-        self.state = state
-        self.changed: dict[str, np.ndarray] = {}
+class _Layers(Layers):
+    """The layers, and what each of them is made to do."""
 
     def write(self, name: str, kernel: np.ndarray, bias: np.ndarray | None = None) -> None:
         """Write a kernel (taps, Cin, Cout) for the newest frames into a layer's weight; its other output channels stay
@@ -112,21 +113,13 @@ class _Layers:
         return self.changed[f"{name}.gamma"]
 
     def fit(self, name: str, h: Features, target: Features) -> Features:
-        """Fit a causal convolution to the target; its other channels stay random: more inputs for the next layer."""
-        weight, bias = self.state[f"{name}.weight"].copy(), self.state[f"{name}.bias"].copy()
-        count = target[0].shape[-1]
-        weight[:count], bias[:count] = fit_convolution(h, target, causal=True)
-        self.changed |= {f"{name}.weight": weight, f"{name}.bias": bias}
+        """Fit a causal convolution to the target, and return its output."""
+        weight, bias = self.fit_channels(name, h, target, causal=True)
         return [convolve(part, weight, bias, causal=True) for part in h]
 
 
-def _merge(x: np.ndarray) -> np.ndarray:
-    """Two frames as one. (T, H, W, C) -> (T/2, H, W, 2C)"""
-    return np.concatenate([x[0::2], x[1::2]], -1)
-
-
 def _together(x: np.ndarray) -> np.ndarray:
-    """The same, with a channel's two frames next to each other."""
+    """Two frames as one, a channel's two next to each other. (T, H, W, C) -> (T/2, H, W, 2C)"""
     return np.stack([x[0::2], x[1::2]], -1).reshape(len(x) // 2, *x.shape[1:3], -1)
 
 
@@ -151,6 +144,4 @@ def _check(config: Mapping) -> None:
         "temporal_downsample must all be true": all(config["temporal_downsample"]) and len(multipliers) > 1,
         "filters must be at least spatial_latent_channels": width >= config["spatial_latent_channels"],
     }
-    for rule, holds in rules.items():
-        if not holds:
-            raise ValueError(f"this temporal VAE has no linear start: {rule}")
+    check_rules("temporal VAE", rules)
