@@ -1,7 +1,6 @@
 """tools/convert_checkpoint.py: to the original's names and back, bit for bit; one line and exit code 2 for mistakes."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from commands import run_here
 
 from mg.checkpoints import read_state_dict, write_state_dict
 from mg.models import create_model, from_pretrained
@@ -81,10 +81,7 @@ def convert(monkeypatch):
 
     def convert(model, src, target, *options) -> int:
         arguments = [*(["--model", model] if model else []), "--src", src, "--target", target, *options]
-        monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "tools" / "convert_checkpoint.py"), run_name="__main__")
-        return stopped.value.code or 0
+        return run_here(monkeypatch, "tools/convert_checkpoint.py", *arguments) or 0
 
     return convert
 
@@ -370,13 +367,7 @@ def test_tencents_file_is_read_with_its_prefix_and_other_contents(tmp_path, conv
 def average(monkeypatch):
     """Run tools/average_checkpoints.py in this process: its exit code."""
 
-    def run(*arguments) -> int:
-        monkeypatch.setattr(sys, "argv", ["average_checkpoints.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(str(ROOT / "tools" / "average_checkpoints.py"), run_name="__main__")
-        return stopped.value.code or 0
-
-    return run
+    return lambda *arguments: run_here(monkeypatch, "tools/average_checkpoints.py", *arguments) or 0
 
 
 def test_an_average_has_the_shares_of_its_sources_whatever_their_format(tmp_path, convert, average):

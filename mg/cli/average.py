@@ -8,15 +8,14 @@ The average of runs that started from the same weights is often better than each
 the new clips are no guide (WiSE-FT, arXiv 2109.01903).
 """
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from mg.checkpoints import StateDict, atomic_write, open_state_dict, write_state_dict
-from mg.cli.convert import MODELS, fitting_weights, target_files, target_format
+from mg.checkpoints import StateDict, open_state_dict
+from mg.cli.convert import MODELS, fitting_weights, target_files, target_format, whole_config, write_target
 from mg.config import parse_config, require, run_command_line
 from mg.models.stored import StoredModel
 
@@ -55,22 +54,21 @@ def main() -> None:
         for source in sources[1:]:
             check_alike(source, model, config, sources[0])
         written = target_format("ours", model)
-        weights_file, config_file = target_files(options.target, written, *options.src)
+        files = target_files(options.target, written, *options.src)
         average: dict[str, np.ndarray] = {}
         for source, share in zip(sources, shares):
             for name, value in fitting_weights(source, model, config).items():
                 average[name] = average.get(name, 0) + share * value.astype(np.float64)
 
-    write_state_dict(weights_file, {name: value.astype(np.float32) for name, value in average.items()}, options.dtype)
-    with atomic_write(config_file) as file:
-        file.write_text(json.dumps(written.config(config), indent=2) + "\n")
+    state = {name: value.astype(np.float32) for name, value in average.items()}
+    write_target(files, state, written, config, options.dtype)
     print(f"{options.target}: " + " + ".join(f"{share:.3g} x {path}" for share, path in zip(shares, options.src)))
 
 
 def described(source: StateDict) -> tuple[type[StoredModel], dict]:
     """The model that a checkpoint holds, and its whole config."""
     model = MODELS.model_class(MODELS.model_name(source))
-    return model, {**model.default_config, **MODELS.stored_config(source, model)}
+    return model, whole_config(source, model)
 
 
 def check_alike(source: StateDict, model: type[StoredModel], config: dict, first: StateDict) -> None:

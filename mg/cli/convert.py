@@ -73,13 +73,11 @@ def main() -> None:
     with open_state_dict(options.src, options.key) as source:
         model = MODELS.model_class(options.model or MODELS.model_name(source))
         written = target_format(options.to, model)
-        weights_file, config_file = target_files(options.target, written, options.src)
-        config = {**model.default_config, **MODELS.stored_config(source, model)}
+        files = target_files(options.target, written, options.src)
+        config = whole_config(source, model)
         state = written.weights(fitting_weights(source, model, config), config)
 
-    write_state_dict(weights_file, state, options.dtype, exact=tuple(written.tensors(config)))
-    with atomic_write(config_file) as file:
-        file.write_text(json.dumps(written.config(config), indent=2) + "\n")
+    write_target(files, state, written, config, options.dtype)
     print(f"{options.target}: {len(state)} tensors, {sum(array.size for array in state.values()):,} parameters")
 
 
@@ -116,6 +114,19 @@ def target_files(path: str, written: Format, *sources: str) -> tuple[Path, Path]
         if Path(source).resolve() in (target.resolve(), weights.resolve(), weights.resolve().parent):
             raise ValueError(f"--target {target} would overwrite the source, {source}")
     return weights, config
+
+
+def write_target(files: tuple[Path, Path], state: dict, written: Format, config: dict, dtype: str) -> None:
+    """Write weights that already have the format's names, and the config in its words."""
+    weights_file, config_file = files
+    write_state_dict(weights_file, state, dtype, exact=tuple(written.tensors(config)))
+    with atomic_write(config_file) as file:
+        file.write_text(json.dumps(written.config(config), indent=2) + "\n")
+
+
+def whole_config(source: StateDict, model: type[StoredModel]) -> dict:
+    """The config stored with a checkpoint, completed by the model's defaults."""
+    return {**model.default_config, **MODELS.stored_config(source, model)}
 
 
 def fitting_weights(source: StateDict, model: type[StoredModel], config: dict) -> dict:
