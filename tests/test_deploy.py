@@ -265,11 +265,10 @@ def test_a_missing_engine_or_feature_is_one_line(image_vae, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="this onnxruntime has no CUDA: .* pip install onnxruntime-gpu"):
         load(image_vae.folder, device="cuda")
-    for precision, others in (("bf16", "torch or openvino"), ("fp16", "torch")):
-        with pytest.raises(
-            ValueError, match=f"{precision}', which onnxruntime does not run here. Use engine {others},"
-        ):
-            load(image_vae.folder, precision=precision)
+    with pytest.raises(ValueError, match="bf16', which onnxruntime does not run. Use engine torch or openvino,"):
+        load(image_vae.folder, precision="bf16")
+    with pytest.raises(ValueError, match="fp16', which onnxruntime runs only on CUDA. Use engine torch,"):
+        load(image_vae.folder, precision="fp16")
     with pytest.raises(ValueError, match="fp16', which OpenVINO does not run here. Use engine torch"):
         load(image_vae.folder, "openvino", precision="fp16")
     with pytest.raises(ValueError, match="compile is for engine torch"):
@@ -287,8 +286,8 @@ def test_a_missing_engine_or_feature_is_one_line(image_vae, monkeypatch):
 class FakeCuda:
     """A session of onnxruntime as on a machine with a GPU."""
 
-    def __init__(self, path, options, providers):
-        self.providers = providers
+    def __init__(self, graph, options, providers):
+        self.graph, self.providers = graph, providers
 
     def get_providers(self):
         return [provider if isinstance(provider, str) else provider[0] for provider in self.providers]
@@ -300,8 +299,9 @@ class FakeCuda:
         raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 42")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_fp32_on_cuda_is_no_tf32_and_tiles_too_large_are_named(image_vae, monkeypatch, precision):
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_cuda_gets_the_precision_asked_for_and_tiles_too_large_are_named(image_vae, monkeypatch, precision):
+    onnx = pytest.importorskip("onnx")
     import onnxruntime
 
     opened, preloaded = [], []
@@ -310,6 +310,10 @@ def test_fp32_on_cuda_is_no_tf32_and_tiles_too_large_are_named(image_vae, monkey
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *a, **k: opened.append(FakeCuda(*a, **k)) or opened[-1])
     vae = load(image_vae.folder, precision=precision)
     assert preloaded and [session.providers[0][1]["use_tf32"] for session in opened] == [int(precision == "tf32")] * 2
+    for session in opened:
+        model = onnx.load_from_string(session.graph) if precision == "fp16" else onnx.load(session.graph)
+        halves = [weight for weight in model.graph.initializer if weight.data_type == onnx.TensorProto.FLOAT16]
+        assert bool(halves) == (precision == "fp16")
     with pytest.raises(MemoryError, match=r"decoder.onnx: not enough memory for tiles of \d+x\d+x\d+; .*--size"):
         vae.decode(image_vae.z)
 
@@ -338,6 +342,33 @@ def test_norms_softmax_and_the_last_convolution_stay_in_fp32_under_bf16(image_va
     assert set(marked) == {"Softmax", "ReduceMean", "ReduceSum", "Sqrt", "Subtract", "Divide", "Convolution"}
     assert marked.count("Convolution") == 1
     assert len(model.get_ops()) == len(plain.get_ops())
+
+
+def test_a_graph_in_fp16_is_close_and_keeps_in_fp32_what_needs_it(exported, tmp_path):
+    """By onnxruntime's CPU, which computes in fp32 but rounds to fp16 where the graph does."""
+    onnx = pytest.importorskip("onnx")
+    import onnxruntime
+
+    from mg.deploy.half_precision import read_in_fp16
+
+    for path in sorted(exported.folder.glob("*.onnx")):
+        model, rng = read_in_fp16(path), np.random.default_rng(0)
+        weights = {weight.name: weight.data_type for weight in model.graph.initializer}
+        *convolutions, last = (node for node in model.graph.node if node.op_type == "Conv")
+        assert {weights[node.input[1]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
+        assert weights[last.input[1]] == onnx.TensorProto.FLOAT
+        casts = {node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
+        inputs = {name for node in model.graph.node if node.op_type in ("Softmax", "Sqrt", "Sub") for name in node.input}
+        assert onnx.TensorProto.FLOAT16 not in {casts.get(name) for name in inputs}
+        run, run_half = (
+            onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+            for graph in (str(path), model.SerializeToString())
+        )
+        (given,) = run.get_inputs()
+        x = rng.standard_normal(given.shape, np.float32)
+        wanted, found = (session.run(None, {given.name: x})[0] for session in (run, run_half))
+        assert found.dtype == np.float32
+        assert 1e-5 < np.abs(found - wanted).max() / np.abs(wanted).max() < 0.01
 
 
 # PyTorch.

@@ -257,7 +257,7 @@ def left_out(job: Job) -> str | None:
 
 def _precisions(engine: str, cuda: bool) -> set[str]:
     """What an engine of exported models has; `mg.deploy.load` refuses the rest."""
-    low = {"torch": {"fp16", "bf16"}, "openvino": {"bf16"}, "onnxruntime": set()}[engine]
+    low = {"torch": {"fp16", "bf16"}, "openvino": {"bf16"}, "onnxruntime": {"fp16"} if cuda else set()}[engine]
     return {"fp32", *low, *(["tf32"] if cuda else [])}
 
 

@@ -53,7 +53,8 @@ def load(
     Args:
         folder: holds deploy.json and the networks.
         engine: onnxruntime | openvino | torch.
-        precision: fp32 | tf32, on CUDA | fp16, with torch | bf16, with torch, or with OpenVINO on a CPU that has it.
+        precision: fp32 | tf32, on CUDA | fp16, with torch, or with onnxruntime on CUDA | bf16, with torch, or with
+            OpenVINO on a CPU that has it.
         device: auto | cpu | cuda, the last with onnxruntime and torch; auto uses CUDA if the engine finds it.
         threads: CPU threads; by default the engine chooses.
         compile: whether torch compiles networks at their first run; by default on CUDA.

@@ -30,7 +30,8 @@ def opener(
 
     Args:
         engine: onnxruntime | openvino | torch.
-        precision: fp32 | tf32, on CUDA | fp16, with torch | bf16, with torch, or with OpenVINO on a CPU that has it.
+        precision: fp32 | tf32, on CUDA | fp16, with torch, or with onnxruntime on CUDA | bf16, with torch, or with
+            OpenVINO on a CPU that has it.
         device: auto | cpu | cuda, the last with onnxruntime and torch; auto uses CUDA if the engine finds it.
         threads: CPU threads; by default the engine chooses.
         compile: whether torch compiles networks at their first run; by default on CUDA.
@@ -56,11 +57,8 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
         import onnxruntime
     except ImportError as error:
         raise ValueError(_not_installed("onnxruntime", error)) from None
-    if precision in ("fp16", "bf16"):
-        others = "torch" if precision == "fp16" else "torch or openvino"
-        raise ValueError(
-            f"precision is {precision!r}, which onnxruntime does not run here. Use engine {others}, or fp32"
-        )
+    if precision == "bf16":
+        raise ValueError("precision is 'bf16', which onnxruntime does not run. Use engine torch or openvino, or fp32")
     cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and device != "cpu"
     if device == "cuda" and not cuda:
         raise ValueError(
@@ -69,6 +67,13 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
         )
     if precision == "tf32" and not cuda:
         raise ValueError("precision is 'tf32', which needs device cuda. Use fp32")
+    if precision == "fp16" and not cuda:
+        raise ValueError("precision is 'fp16', which onnxruntime runs only on CUDA. Use engine torch, or fp32")
+    if precision == "fp16":
+        try:
+            from mg.deploy.half_precision import read_in_fp16
+        except ImportError as error:
+            raise ValueError(f"precision is 'fp16', which needs onnx ({error}): pip install onnx") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
@@ -83,7 +88,11 @@ def _onnxruntime(precision: str, device: str, threads: int | None) -> Callable[[
         providers.insert(0, ("CUDAExecutionProvider", settings))
 
     def open_network(path: Path) -> Run:
-        session = opened(path, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers))
+        def open_session():
+            graph = read_in_fp16(path).SerializeToString() if precision == "fp16" else str(path)
+            return onnxruntime.InferenceSession(graph, options, providers=providers)
+
+        session = opened(path, open_session)
         if cuda and session.get_providers()[0] != "CUDAExecutionProvider":
             if device == "cuda":
                 raise ValueError(
