@@ -358,7 +358,9 @@ def test_a_graph_in_fp16_is_close_and_keeps_in_fp32_what_needs_it(exported, tmp_
         assert {weights[node.input[1]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
         assert weights[last.input[1]] == onnx.TensorProto.FLOAT
         casts = {node.output[0]: node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"}
-        inputs = {name for node in model.graph.node if node.op_type in ("Softmax", "Sqrt", "Sub") for name in node.input}
+        inputs = {
+            name for node in model.graph.node if node.op_type in ("Softmax", "Sqrt", "Sub") for name in node.input
+        }
         assert onnx.TensorProto.FLOAT16 not in {casts.get(name) for name in inputs}
         run, run_half = (
             onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
@@ -439,6 +441,39 @@ def test_an_operator_in_torch_gives_what_onnx_defines(tmp_path, op, constants, a
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "one.onnx")
     wanted = ReferenceEvaluator(str(tmp_path / "one.onnx")).run(None, {"x": x})[0]
     assert_close(read_network(tmp_path / "one.onnx")(torch.from_numpy(x)).numpy(), wanted)
+
+
+def test_convolutions_that_share_a_bias_run_in_half_precision(tmp_path):
+    """As exports of untrained models do, whose biases are all zero; only the last convolution is in fp32."""
+    torch = pytest.importorskip("torch")
+    import onnx
+    from onnx import helper, numpy_helper
+
+    from mg.deploy.half_precision import read_in_fp16
+    from mg.deploy.torch_graph import read_network
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 2, 4, 4), np.float32)
+    weights = {name: rng.standard_normal((2, 2, 1, 1), np.float32) for name in "vw"}
+    value = lambda name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, x.shape)  # noqa: E731
+    graph = helper.make_graph(
+        [helper.make_node("Conv", [x, w, "b"], [y], kernel_shape=[1, 1]) for x, w, y in ("xvh", "hwy")],
+        "two",
+        [value("x")],
+        [value("y")],
+        [numpy_helper.from_array(a, name) for name, a in (weights | {"b": np.zeros(2, np.float32)}).items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "two.onnx")
+    wanted = np.einsum("im,mj,bjhw->bihw", weights["w"][:, :, 0, 0], weights["v"][:, :, 0, 0], x)
+    found = read_network(tmp_path / "two.onnx", torch.bfloat16)(torch.from_numpy(x)).numpy()
+    assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
+    kinds = {weight.name: weight.data_type for weight in read_in_fp16(tmp_path / "two.onnx").graph.initializer}
+    assert kinds == dict(
+        w=onnx.TensorProto.FLOAT,
+        b=onnx.TensorProto.FLOAT,
+        v_fp16=onnx.TensorProto.FLOAT16,
+        b_fp16=onnx.TensorProto.FLOAT16,
+    )
 
 
 def test_an_operator_that_torch_does_not_know_is_named(image_vae, tmp_path):

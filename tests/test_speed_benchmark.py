@@ -212,7 +212,7 @@ def test_cost_grows_along_one_axis_at_a_time_and_is_plotted(tmp_path, fake_worke
     ]
     assert all(record["ratio"]["median"] == 0.5 for record in found["records"])
     drawn = (tmp_path / "growth_image_vae.svg").read_text(encoding="utf-8")
-    for text in ("image_vae: encode, from 2x16x16", "AutoencoderKL frame by frame: encode, from 2x16x16"):
+    for text in ("image_vae: encode, from 2x16x16", "AutoencoderKL, frames as the batch: encode, from 2x16x16"):
         assert drawn.count(text) >= 1, text
     for text in ("seconds", "GFLOP", "peak memory, MB", "frames", "pixels of a frame", "clips at once"):
         assert f">{text}<" in drawn, text
@@ -267,7 +267,7 @@ def test_a_model_and_its_peer_are_measured_in_processes_of_their_own(tmp_path):
     record = measure_speed(config)["records"][0]
     assert len(record["times"]) == len(record["peer"]["times"]) == 2
     assert record["ratio"] == pairwise_ratio(record["times"], record["peer"]["times"])
-    assert record["peer"]["name"] == "AutoencoderKL frame by frame" and record["peer"]["operations_per_frame"] > 0
+    assert record["peer"]["name"] == "AutoencoderKL, frames as the batch" and record["peer"]["operations_per_frame"] > 0
     assert 50 < record["peer"]["peak_rss_mb"] < 5000 and record["peak_rss_mb"] != record["peer"]["peak_rss_mb"]
 
 

@@ -40,10 +40,10 @@ def peer_of(model: str, config: Mapping) -> Peer | None:
 
     if model in ("image_vae", "tae"):
         shared = {key: config[key] for key in IMAGE_VAE_CONFIG if key in config}
-        name = "AutoencoderKL frame by frame"
+        name = "AutoencoderKL, frames as the batch"
         return Peer(name, "AutoencoderKL", image_config({**IMAGE_VAE_CONFIG, **shared}), by_frame=True)
     if model == "temporal_vae":
-        name = "AutoencoderKL frame by frame (only the spatial half)"
+        name = "AutoencoderKL, frames as the batch (only the spatial half)"
         return Peer(name, "AutoencoderKL", image_config(spatial_config(config)), by_frame=True)
     if model == "hunyuan_vae":
         kind = "AutoencoderKLHunyuanVideo"

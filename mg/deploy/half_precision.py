@@ -10,7 +10,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 # Operators that sum or divide, or whose results may exceed fp16.
-_WIDE = set("ReduceMean ReduceSum ReduceSumSquare ReduceMax ReduceMin Softmax Sub Div Sqrt Reciprocal Exp Log Erf".split())
+_WIDE = set(
+    "ReduceMean ReduceSum ReduceSumSquare ReduceMax ReduceMin Softmax Sub Div Sqrt Reciprocal Exp Log Erf".split()
+)
 # Operators that leave fp32. Any other, such as a norm's gain or a reshape, stays in it after an operator of the above.
 _NARROW = {"Conv", "MatMul", "Sigmoid", "Relu", "Tanh"}
 
@@ -21,10 +23,10 @@ def read_in_fp16(path: str | Path) -> ModelProto:
     graph, nodes = model.graph, []
     constants = {constant.name: constant for constant in graph.initializer}
     kinds = {value.name: TensorProto.FLOAT for value in graph.input}  # the precision of each activation
-    last = next((node for node in reversed(graph.node) if node.op_type == "Conv"), None)
     results = {value.name for value in graph.output}
+    results.update([node.output[0] for node in graph.node if node.op_type == "Conv"][-1:])
     for node in graph.node:
-        wide = node is last or not results.isdisjoint(node.output) or _is_wide(node, kinds)
+        wide = not results.isdisjoint(node.output) or _is_wide(node, kinds)
         kind = TensorProto.FLOAT if wide else TensorProto.FLOAT16
         for i, name in enumerate(node.input):
             new = f"{name}_fp{32 if wide else 16}"
@@ -33,10 +35,10 @@ def read_in_fp16(path: str | Path) -> ModelProto:
                     nodes.append(helper.make_node("Cast", [name], [new], to=kind))
                     kinds[new] = kind
                 node.input[i] = new
-            elif not wide and name in constants and constants[name].data_type == TensorProto.FLOAT:
-                if node.op_type != "Resize":  # whose scales are always fp32
-                    constants[new] = numpy_helper.from_array(numpy_helper.to_array(constants[name]).astype(np.float16), new)
-                    node.input[i] = new
+            elif not wide and node.op_type != "Resize" and _is_fp32(constants.get(name)):
+                values = numpy_helper.to_array(constants[name]).astype(np.float16)
+                constants[new] = numpy_helper.from_array(values, new)
+                node.input[i] = new
         kinds.update(dict.fromkeys(node.output, kind))
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
@@ -45,6 +47,10 @@ def read_in_fp16(path: str | Path) -> ModelProto:
         del field[:]
         field.extend(values)
     return model
+
+
+def _is_fp32(constant: TensorProto | None) -> bool:
+    return constant is not None and constant.data_type == TensorProto.FLOAT
 
 
 def _is_wide(node: NodeProto, kinds: dict[str, int]) -> bool:

@@ -220,7 +220,8 @@ def _conv(r: Reader, node):
     ones = [1] * dims
     settings = (known.get("strides", ones), known.get("dilations", ones), known.get("group", 1))
     if node.output[0] == r.last:
-        weight, *bias = (r.parameter(name, r.array(name), torch.float32) for name in node.input[1:])
+        # Under names of their own: another convolution may share the bias, if all its values are the same.
+        weight, *bias = (r.parameter(f"{name}_fp32", r.array(name), torch.float32) for name in node.input[1:])
     else:
         weight, *bias = map(r.value, node.input[1:])
     pads = np.reshape(known.get("pads", [0] * 2 * dims), (2, dims)).T.tolist()
