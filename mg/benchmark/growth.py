@@ -60,8 +60,8 @@ def grown(shape: tuple[int, ...], axis: str, factor: int) -> tuple[int, ...]:
 
 def plot(records: list[dict], path: Path) -> None:
     """Plot seconds per call, operations and peak memory by frames, area and batch, as an SVG: the model's in solid
-    lines, its peer's in dashed ones; figures that were not measured have no row. All axes are logarithmic; dotted lines
-    show growth in proportion to the first point."""
+    lines, its peer's in dashed ones; figures that were not measured have no row. Axes are logarithmic, but for memory;
+    dotted lines show growth in proportion to the first point."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -77,12 +77,16 @@ def plot(records: list[dict], path: Path) -> None:
                         proportional = [curve.ys[0] * x / curve.xs[0] for x in curve.xs]
                         panel.plot(curve.xs, proportional, ":", color=curve.color, linewidth=0.8)
                 panel.set_xscale("log", base=2)
-                panel.set_yscale("log", base=2)
                 panel.xaxis.set_major_formatter(_plain)
+                if name != MEMORY:
+                    panel.set_yscale("log", base=2)
                 panel.yaxis.set_major_formatter(_plain)
                 if column == 0:
                     panel.set_ylabel(name)
             panels[-1][column].set_xlabel(label)
+        for name, row in zip(rows, panels):
+            if name == MEMORY:
+                row[0].set_ylim(bottom=0)  # of the whole row, and only now, since it fixes the top too
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
         figure.suptitle(records[0]["model"])
