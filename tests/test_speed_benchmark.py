@@ -212,9 +212,8 @@ def test_cost_grows_along_one_axis_at_a_time_and_is_plotted(tmp_path, fake_worke
     ]
     assert all(record["ratio"]["median"] == 0.5 for record in found["records"])
     drawn = (tmp_path / "growth_image_vae.svg").read_text(encoding="utf-8")
-    for text in ("image_vae: encode, from 2x16x16", "AutoencoderKL, frames as the batch: encode, from 2x16x16"):
-        assert drawn.count(text) >= 1, text
-    for text in ("seconds", "GFLOP", "peak memory, MB", "frames", "pixels of a frame", "clips at once"):
+    names = ("image_vae from 2x16x16", "image_vae: encode", "AutoencoderKL, frames as the batch: encode")
+    for text in (*names, "seconds", "GFLOP", "peak memory, MB", "frames", "pixels of a frame", "clips at once"):
         assert f">{text}<" in drawn, text
     assert json.loads((tmp_path / "growth.json").read_text()) == found
     assert growth.grown((1, 3, 2, 16, 16), "area", 6) == (1, 3, 2, 32, 48)

@@ -77,6 +77,7 @@ def plot(records: list[dict], path: Path) -> None:
                         proportional = [curve.ys[0] * x / curve.xs[0] for x in curve.xs]
                         panel.plot(curve.xs, proportional, ":", color=curve.color, linewidth=0.8)
                 panel.set_xscale("log", base=2)
+                panel.set_xticks(sorted({_extent(each, axis) for each in records if each["axis"] == axis}))
                 panel.xaxis.set_major_formatter(_plain)
                 if name != MEMORY:
                     panel.set_yscale("log", base=2)
@@ -89,7 +90,7 @@ def plot(records: list[dict], path: Path) -> None:
                 row[0].set_ylim(bottom=0)  # of the whole row, and only now, since it fixes the top too
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
-        figure.suptitle(records[0]["model"])
+        figure.suptitle(f"{records[0]['model']} from {' and from '.join(_firsts(records))}")
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -106,6 +107,7 @@ class Curve(NamedTuple):
 def _curves(records: list[dict], axis: str, value: "Value") -> Iterator[Curve]:
     """The curves of a panel that have points."""
     kinds = list(dict.fromkeys((record["part"], record["first"]) for record in records))
+    several = len(_firsts(records)) > 1
     for number, (part, first) in enumerate(kinds):
         of_kind = [each for each in records if (each["part"], each["first"], each["axis"]) == (part, first, axis)]
         own = [(each["model"], each, each) for each in of_kind]
@@ -115,7 +117,13 @@ def _curves(records: list[dict], axis: str, value: "Value") -> Iterator[Curve]:
             points = [(x, y) for x, y in points if y is not None]
             if points:
                 xs, ys = zip(*points)
-                yield Curve(f"{measured[0][0]}: {part}, from {first}", COLORS[number % len(COLORS)], style, xs, ys)
+                label = f"{measured[0][0]}: {part}" + (f" from {first}" if several else "")
+                yield Curve(label, COLORS[number % len(COLORS)], style, xs, ys)
+
+
+def _firsts(records: list[dict]) -> list[str]:
+    """The sizes that the curves start at."""
+    return list(dict.fromkeys(record["first"] for record in records))
 
 
 def _plain(value: float, _=None) -> str:
