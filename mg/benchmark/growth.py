@@ -87,7 +87,7 @@ def plot(records: list[dict], path: Path) -> None:
             panels[-1][column].set_xlabel(label)
         for name, row in zip(rows, panels):
             if name == MEMORY:
-                row[0].set_ylim(bottom=0)  # of the whole row, and only now, since it fixes the top too
+                row[0].set_ylim(0, 1.05 * row[0].get_ylim()[1])  # of the whole row, once its curves are drawn
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
         figure.suptitle(f"{records[0]['model']} from {' and from '.join(_firsts(records))}")
