@@ -271,6 +271,19 @@ def test_a_model_and_its_peer_are_measured_in_processes_of_their_own(tmp_path):
 
 
 @needs_torch
+def test_a_peer_trains_channels_last_but_neither_compiled_nor_under_autocast(tmp_path):
+    peer = peer_of("image_vae", create_model("image_vae", **IMAGE_VAE).config)
+    config = a_config(tmp_path, peer_settings=["channels_last", "compile", "autocast"])
+    settings = {part: speed._peer_job(job(part=part), peer, config).settings for part in ("encode", "train")}
+    assert settings == {"encode": ("channels_last", "compile", "autocast"), "train": ("channels_last",)}
+    network = PeerNetwork(peer, SHAPE, "fp32", 1, settings=settings["train"])
+    weight = network.network.encoder.conv_in.weight
+    before = weight.detach().clone()
+    network.trainer()(0)
+    assert weight.stride()[1] == 1 and not (weight == before).all()
+
+
+@needs_torch
 @pytest.mark.parametrize("precision, settings", [("bf16", ("channels_last",)), ("bf16", ("autocast",))])
 def test_settings_of_a_peer_change_its_values_little(precision, settings):
     import torch

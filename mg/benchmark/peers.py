@@ -69,7 +69,7 @@ class PeerNetwork:
         precision: fp32 | tf32, on CUDA | fp16 | bf16.
         threads: number of torch threads.
         device: cpu | cuda, with convolutions found by trial; clips and results are in the host's memory.
-        settings: of encode and decode: channels_last | compile | autocast, for weights in fp32.
+        settings: channels_last | and for encode and decode: compile | autocast, for weights in fp32.
     """
 
     def __init__(
@@ -102,8 +102,10 @@ class PeerNetwork:
             self.time, self.space = config["temporal_compression_ratio"], config["spatial_compression_ratio"]
         b, c, t, h, w = shape
         self.shape = (b, c, t + (1 - t) % self.time, h + -h % self.space, w + -w % self.space)
+        self.layout = torch.contiguous_format
         if "channels_last" in settings:
-            self.network.to(memory_format=torch.channels_last if peer.by_frame else torch.channels_last_3d)
+            self.layout = torch.channels_last if peer.by_frame else torch.channels_last_3d
+            self.network.to(memory_format=self.layout)
 
     def clip(self, seed: int):
         """A random clip in [-1, 1], with frames as the batch if the network works on images."""
@@ -130,15 +132,13 @@ class PeerNetwork:
         def run(number: int) -> None:
             with torch.inference_mode(), torch.autocast(self.device, self.precision, enabled=autocasts):
                 x = inputs[number % 2].to(self.device)
-                if "channels_last" in self.settings:
-                    x = x.contiguous(memory_format=torch.channels_last if self.by_frame else torch.channels_last_3d)
-                function(x).cpu()
+                function(x.contiguous(memory_format=self.layout)).cpu()
 
         return run
 
     def trainer(self) -> Callable[[int], None]:
         """L1 and KL weighted as in `mg.losses.reconstruction` (no LPIPS), AdamW and clipping as in `mg.training`."""
-        clips = [self.clip(seed) for seed in range(2)]
+        clips = [self.clip(seed).contiguous(memory_format=self.layout) for seed in range(2)]
         network, frames = self.network.train(), self.shape[0] * self.shape[2]
         optimizer = self.torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         pixels = np.prod(self.shape[1:]) / self.shape[2]  # values per frame

@@ -65,8 +65,8 @@ class SpeedConfig:
         precisions: fp32 | tf32, on CUDA | fp16 | bf16; one that an engine only emulates here is left out.
         compile: whether engine torch compiles networks; by default on CUDA.
         peer: also measure diffusers' network, if there is one.
-        peer_settings: how peers encode and decode: channels_last | compile | autocast, instead of weights in fp16 or
-            bf16; by default the first, and on CUDA the first two.
+        peer_settings: how peers run: channels_last | compile | autocast, instead of weights in fp16 or bf16; by default
+            the first, and on CUDA the first two. Of these, training takes only the first.
         operations: count floating-point operations, in an extra process for each row.
         growth: factors, such as 1 2 4, to scale frames, area and batch by, one at a time: writes growth.json and
             growth_MODEL.svg, curves of model and peer, instead of the comparison; for the first engine and precision.
@@ -320,7 +320,7 @@ def _peer_job(job: Job, peer: Peer, config: SpeedConfig) -> Job:
         device,
         threads=job.threads,
         by_frame=peer.by_frame,
-        settings=() if job.part == "train" else tuple(settings),
+        settings=tuple(each for each in settings if job.part != "train" or each == "channels_last"),
     )
 
 
