@@ -27,7 +27,7 @@ LEFT_OUT = {
     r"convert_lpips|mg-convert-lpips": "needs the original's files; test_lpips.py runs it",
     r"--device (ascend|gpu)|benchmark_speed.*--device cuda": "needs the device",
     r"--static ascend": "minutes to hours; test_ascend.py compiles some of the same graphs",
-    r'load\("outputs/(vae|tae)_onnx", ("openvino"|engine,)': "needs a CPU with AVX-512 BF16",
+    r'load\(f"outputs/\{name\}_onnx", engine': "needs a CPU with AVX-512 BF16",
     r"benchmark_memory.* --models|mg-benchmark-memory --models": "ten minutes and 3 GB; sizes cannot be chosen",
 }
 
@@ -93,6 +93,7 @@ TINY = [
     ("benchmark_memory", "", "--frames 8 16 --size 32 --limit 100"),
     ("benchmark_streams", "", "--model image_vae --frames 4 --size 16p --tile_frames 2 --tile_size 16 --runs 1"),
     ("benchmark_streams", "", f"--engines mindspore --configs {json.dumps({'image_vae': CONFIGS['image_vae']})!r}"),
+    ("benchmark_streams", "--ckpt_path", "--model tae --frames 8 --tile_frames 8"),
     ("benchmark_streams", "", "--device cpu --mode pynative --threads 1 --precision fp32"),
     ("benchmark_loader", "", "--num_frames 4 --image_size 32 --workers 1 --clips 2 --runs 1"),
     ("benchmark_loader", "", "--repeats 1 --large 64p --sizes 64p --kinds threads"),

@@ -57,8 +57,8 @@ def test_results_do_not_depend_on_micro_batch_size(codec):
     assert micro.model.micro_batch_size == 2
     x = load_array("x")
     z = codec.encode(x)
-    assert relative_error(Tensor(micro.encode(x)), z) < 1e-6
-    assert relative_error(Tensor(micro.decode(z, 5)), codec.decode(z, 5)) < 1e-6
+    assert relative_error(Tensor(micro.encode(x)), z) < 1e-5  # rounding, which differs between CPUs
+    assert relative_error(Tensor(micro.decode(z, 5)), codec.decode(z, 5)) < 1e-5
 
 
 @pytest.mark.parametrize(
