@@ -255,7 +255,7 @@ def test_attention_equals_the_masked_one_and_holds_scores_of_one_frame_only(monk
     with torch.no_grad():
         wanted = theirs(tokens, attention_mask=make_mask(3, 10, torch.float32, "cpu", 2))
     wanted = wanted.unflatten(1, (3, 2, 5)).permute(0, 4, 1, 2, 3).numpy()
-    assert relative_error(ours(x), wanted) < 1e-5
+    assert relative_error(ours(x), wanted) < 1e-6
     assert sizes == [((2, 10, 8), (2, 10 * (i + 1), 8)) for i in range(3)]
 
 
