@@ -9,8 +9,10 @@ from mg.models.layers.forms.cpu.frames import (
     convolve_within,
     join_taps,
     pictures,
+    reshape_again,
     shifted,
     under_kernel,
+    when_there,
 )
 from mg.models.layers.forms.edges import repeat_edges
 from mg.models.layers.forms.fewer import product_of_pointwise, tap_of_a_frame
@@ -65,22 +67,23 @@ class TemporalConv(ConvInTime, conv.TemporalConv):
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(self.kernel(), self.repeated, self.before)))
         elif self.stride > 1:
             t = -(-t // self.stride)
-            y = self.conv2d(self.strided(x, t), self.cast(self.weight.reshape(c, -1, 1, 1)))
+            weight = reshape_again(when_there(self.weight, x), (c, -1, 1, 1))
+            y = self.conv2d(self.strided(x, t), self.cast(weight))
         else:
             y = pictures(self.sum_of_taps(x))
         return self.finish(y, t)
 
     def within(self, x):
         """The result for frames whose whole kernel is inside x. (B, t + k - 1, C, H, W) -> (B, t, C, H, W)"""
-        return self.finish(*convolve_within(self.conv2d, x, [self.tap_weight(i) for i in range(self.kernel_size)]))
+        return self.finish(*convolve_within(self.conv2d, x, [self.tap_weight(x, i) for i in range(self.kernel_size)]))
 
     def tap(self, x, i: int):
         """Tap i applied to each frame"""
-        return clips(self.conv2d(pictures(x), self.tap_weight(i)), x.shape[1])
+        return clips(self.conv2d(pictures(x), self.tap_weight(x, i)), x.shape[1])
 
-    def tap_weight(self, i: int):
+    def tap_weight(self, x, i: int):
         """(C, C, 1, 1)"""
-        return self.cast(ops.narrow(self.weight, 3, i, 1))
+        return self.cast(ops.narrow(when_there(self.weight, x), 3, i, 1))
 
     def strided(self, x, frames):
         b, _, c, h, w = x.shape
@@ -129,13 +132,13 @@ class Conv3d(ConvInTime, conv.Conv3d):
         return x
 
     def convolve(self, x):
-        weight, t = self.weight, x.shape[1]
+        weight, t = when_there(self.weight, x), x.shape[1]
         if t == 1:
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(weight, self.repeated, self.before)))
         elif self.kernel_size == 1:
             y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
-        elif self.stride[0] == 1:
-            y = pictures(self.sum_of_taps(self.taps(x)))
+        elif self.stride[0] == 1 and x.size > weight.size:  # frames take more room than kernels
+            y = pictures(self.sum_of_taps(self.taps(x, weight)))
         else:
             x = self.pad_frames(x)
             t = (x.shape[1] - self.kernel_size) // self.stride[0] + 1
@@ -144,17 +147,17 @@ class Conv3d(ConvInTime, conv.Conv3d):
 
     def within(self, x):
         """The result for frames whose whole kernel is inside x. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
-        taps = ops.unstack(self.cast(self.weight), axis=2)
+        taps = ops.unstack(self.cast(when_there(self.weight, x)), axis=2)
         return self.finish(*convolve_within(self.conv2d, self.pad_pictures(x), taps))
 
-    def taps(self, x):
+    def taps(self, x, weight):
         """Each tap in time applied to x, (B, T, k, C, H', W')"""
         b, t, *_ = x.shape
         size, c = self.kernel_size, self.weight.shape[0]
         if self.grouped:
-            y = self.conv_taps(pictures(x), self.cast(self.weight.reshape(c * size, 1, size, size)))
+            y = self.conv_taps(pictures(x), self.cast(reshape_again(weight, (c * size, 1, size, size))))
             return y.reshape(b, t, c, size, y.shape[2], y.shape[3])
-        y = self.conv_taps(pictures(x), ops.cat(ops.unstack(self.cast(self.weight), axis=2), 0))
+        y = self.conv_taps(pictures(x), ops.cat(ops.unstack(self.cast(weight), axis=2), 0))
         return y.reshape(b, t, size, c, y.shape[2], y.shape[3])
 
     def tap(self, taps, i: int):

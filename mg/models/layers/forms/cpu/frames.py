@@ -2,6 +2,9 @@
 
 from mindspore import ops
 
+reshape_again = ops.Reshape().recompute()
+"""Reshape, and in a compiled backward pass reshape again: on a CPU it copies, and the copy would be held until then."""
+
 
 def pictures(x):
     """(B, T, C, H, W) -> (B*T, C, H, W)"""
@@ -58,10 +61,15 @@ def under_kernel(x, frames: int, size: int, stride: int):
     return ops.stack(seen, axis=3).reshape(b * frames, c * size, h, w)
 
 
+def when_there(weight, x):
+    """`weight`, but not before x is there: a graph would rearrange every weight first, and hold the copies."""
+    return ops.depend(weight, x)
+
+
 def join_taps(weight):
     """The kernel for `under_kernel`'s output. (Cout, Cin, k, kh, kw) -> (Cout, Cin*k, kh, kw)"""
     c_out, c_in, size, height, width = weight.shape
-    return weight.reshape(c_out, c_in * size, height, width)
+    return reshape_again(weight, (c_out, c_in * size, height, width))
 
 
 def add_bias(x, bias):
