@@ -4,6 +4,9 @@ Until the process ends, MindSpore 2.10 keeps about two tensors for every transpo
 every operator that broadcasts implicitly. So nothing here transposes or broadcasts large tensors: taps in time are
 convolutions whose results are shifted and added, channel gains and offsets are a batch norm's or a bias's, and pixels
 are interleaved by stacking.
+
+A reshape copies too, and a graph runs first what depends on parameters alone. So a weight is rearranged when its input
+is there, and the copy lives no longer than the convolution.
 """
 
 from mindspore import nn

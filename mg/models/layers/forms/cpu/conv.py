@@ -107,7 +107,8 @@ class FactorizedConv(conv.FactorizedConv):
 
 
 class Conv3d(ConvInTime, conv.Conv3d):
-    """A kernel's taps in time, dense or depthwise, are output channels of one Conv2D."""
+    """A kernel's taps in time, dense or depthwise, are output channels of one Conv2D. Where the frames are smaller than
+    a dense kernel, it stays as it is, and the frames under it are channels."""
 
     repeated = False
 
@@ -137,7 +138,7 @@ class Conv3d(ConvInTime, conv.Conv3d):
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(weight, self.repeated, self.before)))
         elif self.kernel_size == 1:
             y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
-        elif self.stride[0] == 1 and x.size > weight.size:  # frames take more room than kernels
+        elif self.stride[0] == 1 and (self.grouped or x.size > weight.size):
             y = pictures(self.sum_of_taps(self.taps(x, weight)))
         else:
             x = self.pad_frames(x)

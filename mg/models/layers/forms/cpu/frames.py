@@ -3,7 +3,7 @@
 from mindspore import ops
 
 reshape_again = ops.Reshape().recompute()
-"""Reshape, and in a compiled backward pass reshape again: on a CPU it copies, and the copy would be held until then."""
+"""Reshape, in a compiled backward pass too: a copy that it needs again would be held until then."""
 
 
 def pictures(x):
@@ -62,7 +62,7 @@ def under_kernel(x, frames: int, size: int, stride: int):
 
 
 def when_there(weight, x):
-    """`weight`, but not before x is there: a graph would rearrange every weight first, and hold the copies."""
+    """`weight`, but what is computed from it waits for x: a graph would rearrange every weight first."""
     return ops.depend(weight, x)
 
 
