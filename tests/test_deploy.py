@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from tiny_models import DC_AE, IMAGE_VAE, SMALL_HUNYUAN_VAE, SMALL_TEMPORAL_VAE, randomized
 
-from mg import runtime
+from mg import memory, runtime
 from mg.codec import Geometry
 from mg.deploy import load
+from mg.deploy.engines import opener
 from mg.models import create_model
 from mg.models.layers.attention import DotProductAttention
 from mg.models.layers.forms import FORMS
@@ -404,6 +405,17 @@ def test_half_precision_in_torch_is_close(image_vae, precision, least, most):
         assert least < np.abs(found - wanted).max() / np.abs(wanted).max() < most
 
 
+def save_graph(path: Path, nodes: list, shape: tuple[int, ...], constants: dict[str, np.ndarray]) -> None:
+    """A graph from x, of this shape, to y."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, of) for name, of in (("x", shape), ("y", None)))
+    arrays = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "graph", [x], [y], arrays)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
 # Operators on their own, as no whole model has them: name, constants after x, attributes.
 ALONE = [
     ("DepthToSpace", (), {"blocksize": 2, "mode": "DCR"}),
@@ -421,8 +433,7 @@ ALONE = [
 @pytest.mark.parametrize("op, constants, attributes", ALONE, ids=[op for op, *_ in ALONE])
 def test_an_operator_in_torch_gives_what_onnx_defines(tmp_path, op, constants, attributes):
     torch = pytest.importorskip("torch")
-    import onnx
-    from onnx import helper, numpy_helper
+    from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
     from mg.deploy.torch_graph import read_network
@@ -430,15 +441,7 @@ def test_an_operator_in_torch_gives_what_onnx_defines(tmp_path, op, constants, a
     x = np.random.default_rng(0).uniform(0.5, 2, (2, 8, 2, 3)).astype(np.float32)
     arrays = {f"c{i}": array for i, array in enumerate(constants) if isinstance(array, np.ndarray)}
     names = [f"c{i}" if f"c{i}" in arrays else "" for i in range(len(constants))]
-    value = lambda name, shape: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)  # noqa: E731
-    graph = helper.make_graph(
-        [helper.make_node(op, ["x", *names], ["y"], **attributes)],
-        "one",
-        [value("x", x.shape)],
-        [value("y", None)],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "one.onnx")
+    save_graph(tmp_path / "one.onnx", [helper.make_node(op, ["x", *names], ["y"], **attributes)], x.shape, arrays)
     wanted = ReferenceEvaluator(str(tmp_path / "one.onnx")).run(None, {"x": x})[0]
     assert_close(read_network(tmp_path / "one.onnx")(torch.from_numpy(x)).numpy(), wanted)
 
@@ -447,7 +450,7 @@ def test_convolutions_that_share_a_bias_run_in_half_precision(tmp_path):
     """As exports of untrained models do, whose biases are all zero; only the last convolution is in fp32."""
     torch = pytest.importorskip("torch")
     import onnx
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     from mg.deploy.half_precision import read_in_fp16
     from mg.deploy.torch_graph import read_network
@@ -455,15 +458,8 @@ def test_convolutions_that_share_a_bias_run_in_half_precision(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((1, 2, 4, 4), np.float32)
     weights = {name: rng.standard_normal((2, 2, 1, 1), np.float32) for name in "vw"}
-    value = lambda name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, x.shape)  # noqa: E731
-    graph = helper.make_graph(
-        [helper.make_node("Conv", [x, w, "b"], [y], kernel_shape=[1, 1]) for x, w, y in ("xvh", "hwy")],
-        "two",
-        [value("x")],
-        [value("y")],
-        [numpy_helper.from_array(a, name) for name, a in (weights | {"b": np.zeros(2, np.float32)}).items()],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "two.onnx")
+    nodes = [helper.make_node("Conv", [x, w, "b"], [y], kernel_shape=[1, 1]) for x, w, y in ("xvh", "hwy")]
+    save_graph(tmp_path / "two.onnx", nodes, x.shape, weights | {"b": np.zeros(2, np.float32)})
     wanted = np.einsum("im,mj,bjhw->bihw", weights["w"][:, :, 0, 0], weights["v"][:, :, 0, 0], x)
     found = read_network(tmp_path / "two.onnx", torch.bfloat16)(torch.from_numpy(x)).numpy()
     assert np.abs(found - wanted).max() < 0.05 * np.abs(wanted).max()
@@ -474,6 +470,23 @@ def test_convolutions_that_share_a_bias_run_in_half_precision(tmp_path):
         v_fp16=onnx.TensorProto.FLOAT16,
         b_fp16=onnx.TensorProto.FLOAT16,
     )
+
+
+def test_a_second_run_of_onnxruntime_takes_no_more_memory_than_the_first(tmp_path):
+    from onnx import helper
+
+    x = np.ones((1, 8, 1024, 512), np.float32)  # 16 MB
+    nodes = [helper.make_node("Conv", ["x", f"w{name}"], [name], kernel_shape=[1, 1]) for name in "abcdef"]
+    nodes.append(helper.make_node("Sum", list("abcdef"), ["y"]))
+    save_graph(
+        tmp_path / "sum.onnx", nodes, x.shape, {f"w{name}": np.ones((8, 8, 1, 1), np.float32) for name in "abcdef"}
+    )
+    run = opener("onnxruntime", "fp32", "cpu", threads=1)(tmp_path / "sum.onnx")
+    run(x)
+    after_one = memory.resident()
+    for _ in range(2):
+        run(x)
+    assert memory.resident() - after_one < 2 * x.nbytes
 
 
 def test_an_operator_that_torch_does_not_know_is_named(image_vae, tmp_path):
