@@ -12,7 +12,6 @@ from mg.models.layers.forms.cpu.frames import (
     reshape_again,
     shifted,
     under_kernel,
-    when_there,
 )
 from mg.models.layers.forms.edges import repeat_edges
 from mg.models.layers.forms.fewer import product_of_pointwise, tap_of_a_frame
@@ -21,6 +20,10 @@ from mg.models.layers.forms.pieces import InPieces, along_time
 
 class Conv(InPieces):
     """What the convolutions share."""
+
+    def weight_after(self, x):
+        """The weight, but what is computed from it waits for x: a graph would rearrange every weight first."""
+        return ops.depend(self.weight, x)
 
     def finish(self, y, frames):
         """Add the bias and cast. (B*frames, C, H, W) -> (B, frames, C, H, W)"""
@@ -67,7 +70,7 @@ class TemporalConv(ConvInTime, conv.TemporalConv):
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(self.kernel(), self.repeated, self.before)))
         elif self.stride > 1:
             t = -(-t // self.stride)
-            weight = reshape_again(when_there(self.weight, x), (c, -1, 1, 1))
+            weight = reshape_again(self.weight_after(x), (c, -1, 1, 1))
             y = self.conv2d(self.strided(x, t), self.cast(weight))
         else:
             y = pictures(self.sum_of_taps(x))
@@ -83,7 +86,7 @@ class TemporalConv(ConvInTime, conv.TemporalConv):
 
     def tap_weight(self, x, i: int):
         """(C, C, 1, 1)"""
-        return self.cast(ops.narrow(when_there(self.weight, x), 3, i, 1))
+        return self.cast(ops.narrow(self.weight_after(x), 3, i, 1))
 
     def strided(self, x, frames):
         b, _, c, h, w = x.shape
@@ -133,13 +136,13 @@ class Conv3d(ConvInTime, conv.Conv3d):
         return x
 
     def convolve(self, x):
-        weight, t = when_there(self.weight, x), x.shape[1]
+        weight, t = self.weight_after(x), x.shape[1]
         if t == 1:
             y = self.conv2d(pictures(x), self.cast(tap_of_a_frame(weight, self.repeated, self.before)))
         elif self.kernel_size == 1:
             y = self.conv2d(pictures(x), self.cast(weight[:, :, 0]))
         elif self.stride[0] == 1 and (self.grouped or x.size > weight.size):
-            y = pictures(self.sum_of_taps(self.taps(x, weight)))
+            y = pictures(self.sum_of_taps(self.taps(x)))
         else:
             x = self.pad_frames(x)
             t = (x.shape[1] - self.kernel_size) // self.stride[0] + 1
@@ -148,13 +151,13 @@ class Conv3d(ConvInTime, conv.Conv3d):
 
     def within(self, x):
         """The result for frames whose whole kernel is inside x. (B, t + k - 1, Cin, H, W) -> (B, t, Cout, H', W')"""
-        taps = ops.unstack(self.cast(when_there(self.weight, x)), axis=2)
+        taps = ops.unstack(self.cast(self.weight_after(x)), axis=2)
         return self.finish(*convolve_within(self.conv2d, self.pad_pictures(x), taps))
 
-    def taps(self, x, weight):
+    def taps(self, x):
         """Each tap in time applied to x, (B, T, k, C, H', W')"""
         b, t, *_ = x.shape
-        size, c = self.kernel_size, self.weight.shape[0]
+        weight, size, c = self.weight_after(x), self.kernel_size, self.weight.shape[0]
         if self.grouped:
             y = self.conv_taps(pictures(x), self.cast(reshape_again(weight, (c * size, 1, size, size))))
             return y.reshape(b, t, c, size, y.shape[2], y.shape[3])

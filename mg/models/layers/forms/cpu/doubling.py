@@ -4,7 +4,7 @@ from mindspore import nn, ops
 
 from mg.models.layers import resample
 from mg.models.layers.forms.cpu.conv import Conv
-from mg.models.layers.forms.cpu.frames import clips, join_taps, pictures, shifted, under_kernel, when_there
+from mg.models.layers.forms.cpu.frames import clips, join_taps, pictures, shifted, under_kernel
 from mg.models.layers.forms.edges import repeat_edges
 from mg.models.layers.forms.fewer import fold, quarters, tap_of_a_frame
 from mg.models.layers.forms.pieces import along_time
@@ -57,11 +57,11 @@ class DoublingSpatialConv(Conv, resample.DoublingSpatialConv):
         self.double = Doubling(self.weight.shape[0])
 
     def construct(self, x):
-        return self.finish(self.doubled(pictures(self.cast(x)), self.weight), x.shape[1])
+        return self.finish(self.doubled(pictures(self.cast(x)), self.weight_after(x)), x.shape[1])
 
     def doubled(self, x, weight):
         """`Doubling` with a kernel (Cout, Cin, 3, 3) in fp32"""
-        top_left, top_right, bottom_left, bottom_right = quarters(when_there(weight, x))
+        top_left, top_right, bottom_left, bottom_right = quarters(weight)
         kernels = self.cast(top_left), self.cast(top_right), self.cast(bottom_left), self.cast(bottom_right)
         return self.double(x, *kernels)
 
@@ -79,7 +79,7 @@ class DoublingTemporalConv(Conv, resample.DoublingTemporalConv):
         x, repeated = pictures(self.cast(x)), self.margin > 0
         if t == 1 and repeated:
             return self.finish(self.conv2d(x, self.cast(tap_of_a_frame(self.kernel(), True, 0))), 1)
-        w0, w1, w2 = ops.unstack(when_there(self.weight, x), axis=3)  # (C, C, 1)
+        w0, w1, w2 = ops.unstack(self.weight_after(x), axis=3)  # (C, C, 1)
         first = shifted(self.tap(x, w0, t), -1, repeated) + self.tap(x, w1 + w2, t)
         second = self.tap(x, w0 + w1, t) + shifted(self.tap(x, w2, t), 1, repeated)
         return self.in_turn(first, second)
@@ -91,7 +91,7 @@ class DoublingTemporalConv(Conv, resample.DoublingTemporalConv):
         """Double the frames between the first and the last. (B, t + 2, C, H, W) -> (B, 2t, C, H, W)"""
         t = x.shape[1] - 2
         before, own, behind = (pictures(ops.narrow(x, 1, start, t)) for start in range(3))
-        w0, w1, w2 = ops.unstack(when_there(self.weight, x), axis=3)  # (C, C, 1)
+        w0, w1, w2 = ops.unstack(self.weight_after(x), axis=3)  # (C, C, 1)
         first = self.tap(before, w0, t) + self.tap(own, w1 + w2, t)
         second = self.tap(own, w0 + w1, t) + self.tap(behind, w2, t)
         return self.in_turn(first, second)
@@ -116,7 +116,7 @@ class DoublingConv3d(Conv, resample.DoublingConv3d):
         b, t, c, h, w = x.shape
         x = self.cast(x)
         if t == 1 and frames == 1:
-            y = self.doubled(pictures(x), self.weight[:, :, 1])
+            y = self.doubled(pictures(x), self.weight_after(x)[:, :, 1])
             return self.finish(y, 1)
         zeros = ops.zeros((b, 1, c, h, w), x.dtype)
         x = ops.cat((zeros, x, zeros), 1)  # (B, T + 2, Cin, H, W)
@@ -129,14 +129,14 @@ class DoublingConv3d(Conv, resample.DoublingConv3d):
     def within(self, x):
         """The result for frames with a neighbour on each side. (B, t + 2, Cin, H, W) -> (B, t, Cout, 2H, 2W)"""
         t = x.shape[1] - 2
-        y = self.doubled(under_kernel(x, t, 3, 1), join_taps(when_there(self.weight, x)))
+        y = self.doubled(under_kernel(x, t, 3, 1), join_taps(self.weight_after(x)))
         return self.finish(y, t)
 
     def pairs_within(self, x):
         """The same, with each frame doubled. (B, t + 2, Cin, H, W) -> (B, 2t, Cout, 2H, 2W)"""
         b, t, _, h, w = x.shape
         t = t - 2
-        first, second = fold(when_there(self.weight, x), 2)
+        first, second = fold(self.weight_after(x), 2)
         y = ops.stack((self.seen(x, 0, t, first), self.seen(x, 1, t, second)), axis=1)  # (B*t, 2, Cout, 2H, 2W)
         y = y.reshape(b * 2 * t, -1, 2 * h, 2 * w)
         return self.finish(y, 2 * t)
@@ -158,7 +158,7 @@ class DoublingCausalConv3d(Conv, resample.DoublingCausalConv3d):
     def construct(self, x):
         x = self.cast(x)
         if x.shape[1] == 1:
-            y = self.in_space(pictures(x), self.weight.sum(axis=2))
+            y = self.in_space(pictures(x), self.weight_after(x).sum(axis=2))
             return self.finish(y, 1)
         return self.without_first(self.within(repeat_edges(x, 1, self.earlier, 0)))
 
@@ -177,12 +177,12 @@ class DoublingCausalConv3d(Conv, resample.DoublingCausalConv3d):
         if time == 2:
             t = t - 1
             x = under_kernel(x, t, 2, 1)  # (B*t, 2C, H, W): the previous frame, then the frame
-            first, second = fold(when_there(self.weight, x), 2)
+            first, second = fold(self.weight_after(x), 2)
             pairs = self.in_space(x, join_taps(second)), self.in_space(x, join_taps(first))
             y = ops.stack(pairs, axis=1).reshape(b * 2 * t, c, space * h, space * w)
         else:
             t = t - 2
-            y = self.in_space(under_kernel(x, t, 3, 1), join_taps(when_there(self.weight, x)))
+            y = self.in_space(under_kernel(x, t, 3, 1), join_taps(self.weight_after(x)))
         return self.finish(y, time * t)
 
     def in_space(self, x, weight):

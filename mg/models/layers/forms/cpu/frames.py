@@ -2,8 +2,8 @@
 
 from mindspore import ops
 
+# Reshapes again in a compiled backward pass, until which it would otherwise hold the copy.
 reshape_again = ops.Reshape().recompute()
-"""Reshape, in a compiled backward pass too: a copy that it needs again would be held until then."""
 
 
 def pictures(x):
@@ -59,11 +59,6 @@ def under_kernel(x, frames: int, size: int, stride: int):
             frames_seen = ops.narrow(frames_seen.reshape(b, frames, stride, c, h, w), 2, 0, 1)
         seen += (frames_seen.reshape(b, frames, c, h, w),)
     return ops.stack(seen, axis=3).reshape(b * frames, c * size, h, w)
-
-
-def when_there(weight, x):
-    """`weight`, but what is computed from it waits for x: a graph would rearrange every weight first."""
-    return ops.depend(weight, x)
 
 
 def join_taps(weight):
