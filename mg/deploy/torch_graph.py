@@ -194,9 +194,6 @@ def _reduce_sum_square(r: Reader, node):
     return r.call(torch.sum, x, r.integers(node.input[1]), keepdim=True)
 
 
-# Norms.
-
-
 # Layers.
 
 

@@ -22,8 +22,9 @@ class Conv(InPieces):
     """What the convolutions share."""
 
     def weight_after(self, x):
-        """The weight, but what is computed from it waits for x: a graph would rearrange every weight first."""
-        return ops.depend(self.weight, x)
+        """The weight, but what is computed from it waits for x: a graph would rearrange every weight first. In training
+        it would gain nothing, and MindSpore cannot differentiate it where activations are computed again."""
+        return self.weight if self.training else ops.depend(self.weight, x)
 
     def finish(self, y, frames):
         """Add the bias and cast. (B*frames, C, H, W) -> (B, frames, C, H, W)"""
