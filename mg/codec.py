@@ -182,8 +182,9 @@ class Codec:
             (B, C, T, H, W), float32, about [-1, 1]: not clipped.
 
         Raises:
-            ValueError: another shape or dtype.
+            ValueError: another shape or dtype, or fewer than one frame requested.
         """
+        _check_length("num_target_frames", num_target_frames)
         z = self.unscaled(self._checked(z, self.geometry.latent_channels, "z"))
         limit = 1 if self.geometry.is_still(z.shape[2], num_target_frames) else num_target_frames
         return self.pixels(z, num_target_frames)[:, :, :limit]
@@ -200,8 +201,8 @@ class Codec:
         Concatenated, the pieces equal what `encode` returns with the same tiles. A stream is always tiled along time.
 
         Args:
-            read: returns frames [start, stop) as float32 (B, C, stop - start, H, W) in [-1, 1]; called in order, though
-                a piece may overlap the previous one.
+            read: returns frames [start, stop) as (B, C, stop - start, H, W) in [-1, 1]; called in order, though a piece
+                may overlap the previous one.
             num_frames: length of the video.
             seed: as for `encode`.
             read_ahead: call `read` in a thread, for the next piece while the model runs: one more piece in memory.
@@ -209,8 +210,12 @@ class Codec:
 
         Yields:
             z, mean and logvar of the next latent frames, (B, z, t', h, w).
+
+        Raises:
+            ValueError: no frames, or `read` returned another shape or dtype.
         """
-        at = 0
+        _check_length("num_frames", num_frames)
+        at, read = 0, self._checked_reader(read, self.geometry.in_channels, num_frames)
         for mean, logvar in self.posterior_stream(read, num_frames, read_ahead):
             noise = None if seed is None or logvar is None else noise_at(seed, at, mean.shape)
             at += mean.shape[2]
@@ -224,15 +229,20 @@ class Codec:
         Concatenated, the pieces equal what `decode` returns with the same tiles; see `encode_stream`.
 
         Args:
-            read: returns latent frames [start, stop) as float32 (B, z, stop - start, h, w).
+            read: returns latent frames [start, stop) as (B, z, stop - start, h, w).
             num_latents: latent frames of the video.
             num_target_frames: as for `decode`.
             read_ahead: as for `encode_stream`.
 
         Yields:
             float32 (B, C, T', H, W), about [-1, 1]: not clipped.
+
+        Raises:
+            ValueError: as for `encode_stream`, of latents.
         """
-        left = num_target_frames
+        for name, length in (("num_latents", num_latents), ("num_target_frames", num_target_frames)):
+            _check_length(name, length)
+        left, read = num_target_frames, self._checked_reader(read, self.geometry.latent_channels, num_latents)
         for frames in self.pixel_stream(read, num_latents, num_target_frames, read_ahead):
             frames = frames[:, :, :left]
             yield frames
@@ -331,11 +341,25 @@ class Codec:
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be (B, {channels}, T, H, W)")
         if x.dtype.kind != "f":
             raise ValueError(f"{name} has dtype {x.dtype}; it must be floating-point numbers")
-        if self.geometry.images_only and x.shape[2] != 1:
-            raise ValueError(
-                f"{name} has {x.shape[2]} frames, but this export is for images (--frames 1): one frame each"
-            )
+        self._check_images_only(x.shape[2], name)
         return x.astype(np.float32, copy=False)
+
+    def _checked_reader(self, read: Read, channels: int, length: int) -> Read:
+        """A stream's `read`; each of its pieces is checked as a whole clip is."""
+        self._check_images_only(length, "the stream")
+
+        def checked(start: int, stop: int) -> np.ndarray:
+            name = f"what read({start}, {stop}) returned"
+            x = self._checked(read(start, stop), channels, name)
+            if x.shape[2] != stop - start:
+                raise ValueError(f"{name} has {x.shape[2]} frames; it must have {stop - start}")
+            return x
+
+        return checked
+
+    def _check_images_only(self, frames: int, name: str) -> None:
+        if self.geometry.images_only and frames != 1:
+            raise ValueError(f"{name} has {frames} frames, but this export is for images (--frames 1): one frame each")
 
     @property
     def _factors(self) -> tuple[int, int, int]:
@@ -443,6 +467,11 @@ class TwoStageCodec(Codec):
             return []
         axes = self.tiling.decode_axes(self.geometry.temporal, self.geometry.spatial)
         return [replace(axis, up=1) for axis in axes if axis.dim != 2]
+
+
+def _check_length(name: str, length: int | None) -> None:
+    if length is not None and length < 1:
+        raise ValueError(f"{name} is {length}; it must be at least 1")
 
 
 def sampled(mean: np.ndarray, logvar: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:

@@ -6,9 +6,10 @@ from mindspore import Tensor
 from tiny_models import DC_AE, SMALL_HUNYUAN_VAE, SMALL_TEMPORAL_VAE
 
 from mg import runtime
+from mg.codec import Codec, Geometry
 from mg.models import create_model
 from mg.sampling import noise_at
-from mg.tiling import Axis, stretches, tiled
+from mg.tiling import Axis, TilingConfig, stretches, tiled
 
 TAE = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4}
 IMAGE_VAE = {"ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1, "z_channels": 4}
@@ -109,6 +110,63 @@ def test_decoding_ends_with_the_last_frame_that_is_wanted():
     read = Reader(video(1, 4, 12, 2, 2))
     assert [piece.shape[2] for piece in model.decode_stream(read, 12, 6)] == [4, 2]
     assert read.asked == [(0, 4), (4, 8)]
+
+
+class Doubling(Codec):
+    """A codec whose networks only change sizes."""
+
+    def __init__(self, **geometry):
+        known = Geometry(3, 3, spatial=2, temporal=2, has_posterior=False, **geometry)
+        tiling = TilingConfig(encode_tile=4, encode_overlap=0, decode_tile=4, decode_overlap=0, spatial_tile=0)
+        super().__init__(
+            known,
+            lambda x: x[:, :, ::2, ::2, ::2],
+            lambda z, still: z.repeat(2, 2).repeat(2, 3).repeat(2, 4),
+            tiling,
+        )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: (127 * x).astype(np.uint8), "has dtype uint8; it must be floating-point numbers"),
+        (lambda x: x[:, :2], r"has shape \(1, 2, .*; it must be \(B, 3, T, H, W\)"),
+        (lambda x: x[0], r"has shape \(3, .*; it must be \(B, 3, T, H, W\)"),
+        (lambda x: x[:, :, :-1], "has 1 frames; it must have 2"),
+    ],
+)
+@pytest.mark.parametrize("stream", ["encode_stream", "decode_stream"])
+def test_a_piece_is_checked_as_a_clip_is(stream, change, message):
+    x = video(1, 3, 4 + 2 if stream == "encode_stream" else 2 + 2, 4, 4)
+    pieces = getattr(Doubling(), stream)(
+        lambda start, stop: change(x[:, :, start:stop]) if start else x[:, :, :stop], x.shape[2]
+    )
+    assert next(pieces)[0].dtype == np.float32
+    with pytest.raises(ValueError, match=r"what read\([24], [46]\) returned " + message):
+        next(pieces)
+
+
+def test_pieces_become_float32():
+    x = video(1, 3, 6, 4, 4)
+    pieces = list(Doubling().encode_stream(lambda start, stop: x[:, :, start:stop].astype(np.float64), 6))
+    assert {piece.mean.dtype for piece in pieces} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(join(piece.mean for piece in pieces), x[:, :, ::2, ::2, ::2])
+
+
+def test_a_length_that_cannot_be_is_an_error_before_anything_is_read():
+    def read(start, stop):
+        raise AssertionError("it was read")
+
+    codec, images = Doubling(), Doubling(images_only=True)
+    for call, message in (
+        (lambda: codec.encode_stream(read, 0), "num_frames is 0; it must be at least 1"),
+        (lambda: codec.decode_stream(read, 0), "num_latents is 0; it must be at least 1"),
+        (lambda: codec.decode_stream(read, 4, -3), "num_target_frames is -3; it must be at least 1"),
+        (lambda: images.encode_stream(read, 6), "the stream has 6 frames, but this export is for images"),
+        (lambda: iter([codec.decode(video(1, 3, 2, 4, 4), -1)]), "num_target_frames is -1; it must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next(call())
 
 
 @pytest.mark.parametrize("name", ["tae", "temporal_vae"])
