@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,6 +137,26 @@ def test_streams_join_to_the_results_of_encode_and_decode(exported):
     assert_close(np.concatenate([piece.z for piece in pieces], axis=2), vae.encode(x, seed=3).z)
     pixels = list(vae.decode_stream(lambda start, stop: z[:, :, start:stop], z.shape[2], frames))
     assert_close(np.concatenate(pixels, axis=2), vae.decode(z, frames))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_may_share_a_model(image_vae, engine):
+    pytest.importorskip(engine)
+    vae = load(image_vae.folder, engine, threads=1)
+    clips = [image_vae.x, clip(*image_vae.x.shape)[::-1]]
+    wanted = [vae.encode(x).mean for x in clips]
+    with ThreadPoolExecutor(len(clips)) as pool:
+        found = list(pool.map(lambda number: vae.encode(clips[number % 2]).mean, range(20)))
+    for number, mean in enumerate(found):
+        assert_close(mean, wanted[number % 2])
+
+
+@pytest.mark.filterwarnings("error:.*not writable")
+def test_a_clip_that_cannot_be_written_to_is_read(image_vae):
+    pytest.importorskip("torch")
+    x = clip(1, 3, 2, 16, 16)  # one tile, which is not copied
+    x.flags.writeable = False
+    assert_close(load(image_vae.folder, "torch").encode(x).mean, load(image_vae.folder).encode(x).mean)
 
 
 def test_any_length_and_size_goes_in_and_comes_back(exported):

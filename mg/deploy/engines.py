@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -26,15 +27,7 @@ Run = Callable[[np.ndarray], np.ndarray]
 def opener(
     engine: str, precision: str, device: str, threads: int | None, compile: bool | None = None
 ) -> Callable[[Path], Run]:
-    """Return a function that loads a graph's file.
-
-    Args:
-        engine: onnxruntime | openvino | torch.
-        precision: fp32 | tf32, on CUDA | fp16, with torch, or with onnxruntime on CUDA | bf16, with torch, or with
-            OpenVINO on a CPU that has it.
-        device: auto | cpu | cuda, the last with onnxruntime and torch; auto uses CUDA if the engine finds it.
-        threads: CPU threads; by default the engine chooses.
-        compile: whether torch compiles networks at their first run; by default on CUDA.
+    """Return a function that loads a graph's file; the arguments are those of `mg.deploy.load`.
 
     Raises:
         ValueError: the engine is not installed, or does not support an option here.
@@ -149,10 +142,11 @@ def _openvino(precision: str, device: str, threads: int | None) -> Callable[[Pat
             model = core.read_model(str(path))
             return core.compile_model(_partly_in_fp32(core, model) if precision == "bf16" else model, "CPU", settings)
 
-        request = opened(path, compile_model).create_infer_request()
+        request, one_at_a_time = opened(path, compile_model).create_infer_request(), Lock()
 
         def run(x: np.ndarray) -> np.ndarray:
-            return request.infer([x])[0].copy()  # the next run overwrites this one's result
+            with one_at_a_time:  # a run overwrites the previous one's result
+                return request.infer([x])[0].copy()
 
         return run
 

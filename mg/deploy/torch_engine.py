@@ -49,6 +49,8 @@ class _Network:
         self.compiled = torch.compile(module, dynamic=False) if compiles else None
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        if not x.flags.writeable:  # PyTorch has no such tensors
+            x = x.copy()
         try:
             with self.settings():
                 return self._run(torch.from_numpy(x).to(self.device)).contiguous().cpu().numpy()
