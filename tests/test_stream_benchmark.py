@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run_here
+from PIL import Image
 from training_runs import TwoConvs
 
 from mg.benchmark import speed, streams
@@ -133,6 +134,19 @@ def test_the_table_and_the_file_have_a_row_for_each_engine_and_part(tmp_path, pa
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, options, message):
     assert run_here(monkeypatch, TOOL, *options, "--output_path", tmp_path) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_image_is_no_stream(tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    assert run_here(monkeypatch, TOOL, "--video", tmp_path / "image.png", "--output_path", tmp_path / "out") == 2
+    assert "image.png: an image; a stream of 240 frames needs a video" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(streams, "set_up", lambda *options: pytest.fail("it measures"))
+    assert run_here(monkeypatch, TOOL, "--output_path", tmp_path / "file") == 2
+    assert "file: File exists" in capsys.readouterr().err
 
 
 @pytest.mark.full

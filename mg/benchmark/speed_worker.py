@@ -261,17 +261,20 @@ class _ExportedNetwork:
 
     def __init__(self, job: Job):
         from mg.deploy import load
+        from mg.deploy.engines import opener
 
         self.job, self.device = job, job.device
+        options = (job.engine, job.precision, job.device, job.threads, job.compile)
+        opener(*options)  # imports the engine, which is no part of compiling
         start = time.perf_counter()
-        self.model = load(job.folder, job.engine, job.precision, job.device, job.threads, job.compile)
+        self.model = load(job.folder, *options)
         self.compile_seconds = time.perf_counter() - start
 
     def runner(self, part: str) -> Callable[[int], object]:
         clips, frames = _clips(self.job.shape), self.job.shape[2]
         if part == "encode":
             return lambda number: self.model.encode(clips[number % 2])
-        latents = _normal(self.model.encode(clips[0]).z.shape)
+        latents = _normal(self.model.latent_shape(self.job.shape))
         return lambda number: self.model.decode(latents[number % 2], frames)
 
     def finish(self, run) -> dict:

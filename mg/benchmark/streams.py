@@ -92,8 +92,9 @@ def measure_streams(config: StreamsConfig) -> dict:
     device = set_up(config.device, config.mode)
     found, path = describe(config, (*PACKAGES, "av")), Path(config.output_path) / "streams.json"
     video = config.video or str(make_videos(path.parent / "videos", config.size, config.frames, count=1)[0].path)
-    with open_clip(Path(video), ClipOptions(num_frames=config.frames)):
-        pass  # a video that cannot be read, or is too short, fails here
+    with open_clip(Path(video), ClipOptions(num_frames=config.frames)) as clip:  # fails if it is unreadable or short
+        if clip.num_frames < config.frames:
+            raise ValueError(f"{video}: an image; a stream of {config.frames} frames needs a video")
     size = config.tile_size or 0
     job = Job(
         task="stream",

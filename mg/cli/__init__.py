@@ -1,6 +1,7 @@
 """The commands, one module each: parse options, call the library, print results. Nothing in mg imports them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mg.config import exit_status
@@ -38,6 +39,7 @@ def end_of_benchmark(benchmark: Any, figures: str) -> int:
 def measured(config: Any, measure: Callable[[Any], dict], table: Callable[[dict], str]) -> int:
     """Measure, print the table and where the rest is -> 0 if everything that can be measured here was, 1 if something
     failed."""
+    Path(config.output_path).mkdir(parents=True, exist_ok=True)  # where it can't be made, that shows before measuring
     found = measure(config)
     print(table(found))
     print(f"see {config.output_path}")
