@@ -6,8 +6,9 @@
 
 Each network accepts one shape, that of a tile, so everything is cut into tiles, as the model does after
 `enable_tiling` with the same settings. If tiles overlap, a last tile that would be too short is moved back. If they
-don't, or if a clip is smaller than a tile, the tile is padded by repeating its last frame, row and column, and the
-result is cropped; norms see the padding, so there the results differ slightly from the model's.
+don't, or if a clip is smaller than a tile or its length not a multiple of the temporal compression, the tile is padded
+by repeating its last frame, row and column, and the result is cropped; norms see the padding, so there the results
+aren't the model's.
 """
 
 import json

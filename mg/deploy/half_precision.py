@@ -1,6 +1,7 @@
 """Exported graphs in fp16, for onnxruntime, which computes in the precision that a graph is written in.
 
-As in the engine torch, the last convolution, norms, softmax, and products of two activations stay in fp32.
+As in the engine torch, the last convolution, norms, softmax, and products of two activations stay in fp32; here those
+of softmax attention too.
 """
 
 from pathlib import Path

@@ -4,8 +4,9 @@ The graph becomes a `torch.fx.GraphModule`, operator by operator. What is severa
 is recognised: SiLU here, the rest in `mg.deploy.torch_fusion`. Convolutions run channels last, and the operators
 between them keep that layout.
 
-Convolutions and products with weights run in the network's precision. Norms, softmax, reductions, division, and
-products of two activations (linear attention, whose sums exceed fp16) run in fp32.
+Convolutions, products with weights and softmax attention run in the network's precision; PyTorch computes attention's
+softmax in fp32. Norms, reductions, division, and other products of two activations (linear attention, whose sums exceed
+fp16) run in fp32.
 """
 
 from collections.abc import Callable
