@@ -1,5 +1,6 @@
 """Exported models give the MindSpore model's values in the same tiles, in either engine, and run without MindSpore."""
 
+import contextlib
 import json
 import os
 import runpy
@@ -265,6 +266,8 @@ def test_mindir_runs_in_a_fresh_process(tmp_path):
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["decoder.mindir", "deploy.json", "encoder.mindir"]
     assert described["networks"]["encoder"]["output"] == (1, 8, 2, 4, 4)
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "other").stat().st_mode}
     np.save(tmp_path / "x.npy", x)
     words = [tmp_path / "out" / "encoder.mindir", tmp_path / "x.npy", tmp_path / "moments.npy"]
     subprocess.run([sys.executable, "-c", MINDIR, *map(str, words)], check=True, cwd=ROOT)
@@ -658,28 +661,204 @@ def test_an_incomplete_export_is_named(image_vae, tmp_path):
         load(folder)
 
 
-def test_an_export_that_fails_does_not_look_whole(image_vae, tmp_path, monkeypatch):
+def content(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder: files with their bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def write_quickly(network, shape, file: Path) -> tuple[Path, tuple[int, ...]]:
+    """A network that no engine runs, in a file with its weights next to it."""
+    file.write_bytes(b"graph")
+    if file.suffix == ".onnx":
+        file.with_name(f"{file.name}.data").write_bytes(b"weights")
+        return file, shape
+    weights = file.with_name(f"{file.stem}_variables")
+    weights.mkdir(mode=0o700)
+    (weights / "data_0").write_bytes(b"weights")
+    graph = file.rename(file.with_name(f"{file.stem}_graph.mindir"))
+    for path in (weights / "data_0", graph):
+        path.chmod(0o400)  # as MindSpore does
+    return graph, shape
+
+
+FILES = {
+    "onnx": ["decoder.onnx", "decoder.onnx.data", "deploy.json", "encoder.onnx", "encoder.onnx.data"],
+    "mindir": ["decoder_graph.mindir", "decoder_variables", "decoder_variables/data_0", "deploy.json"]
+    + ["encoder_graph.mindir", "encoder_variables", "encoder_variables/data_0"],
+}
+
+
+@pytest.fixture
+def export_quickly(image_vae, monkeypatch):
+    """Exports the image VAE's networks without converting them -> what the folder contains."""
+    from mg.deploy import export
+
+    for format in FILES:
+        monkeypatch.setitem(export._WRITERS, format, write_quickly)
+
+    def run(folder: Path, format: str = "onnx", checkpoint: str = "") -> dict[str, bytes | None]:
+        export.export_model(image_vae.model, folder, checkpoint, format, frames=2, size=16)
+        return content(folder)
+
+    return run
+
+
+def test_an_earlier_export_is_replaced(export_quickly, tmp_path):
+    for format in ("onnx", "mindir", "mindir", "onnx"):
+        assert sorted(export_quickly(tmp_path, format)) == FILES[format]
+
+
+def no_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_an_export_that_fails_leaves_the_earlier_one_whole(image_vae, export_quickly, tmp_path, monkeypatch):
     from mg.deploy import export
 
     folder = copy_of(image_vae, tmp_path)
+    before = content(folder)
 
-    def fail(*_):
-        raise OSError(28, "No space left on device")
+    def write_the_first(network, shape, file):
+        return (no_space if file.stem == "decoder" else write_quickly)(network, shape, file)
 
-    monkeypatch.setitem(export._WRITERS, "onnx", fail)
-    with pytest.raises(OSError, match="No space left on device.*encoder.onnx"):
-        export.export_model(image_vae.model, folder, frames=2, size=16)
-    with pytest.raises(OSError, match="not an exported model"):
-        load(folder)
+    for patched, error, message in (
+        ((export._WRITERS, "onnx", write_the_first), OSError, f"No space left on device.*{folder}/decoder.onnx'"),
+        ((sys.modules, "onnx", None), ValueError, "format is 'onnx', which needs onnx .*: pip install onnx"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(*patched)
+            with pytest.raises(error, match=message):
+                export_quickly(folder)
+        assert content(folder) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", no_space)
+        with pytest.raises(OSError, match=f"No space left on device.*{folder}/deploy.json'"):
+            export_quickly(folder)
+    assert content(folder) == before
+    load(folder)
 
 
-def test_a_folder_with_other_contents_is_not_touched(image_vae, tmp_path):
-    from mg.deploy.export import export_model
+@pytest.mark.parametrize("killed", [False, True])
+def test_deploy_json_is_there_only_with_all_files_wherever_an_export_stops(
+    export_quickly, tmp_path, monkeypatch, killed
+):
+    replace, stops = os.replace, 0
+    new = export_quickly(tmp_path / "new", "mindir", "new")
 
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="contains something other than an export, thesis.tex"):
-        export_model(image_vae.model, tmp_path, frames=2, size=16)
-    assert (tmp_path / "thesis.tex").read_text() == "x"
+    def stop(*paths):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    while True:
+        folder, left = tmp_path / str(stops), stops + 1
+        old = export_quickly(folder, checkpoint="old")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", stop)
+            if killed:  # and so removes nothing
+                patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            with contextlib.suppress(KeyboardInterrupt):
+                export_quickly(folder, "mindir", "new")
+        if left:
+            break  # it needed fewer replacements
+        stops += 1
+        if (folder / "deploy.json").exists():
+            assert {name: data for name, data in content(folder).items() if not name.startswith(".")} == old
+        assert export_quickly(folder, "mindir", "new") == new
+    assert stops > len(FILES["onnx"])
+
+
+def test_files_are_on_disk_before_deploy_json_is_there(export_quickly, tmp_path, monkeypatch):
+    fsync, replace = os.fsync, os.replace
+    synced, missing = set(), []
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(old, new):
+        if Path(new) == tmp_path / "deploy.json":
+            files = [path for path in (Path(old), *tmp_path.rglob("[de]*coder*")) if path.stat().st_ino not in synced]
+            missing.extend(files)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", check)
+    for format in FILES:
+        export_quickly(tmp_path, format)
+    assert not missing
+
+
+def test_what_a_killed_export_left_is_removed(export_quickly, tmp_path):
+    hidden = tmp_path / ".export-k1ll3d_0"
+    (hidden / ".export-abcd1234").mkdir(parents=True)
+    (hidden / "encoder.onnx").write_bytes(b"half")
+    assert sorted(export_quickly(tmp_path)) == FILES["onnx"]
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["alone", "beside an export"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "thesis.tex",
+        "yolo.onnx",
+        "yolo.onnx.data",
+        "a.onnx/",
+        "yolo.mindir",
+        "b_variables",
+        "run_variables/",
+        ".export-",
+    ],
+)
+def test_a_folder_with_other_contents_is_not_touched(image_vae, export_quickly, tmp_path, name, earlier):
+    if earlier:
+        copy_of(image_vae, tmp_path)
+    other = tmp_path / name
+    if name.endswith("/"):
+        other.mkdir()
+        other = other / "data"
+    other.write_text("x")
+    (tmp_path / ".export-k1ll3d_0").mkdir()
+    before = content(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"--target {tmp_path}: contains something other than an export, {Path(name)};"
+    ):
+        export_quickly(tmp_path)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ['{"name": "production"}', '{"networks": {"encoder": {"file": "../encoder.onnx"}}}', "[]", "{", None],
+    ids=["no networks", "elsewhere", "a list", "half", "a folder"],
+)
+def test_a_deploy_json_of_others_is_not_touched(export_quickly, tmp_path, settings):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "encoder.onnx").write_text("x")
+    (tmp_path / "out" / "encoder.onnx").write_text("x")
+    if settings is None:
+        (tmp_path / "out" / "deploy.json").mkdir()
+    else:
+        (tmp_path / "out" / "deploy.json").write_text(settings)
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="contains something other than an export, (deploy.json|encoder.onnx);"):
+        export_quickly(tmp_path / "out")
+    assert content(tmp_path) == before
+
+
+def test_what_arrives_during_an_export_is_not_touched(export_quickly, tmp_path, monkeypatch):
+    from mg.deploy import export
+
+    def write(network, shape, file):
+        (tmp_path / "encoder.onnx").write_text("x")
+        return write_quickly(network, shape, file)
+
+    monkeypatch.setitem(export._WRITERS, "onnx", write)
+    with pytest.raises(ValueError, match="contains something other than an export, encoder.onnx;"):
+        export_quickly(tmp_path)
+    assert content(tmp_path) == {"encoder.onnx": b"x"}
 
 
 @pytest.mark.parametrize(

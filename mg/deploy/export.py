@@ -3,15 +3,20 @@
     deploy.json            the model, its config and the SHA-256 of its checkpoint; tiles; files and shapes of networks
     encoder.onnx, decoder.onnx      or, for a two-stage model, spatial_encoder.onnx, temporal_encoder.onnx, ...
 
-Each network accepts the shape of one tile. deploy.json is deleted first and written last, so that a half-written folder
-is not mistaken for an export. An .onnx file contains its weights; above 2 GB they are next to it, in NAME.onnx.data.
-For a MindIR file above 1 GB they are in NAME_variables, next to NAME_graph.mindir.
+Each network accepts the shape of one tile. An .onnx file contains its weights; above 2 GB they are next to it, in
+NAME.onnx.data. For a MindIR file above 1 GB they are in NAME_variables, next to NAME_graph.mindir.
+
+An export is written to a hidden folder in its target, and replaces an earlier one when it is whole. deploy.json then
+leaves first and comes last, so that a mixture of both is not mistaken for an export.
 """
 
 import json
 import logging
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +31,8 @@ from mg.deploy.autoencoder import FORMAT, SETTINGS_FILE
 from mg.deploy.networks import networks_of, tiling_of
 from mg.models import VideoAutoencoder, from_pretrained
 from mg.models.layers.forms import in_form
+
+_HIDDEN = ".export-"  # how the names of folders begin in which exports are written
 
 _logger = logging.getLogger(__name__)
 
@@ -82,7 +89,8 @@ def export_model(
     """Write the networks of a model in fp32.
 
     Args:
-        target: a folder; it must contain nothing but an earlier export.
+        target: a folder. It must contain nothing but an earlier export: deploy.json and the files that it names. They
+            stay until the new export is whole.
         checkpoint: the SHA-256 of the weights.
         format: onnx | mindir.
         others: as in `ExportConfig`.
@@ -91,13 +99,15 @@ def export_model(
         The contents of deploy.json.
 
     Raises:
-        ValueError: tiles don't fit the model, an operator has no converter, or the folder contains other things.
+        ValueError: tiles don't fit the model, an operator has no converter, the folder contains other things, or onnx
+            is not installed.
     """
     if format not in _WRITERS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(_WRITERS)}")
+    if format == "onnx":
+        _require_onnx()
     tiling, frames, size = tiling_of(model, frames, size, encode_overlap, decode_overlap, spatial_overlap)
     target = Path(target)
-    _clear(target)
     described: dict[str, Any] = {
         "version": FORMAT,
         "format": format,
@@ -117,39 +127,89 @@ def export_model(
         "networks": {},
     }
     names = [(parameter, parameter.name) for parameter in model.get_parameters()]
-    try:
-        for name, (network, shape) in networks_of(model, frames, size).items():
-            network.set_train(False)
-            wanted = target / f"{name}.{format}"
-            with naming(wanted):
-                file, output = _WRITERS[format](network, shape, wanted)
-                sync(file)
-            described["networks"][name] = {"file": file.name, "input": shape, "output": output}
-            _logger.info("%s: %s -> %s", file, tuple(shape), tuple(output))
-    finally:
-        for parameter, before in names:  # a network around the model has prefixed them with its own name
-            parameter.name = before
-    with atomic_write(target / SETTINGS_FILE) as partial:
-        partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    with _replacement(target) as folder:
+        try:
+            for name, (network, shape) in networks_of(model, frames, size).items():
+                network.set_train(False)
+                wanted = folder / f"{name}.{format}"
+                with naming(target / wanted.name, wanted):
+                    file, output = _WRITERS[format](network, shape, wanted)
+                described["networks"][name] = {"file": file.name, "input": shape, "output": output}
+                _logger.info("%s: %s -> %s", target / file.name, tuple(shape), tuple(output))
+        finally:
+            for parameter, before in names:  # a network around the model has prefixed them with its own name
+                parameter.name = before
+        settings = folder / SETTINGS_FILE
+        with naming(target / SETTINGS_FILE, settings), atomic_write(settings) as partial:
+            partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return described
 
 
-def _clear(target: Path) -> None:
-    """Prepare the folder: delete an earlier export, deploy.json first."""
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"format is 'onnx', which needs onnx ({error}): pip install onnx") from None
+
+
+@contextmanager
+def _replacement(target: Path) -> Iterator[Path]:
+    """Yield a hidden folder in `target` for an export, which replaces an earlier one when the block succeeds."""
     target.mkdir(parents=True, exist_ok=True)
-    there = sorted(path.name for path in target.iterdir())
-    suffixes = (".onnx", ".onnx.data", ".mindir", "_variables")
-    others = [name for name in there if name != SETTINGS_FILE and not name.endswith(suffixes)]
+    _earlier(target)
+    folder = Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=target))
+    settings = folder / SETTINGS_FILE
+    try:
+        yield folder
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(settings.stat().st_mode)  # MindSpore's are 0400
+            with naming(target / path.relative_to(folder), path):
+                sync(path)
+        earlier = _earlier(target, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if (target / SETTINGS_FILE).exists():
+        os.replace(target / SETTINGS_FILE, folder / "earlier.json")  # what is to be deleted, should this be killed
+        earlier.remove(target / SETTINGS_FILE)
+    for path in earlier:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.iterdir():
+        if path.suffix != ".json":
+            os.replace(path, target / path.name)
+    sync(target)
+    os.replace(settings, target / SETTINGS_FILE)
+    sync(target)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _earlier(target: Path, folder: Path | None = None) -> list[Path]:
+    """The files of an earlier export, and the hidden folders of killed ones other than `folder`.
+
+    Raises:
+        ValueError: there is anything else.
+    """
+    there = sorted(path for path in target.iterdir() if path != folder)
+    killed = [path for path in there if path.name.startswith(_HIDDEN) and path.is_dir()]
+    settings = [target / SETTINGS_FILE, *(path for each in killed for path in each.glob("*.json"))]
+    known = set[str]().union(*map(_files, settings))
+    others = [path.name for path in there if path.name not in known and path not in killed]
     if others:
         raise ValueError(
             f"--target {target}: contains something other than an export, {others[0]}; give an empty folder"
         )
-    (target / SETTINGS_FILE).unlink(missing_ok=True)
-    for name in there:
-        if name.endswith("_variables"):
-            shutil.rmtree(target / name)
-        else:
-            (target / name).unlink(missing_ok=True)
+    return there
+
+
+def _files(settings: Path) -> set[str]:
+    """The names of an export's files; none if `settings` is not a deploy.json of ours."""
+    try:
+        files = [made["file"] for made in json.loads(settings.read_text(encoding="utf-8"))["networks"].values()]
+        weights = [f"{file}.data" for file in files] + [file.replace("_graph.mindir", "_variables") for file in files]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    return {SETTINGS_FILE, *files, *weights}
 
 
 def _write_onnx(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[Path, tuple[int, ...]]:
@@ -158,7 +218,7 @@ def _write_onnx(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[P
     from mg.deploy.mindir import read_graph
     from mg.deploy.onnx_graph import write_model
 
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=file.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=file.parent) as folder:
         with in_form(network, "export"):
             path = _export_mindir(network, shape, Path(folder) / "network")
         parameters = {parameter.name: parameter for parameter in network.get_parameters()}
