@@ -173,7 +173,7 @@ def _replacement(target: Path) -> Iterator[Path]:
     if (target / SETTINGS_FILE).exists():
         os.replace(target / SETTINGS_FILE, folder / "earlier.json")  # what is to be deleted, should this be killed
         earlier.remove(target / SETTINGS_FILE)
-    for path in earlier:
+    for path in reversed(earlier):  # folders of killed exports last: they know which files are an export's
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in folder.iterdir():
         if path.suffix != ".json":
