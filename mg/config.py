@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -133,8 +134,10 @@ def to_dict(config) -> dict:
 
 def run_command_line(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its return value, with 2 and one line on stderr (no traceback) after a user
-    error, or with 130 after Ctrl-C."""
+    error, or with 130 after Ctrl-C or SIGTERM."""
     process = process_name()
+    if not process:  # Ctrl-C arrives as SIGTERM where MindSpore has replaced its handler, see mg.runtime.CtrlC
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal's encoding may not support all names and captions
             stream.reconfigure(errors="backslashreplace")

@@ -5,12 +5,12 @@ The model stays in the calling thread; what a thread reads or writes fails in th
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import starmap
 from operator import itemgetter
 from queue import SimpleQueue
-from threading import Semaphore
+from threading import Event, Semaphore
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -37,13 +37,24 @@ def read_pieces(
 ) -> Generator[T, None, None]:
     """`read(start, stop)` for all bounds, in order; with `ahead` a thread reads the next piece while one is in use.
 
-    Closing the iterator waits until the thread has ended.
+    After a piece that cannot be read, none is read. Closing the iterator waits until the thread has ended.
     """
     if not ahead:
         yield from starmap(read, bounds)
         return
+    failed = Event()
+
+    def read_next(start: int, stop: int) -> T:
+        if failed.is_set():
+            raise CancelledError  # nobody asks for this piece
+        try:
+            return read(start, stop)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(1, thread_name_prefix="mg-read") as pool:
-        jobs = read_ahead(lambda bound: pool.submit(read, *bound), bounds, 1)
+        jobs = read_ahead(lambda bound: pool.submit(read_next, *bound), bounds, 1)
         yield from map(Future.result, map(itemgetter(1), jobs))  # unlike a loop, it keeps no reference to a piece
 
 
@@ -81,12 +92,11 @@ def write_behind(write: Callable[[Iterator[Item]], T], items: Generator[Item, No
         return True
 
     with closing(items), ThreadPoolExecutor(1, thread_name_prefix="mg-write") as pool:
-        done = pool.submit(write, coming())
-        done.add_done_callback(lambda _: room.release())  # the writer has ended: wait for it no longer
         try:
+            done = pool.submit(write, coming())
+            done.add_done_callback(lambda _: room.release())  # the writer has ended: wait for it no longer
             all(map(put, items))  # until the writer has ended
-        except BaseException:
+            queue.put(_END)
+        finally:  # wherever Ctrl-C comes, or the pool would wait for a writer that waits for an item
             queue.put(_CUT)
-            raise
-        queue.put(_END)
         return done.result()

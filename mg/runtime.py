@@ -9,18 +9,22 @@ import random
 import re
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, communication, nn, ops
 
-from mg.launcher import end_with_msrun
+from mg.launcher import end_with_msrun, process_name
 from mg.memory import available_memory, forget_peak_rss, peak_rss, release_freed
 
 _logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEVICES = {"ascend": "Ascend", "gpu": "GPU", "cpu": "CPU"}
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}  # and auto, see `setup`
@@ -236,16 +240,18 @@ class WorkerMean(nn.Cell):
 class CtrlC:
     """Context in which Ctrl-C waits for the next `check`, which raises it; a second one is raised immediately.
 
-    In the middle of a step it could be lost in a callback or end the process silently: MindSpore's compiler leaves its
-    own handler installed. So call `hold`, which restores this one, or `check` after anything that may compile.
+    In the middle of a step it could be lost in a callback. It may arrive as SIGTERM: MindSpore's compiler, and each of
+    its worker threads when it starts, replace the handler of SIGINT by one that sends the process SIGTERM. So both are
+    held; with msrun only SIGINT, since msrun's SIGTERM must also end a worker that waits inside MindSpore.
     """
 
     def __init__(self):
         self._noted = False
-        self._before = None
+        self._signals = [signal.SIGINT] if process_name() else [signal.SIGINT, signal.SIGTERM]
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "CtrlC":
-        self._before = signal.getsignal(signal.SIGINT)
+        self._before = {number: signal.getsignal(number) for number in self._signals}
         self.hold()
         return self
 
@@ -253,7 +259,8 @@ class CtrlC:
         self._handle(self._before)
 
     def hold(self) -> None:
-        self._handle(self._note)
+        """Take the signals back from whoever has taken them since."""
+        self._handle(dict.fromkeys(self._signals, self._note))
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if Ctrl-C was pressed."""
@@ -261,15 +268,27 @@ class CtrlC:
         if self._noted:
             raise KeyboardInterrupt
 
+    def checked(self, items: Generator[T, None, None]) -> Generator[T, None, None]:
+        """The items, with a check after each is made."""
+
+        def check(item: T) -> T:
+            self.check()
+            return item
+
+        with closing(items):
+            yield from map(check, items)  # unlike a loop, it keeps no reference to an item
+
     def _note(self, *_):
         if self._noted:
             raise KeyboardInterrupt
         self._noted = True
 
     @staticmethod
-    def _handle(handler) -> None:
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+    def _handle(handlers: dict[signal.Signals, Any]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 def _choose_device(name: str) -> str:

@@ -20,6 +20,7 @@ from mg.checkpoints import (
     read_state_dict,
     write_state_dict,
 )
+from mg.checkpoints.atomic import remove_leftovers
 
 FORMATS = ("safetensors", "ckpt")
 
@@ -435,6 +436,18 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half of the n")
         raise KeyboardInterrupt
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_write_left_is_removed_but_not_what_is_being_written(tmp_path):
+    long = "x" * 80
+    others = ["a.mp4", ".a.mp4", ".a.0cb6c1bd.png", ".ab.0cb6c1bd.mp4", ".a.0cb6c1.mp4", ".0cb6c1bd.mp4"]
+    left = [".a.0cb6c1bd.mp4", ".plain.0cb6c1bd", ".b[1].2.0cb6c1bd.mp4", f".{long[:-10]}.0cb6c1bd.mp4"]
+    for name in [*others, *left]:
+        (tmp_path / name).touch()
+    with atomic_write(tmp_path / "a.mp4") as temporary:
+        remove_leftovers(tmp_path, ["a.mp4", "plain", "b[1].2.mp4", f"{long}.mp4"])
+        assert {path.name for path in tmp_path.iterdir()} == {*others, temporary.name}
+    remove_leftovers(tmp_path / "none", ["a.mp4"])
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -476,6 +476,8 @@ def test_threads_read_and_write_while_the_model_runs(tmp_path, configure, monkey
 
 def test_decoding_continues_and_accepts_names(tmp_path, configure):
     encode_csv(configure())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".b_x.0cb6c1bd.mp4").touch()  # a killed run's
     assert decode(tmp_path, names=["b/x.mp4", "still.png"]).decoded == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b_x.mp4", "still.png"]
     report = decode(tmp_path)

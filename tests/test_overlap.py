@@ -1,7 +1,8 @@
 """While a model runs on a piece, the next one is read and the previous one written; failures end all three."""
 
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
+from queue import SimpleQueue
 from threading import Event
 
 import numpy as np
@@ -56,7 +57,10 @@ def test_one_piece_is_read_while_another_is_in_use_and_no_more():
 
 
 def test_a_piece_that_cannot_be_read_fails_where_it_is_needed():
+    asked = []
+
     def read(start: int, stop: int) -> int:
+        asked.append(start)
         if start == 2:
             raise OSError("a damaged frame")
         return start
@@ -65,6 +69,7 @@ def test_a_piece_that_cannot_be_read_fails_where_it_is_needed():
     assert next(pieces) == 0
     with pytest.raises(OSError, match="a damaged frame"):
         next(pieces)
+    assert asked == [0, 2]
 
 
 def test_an_item_is_computed_while_the_one_before_is_written_and_no_more():
@@ -120,6 +125,31 @@ def test_items_that_fail_leave_nothing_half_written(tmp_path, error):
         write_behind(lambda pieces: write_video(tmp_path / "video.mp4", pieces, fps=8), items())
     assert raised.value is error
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_while_the_writer_starts_ends_it(monkeypatch):
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *job):
+            super().submit(*job)
+            raise KeyboardInterrupt
+
+    class Impatient(SimpleQueue):
+        def get(self):
+            return super().get(timeout=5)
+
+    told = []
+
+    def write(coming):
+        try:
+            next(coming)
+        except Exception as error:
+            told.append(str(error))
+
+    monkeypatch.setattr("mg.overlap.ThreadPoolExecutor", Interrupted)
+    monkeypatch.setattr("mg.overlap.SimpleQueue", Impatient)
+    with pytest.raises(KeyboardInterrupt):
+        write_behind(write, (number for number in range(2)))
+    assert told == ["there are no more items: computing them failed"]
 
 
 def means(x: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
 """Writing files atomically."""
 
 import contextlib
+import fcntl
 import os
+import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -25,9 +27,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     temporary = _beside(path)
     with naming(path, temporary):
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-        os.close(descriptor)
         try:
+            with contextlib.suppress(OSError):  # not every file system has locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # so that `remove_leftovers` knows that it is in use
+            mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
             yield temporary
             os.chmod(temporary, mode)
             sync(temporary)
@@ -35,14 +38,34 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        finally:
+            os.close(descriptor)
     sync(path.parent)
 
 
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove the temporary files that `atomic_write` left in a folder, for files of these names, when its process was
+    killed. One that is still being written stays."""
+    hidden = {_hidden(name) for name in names}
+    for path in folder.glob(".*"):
+        found = re.fullmatch(r"(.*\.)[0-9a-f]{8}(\..*)?", path.name)
+        if found and (found[1], found[2] or "") in hidden:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
 def _beside(path: Path) -> Path:
-    """A hidden name with the same suffix; no longer than a long `path.name`, since file systems limit names."""
-    rest = f".{secrets.token_hex(4)}{path.suffix}"
-    room = max(len(os.fsencode(path.name)), 64) - len(os.fsencode(rest)) - 1
-    return path.with_name(f".{os.fsdecode(os.fsencode(path.stem)[: max(room, 0)])}{rest}")
+    before, after = _hidden(path.name)
+    return path.with_name(f"{before}{secrets.token_hex(4)}{after}")
+
+
+def _hidden(name: str) -> tuple[str, str]:
+    """What comes before and after 8 random digits in a temporary file's name: a hidden one with the same suffix, no
+    longer than a long `name`, since file systems limit names."""
+    stem, suffix = (os.fsencode(part) for part in (Path(name).stem, Path(name).suffix))
+    room = max(len(os.fsencode(name)), 64) - len(suffix) - len("..01234567")
+    return f".{os.fsdecode(stem[: max(room, 0)])}.", os.fsdecode(suffix)
 
 
 @contextlib.contextmanager

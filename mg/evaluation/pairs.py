@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from tqdm import tqdm
 
+from mg import runtime
 from mg.checkpoints import atomic_write
 from mg.config import require, to_dict
 from mg.data.clips import ClipOptions, load_clip
@@ -200,13 +201,15 @@ def evaluate_folders(config: EvaluateConfig) -> PairsReport:
     table = Table(folder / "metrics.csv", _columns(measures.names))
     (folder / "metrics.json").unlink(missing_ok=True)  # from an earlier run; written again at the end
     rows = [row for row in folders.rows if not row.error]
-    for row, pair in tqdm(_read_ahead(rows, config), total=len(rows), desc="pairs", unit="pair"):
-        with sparing(partial(_fail, row)):
-            real, generated = pair.result()
-            _check_comparable(real, generated)
-            row.frames, row.height, row.width = real.shape[:3]
-            row.measures = measures.of(real, generated)
-        table.add(_cells(row, measures.names, config))
+    with runtime.CtrlC() as ctrl_c:
+        for row, pair in tqdm(_read_ahead(rows, config), total=len(rows), desc="pairs", unit="pair"):
+            with sparing(partial(_fail, row)):
+                real, generated = pair.result()
+                _check_comparable(real, generated)
+                row.frames, row.height, row.width = real.shape[:3]
+                row.measures = measures.of(real, generated)
+            table.add(_cells(row, measures.names, config))
+            ctrl_c.check()
     report = PairsReport(measures.names, measures.left_out, measures.describe(), folders)
     report.unwritten = error_of(lambda: _write_metrics(report, config, table))
     return report

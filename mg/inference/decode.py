@@ -15,6 +15,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from tqdm import tqdm
 
+from mg import runtime
+from mg.checkpoints.atomic import remove_leftovers
 from mg.checkpoints.digest import sha256
 from mg.config import require
 from mg.data.errors import DataError, sparing
@@ -87,7 +89,8 @@ class DecodeReport:
 def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> DecodeReport:
     """Decode this rank's share of `config.latents_path` into `config.output_path`: NAME.mp4, or .png for an image.
 
-    A video that cannot be read, decoded or written is reported as failed; the others continue.
+    A video that cannot be read, decoded or written is reported as failed; the others continue. What a killed run left
+    half written is removed.
 
     Raises:
         ValueError, OSError: latents, a name or a checkpoint cannot be used, or the folder cannot be written.
@@ -100,16 +103,19 @@ def decode_folder(config: DecodeConfig, rank: int = 0, world_size: int = 1) -> D
     model, given = _load_model(config, latents.settings)
     fitting = Fitting(config.enable_tile, given, config.max_memory)
     report = DecodeReport()
-    for name in tqdm(wanted[rank::world_size], desc="videos", unit="video"):
-        clip = latents[name]
-        path = Path(config.output_path) / f"{files[name]}{'.png' if clip.still else '.mp4'}"
-        if path.exists():
-            report.there += 1
-            continue
-        with sparing(partial(_fail, report, name)):
-            fitting.settle(model, (1, 3, clip.frames, clip.height, clip.width), ("decode",), streams=True)
-            _decode(model, clip, path)
-            report.decoded += 1
+    mine = {name: f"{files[name]}{'.png' if latents[name].still else '.mp4'}" for name in wanted[rank::world_size]}
+    remove_leftovers(Path(config.output_path), mine.values())
+    with runtime.CtrlC() as ctrl_c:
+        for name, file in tqdm(mine.items(), desc="videos", unit="video"):
+            clip, path = latents[name], Path(config.output_path) / file
+            if path.exists():
+                report.there += 1
+                continue
+            with sparing(partial(_fail, report, name)):
+                fitting.settle(model, (1, 3, clip.frames, clip.height, clip.width), ("decode",), streams=True)
+                _decode(model, clip, path, ctrl_c)
+                report.decoded += 1
+            ctrl_c.check()
     return report
 
 
@@ -118,12 +124,16 @@ def _fail(report: DecodeReport, name: str, error: Exception) -> None:
     _logger.warning("%s: %s", printable(name), one_line(error))
 
 
-def _decode(model: VideoAutoencoder, clip: Latents, path: Path) -> None:
+def _decode(model: VideoAutoencoder, clip: Latents, path: Path, ctrl_c: runtime.CtrlC) -> None:
     def read(start: int, stop: int) -> np.ndarray:
         return clip.read(None, start, stop)[None]
 
     stream = model.decode_stream(read, clip.shape[1], clip.frames, read_ahead=True)
-    write_behind(lambda pieces: write_frames(path, to_frames(pieces, clip.height, clip.width), clip.fps or 1.0), stream)
+
+    def write(pieces: Iterator[np.ndarray]) -> None:
+        write_frames(path, to_frames(pieces, clip.height, clip.width), clip.fps or 1.0)
+
+    write_behind(write, ctrl_c.checked(stream))
 
 
 def to_frames(pieces: Iterator[np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from mg import runtime
 from mg.checkpoints.digest import sha256
 from mg.codec import Encoded
 from mg.config import require
@@ -102,6 +103,7 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
     with (
         ShardWriter(folder, order, config.latents_dtype, size, rank, world_size) as shards,
         tqdm(total=len(todo), desc="videos", unit="video") as progress,
+        runtime.CtrlC() as ctrl_c,
     ):
 
         def on_error(number: int, error: Exception) -> None:
@@ -115,15 +117,22 @@ def encode_csv(config: EncodeConfig, rank: int = 0, world_size: int = 1) -> Enco
         for number, clip in open_clips(todo, config, model.codec.stream_tile or 1, on_error, model.spatial_compression):
             with sparing(partial(on_error, number)):
                 tiles = fitting.settle(model, (1, 3, clip.num_frames, *clip.size), ("encode",), streams=True)
-                _encode(model, todo[number], clip, config, shards, tiles)
+                _encode(model, todo[number], clip, config, shards, tiles, ctrl_c)
                 report.encoded += 1
                 progress.update()
+            ctrl_c.check()
     report.lose(shards.lost)
     return report
 
 
 def _encode(
-    model: VideoAutoencoder, row: IndexRow, clip: OpenClip, config: EncodeConfig, shards: ShardWriter, tiles: str
+    model: VideoAutoencoder,
+    row: IndexRow,
+    clip: OpenClip,
+    config: EncodeConfig,
+    shards: ShardWriter,
+    tiles: str,
+    ctrl_c: runtime.CtrlC,
 ) -> None:
     height, width = clip.size
     length = model.latent_shape((1, 3, clip.num_frames, height, width))[2]
@@ -131,7 +140,7 @@ def _encode(
     described.still, described.tiles = clip.still, tiles
     seed = clip_seed(config.seed, row.name) if config.sample_posterior else None
     stream = model.encode_stream(lambda a, b: clip.read(a, b)[None], clip.num_frames, seed, read_ahead=True)
-    write_behind(lambda pieces: shards.store(described, length, _to_store(pieces, config)), stream)
+    write_behind(lambda pieces: shards.store(described, length, _to_store(pieces, config)), ctrl_c.checked(stream))
 
 
 def _to_store(pieces: Iterator[Encoded], config: EncodeConfig) -> Iterator[dict[str, np.ndarray]]:

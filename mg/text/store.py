@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from tqdm import tqdm
 
+from mg import runtime
 from mg.checkpoints.digest import sha256
 from mg.config import PATH_ALIASES, require
 from mg.data.errors import DataError
@@ -138,7 +139,7 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
     order = {text: i for i, text in enumerate(texts)}
     size = config.shard_size * 2**20
     writer = ShardWriter(folder, TextRow, PREFIX, order, config.embeddings_dtype, size, rank, world_size, size // 512)
-    with writer as shards:
+    with writer as shards, runtime.CtrlC() as ctrl_c:
         finished = time.monotonic()
         for text in tqdm(todo, desc="texts", unit="text"):
             try:
@@ -153,6 +154,7 @@ def encode_texts(config: EncodeTextConfig, rank: int = 0, world_size: int = 1) -
             if time.monotonic() > finished + _SECONDS:
                 shards.finish_shard()
                 finished = time.monotonic()
+            ctrl_c.check()
     report.lose(shards.lost)
     return report
 
