@@ -77,7 +77,8 @@ class Commands:
         return self.over_clips("inference_vae.py", *arguments)
 
     def benchmark(self, *arguments):
-        return self.over_clips("benchmark.py", *arguments, models="--models")
+        without = ["--lpips_weights", "none.safetensors"]  # LPIPS takes no frames as small as these
+        return self.over_clips("benchmark.py", *arguments, *without, models="--models")
 
     def statistics(self, *arguments):
         return self.over_clips("latent_statistics.py", *arguments)
