@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import mg
 import mindspore as ms
@@ -21,6 +23,7 @@ print("loss", loss()[0])
 """
 
 
+@pytest.mark.full
 def test_no_convolution_takes_the_reference_kernel():
     environment = {name: value for name, value in os.environ.items() if name != "ONEDNN_MAX_CPU_ISA"}
     run = subprocess.run(

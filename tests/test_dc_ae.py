@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from arrays import relative_error, video
 from mindspore import Tensor
+from tiers import GRAPH_IN_FULL
 from tiny_models import DC_AE as TINY
 
 from mg.checkpoints import read_state_dict
@@ -42,6 +43,7 @@ def model():
 # Equal to the original.
 
 
+@pytest.mark.parametrize("mode", GRAPH_IN_FULL, indirect=True)
 def test_encode_and_decode_equal_the_originals(mode):
     model = original()
     assert relative_error(model.encode(Tensor(data("x"))).z, data("z")) < TOLERANCE

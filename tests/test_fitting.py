@@ -165,6 +165,7 @@ def test_tiles_that_ran_before_fit_again_however_little_is_left(monkeypatch):
         assert fitting.settle(model, (1, 3, 4, height, 256)) == "in tiles of 32x128x128"
 
 
+@pytest.mark.full
 def test_a_network_whose_graphs_are_forgotten_compiles_them_again():
     setup("cpu", "graph")
     model, x = two_convs(), Tensor(np.random.default_rng(0).normal(size=(1, 3, 2, 8, 8)).astype(np.float32))

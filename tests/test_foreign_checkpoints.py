@@ -630,7 +630,10 @@ def test_a_missing_script_is_not_a_config():
 # Config and weights are read once, and together.
 
 
-@pytest.mark.parametrize("build", [from_pretrained, lambda path: create_model("temporal_vae", path)])
+@pytest.mark.parametrize(
+    "build",
+    [from_pretrained, pytest.param(lambda path: create_model("temporal_vae", path), marks=pytest.mark.full)],
+)
 def test_a_file_without_a_config_is_opened_once(tmp_path, monkeypatch, build):
     from mg.checkpoints import state_dict
 

@@ -269,7 +269,9 @@ def tiled(model):
     model.disable_tiling()
 
 
-@pytest.mark.parametrize("frames, height, width", [(25, 24, 40), (5, 40, 24), (1, 16, 64)])
+@pytest.mark.parametrize(
+    "frames, height, width", [pytest.param(25, 24, 40, marks=pytest.mark.full), (5, 40, 24), (1, 16, 64)]
+)
 def test_tiles_in_time_and_along_either_side_equal_diffusers(model, original, tiled, frames, height, width):
     """Not along both sides at once: diffusers blends in place, so that at corners a tile counts twice."""
     x = video(1, 3, frames, height, width)
@@ -308,7 +310,9 @@ def test_the_default_tiles_are_open_soras(tiled, model):
     assert model.tiling.decode_axes(4, 8, 1) == said.decode_axes(4, 8, 1)
 
 
-@pytest.mark.parametrize("frames, height, width", [(1, 7, 20), (6, 21, 8), (10, 8, 6)])
+@pytest.mark.parametrize(
+    "frames, height, width", [(1, 7, 20), pytest.param(6, 21, 8, marks=pytest.mark.full), (10, 8, 6)]
+)
 def test_tiles_give_the_untiled_shape(small, frames, height, width):
     x = video(1, 3, frames, height, width)
     shape = small.latent_shape(x.shape)

@@ -261,6 +261,7 @@ def test_operations_are_counted_only_in_graph_mode():
 
 
 @needs_torch
+@pytest.mark.full
 def test_a_model_and_its_peer_are_measured_in_processes_of_their_own(tmp_path):
     config = a_config(tmp_path, operations=False, mode="pynative")
     record = measure_speed(config)["records"][0]

@@ -20,7 +20,7 @@ OVERLAPPING = dict(encode_tile=8, encode_overlap=4, decode_tile=8, decode_overla
 CASES = {
     "tae": (TAE, dict(encode_tile=16, encode_overlap=8, decode_tile=24, decode_overlap=16), (9, 16), (1, 5, 37)),
     "dc_ae": (DC_AE | {"scaling_factor": 0.5}, OVERLAPPING, (32, 32), (1, 14)),
-    "hunyuan_vae": (SMALL_HUNYUAN_VAE, OVERLAPPING, (3, 4), (1, 6, 15)),
+    "hunyuan_vae": (SMALL_HUNYUAN_VAE, OVERLAPPING, (3, 4), (1, 15)),
     "temporal_vae": (ALONE, dict(spatial_tile=4, spatial_overlap=2), (4, 5), (1, 8)),
     "image_vae": (IMAGE_VAE, dict(encode_tile=4, decode_tile=4, spatial_tile=4, spatial_overlap=2), (5, 8), (1, 11)),
 }

@@ -67,6 +67,7 @@ def tiny_vae():
     return image_vae(TINY)
 
 
+@pytest.mark.parametrize("mode", GRAPH_IN_FULL, indirect=True)
 def test_inflated_tae_equals_the_image_vae_on_images(tiny_vae, mode):
     model, x = inflated(tiny_vae, TINY), images(2, 3, 40, 24)
     moments, decoded = reference(tiny_vae, x)

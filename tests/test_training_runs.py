@@ -356,7 +356,7 @@ def test_frozen_parts_stay_as_they_were(tmp_path, data):
 def test_a_run_killed_with_sigkill_resumes_to_the_bit(tmp_path, data, model):
     """With fp16 and its loss scale, EMA, accumulation and images, killed between two checkpoints; the TAE compiled."""
     settings = {"model": {"name": model, "dtype": "fp16"}, "mode": "pynative"}
-    script, updates, save_every = SMALL_SCRIPT, 40, 10
+    script, updates, save_every = SMALL_SCRIPT, 24, 6
     if model == "tae":
         settings = {"model": {"name": model, "dtype": "fp16", "config": TAE}, "mode": "graph"}
         script, updates, save_every = SCRIPT, 12, 3
@@ -588,7 +588,8 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", [pytest.param("mixed_256x256x16", marks=pytest.mark.full), "mixed_256x256x32"])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["mixed_256x256x16", "mixed_256x256x32"])
 def test_the_specifications_command_trains(workplace, name):
     sizes = "--data.image_size 16 --data.crop_size 16 --data.sample_n_frames 8 --max_steps 2 --data.image_ratio 0.5"
     if name.endswith("32"):  # without images, LPIPS and graph mode, which the other run has

@@ -347,7 +347,8 @@ def test_graph_and_pynative_train_alike_and_graph_compiles_once_per_shape():
     assert losses == pytest.approx(tae_gradients("pynative")[2], rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("fp16", marks=pytest.mark.full), "bf16"])
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_low_precision_has_nearly_the_gradients_of_fp32_and_trains(dtype):
     plain = tae_gradients("pynative")
     low = tae_gradients("pynative", dtype)
