@@ -240,8 +240,8 @@ class Codec:
         Raises:
             ValueError: as for `encode_stream`, of latents.
         """
-        for name, length in (("num_latents", num_latents), ("num_target_frames", num_target_frames)):
-            _check_length(name, length)
+        _check_length("num_latents", num_latents)
+        _check_length("num_target_frames", num_target_frames)
         left, read = num_target_frames, self._checked_reader(read, self.geometry.latent_channels, num_latents)
         for frames in self.pixel_stream(read, num_latents, num_target_frames, read_ahead):
             frames = frames[:, :, :left]

@@ -218,7 +218,7 @@ def _write_onnx(network: nn.Cell, shape: tuple[int, ...], file: Path) -> tuple[P
     from mg.deploy.mindir import read_graph
     from mg.deploy.onnx_graph import write_model
 
-    with tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=file.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         with in_form(network, "export"):
             path = _export_mindir(network, shape, Path(folder) / "network")
         parameters = {parameter.name: parameter for parameter in network.get_parameters()}
